@@ -1,0 +1,204 @@
+//! What the benchmarks measure: the kernels, and what they are measured against.
+
+use cntlora::simd::{BLOCK_ROWS, Precision, Rows, Sums, Tier, Values, Workspace, accumulate};
+use faer::linalg::matmul::triangular::{self, BlockStructure};
+use faer::{Accum, MatMut, MatRef, Par};
+use half::bf16;
+use pulp::{Simd, WithSimd};
+use std::hint::black_box;
+
+/// A site of a real model, and as many rows as take a few tenths of a second.
+#[derive(Clone, Copy)]
+pub struct Site {
+    /// Number of columns.
+    pub width: usize,
+    /// Number of rows, whole blocks.
+    pub rows: usize,
+}
+
+/// Hidden sizes of BERT base and of BERT large, hidden size of Llama 7B and its intermediate size.
+pub const SITES: [Site; 4] = [
+    Site { width: 768, rows: 16 * BLOCK_ROWS },
+    Site { width: 1024, rows: 8 * BLOCK_ROWS },
+    Site { width: 4096, rows: 2 * BLOCK_ROWS },
+    Site { width: 11008, rows: BLOCK_ROWS },
+];
+
+impl Site {
+    /// Floating-point operations of the upper triangle.
+    pub fn operations(self) -> u64 {
+        (self.rows * self.width * (self.width + 1)) as u64
+    }
+}
+
+/// One thread, and all of them.
+pub fn thread_counts() -> Vec<usize> {
+    let mut counts = vec![1, rayon::current_num_threads()];
+    counts.dedup();
+    counts
+}
+
+/// The ways from rows to a Gram matrix.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// The kernels, from f32.
+    F32,
+    /// The kernels, from bf16 that is converted.
+    Bf16,
+    /// The kernels, from bf16 with the dot product.
+    Bf16Dot,
+    /// faer's triangular product alone, from f32: no conversion, no column statistics, f32 throughout.
+    Faer,
+}
+
+impl Way {
+    /// All that this processor can go.
+    pub fn all() -> Vec<Self> {
+        let mut ways = vec![Way::F32, Way::Bf16, Way::Bf16Dot, Way::Faer];
+        ways.retain(|&way| way != Way::Bf16Dot || Precision::Bf16.supported());
+        ways
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Way::F32 => "f32",
+            Way::Bf16 => "bf16",
+            Way::Bf16Dot => "bf16_dot",
+            Way::Faer => "faer_f32",
+        }
+    }
+}
+
+/// Rows of a site, and room for their statistics.
+pub struct Problem {
+    site: Site,
+    f32: Vec<f32>,
+    bf16: Vec<bf16>,
+    gram: Vec<f64>,
+    sum: Vec<f64>,
+    abs_max: Vec<f32>,
+    square: Vec<f32>,
+    fused: Workspace,
+    dot: Option<Workspace>,
+}
+
+impl Problem {
+    pub fn new(site: Site) -> Self {
+        let bf16: Vec<bf16> = (0..site.rows * site.width).map(number).map(bf16::from_f32).collect();
+        let mut problem = Self {
+            site,
+            f32: bf16.iter().map(|x| x.to_f32()).collect(),
+            bf16,
+            gram: vec![0.0; site.width * (site.width + 1) / 2],
+            sum: vec![0.0; site.width],
+            abs_max: vec![0.0; site.width],
+            square: vec![0.0; site.width * site.width],
+            fused: Workspace::default(),
+            dot: Workspace::new(Tier::best(), Precision::Bf16).ok(),
+        };
+        problem.check();
+        problem
+    }
+
+    /// A benchmark of a wrong result is worth nothing. Also touches all memory once.
+    fn check(&mut self) {
+        let column: f64 =
+            self.f32.iter().step_by(self.site.width).map(|&x| f64::from(x) * f64::from(x)).sum();
+        for way in Way::all() {
+            self.gram.fill(0.0);
+            self.square.fill(0.0);
+            self.run(way, 1);
+            let found = if way == Way::Faer { f64::from(self.square[0]) } else { self.gram[0] };
+            assert!((found - column).abs() < 1e-4 * column, "{}: {found} in place of {column}", way.name());
+        }
+    }
+
+    /// From all rows to the Gram matrix.
+    pub fn run(&mut self, way: Way, threads: usize) {
+        let width = self.site.width;
+        if way == Way::Faer {
+            let x = MatRef::from_row_major_slice(&self.f32, self.site.rows, width);
+            return triangular::matmul(
+                MatMut::from_row_major_slice_mut(&mut self.square, width, width),
+                BlockStructure::TriangularLower,
+                Accum::Add,
+                x.transpose(),
+                BlockStructure::Rectangular,
+                x,
+                BlockStructure::Rectangular,
+                1.0,
+                if threads == 1 { Par::Seq } else { Par::rayon(threads) },
+            );
+        }
+        let workspace = match (way, &mut self.dot) {
+            (Way::Bf16Dot, Some(dot)) => dot,
+            _ => &mut self.fused,
+        };
+        for first in (0..self.site.rows).step_by(BLOCK_ROWS) {
+            let values = match way {
+                Way::F32 => Values::F32(&self.f32[first * width..]),
+                _ => Values::Bf16(&self.bf16[first * width..]),
+            };
+            let rows = Rows { values, rows: BLOCK_ROWS, width, stride: width };
+            let into = Sums { gram: &mut self.gram, sum: &mut self.sum, abs_max: &mut self.abs_max };
+            accumulate(rows, into, workspace, threads).expect("the rows are finite");
+        }
+    }
+}
+
+/// Numbers between -1 and 1 that do not repeat soon.
+pub fn number(index: usize) -> f32 {
+    let mixed = (index as u32).wrapping_add(1).wrapping_mul(0x9e37_79b9);
+    (mixed >> 8) as f32 / (1 << 23) as f32 - 1.0
+}
+
+/// The processor's own peak: fused multiply-adds of f32 between registers, with the best tier of vectors.
+pub mod peak {
+    use super::*;
+
+    const CHAINS: usize = 24;
+    const LINKS: usize = 1_000_000;
+
+    struct Chains;
+
+    impl WithSimd for Chains {
+        type Output = ();
+
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, simd: S) {
+            let (factor, term) = (simd.splat_f32s(black_box(0.999)), simd.splat_f32s(black_box(0.001)));
+            let mut chains = [simd.splat_f32s(0.5); CHAINS];
+            for _ in 0..LINKS {
+                for chain in &mut chains {
+                    *chain = simd.mul_add_f32s(*chain, factor, term);
+                }
+            }
+            black_box(chains.into_iter().map(|chain| simd.reduce_sum_f32s(chain)).sum::<f32>());
+        }
+    }
+
+    /// Runs the chains on each of several threads.
+    pub fn run(threads: usize) {
+        let arch = pulp::Arch::new();
+        if threads == 1 {
+            return arch.dispatch(Chains);
+        }
+        rayon::scope(|scope| {
+            for _ in 0..threads {
+                scope.spawn(|_| arch.dispatch(Chains));
+            }
+        });
+    }
+
+    /// Floating-point operations of one run.
+    pub fn operations(threads: usize) -> u64 {
+        struct Lanes;
+        impl WithSimd for Lanes {
+            type Output = usize;
+            fn with_simd<S: Simd>(self, _simd: S) -> usize {
+                S::F32_LANES
+            }
+        }
+        (2 * CHAINS * LINKS * pulp::Arch::new().dispatch(Lanes) * threads) as u64
+    }
+}

@@ -1,0 +1,71 @@
+//! What can go wrong in the numerics. Nothing here knows of files: rooms that read files wrap these
+//! in a [`Problem`](crate::storage::Problem) that names the file and the tensor.
+
+/// A result of the numerics.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why a numerical step was refused.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Two lengths that must agree do not.
+    #[error("{what}: expected {expected}, found {found}")]
+    Shape {
+        /// Which length.
+        what: &'static str,
+        /// The length it must have.
+        expected: usize,
+        /// The length it has.
+        found: usize,
+    },
+    /// A NaN or an infinity in the rows of a site, after conversion to f32.
+    #[error("row {row}, column {column} is not a finite f32 number")]
+    NonFiniteRow {
+        /// Row of the first offender, counted from the first row given.
+        row: usize,
+        /// Its column.
+        column: usize,
+    },
+    /// A NaN or an infinity in something that was computed or given whole.
+    #[error("{what} holds a value that is not finite")]
+    NonFinite {
+        /// What was looked at.
+        what: &'static str,
+    },
+    /// Activations from which nothing can be learned.
+    #[error("{what}: there is nothing to initialize from")]
+    NoVariation {
+        /// What is the matter with them.
+        what: &'static str,
+    },
+    /// A coupling needs pre-training activations, row for row.
+    #[error("paired coupling needs source activations, row for row")]
+    MissingSource,
+    /// Statistics were asked of no rows at all.
+    #[error("there are no rows to take statistics of")]
+    NoRows,
+    /// A matrix that must be positive definite is not, even after the whole ladder of damping.
+    #[error("{what} is not positive definite, even with a relative damping of {damping:e}")]
+    NotPositiveDefinite {
+        /// Which matrix.
+        what: &'static str,
+        /// The last damping tried, relative to the mean eigenvalue.
+        damping: f64,
+    },
+    /// A decomposition did not converge.
+    #[error("the {what} did not converge")]
+    NoConvergence {
+        /// Which decomposition, of what.
+        what: &'static str,
+    },
+    /// An option has a value outside its range.
+    #[error("{what} is {found}, but must be {expected}")]
+    Option {
+        /// Which option.
+        what: &'static str,
+        /// The legal range, in words.
+        expected: &'static str,
+        /// The value given.
+        found: f64,
+    },
+}

@@ -1,0 +1,103 @@
+//! The micro-kernel of bf16 rows: the dot product of AVX-512 BF16, `vdpbf16ps`, which pulp does not offer.
+//!
+//! A word holds the bf16 of two rows, so that one instruction multiplies and adds twice.
+
+use super::Tier;
+use super::kernel::Kernel;
+
+/// The bf16 dot product. Its existence proves that the processor has it.
+#[derive(Clone, Copy)]
+pub(super) struct DotProduct(Proof);
+
+#[cfg(target_arch = "x86_64")]
+type Proof = ();
+#[cfg(not(target_arch = "x86_64"))]
+type Proof = std::convert::Infallible;
+
+impl DotProduct {
+    /// The dot product that goes with a tier, if the processor has it.
+    pub(super) fn of(tier: Tier) -> Option<Self> {
+        #[cfg(target_arch = "x86_64")]
+        if tier == Tier::Avx512 && tier.instructions().is_some() && is_x86_feature_detected!("avx512bf16") {
+            return Some(Self(()));
+        }
+        let _ = tier;
+        None
+    }
+}
+
+impl Kernel for DotProduct {
+    type Word = u32;
+    const LANES: usize = 16;
+    const HEIGHT: usize = 8;
+
+    #[inline(always)]
+    fn multiply<const V: usize>(
+        self,
+        left: &[u32],
+        first: usize,
+        right: &[u32],
+        skip: usize,
+        tile: &mut [f32],
+        meanwhile: impl FnMut(),
+    ) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: `self` exists, so `of` has found AVX-512 and its bf16 extension.
+        unsafe {
+            x86::multiply::<V>(left, first, right, skip, tile, meanwhile);
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        {
+            let _ = (left, first, right, skip, tile, meanwhile);
+            match self.0 {}
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::super::kernel::{Kernel, VECTORS, lines_between_calls};
+    use super::DotProduct;
+    use core::arch::x86_64::{__m512, __m512bh, _mm512_dpbf16_ps, _mm512_set1_epi32, _mm512_setzero_ps};
+    use std::mem::transmute;
+
+    const LANES: usize = DotProduct::LANES;
+    const HEIGHT: usize = DotProduct::HEIGHT;
+
+    /// [`Kernel::multiply`], in the same loops as that of f32.
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    pub(super) fn multiply<const V: usize>(
+        left: &[u32],
+        first: usize,
+        right: &[u32],
+        skip: usize,
+        tile: &mut [f32],
+        mut meanwhile: impl FnMut(),
+    ) {
+        let lines = lines_between_calls::<DotProduct>(left.len());
+        let right = right.as_chunks::<LANES>().0;
+        let mut sums = [[_mm512_setzero_ps(); V]; HEIGHT];
+        for (left, right) in left.chunks(lines * VECTORS * LANES).zip(right.chunks(lines * VECTORS)) {
+            meanwhile();
+            for (left, right) in left.chunks_exact(VECTORS * LANES).zip(right.chunks_exact(VECTORS)) {
+                let (left, right) = (&left[first..first + HEIGHT], &right[skip..skip + V]);
+                for (sums, &factor) in sums.iter_mut().zip(left) {
+                    // SAFETY: both types are 64 bytes of which any are valid.
+                    let factor: __m512bh = unsafe { transmute(_mm512_set1_epi32(factor.cast_signed())) };
+                    for (sum, &numbers) in sums.iter_mut().zip(right) {
+                        // SAFETY: both types are 64 bytes of which any are valid.
+                        let numbers: __m512bh = unsafe { transmute::<[u32; LANES], _>(numbers) };
+                        *sum = _mm512_dpbf16_ps(*sum, factor, numbers);
+                    }
+                }
+            }
+        }
+        let tile = &mut tile.as_chunks_mut::<LANES>().0[..HEIGHT * V];
+        for (vectors, sums) in tile.chunks_exact_mut(V).zip(sums) {
+            for (vector, sum) in vectors.iter_mut().zip(sums) {
+                // SAFETY: both types are 64 bytes of which any are valid.
+                *vector = unsafe { transmute::<__m512, [f32; LANES]>(sum) };
+            }
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! From each number format to f32, a run of numbers at a time.
+
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+
+/// A number format that rows come in.
+pub(super) trait Number: Copy {
+    /// Rounds (f64) or widens (the others) to f32. The slices are equally long.
+    fn convert(from: &[Self], to: &mut [f32]);
+}
+
+impl Number for f64 {
+    #[inline(always)]
+    fn convert(from: &[Self], to: &mut [f32]) {
+        for (to, &from) in to.iter_mut().zip(from) {
+            *to = from as f32;
+        }
+    }
+}
+
+impl Number for f32 {
+    #[inline(always)]
+    fn convert(from: &[Self], to: &mut [f32]) {
+        to.copy_from_slice(from);
+    }
+}
+
+impl Number for f16 {
+    #[inline(always)]
+    fn convert(from: &[Self], to: &mut [f32]) {
+        from.convert_to_f32_slice(to);
+    }
+}
+
+impl Number for bf16 {
+    /// Not half's conversion, which branches at every NaN. Here NaN may stay signalling, since it is refused.
+    #[inline(always)]
+    fn convert(from: &[Self], to: &mut [f32]) {
+        // In runs of a vector, because a short loop of known length is unrolled before it is vectorized.
+        let (from, from_rest) = from.as_chunks::<16>();
+        let (to, to_rest) = to.as_chunks_mut::<16>();
+        for (to, from) in to.iter_mut().zip(from) {
+            *to = from.map(widen);
+        }
+        for (to, &from) in to_rest.iter_mut().zip(from_rest) {
+            *to = widen(from);
+        }
+    }
+}
+
+/// A bf16 is the upper half of the f32 of the same value.
+#[inline(always)]
+fn widen(number: bf16) -> f32 {
+    f32::from_bits(u32::from(number.to_bits()) << 16)
+}

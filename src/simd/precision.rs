@@ -1,0 +1,44 @@
+//! What one product of two activations is computed with.
+
+use super::Tier;
+use super::bf16_dot::DotProduct;
+
+/// What the Gram matrix of a block is computed with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// Every format is converted to f32, exactly (f64: rounded), and multiplied by fused multiply-adds.
+    #[default]
+    F32,
+    /// Rows of bf16 are multiplied by the processor's bf16 dot product, `vdpbf16ps`: about twice as fast.
+    ///
+    /// Products stay exact and are accumulated in f32, but in an order of additions that is the processor's own,
+    /// and with subnormal numbers taken as zero. But for these, element `(i, j)` of a block of `n` rows is off by at
+    /// most `n · 2⁻²³ · √(G_ii G_jj)`, where `G` is exact; in practice by about as much as under
+    /// [`Precision::F32`], 1e-6 for a full block. (The unit tests hold it to both.)
+    ///
+    /// Rows of other formats, the column sums and the maxima are computed as under [`Precision::F32`].
+    Bf16,
+}
+
+impl Precision {
+    /// Whether this processor can do it.
+    pub fn supported(self) -> bool {
+        match self {
+            Precision::F32 => true,
+            Precision::Bf16 => DotProduct::of(Tier::best()).is_some(),
+        }
+    }
+}
+
+/// Why a [`Workspace`](super::Workspace) was refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Unsupported {
+    /// The processor lacks the instructions of a tier.
+    #[error("this processor has no {} instructions; its best are {}", .0.name(), Tier::best().name())]
+    Tier(Tier),
+    /// [`Precision::Bf16`] where there is no bf16 dot product.
+    #[error("precision bf16 needs a processor with AVX-512 BF16, which this one is not; use precision f32")]
+    Bf16,
+}

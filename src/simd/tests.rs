@@ -1,0 +1,372 @@
+//! The kernels against a naive oracle, and against one another, bit for bit.
+
+use super::*;
+use crate::error::Error;
+use quickcheck::{Arbitrary, Gen};
+use std::fmt;
+
+/// The statistics of a matrix, as [`Sums`] holds them.
+#[derive(Clone, Debug, PartialEq)]
+struct Statistics {
+    gram: Vec<f64>,
+    sum: Vec<f64>,
+    abs_max: Vec<f32>,
+}
+
+impl Statistics {
+    /// Not zero, so that a kernel that overwrites is caught.
+    fn start(width: usize) -> Self {
+        let gram = (0..width * (width + 1) / 2).map(|i| 0.5 + i as f64).collect();
+        Self { gram, sum: vec![-3.25; width], abs_max: vec![0.125; width] }
+    }
+
+    fn sums(&mut self) -> Sums<'_> {
+        Sums { gram: &mut self.gram, sum: &mut self.sum, abs_max: &mut self.abs_max }
+    }
+
+    fn bits(&self) -> (Vec<u64>, Vec<u64>, Vec<u32>) {
+        let bits = |numbers: &[f64]| numbers.iter().map(|number| number.to_bits()).collect();
+        (bits(&self.gram), bits(&self.sum), self.abs_max.iter().map(|number| number.to_bits()).collect())
+    }
+}
+
+/// The definition: one chain of fused multiply-adds per element, one chain of additions per column.
+fn oracle(rows: Rows<'_>, into: &mut Statistics) {
+    let x = |row: usize, column: usize| rows.values.get(row * rows.stride + column);
+    let mut gram = into.gram.iter_mut();
+    for i in 0..rows.width {
+        for (j, gram) in (i..rows.width).zip(&mut gram) {
+            *gram += f64::from((0..rows.rows).fold(0f32, |chain, row| x(row, i).mul_add(x(row, j), chain)));
+        }
+        into.sum[i] += f64::from((0..rows.rows).fold(0f32, |chain, row| chain + x(row, i)));
+        into.abs_max[i] = (0..rows.rows).fold(into.abs_max[i], |largest, row| largest.max(x(row, i).abs()));
+    }
+}
+
+fn run(rows: Rows<'_>, tier: Tier, threads: usize) -> Statistics {
+    let mut statistics = Statistics::start(rows.width);
+    let mut workspace = Workspace::new(tier, Precision::F32).unwrap();
+    accumulate(rows, statistics.sums(), &mut workspace, threads).unwrap();
+    statistics
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Format {
+    F64,
+    F32,
+    F16,
+    Bf16,
+}
+
+const FORMATS: [Format; 4] = [Format::F64, Format::F32, Format::F16, Format::Bf16];
+
+/// A block of any format and awkward size, held in all formats at once.
+#[derive(Clone)]
+struct Block {
+    rows: usize,
+    width: usize,
+    stride: usize,
+    format: Format,
+    f64: Vec<f64>,
+    f32: Vec<f32>,
+    f16: Vec<f16>,
+    bf16: Vec<bf16>,
+}
+
+impl Block {
+    fn new(
+        rows: usize,
+        width: usize,
+        stride: usize,
+        format: Format,
+        numbers: impl Iterator<Item = f64>,
+    ) -> Self {
+        let len = if rows == 0 { 0 } else { (rows - 1) * stride + width };
+        let f64: Vec<f64> = numbers.take(len).collect();
+        assert_eq!(f64.len(), len);
+        let f32 = f64.iter().map(|&x| x as f32).collect();
+        let f16 = f64.iter().map(|&x| f16::from_f64(x)).collect();
+        let bf16 = f64.iter().map(|&x| bf16::from_f64(x)).collect();
+        Self { rows, width, stride, format, f64, f32, f16, bf16 }
+    }
+
+    /// Numbers between -2 and 2, some zero, that depend on nothing but their position.
+    fn smooth(rows: usize, width: usize, format: Format) -> Self {
+        Self::new(rows, width, width, format, (0u64..).map(pseudo_random))
+    }
+
+    fn set(&mut self, index: usize, number: f64) {
+        self.f64[index] = number;
+        self.f32[index] = number as f32;
+        self.f16[index] = f16::from_f64(number);
+        self.bf16[index] = bf16::from_f64(number);
+    }
+
+    fn rows(&self) -> Rows<'_> {
+        let values = match self.format {
+            Format::F64 => Values::F64(&self.f64),
+            Format::F32 => Values::F32(&self.f32),
+            Format::F16 => Values::F16(&self.f16),
+            Format::Bf16 => Values::Bf16(&self.bf16),
+        };
+        Rows { values, rows: self.rows, width: self.width, stride: self.stride }
+    }
+}
+
+fn pseudo_random(index: u64) -> f64 {
+    let mixed = (index + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mixed = (mixed ^ mixed >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    ((mixed >> 40) as f64 / (1u64 << 22) as f64) - 2.0
+}
+
+impl fmt::Debug for Block {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { rows, width, stride, format, .. } = self;
+        write!(f, "{rows} × {width} {format:?}, stride {stride}")
+    }
+}
+
+impl Arbitrary for Block {
+    fn arbitrary(g: &mut Gen) -> Self {
+        let mut below = |n: usize| usize::arbitrary(g) % n;
+        // Around the sizes of tiles, panels, and groups of panels, of each tier.
+        let width = [below(8), below(60), 44 + below(9), 90 + below(12), 380 + below(10)][below(5)];
+        let rows = [below(3), below(20), 60 + below(9), 300 + below(BLOCK_ROWS - 300)][below(4)]
+            .min(20_000 / (width + 1));
+        let stride = width + [0, below(20)][below(2)];
+        let (format, seed, exponent) = (FORMATS[below(4)], below(1 << 40) as u64, below(12) as i32 - 8);
+        let scale = 2f64.powi(exponent);
+        Self::new(rows, width, stride, format, (seed..).map(|index| scale * pseudo_random(index)))
+    }
+}
+
+/// The properties of one tier, on the processors that have it.
+macro_rules! properties_of_tier {
+    ($name:ident, $tier:expr) => {
+        mod $name {
+            use super::*;
+            use quickcheck::quickcheck;
+
+            quickcheck! {
+                /// Protects the definition of the result: odd sizes, strides, no rows, one row, every format.
+                fn equals_the_oracle(block: Block) -> bool {
+                    let mut expected = Statistics::start(block.width);
+                    oracle(block.rows(), &mut expected);
+                    $tier.instructions().is_none() || run(block.rows(), $tier, 1).bits() == expected.bits()
+                }
+
+                /// Protects against a result that depends on who computes which tile.
+                fn threads_do_not_matter(block: Block) -> bool {
+                    $tier.instructions().is_none() || {
+                        let alone = run(block.rows(), $tier, 1);
+                        [2, 7].into_iter().all(|threads| run(block.rows(), $tier, threads).bits() == alone.bits())
+                    }
+                }
+
+                /// Protects whoever reads the message, and whoever carries on after it: the first offender in
+                /// row-major order is named, and nothing was added.
+                fn refuses_what_is_not_finite(block: Block, offenders: Vec<(usize, usize, u8)>) -> bool {
+                    $tier.instructions().is_none() || refuses_offenders(block, &offenders, $tier)
+                }
+            }
+        }
+    };
+}
+
+properties_of_tier!(scalar, Tier::Scalar);
+#[cfg(target_arch = "aarch64")]
+properties_of_tier!(neon, Tier::Neon);
+#[cfg(target_arch = "x86_64")]
+properties_of_tier!(avx2, Tier::Avx2);
+#[cfg(target_arch = "x86_64")]
+properties_of_tier!(avx512, Tier::Avx512);
+
+fn refuses_offenders(mut block: Block, offenders: &[(usize, usize, u8)], tier: Tier) -> bool {
+    if block.rows == 0 || block.width == 0 {
+        return true;
+    }
+    let offenders: Vec<_> =
+        offenders.iter().map(|&(r, c, what)| ((r % block.rows, c % block.width), what)).collect();
+    for &((row, column), what) in &offenders {
+        // The last is finite as an f64 only.
+        let offender = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -1e39][usize::from(what % 4)];
+        block.set(row * block.stride + column, offender);
+    }
+    let expected = offenders.iter().map(|&(position, _)| position).min();
+    let expected = expected.map_or(Ok(()), |(row, column)| Err(Error::NonFiniteRow { row, column }));
+    let mut statistics = Statistics::start(block.width);
+    let found =
+        accumulate(block.rows(), statistics.sums(), &mut Workspace::new(tier, Precision::F32).unwrap(), 2);
+    found == expected && (found.is_ok() || statistics.bits() == Statistics::start(block.width).bits())
+}
+
+/// Protects the promise that an adapter does not depend on the machine: the same bits from every tier, at a size
+/// with several pieces for each thread.
+#[test]
+fn tiers_agree() {
+    for format in FORMATS {
+        let block = Block::smooth(101, 499, format);
+        let scalar = run(block.rows(), Tier::Scalar, 1);
+        for tier in Tier::available() {
+            assert_eq!(run(block.rows(), tier, 2).bits(), scalar.bits(), "{} {format:?}", tier.name());
+        }
+    }
+}
+
+/// Protects full blocks at a width that no panel divides.
+#[test]
+fn a_full_block_equals_the_oracle() {
+    let block = Block::smooth(BLOCK_ROWS, 131, Format::F32);
+    let mut expected = Statistics::start(131);
+    oracle(block.rows(), &mut expected);
+    for tier in Tier::available() {
+        assert_eq!(run(block.rows(), tier, 1).bits(), expected.bits(), "{}", tier.name());
+    }
+}
+
+/// Protects the conversions: a block of any format is the block of f32 that it converts to.
+#[test]
+fn formats_are_converted_to_f32_first() {
+    for format in FORMATS {
+        let block = Block::smooth(37, 200, format);
+        let converted: Vec<f32> = (0..37 * 200).map(|index| block.rows().values.get(index)).collect();
+        let as_f32 = Rows { values: Values::F32(&converted), ..block.rows() };
+        for tier in Tier::available() {
+            assert_eq!(
+                run(block.rows(), tier, 1).bits(),
+                run(as_f32, tier, 1).bits(),
+                "{} {format:?}",
+                tier.name()
+            );
+        }
+    }
+}
+
+/// Protects against leftovers: a workspace that has seen a larger block gives the bits of a new one.
+#[test]
+fn a_workspace_can_be_reused() {
+    let sizes = [(200, 301), (3, 5), (1, 301), (512, 17), (0, 9), (7, 0), (5, 145)];
+    for tier in Tier::available() {
+        let mut workspace = Workspace::new(tier, Precision::F32).unwrap();
+        for (rows, width) in sizes {
+            let block = Block::smooth(rows, width, Format::F32);
+            let mut statistics = Statistics::start(width);
+            accumulate(block.rows(), statistics.sums(), &mut workspace, 1).unwrap();
+            assert_eq!(
+                statistics.bits(),
+                run(block.rows(), tier, 1).bits(),
+                "{} {rows} {width}",
+                tier.name()
+            );
+        }
+    }
+}
+
+/// Protects the accuracy that `Precision::Bf16` documents: its bound, and about the error of f32. What is computed as
+/// under f32 has the same bits as there.
+#[test]
+fn the_dot_product_is_as_exact_as_documented() {
+    if !Precision::Bf16.supported() {
+        return;
+    }
+    for (rows, width) in [(BLOCK_ROWS, 150), (300, 49), (255, 17), (2, 48), (1, 5)] {
+        let block = Block::smooth(rows, width, Format::Bf16);
+        let f32 = run(block.rows(), Tier::best(), 1);
+        let [alone, shared] = [1, 3].map(|threads| run_dot_product(block.rows(), threads));
+        assert_eq!(alone.bits(), shared.bits());
+        assert_eq!((&alone.sum, &alone.abs_max), (&f32.sum, &f32.abs_max));
+
+        let [error, error_of_f32] = [&alone, &f32].map(|found| relative_error(block.rows(), found));
+        let bound = rows as f64 * f64::from(f32::EPSILON);
+        assert!(error <= bound, "{rows} rows: {error:e} is above the bound {bound:e}");
+        assert!(error <= 2.0 * error_of_f32, "{rows} rows: {error:e}, but {error_of_f32:e} in f32");
+        assert!(rows < 100 || alone.gram != f32.gram, "the dot product was not used");
+    }
+}
+
+/// The largest error of an element `(i, j)`, relative to `√(G_ii G_jj)`, against products and sums in f64.
+fn relative_error(rows: Rows<'_>, found: &Statistics) -> f64 {
+    let x = |row: usize, column: usize| f64::from(rows.values.get(row * rows.stride + column));
+    let exact = |i: usize, j: usize| (0..rows.rows).map(|row| x(row, i) * x(row, j)).sum::<f64>();
+    let triangle = (0..rows.width).flat_map(|i| (i..rows.width).map(move |j| (i, j)));
+    let found = found.gram.iter().zip(Statistics::start(rows.width).gram).map(|(end, start)| end - start);
+    let errors = triangle
+        .zip(found)
+        .map(|((i, j), found)| (found - exact(i, j)).abs() / (exact(i, i) * exact(j, j)).sqrt());
+    errors.fold(0.0, f64::max)
+}
+
+/// Protects formats with more digits than bf16 from being rounded to it.
+#[test]
+fn the_dot_product_leaves_other_formats_alone() {
+    if !Precision::Bf16.supported() {
+        return;
+    }
+    for format in [Format::F64, Format::F32, Format::F16] {
+        let block = Block::smooth(65, 70, format);
+        assert_eq!(run_dot_product(block.rows(), 1).bits(), run(block.rows(), Tier::best(), 1).bits());
+    }
+}
+
+/// Protects the rows of bf16 from what is not finite under the dot product too.
+#[test]
+fn the_dot_product_refuses_what_is_not_finite() {
+    if !Precision::Bf16.supported() {
+        return;
+    }
+    for (row, column) in [(0, 0), (3, 6), (4, 49)] {
+        let mut block = Block::smooth(5, 50, Format::Bf16);
+        block.set(row * 50 + column, f64::NAN);
+        let mut statistics = Statistics::start(50);
+        let mut workspace = Workspace::new(Tier::best(), Precision::Bf16).unwrap();
+        let found = accumulate(block.rows(), statistics.sums(), &mut workspace, 1);
+        assert_eq!(found, Err(Error::NonFiniteRow { row, column }));
+        assert_eq!(statistics, Statistics::start(50));
+    }
+}
+
+fn run_dot_product(rows: Rows<'_>, threads: usize) -> Statistics {
+    let mut statistics = Statistics::start(rows.width);
+    let mut workspace = Workspace::new(Tier::best(), Precision::Bf16).unwrap();
+    accumulate(rows, statistics.sums(), &mut workspace, threads).unwrap();
+    statistics
+}
+
+/// Protects the user from a mode that is chosen silently: it is refused, in words, where it is lacking.
+#[test]
+fn what_the_processor_lacks_is_refused() {
+    assert_eq!(Workspace::new(Tier::Scalar, Precision::Bf16).err(), Some(Unsupported::Bf16));
+    assert_eq!(Workspace::new(Tier::best(), Precision::Bf16).is_ok(), Precision::Bf16.supported());
+    for tier in [Tier::Neon, Tier::Avx2, Tier::Avx512] {
+        let refusal = Workspace::new(tier, Precision::F32).err();
+        assert_eq!(refusal.is_none(), Tier::available().any(|available| available == tier));
+        assert!(refusal.is_none_or(|refusal| refusal.to_string().contains(tier.name())));
+    }
+}
+
+#[test]
+#[should_panic(expected = "at most 512 rows, found 513")]
+fn a_block_has_an_upper_size() {
+    run(Block::smooth(513, 1, Format::F32).rows(), Tier::Scalar, 1);
+}
+
+#[test]
+#[should_panic(expected = "do not fit in 11 numbers")]
+fn rows_must_be_there() {
+    run(Rows { values: Values::F32(&[0.0; 11]), rows: 3, width: 4, stride: 4 }, Tier::Scalar, 1);
+}
+
+#[test]
+#[should_panic(expected = "cannot start 3 numbers apart")]
+fn rows_must_not_overlap() {
+    run(Rows { values: Values::F32(&[0.0; 12]), rows: 3, width: 4, stride: 3 }, Tier::Scalar, 1);
+}
+
+#[test]
+#[should_panic(expected = "length of the triangle of a Gram matrix of width 2")]
+fn sums_must_have_the_width_of_the_rows() {
+    let mut statistics = Statistics::start(2);
+    statistics.gram.push(0.0);
+    let rows = Block::smooth(1, 2, Format::F32);
+    accumulate(rows.rows(), statistics.sums(), &mut Workspace::default(), 1).unwrap();
+}

@@ -1,0 +1,50 @@
+//! Sharing independent pieces of work among threads.
+
+use std::sync::{Mutex, PoisonError};
+
+/// Does every piece of work, each on the first thread that is free, in order.
+///
+/// One thread (or none) is the caller's own; more are taken from the current rayon pool.
+pub(super) fn share<T: Send>(
+    threads: usize,
+    pieces: impl Iterator<Item = T> + Send,
+    work: impl Fn(T) + Sync,
+) {
+    if threads <= 1 {
+        return pieces.for_each(work);
+    }
+    let pieces = Mutex::new(pieces);
+    let next = || pieces.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let work_off = || {
+        while let Some(piece) = next() {
+            work(piece);
+        }
+    };
+    rayon::scope(|scope| {
+        for _ in 1..threads {
+            scope.spawn(|_| work_off());
+        }
+        work_off();
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    /// Protects against a piece that is lost, or done twice.
+    #[test]
+    fn every_piece_is_done_once() {
+        for threads in [0, 1, 2, 7] {
+            let mut done = vec![0; 100];
+            let sum = AtomicUsize::new(0);
+            share(threads, done.iter_mut().enumerate(), |(index, done)| {
+                *done += 1;
+                sum.fetch_add(index, Ordering::Relaxed);
+            });
+            assert!(done.iter().all(|&done| done == 1));
+            assert_eq!(sum.into_inner(), 99 * 100 / 2);
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! From a block of rows to its sums: pack, check, add.
+
+use super::bf16_dot::DotProduct;
+use super::columns::all_finite;
+use super::gram::{DotPiece, Piece, pieces, rows_per_piece};
+use super::kernel::VECTORS;
+use super::pack::PackPairs;
+use super::packed::Packed;
+use super::threads::share;
+use super::tier::Instructions;
+use super::{Precision, Rows, Sums, Tier, Unsupported, Values};
+use crate::error::{Error, Result};
+
+/// The chosen kernels, and the memory they reuse from block to block.
+///
+/// A block of width `d` needs about `2048 · d` bytes, half of that under [`Precision::Bf16`].
+pub struct Workspace {
+    instructions: Instructions,
+    dot_product: Option<DotProduct>,
+    rows: Packed<f32>,
+    /// Rows of bf16, for the dot product.
+    pairs: Packed<u32>,
+}
+
+impl Default for Workspace {
+    /// The best tier of this processor, in f32.
+    fn default() -> Self {
+        let instructions = Tier::best().instructions().unwrap_or(Instructions::Scalar(pulp::Scalar));
+        Self::with(instructions, None)
+    }
+}
+
+impl Workspace {
+    /// Kernels of a given tier and precision.
+    ///
+    /// # Errors
+    /// If this processor lacks the instructions. [`Precision::Bf16`] goes with [`Tier::Avx512`] only.
+    pub fn new(tier: Tier, precision: Precision) -> std::result::Result<Self, Unsupported> {
+        let instructions = tier.instructions().ok_or(Unsupported::Tier(tier))?;
+        let dot_product = match precision {
+            Precision::F32 => None,
+            Precision::Bf16 => Some(DotProduct::of(tier).ok_or(Unsupported::Bf16)?),
+        };
+        Ok(Self::with(instructions, dot_product))
+    }
+
+    fn with(instructions: Instructions, dot_product: Option<DotProduct>) -> Self {
+        Self { instructions, dot_product, rows: Packed::default(), pairs: Packed::default() }
+    }
+
+    pub(super) fn accumulate(&mut self, rows: Rows<'_>, into: Sums<'_>, threads: usize) -> Result<()> {
+        if rows.rows == 0 || rows.width == 0 {
+            return Ok(());
+        }
+        let instructions = self.instructions;
+        let lanes = instructions.lanes();
+        match (rows.values, self.dot_product) {
+            (Values::Bf16(values), Some(dot_product)) => {
+                self.pairs.fill(rows, 2, lanes, threads, |pack| {
+                    instructions.run(PackPairs { pack, values });
+                });
+                add(&rows, &self.pairs, into, lanes, threads, |piece| {
+                    instructions.run(DotPiece { piece, dot_product });
+                })
+            }
+            _ => {
+                self.rows.fill(rows, 1, lanes, threads, |pack| instructions.run(pack));
+                add(&rows, &self.rows, into, lanes, threads, |piece| instructions.run(piece))
+            }
+        }
+    }
+}
+
+/// Adds a packed block, if all of it is finite.
+fn add<W: Sync>(
+    rows: &Rows<'_>,
+    packed: &Packed<W>,
+    into: Sums<'_>,
+    lanes: usize,
+    threads: usize,
+    multiply: impl Fn(Piece<'_, W>) + Sync,
+) -> Result<()> {
+    if !all_finite(&packed.magnitude)
+        && let Some((row, column)) = rows.first_non_finite()
+    {
+        return Err(Error::NonFiniteRow { row, column });
+    }
+    for (total, &sum) in into.sum.iter_mut().zip(&packed.sum) {
+        *total += f64::from(sum);
+    }
+    for (largest, &magnitude) in into.abs_max.iter_mut().zip(&packed.magnitude) {
+        *largest = largest.max(f32::from_bits(magnitude));
+    }
+    let rows_per_piece = rows_per_piece(rows.width, VECTORS * lanes, threads);
+    share(threads, pieces(packed, rows.width, rows_per_piece, into.gram), multiply);
+    Ok(())
+}
