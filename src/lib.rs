@@ -48,3 +48,8 @@
 pub mod element;
 pub mod error;
 pub mod simd;
+
+pub mod moments;
+
+pub mod dense;
+pub mod random;

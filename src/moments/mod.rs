@@ -1,0 +1,289 @@
+//! What is remembered of the activations of a site: how many rows, their sum, their Gram matrix, and the largest
+//! absolute value of every column. All of them add up, so moments of parts merge into moments of the whole.
+//!
+//! Knows nothing of weights, and nothing of files.
+
+use crate::error::{Error, Result};
+use crate::simd::{self, Rows, Sums, Values, Workspace};
+use faer::{Col, Mat, MatRef};
+
+/// Sums over the rows of a site.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Moments {
+    width: usize,
+    count: u64,
+    sum: Vec<f64>,
+    gram: Vec<f64>,
+    abs_max: Vec<f32>,
+}
+
+/// Length of the upper triangle of a `width × width` matrix.
+const fn triangle(width: usize) -> usize {
+    width * (width + 1) / 2
+}
+
+impl Moments {
+    /// The moments of no rows of `width` numbers.
+    pub fn new(width: usize) -> Self {
+        Self {
+            width,
+            count: 0,
+            sum: vec![0.0; width],
+            gram: vec![0.0; triangle(width)],
+            abs_max: vec![0.0; width],
+        }
+    }
+
+    /// The moments of all rows of a matrix in memory, `n × d`, on one thread.
+    ///
+    /// # Errors
+    /// [`Error::NonFiniteRow`] for NaN or infinity.
+    pub fn of(rows: MatRef<'_, f32>) -> Result<Self> {
+        let mut moments = Self::new(rows.ncols());
+        let mut workspace = Workspace::default();
+        let width = rows.ncols();
+        let mut block = vec![0.0f32; simd::BLOCK_ROWS * width];
+        for first in (0..rows.nrows()).step_by(simd::BLOCK_ROWS) {
+            let count = simd::BLOCK_ROWS.min(rows.nrows() - first);
+            for (i, out) in block.chunks_exact_mut(width.max(1)).take(count).enumerate() {
+                for (value, j) in out.iter_mut().zip(0..) {
+                    *value = rows[(first + i, j)];
+                }
+            }
+            let values = Values::F32(&block[..count * width]);
+            moments.add(Rows { values, rows: count, width, stride: width }, &mut workspace, 1).map_err(
+                |error| match error {
+                    Error::NonFiniteRow { row, column } => Error::NonFiniteRow { row: first + row, column },
+                    other => other,
+                },
+            )?;
+        }
+        Ok(moments)
+    }
+
+    /// Adds one block of at most [`simd::BLOCK_ROWS`] rows.
+    ///
+    /// The result depends on where blocks begin: to get the same bits again, cut the rows in the same way.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for rows of another width; [`Error::NonFiniteRow`] for NaN or infinity. Nothing was added then.
+    ///
+    /// # Panics
+    /// If there are more rows than a block holds.
+    pub fn add(&mut self, rows: Rows<'_>, workspace: &mut Workspace, threads: usize) -> Result<()> {
+        if rows.width != self.width {
+            return Err(Error::Shape { what: "width of the rows", expected: self.width, found: rows.width });
+        }
+        let into = Sums { gram: &mut self.gram, sum: &mut self.sum, abs_max: &mut self.abs_max };
+        simd::accumulate(rows, into, workspace, threads)?;
+        self.count += rows.rows as u64;
+        Ok(())
+    }
+
+    /// Adds the moments of further rows.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for moments of another width.
+    pub fn merge(&mut self, other: &Self) -> Result<()> {
+        if other.width != self.width {
+            return Err(Error::Shape {
+                what: "width of the moments",
+                expected: self.width,
+                found: other.width,
+            });
+        }
+        self.count += other.count;
+        add_to(&mut self.sum, &other.sum);
+        add_to(&mut self.gram, &other.gram);
+        for (mine, theirs) in self.abs_max.iter_mut().zip(&other.abs_max) {
+            *mine = mine.max(*theirs);
+        }
+        Ok(())
+    }
+
+    /// Numbers per row, `d`.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Number of rows.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// Largest absolute value of each column.
+    pub fn abs_max(&self) -> &[f32] {
+        &self.abs_max
+    }
+
+    /// Mean row, `d`.
+    ///
+    /// # Errors
+    /// [`Error::NoRows`].
+    pub fn mean(&self) -> Result<Col<f64>> {
+        let scale = self.scale()?;
+        Ok(Col::from_fn(self.width, |j| self.sum[j] * scale))
+    }
+
+    /// Second moment `E[x xᵀ]`, uncentred, `d × d`.
+    ///
+    /// # Errors
+    /// [`Error::NoRows`].
+    pub fn second_moment(&self) -> Result<Mat<f64>> {
+        let scale = self.scale()?;
+        Ok(Mat::from_fn(self.width, self.width, |i, j| self.gram(i, j) * scale))
+    }
+
+    /// Bytes that the moments of a site of this width hold.
+    pub fn memory(width: u64) -> u64 {
+        4 * width * (width + 1) + 12 * width
+    }
+
+    /// Entry of the Gram matrix, of which the upper triangle is stored.
+    fn gram(&self, i: usize, j: usize) -> f64 {
+        let (i, j) = (i.min(j), i.max(j));
+        self.gram[i * self.width - i * (i + 1) / 2 + j]
+    }
+
+    fn scale(&self) -> Result<f64> {
+        if self.count == 0 { Err(Error::NoRows) } else { Ok(1.0 / self.count as f64) }
+    }
+}
+
+/// Moments of pairs of rows `(z, x)`: those of both sides and the cross moment between them, from the Gram matrix of the
+/// rows laid side by side. That costs no more than three separate products would.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PairedMoments {
+    joint: Moments,
+}
+
+impl PairedMoments {
+    /// The moments of no pairs of rows of `width` numbers each.
+    pub fn new(width: usize) -> Self {
+        Self { joint: Moments::new(2 * width) }
+    }
+
+    /// Adds a block of rows of `2 d` numbers: the pre-training row `z`, then the fine-tuning row `x`.
+    ///
+    /// # Errors
+    /// As [`Moments::add`].
+    ///
+    /// # Panics
+    /// If there are more rows than a block holds.
+    pub fn add(&mut self, pairs: Rows<'_>, workspace: &mut Workspace, threads: usize) -> Result<()> {
+        self.joint.add(pairs, workspace, threads)
+    }
+
+    /// Moments of the pre-training rows and of the fine-tuning rows, and the cross moment `K = E[z xᵀ]`, `d × d`.
+    ///
+    /// # Errors
+    /// [`Error::NoRows`].
+    pub fn split(&self) -> Result<(Moments, Moments, Mat<f64>)> {
+        let width = self.joint.width / 2;
+        let scale = self.joint.scale()?;
+        let cross = Mat::from_fn(width, width, |i, j| self.joint.gram(i, width + j) * scale);
+        Ok((self.side(0), self.side(width), cross))
+    }
+
+    fn side(&self, first: usize) -> Moments {
+        let width = self.joint.width / 2;
+        let columns = first..first + width;
+        let gram =
+            columns.clone().flat_map(|i| (i..columns.end).map(move |j| self.joint.gram(i, j))).collect();
+        Moments {
+            width,
+            count: self.joint.count,
+            sum: self.joint.sum[columns.clone()].to_vec(),
+            gram,
+            abs_max: self.joint.abs_max[columns].to_vec(),
+        }
+    }
+}
+
+fn add_to(sums: &mut [f64], more: &[f64]) {
+    for (sum, value) in sums.iter_mut().zip(more) {
+        *sum += value;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::gaussian;
+    use quickcheck::quickcheck;
+
+    fn sample(rows: u16, width: u8, seed: u64) -> Mat<f32> {
+        gaussian(usize::from(rows % 1500), usize::from(width % 9) + 1, seed, "rows")
+    }
+
+    fn close(a: &Moments, b: &Moments) -> bool {
+        let near = |a: &[f64], b: &[f64]| {
+            a.iter().zip(b).all(|(a, b)| (a - b).abs() <= 1e-4 * (1.0 + a.abs().max(b.abs())))
+        };
+        a.count == b.count && near(&a.sum, &b.sum) && near(&a.gram, &b.gram) && a.abs_max == b.abs_max
+    }
+
+    quickcheck! {
+        /// Merging the moments of two samples gives the moments of their concatenation.
+        fn merge_is_concatenation(rows: u16, width: u8, seed: u64, cut: u16) -> bool {
+            let x = sample(rows, width, seed);
+            let (head, tail) = x.as_ref().split_at_row(usize::from(cut) % (x.nrows() + 1));
+            let mut merged = Moments::of(head).unwrap();
+            merged.merge(&Moments::of(tail).unwrap()).unwrap();
+            close(&merged, &Moments::of(x.as_ref()).unwrap())
+        }
+
+        /// Against the definition in f64: mean and second moment.
+        fn agrees_with_the_definition(rows: u16, width: u8, seed: u64) -> bool {
+            let x = sample(rows.max(1), width, seed);
+            if x.nrows() == 0 { return true; }
+            let exact = Mat::from_fn(x.nrows(), x.ncols(), |i, j| f64::from(x[(i, j)]));
+            let n = x.nrows() as f64;
+            let moments = Moments::of(x.as_ref()).unwrap();
+            let second = (exact.transpose() * &exact) * faer::Scale(1.0 / n);
+            let mean = moments.mean().unwrap();
+            let mean_error = (0..x.ncols()).map(|j| (mean[j] - exact.col(j).sum() / n).abs()).fold(0.0, f64::max);
+            (moments.second_moment().unwrap() - second).norm_max() < 1e-5 && mean_error < 1e-5
+        }
+
+        /// The joint Gram of rows side by side holds the moments of both sides and their cross moment.
+        fn pairs_split_into_their_sides(rows: u16, width: u8, seed: u64) -> bool {
+            let x = sample(rows.max(1), width, seed);
+            let z = sample(rows.max(1), width, seed ^ 1);
+            if x.nrows() == 0 { return true; }
+            let d = x.ncols();
+            let joint = Mat::from_fn(x.nrows(), 2 * d, |i, j| if j < d { z[(i, j)] } else { x[(i, j - d)] });
+            let paired = PairedMoments { joint: Moments::of(joint.as_ref()).unwrap() };
+            let (source, target, cross) = paired.split().unwrap();
+            let f64s = |a: &Mat<f32>| Mat::from_fn(a.nrows(), d, |i, j| f64::from(a[(i, j)]));
+            let exact = (f64s(&z).transpose() * f64s(&x)) * faer::Scale(1.0 / x.nrows() as f64);
+            close(&source, &Moments::of(z.as_ref()).unwrap())
+                && close(&target, &Moments::of(x.as_ref()).unwrap())
+                && (cross - exact).norm_max() < 1e-5
+        }
+    }
+
+    #[test]
+    fn nothing_was_measured_without_rows() {
+        let moments = Moments::new(3);
+        assert_eq!(moments.mean(), Err(Error::NoRows));
+        assert_eq!(moments.second_moment(), Err(Error::NoRows));
+    }
+
+    /// The position that a user is told counts from the first row, not from the first row of a block.
+    #[test]
+    fn position_of_a_nan_counts_from_the_first_row() {
+        let mut x = gaussian::<f32>(1200, 5, 0, "rows");
+        x[(1100, 3)] = f32::NAN;
+        assert_eq!(Moments::of(x.as_ref()), Err(Error::NonFiniteRow { row: 1100, column: 3 }));
+    }
+
+    #[test]
+    fn another_width_is_refused() {
+        let mut moments = Moments::new(3);
+        let refused = |what| Err(Error::Shape { what, expected: 3, found: 2 });
+        assert_eq!(moments.merge(&Moments::new(2)), refused("width of the moments"));
+        let rows = Rows { values: Values::F32(&[1.0, 2.0]), rows: 1, width: 2, stride: 2 };
+        assert_eq!(moments.add(rows, &mut Workspace::default(), 1), refused("width of the rows"));
+    }
+}
