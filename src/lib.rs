@@ -53,3 +53,9 @@ pub mod moments;
 
 pub mod dense;
 pub mod random;
+
+pub mod constraint;
+pub mod factors;
+pub mod low_rank;
+pub mod method;
+pub mod rank;

@@ -1,0 +1,317 @@
+//! The constraints between pre-training and fine-tuning activations, and what they make of a site.
+//!
+//! All constraints are quadratic in the update `Δ`, so together they have one closed form (method.md, "Constraints"):
+//!
+//! ```text
+//! Δ = W (K − C) (C + ρ_p S + λ I)⁻¹
+//! ```
+//!
+//! Everything to the right of `W` depends on activations alone. [`Constraint`] holds it as factors that can be
+//! applied to a thin block, computed once per site in f64 and shared, in f32, by all weights of the site. Neither `Δ` nor
+//! the inverse is ever formed. Ranks, and how a decomposition uses this, are elsewhere.
+
+mod transport;
+
+use crate::dense;
+use crate::error::{Error, Result};
+use crate::moments::Moments;
+use faer::linalg::matmul::matmul;
+use faer::linalg::triangular_solve::{solve_lower_triangular_in_place, solve_upper_triangular_in_place};
+use faer::{Accum, Col, Mat, MatMut, MatRef, Par};
+
+/// How fine-tuning activations `x` and pre-training activations `z` correspond (method.md, "Constraints").
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Coupling {
+    /// `z` is the least-moved linear image of `x` that has the source statistics.
+    #[default]
+    Transport,
+    /// `z` and `x` are independent; only their means align.
+    Uncorrelated,
+    /// Row i of both files is the same input.
+    Paired,
+}
+
+/// The norm in which an update is cut to low rank (method.md, "Decomposition").
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Norm {
+    /// What the layer's output feels, `E|(Δ − BA) x|² = |(Δ − BA) F|²_F` with `F Fᵀ = C + λ I`.
+    #[default]
+    Activations,
+    /// The Frobenius norm of the update itself.
+    Weights,
+}
+
+/// Which constraints, and how much each of them counts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Terms {
+    /// How the two kinds of activations correspond.
+    pub coupling: Coupling,
+    /// Weight `ρ_p` of the preservation of pre-training inputs.
+    pub preserve: f64,
+    /// Damping `ρ`: every `λ` is `ρ` times the mean eigenvalue of the matrix that it damps.
+    pub ridge: f64,
+}
+
+/// What was measured at a site.
+#[derive(Clone, Copy, Debug)]
+pub struct Evidence<'a> {
+    /// Fine-tuning activations.
+    pub target: &'a Moments,
+    /// Pre-training activations. Without them the source is isotropic about the target mean.
+    pub source: Option<&'a Moments>,
+    /// Measured cross moment `E[z xᵀ]`, `d × d`: what [`Coupling::Paired`] needs.
+    pub cross: Option<MatRef<'a, f64>>,
+}
+
+/// The constraints of one site, factored.
+#[derive(Debug)]
+pub struct Constraint {
+    /// `C`.
+    second_moment: Mat<f32>,
+    /// `K − C`.
+    change: Mat<f32>,
+    /// Lower `G` with `G Gᵀ = C + ρ_p S + λ I`.
+    denominator: Mat<f32>,
+    /// Lower `F` with `F Fᵀ = C + λ I`, where that is not `G`.
+    metric: Option<Mat<f32>>,
+    damping: f64,
+}
+
+/// Each failure of a factorization multiplies the relative damping by this …
+const DAMPING_STEP: f64 = 10.0;
+/// … as long as it stays at or below this.
+const DAMPING_LIMIT: f64 = 1.0;
+
+/// A covariance below this share of the second moment is the rounding error of `C − μμᵀ`, since Gram matrices accumulate
+/// in f32 within a block.
+const RESOLUTION: f64 = 4.0 * f32::EPSILON as f64;
+
+impl Constraint {
+    /// Factors the constraints of a site. `O(d³)` operations in f64.
+    ///
+    /// # Errors
+    /// [`Error::NoRows`]; [`Error::Shape`] for statistics of different widths; [`Error::NoVariation`] for activations that are all
+    /// zero, or all equal where the coupling needs a covariance; [`Error::MissingSource`] for [`Coupling::Paired`] without a cross
+    /// moment; [`Error::NotPositiveDefinite`] when even the largest damping does not help.
+    pub fn new(evidence: Evidence<'_>, terms: Terms, par: Par) -> Result<Self> {
+        let mut damping = terms.ridge;
+        loop {
+            if let Some(constraint) = Self::with_damping(evidence, terms, damping, par)? {
+                return Ok(constraint);
+            }
+            if damping * DAMPING_STEP > DAMPING_LIMIT {
+                return Err(Error::NotPositiveDefinite { what: "second moment of the activations", damping });
+            }
+            damping *= DAMPING_STEP;
+        }
+    }
+
+    /// `None` if a factorization failed with this damping.
+    fn with_damping(evidence: Evidence<'_>, terms: Terms, ridge: f64, par: Par) -> Result<Option<Self>> {
+        let mean = evidence.target.mean()?;
+        let second = evidence.target.second_moment()?;
+        let width = mean.nrows();
+        if second.trace_mean() <= 0.0 {
+            return Err(Error::NoVariation { what: "all activations are zero" });
+        }
+        let variance = second.trace_mean() - mean.squared_norm_l2() / width as f64;
+        let source = evidence.source.map(|source| Source::measured(source, width, ridge)).transpose()?;
+        let source_mean = source.as_ref().map_or(&mean, |source| &source.mean);
+
+        let mut change = match terms.coupling {
+            Coupling::Uncorrelated => source_mean * mean.transpose(),
+            Coupling::Transport => {
+                if variance <= RESOLUTION * second.trace_mean() {
+                    return Err(Error::NoVariation { what: "all rows of activations are equal" });
+                }
+                let covariance = &second - &mean * mean.transpose();
+                let source = source.as_ref().map(|source| source.covariance.as_ref());
+                let Some(moved) = transport::cross_covariance(covariance, source, ridge, par)? else {
+                    return Ok(None);
+                };
+                moved + source_mean * mean.transpose()
+            }
+            Coupling::Paired => evidence.cross.ok_or(Error::MissingSource)?.to_owned(),
+        };
+        change -= &second;
+        let change = to_f32("cross moment of the activations", change)?;
+
+        let mut damped = second.clone();
+        damped.add_to_diagonal(ridge * second.trace_mean());
+        let second_moment = to_f32("second moment of the activations", second)?;
+        let (denominator, metric) = if terms.preserve > 0.0 {
+            let mut denominator = damped.clone();
+            denominator += source_mean * source_mean.transpose() * faer::Scale(terms.preserve);
+            match &source {
+                Some(source) => denominator += &source.covariance * faer::Scale(terms.preserve),
+                None => denominator.add_to_diagonal(terms.preserve * variance),
+            }
+            (denominator, Some(damped))
+        } else {
+            (damped, None)
+        };
+        let Some(denominator) = dense::cholesky(denominator, par) else { return Ok(None) };
+        let denominator = to_f32("constraints of the site", denominator)?;
+        let metric = match metric {
+            None => None,
+            Some(metric) => match dense::cholesky(metric, par) {
+                Some(metric) => Some(to_f32("metric of the activations", metric)?),
+                None => return Ok(None),
+            },
+        };
+        Ok(Some(Self { second_moment, change, denominator, metric, damping: ridge }))
+    }
+
+    /// Bytes that [`Self::new`] needs at its peak for a site of width `d`, and bytes that its result holds.
+    ///
+    /// The peak is that of the eigendecomposition, where there is one: with its scratch of `3 d²` numbers it stands beside
+    /// the second moment, the matrix and its eigenvectors, and with a measured source beside three further matrices.
+    pub fn memory(width: u64, terms: Terms, measured_source: bool) -> (u64, u64) {
+        let square = width * width;
+        let kept_source = u64::from(measured_source);
+        let preserved = u64::from(terms.preserve > 0.0);
+        let double = match terms.coupling {
+            Coupling::Transport if measured_source => 10,
+            Coupling::Transport => 7,
+            Coupling::Uncorrelated | Coupling::Paired => 3 + kept_source + preserved,
+        };
+        (8 * double * square, 4 * (3 + preserved) * square)
+    }
+
+    /// Numbers per activation, `d`.
+    pub fn width(&self) -> usize {
+        self.change.nrows()
+    }
+
+    /// The relative damping that was used: the one asked for, or the first of the ladder that worked.
+    pub fn damping(&self) -> f64 {
+        self.damping
+    }
+
+    /// `(K − C) (C + ρ_p S + λI)⁻¹ F V` for a thin block `V (d × k)`, where `F` is the identity in [`Norm::Weights`].
+    pub fn apply(&self, norm: Norm, block: MatRef<'_, f32>, par: Par) -> Mat<f32> {
+        let denominator = self.denominator.as_ref();
+        let mut x = match (norm, &self.metric) {
+            // G⁻¹ F = I
+            (Norm::Activations, None) => block.to_owned(),
+            (Norm::Activations, Some(metric)) => {
+                let mut x = dense::thin_product(metric.as_ref(), block, par);
+                solve_lower_triangular_in_place(denominator, x.as_mut(), par);
+                x
+            }
+            (Norm::Weights, _) => {
+                let mut x = block.to_owned();
+                solve_lower_triangular_in_place(denominator, x.as_mut(), par);
+                x
+            }
+        };
+        solve_upper_triangular_in_place(denominator.transpose(), x.as_mut(), par);
+        dense::thin_product(self.change.as_ref(), x.as_ref(), par)
+    }
+
+    /// The transpose of [`Self::apply`].
+    pub fn apply_transpose(&self, norm: Norm, block: MatRef<'_, f32>, par: Par) -> Mat<f32> {
+        let denominator = self.denominator.as_ref();
+        let mut x = dense::thin_product(self.change.transpose(), block, par);
+        solve_lower_triangular_in_place(denominator, x.as_mut(), par);
+        match (norm, &self.metric) {
+            (Norm::Activations, None) => x,
+            (Norm::Activations, Some(metric)) => {
+                solve_upper_triangular_in_place(denominator.transpose(), x.as_mut(), par);
+                dense::thin_product(metric.transpose(), x.as_ref(), par)
+            }
+            (Norm::Weights, _) => {
+                solve_upper_triangular_in_place(denominator.transpose(), x.as_mut(), par);
+                x
+            }
+        }
+    }
+
+    /// Turns right singular vectors of `Δ F`, the columns of `V`, into those row vectors of `A`, as columns, that
+    /// `V` stands for: `F⁻ᵀ V`, in place.
+    pub fn leave_norm(&self, norm: Norm, block: MatMut<'_, f32>, par: Par) {
+        if norm == Norm::Activations {
+            let metric = self.metric.as_ref().unwrap_or(&self.denominator);
+            solve_upper_triangular_in_place(metric.transpose(), block, par);
+        }
+    }
+
+    /// `aᵀ C a = E (aᵀ x)²` for every column `a` of a thin block.
+    pub fn activation_energy(&self, block: MatRef<'_, f32>, par: Par) -> Vec<f64> {
+        let image = dense::thin_product(self.second_moment.as_ref(), block, par);
+        (0..block.ncols()).map(|j| dot(block.col(j).as_mat(), image.col(j).as_mat())).collect()
+    }
+
+    /// `tr(W C Wᵀ) = E|W x|²`, the mean square of the layer's output, for `W (m × d)`. `O(m d²)` operations.
+    pub fn output_energy(&self, weight: MatRef<'_, f32>, par: Par) -> f64 {
+        /// Rows of `W` at a time, so that the product is never held whole.
+        const STRIP: usize = 512;
+        let mut strip = Mat::zeros(STRIP.min(weight.nrows()), weight.ncols());
+        let mut energy = 0.0;
+        for first in (0..weight.nrows()).step_by(STRIP) {
+            let rows = weight.subrows(first, STRIP.min(weight.nrows() - first));
+            let mut image = strip.as_mut().subrows_mut(0, rows.nrows());
+            matmul(image.as_mut(), Accum::Replace, rows, self.second_moment.as_ref(), 1.0, par);
+            energy += dot(rows, image.as_ref());
+        }
+        energy
+    }
+}
+
+/// Measured statistics of pre-training activations.
+struct Source {
+    mean: Col<f64>,
+    /// Damped.
+    covariance: Mat<f64>,
+}
+
+impl Source {
+    fn measured(moments: &Moments, width: usize, ridge: f64) -> Result<Self> {
+        if moments.width() != width {
+            let (expected, found) = (width, moments.width());
+            return Err(Error::Shape { what: "width of the source activations", expected, found });
+        }
+        let mean = moments.mean()?;
+        let mut covariance = moments.second_moment()?;
+        covariance -= &mean * mean.transpose();
+        covariance.add_to_diagonal(ridge * covariance.trace_mean());
+        Ok(Self { mean, covariance })
+    }
+}
+
+/// What damping needs to know and to do.
+trait Damped {
+    /// Mean eigenvalue: `tr M / d`.
+    fn trace_mean(&self) -> f64;
+    /// `M + λ I`.
+    fn add_to_diagonal(&mut self, lambda: f64);
+}
+
+impl Damped for Mat<f64> {
+    fn trace_mean(&self) -> f64 {
+        self.diagonal().column_vector().iter().sum::<f64>() / self.nrows() as f64
+    }
+
+    fn add_to_diagonal(&mut self, lambda: f64) {
+        for i in 0..self.nrows() {
+            self[(i, i)] += lambda;
+        }
+    }
+}
+
+fn to_f32(what: &'static str, matrix: Mat<f64>) -> Result<Mat<f32>> {
+    let single = Mat::from_fn(matrix.nrows(), matrix.ncols(), |i, j| matrix[(i, j)] as f32);
+    dense::check_finite(what, single.as_ref())?;
+    Ok(single)
+}
+
+/// Sum of the products of corresponding entries, in f64.
+fn dot(a: MatRef<'_, f32>, b: MatRef<'_, f32>) -> f64 {
+    let column = |j: usize| a.col(j).iter().zip(b.col(j).iter()).map(|(a, b)| f64::from(*a) * f64::from(*b));
+    (0..a.ncols()).map(|j| column(j).sum::<f64>()).sum()
+}
+
+#[cfg(test)]
+mod tests;

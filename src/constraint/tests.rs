@@ -1,0 +1,199 @@
+//! The identities of the method, each on a small problem whose answer follows from its definition.
+
+use super::*;
+use crate::random::gaussian;
+use quickcheck::quickcheck;
+
+const TERMS: Terms = Terms { coupling: Coupling::Transport, preserve: 0.0, ridge: 1e-7 };
+
+/// Correlated rows about a mean.
+fn sample(rows: usize, width: usize, seed: u64, mean: f32) -> Mat<f32> {
+    let mixing = gaussian::<f32>(width, width, seed, "mixing") * faer::Scale(0.3);
+    let rows = gaussian::<f32>(rows, width, seed, "rows") * (mixing + Mat::<f32>::identity(width, width));
+    Mat::from_fn(rows.nrows(), width, |i, j| rows[(i, j)] + mean * (j % 3) as f32)
+}
+
+fn centred(rows: &Mat<f32>) -> Mat<f32> {
+    let mean = |j| rows.col(j).sum() / rows.nrows() as f32;
+    Mat::from_fn(rows.nrows(), rows.ncols(), |i, j| rows[(i, j)] - mean(j))
+}
+
+fn moments(rows: &Mat<f32>) -> Moments {
+    Moments::of(rows.as_ref()).unwrap()
+}
+
+fn constraint(target: &Moments, source: Option<&Moments>, terms: Terms) -> Constraint {
+    Constraint::new(Evidence { target, source, cross: None }, terms, Par::Seq).unwrap()
+}
+
+/// `(K − C) L⁻¹`, the update of a layer with `W = I`.
+fn update(constraint: &Constraint) -> Mat<f32> {
+    let width = constraint.width();
+    constraint.apply(Norm::Weights, Mat::identity(width, width).as_ref(), Par::Seq)
+}
+
+fn all_terms() -> impl Iterator<Item = (Terms, Norm)> {
+    let couplings = [Coupling::Transport, Coupling::Uncorrelated];
+    couplings.into_iter().flat_map(|coupling| {
+        [0.0, 0.5].into_iter().flat_map(move |preserve| {
+            let terms = Terms { coupling, preserve, ridge: 0.01 };
+            [Norm::Activations, Norm::Weights].into_iter().map(move |norm| (terms, norm))
+        })
+    })
+}
+
+/// On centred data the transported inputs have exactly the source statistics.
+#[test]
+fn transport_takes_the_target_to_the_source() {
+    let (x, z) = (centred(&sample(400, 8, 1, 0.0)), centred(&sample(300, 8, 2, 0.0)));
+    let (x, z) = (moments(&x), moments(&z));
+    let moved = update(&constraint(&x, Some(&z), TERMS)) + Mat::<f32>::identity(8, 8);
+    let moved = Mat::from_fn(8, 8, |i, j| f64::from(moved[(i, j)]));
+    let image = &moved * x.second_moment().unwrap() * moved.transpose();
+    assert!((image - z.second_moment().unwrap()).norm_max() < 1e-4);
+}
+
+/// Without source activations the transported inputs are white, with the mean variance that they had.
+#[test]
+fn transport_without_a_source_whitens() {
+    let x = moments(&centred(&sample(400, 8, 1, 0.0)));
+    let second = x.second_moment().unwrap();
+    let moved = update(&constraint(&x, None, TERMS)) + Mat::<f32>::identity(8, 8);
+    let moved = Mat::from_fn(8, 8, |i, j| f64::from(moved[(i, j)]));
+    let image = &moved * &second * moved.transpose();
+    let white = Mat::<f64>::identity(8, 8) * faer::Scale(second.trace_mean());
+    assert!((image - white).norm_max() < 1e-4);
+}
+
+/// Independent and centred: nothing of the target is wanted, so the layer's response is removed.
+#[test]
+fn uncorrelated_centred_activations_remove_the_layer() {
+    let x = moments(&centred(&sample(400, 8, 1, 0.0)));
+    let terms = Terms { coupling: Coupling::Uncorrelated, ..TERMS };
+    let removed = update(&constraint(&x, None, terms)) + Mat::<f32>::identity(8, 8);
+    assert!(removed.norm_max() < 1e-4);
+}
+
+/// Paired activations: the normal equations of least squares, `(I + Δ) C = K`.
+#[test]
+fn paired_activations_are_least_squares() {
+    let x = sample(400, 8, 1, 1.0);
+    let z = sample(400, 8, 2, 0.5);
+    let cross = z.transpose() * &x;
+    let cross = Mat::from_fn(8, 8, |i, j| f64::from(cross[(i, j)]) / 400.0);
+    let (x, z) = (moments(&x), moments(&z));
+    let evidence = Evidence { target: &x, source: Some(&z), cross: Some(cross.as_ref()) };
+    let terms = Terms { coupling: Coupling::Paired, ..TERMS };
+    let moved = update(&Constraint::new(evidence, terms, Par::Seq).unwrap()) + Mat::<f32>::identity(8, 8);
+    let moved = Mat::from_fn(8, 8, |i, j| f64::from(moved[(i, j)]));
+    assert!((moved * x.second_moment().unwrap() - cross).norm_max() < 1e-4);
+}
+
+/// The more preservation counts, the less the update does to pre-training inputs.
+#[test]
+fn preservation_leaves_the_source_alone() {
+    let (x, z) = (moments(&sample(400, 8, 1, 1.0)), moments(&sample(300, 8, 2, 0.5)));
+    let second = z.second_moment().unwrap();
+    let mut last = f64::INFINITY;
+    for preserve in [0.0, 1.0, 100.0] {
+        let update = update(&constraint(&x, Some(&z), Terms { preserve, ..TERMS }));
+        let update = Mat::from_fn(8, 8, |i, j| f64::from(update[(i, j)]));
+        let change = (&update * &second * update.transpose()).trace_mean();
+        assert!(change < 0.5 * last, "{preserve}: {change} after {last}");
+        last = change;
+    }
+}
+
+quickcheck! {
+    /// `⟨u, M v⟩ = ⟨Mᵀ u, v⟩`, for every combination of terms.
+    fn apply_transpose_is_the_transpose_of_apply(width: u8, seed: u64, measured: bool) -> bool {
+        let width = usize::from(width % 12) + 2;
+        let (x, z) = (moments(&sample(50, width, seed, 1.0)), moments(&sample(40, width, !seed, 0.5)));
+        all_terms().all(|(terms, norm)| {
+            let constraint = constraint(&x, measured.then_some(&z), terms);
+            let identity = Mat::<f32>::identity(width, width);
+            let matrix = constraint.apply(norm, identity.as_ref(), Par::Seq);
+            let transpose = constraint.apply_transpose(norm, identity.as_ref(), Par::Seq);
+            (&matrix - transpose.transpose()).norm_max() < 1e-3 * (1.0 + matrix.norm_max())
+        })
+    }
+
+    /// The two norms differ by `F`: `M_activations = M_weights F`, with `F Fᵀ = C + λI` as `leave_norm` inverts it.
+    fn norms_differ_by_the_metric(width: u8, seed: u64, measured: bool) -> bool {
+        let width = usize::from(width % 12) + 2;
+        let (x, z) = (moments(&sample(50, width, seed, 1.0)), moments(&sample(40, width, !seed, 0.5)));
+        all_terms().filter(|(_, norm)| *norm == Norm::Activations).all(|(terms, norm)| {
+            let constraint = constraint(&x, measured.then_some(&z), terms);
+            let mut rows = constraint.apply_transpose(norm, Mat::<f32>::identity(width, width).as_ref(), Par::Seq);
+            constraint.leave_norm(norm, rows.as_mut(), Par::Seq);
+            let matrix = constraint.apply(Norm::Weights, Mat::<f32>::identity(width, width).as_ref(), Par::Seq);
+            (rows.transpose() - &matrix).norm_max() < 1e-3 * (1.0 + matrix.norm_max())
+        })
+    }
+
+    /// `tr(W C Wᵀ)` and `aᵀ C a` against their definitions over the rows.
+    fn energies_are_mean_squares(width: u8, outputs: u8, seed: u64) -> bool {
+        let (width, outputs) = (usize::from(width % 9) + 2, usize::from(outputs % 9) + 1);
+        let x = sample(60, width, seed, 1.0);
+        let constraint = constraint(&moments(&x), None, TERMS);
+        let weight = gaussian::<f32>(outputs, width, seed, "weight");
+        let responses = &x * weight.transpose();
+        let mean_square = |j: usize| f64::from(responses.col(j).squared_norm_l2()) / 60.0;
+        let all: f64 = (0..outputs).map(mean_square).sum();
+        let each = constraint.activation_energy(weight.transpose(), Par::Seq);
+        (constraint.output_energy(weight.as_ref(), Par::Seq) - all).abs() < 1e-4 * all
+            && each.iter().enumerate().all(|(j, energy)| (energy - mean_square(j)).abs() < 1e-4 * (1e-3 + mean_square(j)))
+    }
+}
+
+/// Fewer rows than columns and almost no damping: the ladder is climbed, and the rung is recorded.
+#[test]
+fn damping_is_raised_until_the_factorization_works() {
+    let x = moments(&sample(5, 40, 1, 0.0));
+    let terms = Terms { coupling: Coupling::Uncorrelated, preserve: 0.0, ridge: 1e-18 };
+    let constraint = constraint(&x, None, terms);
+    assert!(constraint.damping() > 1e-17 && constraint.damping() < 1e-2, "{}", constraint.damping());
+    assert!(update(&constraint).norm_max().is_finite());
+}
+
+/// What nothing can be learned from is refused by name, not damped into an adapter of noise.
+#[test]
+fn activations_without_content_are_refused() {
+    let refusal = |rows: Mat<f32>, terms| {
+        let target = moments(&rows);
+        let evidence = Evidence { target: &target, source: None, cross: None };
+        Constraint::new(evidence, terms, Par::Seq).unwrap_err()
+    };
+    let zero = Error::NoVariation { what: "all activations are zero" };
+    let constant = Error::NoVariation { what: "all rows of activations are equal" };
+    assert_eq!(refusal(Mat::zeros(9, 4), TERMS), zero);
+    assert_eq!(refusal(Mat::from_fn(9, 4, |_, j| 0.1 + j as f32 / 3.0), TERMS), constant);
+    assert_eq!(refusal(sample(1, 4, 0, 0.3), TERMS), constant);
+    assert_eq!(
+        refusal(sample(9, 4, 0, 0.3), Terms { coupling: Coupling::Paired, ..TERMS }),
+        Error::MissingSource
+    );
+
+    let (target, source) = (moments(&sample(9, 4, 0, 0.0)), moments(&sample(9, 3, 0, 0.0)));
+    let evidence = Evidence { target: &target, source: Some(&source), cross: None };
+    let shape = Error::Shape { what: "width of the source activations", expected: 4, found: 3 };
+    assert_eq!(Constraint::new(evidence, TERMS, Par::Seq).unwrap_err(), shape);
+    let evidence = Evidence { target: &Moments::new(4), source: None, cross: None };
+    assert_eq!(Constraint::new(evidence, TERMS, Par::Seq).unwrap_err(), Error::NoRows);
+}
+
+/// A column that is constant, or a copy of another, is no obstacle.
+#[test]
+fn degenerate_columns_are_damped() {
+    let base = sample(200, 6, 3, 1.0);
+    let rows = Mat::from_fn(200, 8, |i, j| match j {
+        6 => 2.5,
+        7 => base[(i, 0)],
+        _ => base[(i, j)],
+    });
+    for (terms, _) in all_terms() {
+        let constraint = constraint(&moments(&rows), None, terms);
+        assert_eq!(constraint.damping(), 0.01);
+        assert!(update(&constraint).norm_max().is_finite());
+    }
+}

@@ -1,0 +1,73 @@
+//! The linear map between two Gaussians that moves least.
+//!
+//! `T` is the symmetric positive definite map with `T Σ_x T = Σ_z` (Olkin & Pukelsheim 1982; Gelbrich 1990). Being unique, it
+//! may be computed from any square root of `Σ_x`. With the Cholesky factor, `Σ_x = R Rᵀ`, one eigendecomposition is enough:
+//! `T = R⁻ᵀ (Rᵀ Σ_z R)^½ R⁻¹`.
+
+use super::Damped;
+use crate::dense;
+use crate::error::Result;
+use faer::linalg::triangular_solve::solve_upper_triangular_in_place;
+use faer::{Mat, MatRef, Par};
+
+/// `T Σ`, the covariance between the transported and the given activations, where `T` takes the damped covariance
+/// `Σ + ρ (tr Σ / d) I` to `source`, or, without one, to the isotropic `(tr Σ / d) I`. `None` if the damped covariance is not
+/// positive definite.
+///
+/// # Errors
+/// What the eigendecomposition returns.
+pub(super) fn cross_covariance(
+    covariance: Mat<f64>,
+    source: Option<MatRef<'_, f64>>,
+    ridge: f64,
+    par: Par,
+) -> Result<Option<Mat<f64>>> {
+    let variance = covariance.trace_mean();
+    let lambda = ridge * variance;
+    match source {
+        None => {
+            let mut damped = covariance;
+            damped.add_to_diagonal(lambda);
+            isotropic(damped, lambda, variance, par)
+        }
+        Some(source) => {
+            let mut damped = covariance.clone();
+            damped.add_to_diagonal(lambda);
+            measured(covariance, damped, source, par)
+        }
+    }
+}
+
+/// With `Σ_z = v I`, `T = √v (Σ + λI)^-½`: a function of the eigenvalues.
+fn isotropic(damped: Mat<f64>, lambda: f64, variance: f64, par: Par) -> Result<Option<Mat<f64>>> {
+    let (values, vectors) = dense::self_adjoint_eigen("covariance of the activations", damped.as_ref(), par)?;
+    if values.iter().any(|value| *value <= 0.0) {
+        return Ok(None);
+    }
+    drop(damped);
+    let scaled = Mat::from_fn(vectors.nrows(), vectors.ncols(), |i, j| {
+        vectors[(i, j)] * (variance / values[j]).sqrt() * (values[j] - lambda)
+    });
+    Ok(Some(dense::product(scaled.as_ref(), vectors.transpose(), par)))
+}
+
+fn measured(
+    covariance: Mat<f64>,
+    damped: Mat<f64>,
+    source: MatRef<'_, f64>,
+    par: Par,
+) -> Result<Option<Mat<f64>>> {
+    let Some(root) = dense::cholesky(damped, par) else { return Ok(None) };
+    let right = dense::product(source, root.as_ref(), par);
+    let inner = dense::product(root.transpose(), right.as_ref(), par);
+    drop(right);
+    let (values, vectors) = dense::self_adjoint_eigen("transported covariance", inner.as_ref(), par)?;
+    drop(inner);
+    // T = Y Yᵀ with Y = R⁻ᵀ Q E^¼; rounding may leave a zero eigenvalue slightly negative.
+    let mut y = Mat::from_fn(vectors.nrows(), vectors.ncols(), |i, j| {
+        vectors[(i, j)] * values[j].max(0.0).sqrt().sqrt()
+    });
+    solve_upper_triangular_in_place(root.transpose(), y.as_mut(), par);
+    let right = dense::product(y.transpose(), covariance.as_ref(), par);
+    Ok(Some(dense::product(y.as_ref(), right.as_ref(), par)))
+}

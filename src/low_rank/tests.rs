@@ -1,0 +1,101 @@
+//! Both methods against the dense decomposition, on spectra whose answer is known.
+
+use super::*;
+use crate::random::gaussian;
+use quickcheck::quickcheck;
+
+/// `m × n` with random singular vectors and the given singular values.
+fn with_spectrum(m: usize, n: usize, spectrum: impl Fn(usize) -> f64) -> Mat<f32> {
+    let side = m.min(n);
+    let q = |rows, name| dense::thin_qr("q", gaussian::<f64>(rows, side, 0, name), Par::Seq).unwrap().0;
+    let scaled = q(m, "left") * Mat::from_fn(side, side, |i, j| if i == j { spectrum(i + 1) } else { 0.0 });
+    let full = scaled * q(n, "right").transpose();
+    Mat::from_fn(m, n, |i, j| full[(i, j)] as f32)
+}
+
+/// `|M − U Σ Vᵀ|_F` in f64.
+fn truncation_error(matrix: &Mat<f32>, svd: &TruncatedSvd) -> f64 {
+    let single = |a: &Mat<f32>| Mat::from_fn(a.nrows(), a.ncols(), |i, j| f64::from(a[(i, j)]));
+    let (u, v) = (single(&svd.u), single(&svd.v));
+    let scaled = Mat::from_fn(u.nrows(), u.ncols(), |i, j| u[(i, j)] * svd.s[j]);
+    (single(matrix) - scaled * v.transpose()).norm_l2()
+}
+
+fn orthonormal(q: &Mat<f32>) -> bool {
+    (q.transpose() * q - Mat::<f32>::identity(q.ncols(), q.ncols())).norm_max() < 1e-5
+}
+
+/// The truncation error is within 1e-4 of the optimal one, on spectra that decay fast and slowly.
+#[test]
+fn truncation_is_optimal_on_decaying_spectra() {
+    for (power, k) in [(-1.0, 16), (-0.5, 16), (-1.0, 24)] {
+        let spectrum = |i: usize| (i as f64).powf(power);
+        let matrix = with_spectrum(700, 600, spectrum);
+        let svd = truncated_svd(&matrix.as_ref(), k, 0, "layer", Par::Seq).unwrap();
+        let optimal = (k + 1..=600).map(|i| spectrum(i).powi(2)).sum::<f64>().sqrt();
+        let excess = truncation_error(&matrix, &svd) / optimal - 1.0;
+        assert!(excess < 1e-4, "i^{power}, rank {k}: {excess:e} above the optimum");
+        assert!(!svd.energy_exact && orthonormal(&svd.u) && orthonormal(&svd.v));
+        for (i, s) in svd.s.iter().enumerate() {
+            assert!((s / spectrum(i + 1) - 1.0).abs() < 1e-3, "i^{power}: singular value {i} is {s}");
+        }
+        let energy: f64 = (1..=600).map(|i| spectrum(i).powi(2)).sum();
+        assert!((svd.energy / energy - 1.0).abs() < 0.02, "{} for {energy}", svd.energy);
+    }
+}
+
+quickcheck! {
+    /// Small operators, of whatever shape: the dense decomposition, cut.
+    fn small_operators_agree_with_the_dense_decomposition(m: u8, n: u8, k: u8, seed: u64) -> bool {
+        let (m, n) = (usize::from(m % 40) + 1, usize::from(n % 40) + 1);
+        let k = usize::from(k) % m.min(n) + 1;
+        let matrix = gaussian::<f32>(m, n, seed, "matrix");
+        let svd = truncated_svd(&matrix.as_ref(), k, seed, "layer", Par::Seq).unwrap();
+        let full = dense::thin_svd("matrix", matrix.as_ref(), Par::Seq).unwrap();
+        let tail = full.s[k..].iter().map(|s| f64::from(*s).powi(2)).sum::<f64>().sqrt();
+        svd.energy_exact
+            && svd.residual == 0.0
+            && svd.s.iter().zip(&full.s).all(|(a, b)| (a - f64::from(*b)).abs() < 1e-4)
+            && (truncation_error(&matrix, &svd) - tail).abs() < 1e-3
+    }
+}
+
+/// An operator whose rank is below that of the answer leaves blocks of rounding errors behind: the bases must stay
+/// orthonormal, and the missing singular values be zero.
+#[test]
+fn operators_of_low_rank_and_zero_operators() {
+    for rank in [0, 5] {
+        let matrix = with_spectrum(600, 620, |i| if i <= rank { 1.0 / i as f64 } else { 0.0 });
+        let svd = truncated_svd(&matrix.as_ref(), 12, 3, "layer", Par::Seq).unwrap();
+        assert!(svd.s[rank..].iter().all(|s| *s < 1e-5), "rank {rank}: {:?}", svd.s);
+        assert!(svd.s[..rank].iter().zip(1..).all(|(s, i)| (s - 1.0 / f64::from(i)).abs() < 1e-5));
+        assert!(orthonormal(&svd.u) && orthonormal(&svd.v), "rank {rank}");
+    }
+}
+
+/// A spectrum without decay does not converge, and must say so rather than go on.
+#[test]
+fn a_flat_spectrum_is_returned_with_its_residual() {
+    let matrix = gaussian::<f32>(600, 600, 0, "noise");
+    let svd = truncated_svd(&matrix.as_ref(), 16, 0, "layer", Par::Seq).unwrap();
+    assert!(svd.residual > 1e-3, "{}", svd.residual);
+    assert!((svd.energy / 36e4 - 1.0).abs() < 0.02, "{}", svd.energy);
+}
+
+/// Same seed and name, same bits; another name, another start.
+#[test]
+fn reproducible_for_a_seed_and_a_name() {
+    let matrix = with_spectrum(600, 640, |i| 1.0 / i as f64);
+    let u = |name| truncated_svd(&matrix.as_ref(), 4, 9, name, Par::Seq).unwrap().u;
+    assert_eq!(u("a"), u("a"));
+    assert_ne!(u("a"), u("b"));
+}
+
+#[test]
+fn operators_with_nan_are_refused() {
+    for side in [20, 600] {
+        let mut matrix = gaussian::<f32>(side, side, 0, "matrix");
+        matrix[(3, 4)] = f32::NAN;
+        assert!(truncated_svd(&matrix.as_ref(), 4, 0, "layer", Par::Seq).is_err());
+    }
+}

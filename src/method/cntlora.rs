@@ -1,0 +1,189 @@
+//! CNTLoRA: Das, Park, Hayat, Choi, Yun & Porikli, *ConsNoTrainLoRA: Data-driven Weight Initialization of Low-rank
+//! Adapters using Constraints*, ICCV 2025, arXiv 2507.08044.
+//!
+//! From its abstract: initialization as a domain shift; constraints between pre-training and fine-tuning activations; a closed
+//! form of the update from pre-trained weights and fine-tuning activations; its decomposition into up and down matrices of
+//! variable rank. The equations are this project's own derivation from those statements, and are not the paper's.
+
+use super::Options;
+use crate::constraint::{Constraint, Evidence, Norm};
+use crate::error::{Error, Result};
+use crate::factors::{Components, Initialization};
+use crate::low_rank::{self, Operator};
+use crate::rank::{self, Layer};
+use faer::{Mat, MatRef, Par};
+
+/// The update of a layer, `Δ F = W · (K − C) (C + ρ_p S + λI)⁻¹ F`, applied factor by factor.
+struct Update<'a> {
+    weight: MatRef<'a, f32>,
+    constraint: &'a Constraint,
+    norm: Norm,
+}
+
+impl Operator for Update<'_> {
+    fn rows(&self) -> usize {
+        self.weight.nrows()
+    }
+    fn columns(&self) -> usize {
+        self.weight.ncols()
+    }
+    fn apply(&self, block: MatRef<'_, f32>, par: Par) -> Mat<f32> {
+        self.weight.apply(self.constraint.apply(self.norm, block, par).as_ref(), par)
+    }
+    fn apply_transpose(&self, block: MatRef<'_, f32>, par: Par) -> Mat<f32> {
+        self.constraint.apply_transpose(self.norm, self.weight.apply_transpose(block, par).as_ref(), par)
+    }
+}
+
+/// The leading part of a layer's update.
+#[derive(Clone, Debug)]
+pub struct Decomposition {
+    /// What factors are made from.
+    pub components: Components,
+    /// `|Δ F|²_F`, in [`Norm::Weights`] `|Δ|²_F`.
+    pub energy: f64,
+    /// Whether the energy is exact, or partly estimated from random probes.
+    pub energy_exact: bool,
+    /// Largest residual of a component, relative to the first singular value.
+    pub residual: f64,
+}
+
+impl Decomposition {
+    /// What the choice of ranks needs to know.
+    pub fn as_layer(&self) -> Layer<'_> {
+        let cost = (self.components.u.nrows() + self.components.a.nrows()) as u64;
+        Layer { spectrum: &self.components.sigma, energy: self.energy, cost }
+    }
+
+    /// Share of the energy that a rank keeps; 1 for an update of zero.
+    pub fn energy_kept(&self, rank: usize) -> f64 {
+        let kept: f64 = self.components.sigma[..rank].iter().map(|sigma| sigma * sigma).sum();
+        if self.energy > 0.0 { (kept / self.energy).min(1.0) } else { 1.0 }
+    }
+}
+
+/// Decomposes the update of one layer, `W (m × d)`. `name` gives its random stream.
+///
+/// # Errors
+/// [`Error::Shape`] if the weight does not read activations of this width; [`Error::NonFinite`] for a weight with NaN or
+/// infinity; what the decomposition returns.
+pub fn decompose(
+    constraint: &Constraint,
+    weight: MatRef<'_, f32>,
+    name: &str,
+    options: &Options,
+    par: Par,
+) -> Result<Decomposition> {
+    let width = constraint.width();
+    if weight.ncols() != width {
+        return Err(Error::Shape {
+            what: "input features of the weight",
+            expected: width,
+            found: weight.ncols(),
+        });
+    }
+    crate::dense::check_finite("the weight", weight)?;
+    let components = options.components(weight.nrows().min(width));
+    let update = Update { weight, constraint, norm: options.norm };
+    let svd = low_rank::truncated_svd(&update, components, options.seed, name, par)?;
+    let mut a = svd.v;
+    constraint.leave_norm(options.norm, a.as_mut(), par);
+    let activation_energy = constraint.activation_energy(a.as_ref(), par);
+    let output_energy = constraint.output_energy(weight, par);
+    Ok(Decomposition {
+        components: Components { u: svd.u, sigma: svd.s, a, activation_energy, output_energy },
+        energy: svd.energy,
+        energy_exact: svd.energy_exact,
+        residual: svd.residual,
+    })
+}
+
+/// The whole method for one layer on its own: from what was measured at its site to its factors.
+///
+/// Where several weights read one site, build its [`Constraint`] once and call [`decompose`] for each of them; where
+/// ranks are to be shared out among layers, decompose all of them before [`rank::allocate`].
+///
+/// # Errors
+/// What [`Constraint::new`], [`decompose`], [`rank::allocate`] and [`Components::initialize`] return.
+pub fn initialize(
+    evidence: Evidence<'_>,
+    weight: MatRef<'_, f32>,
+    name: &str,
+    options: &Options,
+    par: Par,
+) -> Result<Initialization> {
+    let constraint = Constraint::new(evidence, options.terms(), par)?;
+    let decomposition = decompose(&constraint, weight, name, options, par)?;
+    let rank = rank::allocate(options.ranks, options.limits, &[decomposition.as_layer()])?[0];
+    decomposition.components.initialize(rank, options.strength, options.start, options.scale)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::factors::{Start, Strength};
+    use crate::moments::Moments;
+    use crate::random::gaussian;
+    use crate::rank::{Limits, Policy};
+    use quickcheck::quickcheck;
+
+    const RIDGE: f64 = 0.05;
+
+    fn options(norm: Norm, rank: usize) -> Options {
+        Options {
+            norm,
+            ridge: RIDGE,
+            strength: Strength::Fixed(1.0),
+            start: Start::Update,
+            ranks: Policy::Fixed(rank),
+            limits: Limits { min: 0, max: rank, multiple: 1 },
+            ..Options::default()
+        }
+    }
+
+    quickcheck! {
+        /// Cutting in the activations' norm leaves the least error in it: what the singular values beyond the rank say, and no
+        /// more than cutting the update itself leaves.
+        fn the_norm_that_is_asked_for_is_minimized(width: u8, outputs: u8, rank: u8, seed: u64) -> bool {
+            let (width, outputs) = (usize::from(width % 10) + 3, usize::from(outputs % 10) + 2);
+            let rank = usize::from(rank) % (width.min(outputs) - 1) + 1;
+            let mixing = gaussian::<f32>(width, width, seed, "mixing");
+            let rows = gaussian::<f32>(80, width, seed, "rows") * mixing;
+            let target = Moments::of(rows.as_ref()).unwrap();
+            let weight = gaussian::<f32>(outputs, width, seed, "weight");
+            let evidence = Evidence { target: &target, source: None, cross: None };
+            let constraint = Constraint::new(evidence, options(Norm::Weights, rank).terms(), Par::Seq).unwrap();
+            let identity = Mat::<f32>::identity(width, width);
+            let update = &weight * constraint.apply(Norm::Weights, identity.as_ref(), Par::Seq);
+            let trace: f64 = target.second_moment().unwrap().diagonal().column_vector().iter().sum();
+            let lambda = RIDGE * trace / width as f64;
+
+            let error = |norm| {
+                let options = options(norm, rank);
+                let made = initialize(evidence, weight.as_ref(), "layer", &options, Par::Seq).unwrap();
+                let rest = &update - &made.factors.b * &made.factors.a;
+                constraint.output_energy(rest.as_ref(), Par::Seq) + lambda * f64::from(rest.squared_norm_l2())
+            };
+            let options = options(Norm::Activations, rank);
+            let cut = decompose(&constraint, weight.as_ref(), "layer", &options, Par::Seq).unwrap();
+            let left = cut.energy - cut.components.sigma[..rank].iter().map(|sigma| sigma * sigma).sum::<f64>();
+            let (least, other) = (error(Norm::Activations), error(Norm::Weights));
+            let rounding = 1e-4 * cut.energy;
+            least <= other + rounding && (least - left).abs() <= rounding
+        }
+    }
+
+    /// A weight of another width is refused before anything is computed.
+    #[test]
+    fn weights_that_do_not_fit_are_refused() {
+        let target = Moments::of(gaussian::<f32>(30, 5, 0, "rows").as_ref()).unwrap();
+        let evidence = Evidence { target: &target, source: None, cross: None };
+        let refusal = |weight: Mat<f32>| {
+            initialize(evidence, weight.as_ref(), "layer", &Options::default(), Par::Seq).unwrap_err()
+        };
+        let shape = Error::Shape { what: "input features of the weight", expected: 5, found: 4 };
+        assert_eq!(refusal(Mat::zeros(3, 4)), shape);
+        let nan = Mat::from_fn(3, 5, |_, _| f32::NAN);
+        assert_eq!(refusal(nan), Error::NonFinite { what: "the weight" });
+    }
+}

@@ -1,0 +1,257 @@
+//! From singular values to ranks. Pure functions; knows nothing else.
+
+use crate::error::{Error, Result};
+
+/// How ranks are chosen.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Policy {
+    /// The same rank everywhere.
+    Fixed(usize),
+    /// The least rank that keeps this share, in (0, 1], of the layer's energy.
+    Energy(f64),
+    /// This many parameters in all, spent greedily on energy share per parameter.
+    Budget(u64),
+    /// A budget of what this fixed rank would spend.
+    BudgetOfRank(usize),
+}
+
+/// What every policy honours. A layer's full rank stands above all of them: no layer gets more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Limits {
+    /// Least rank of a layer.
+    pub min: usize,
+    /// Largest rank of a layer.
+    pub max: usize,
+    /// Ranks are multiples of this: least ranks are rounded up, largest ranks down.
+    pub multiple: usize,
+}
+
+/// What the choice of ranks knows of a layer.
+#[derive(Clone, Copy, Debug)]
+pub struct Layer<'a> {
+    /// Leading singular values, descending. There is no rank beyond them.
+    pub spectrum: &'a [f64],
+    /// Sum of the squares of all singular values.
+    pub energy: f64,
+    /// Parameters that a unit of rank costs: `m + d`.
+    pub cost: u64,
+}
+
+impl Limits {
+    /// Least and largest legal rank of a layer of this full rank.
+    fn of(self, full: usize) -> (usize, usize) {
+        let multiple = self.multiple.max(1);
+        let max = self.max.min(full) / multiple * multiple;
+        (self.min.next_multiple_of(multiple).min(max), max)
+    }
+
+    /// The least legal rank that is at least `rank`, or the largest legal one.
+    fn at_least(self, rank: usize, full: usize) -> usize {
+        let (min, max) = self.of(full);
+        rank.next_multiple_of(self.multiple.max(1)).clamp(min, max)
+    }
+}
+
+/// A rank for every layer, in their order. 0 means that the layer gets no adapter.
+///
+/// # Errors
+/// [`Error::Option`] for a budget that does not pay for the least ranks, or for no rank at all.
+pub fn allocate(policy: Policy, limits: Limits, layers: &[Layer<'_>]) -> Result<Vec<usize>> {
+    let fixed = |rank: usize| layers.iter().map(move |layer| limits.at_least(rank, layer.spectrum.len()));
+    match policy {
+        Policy::Fixed(rank) => Ok(fixed(rank).collect()),
+        Policy::Energy(share) => Ok(layers
+            .iter()
+            .map(|layer| limits.at_least(rank_of_share(share, layer), layer.spectrum.len()))
+            .collect()),
+        Policy::Budget(parameters) => by_budget(parameters, limits, layers),
+        Policy::BudgetOfRank(rank) => {
+            let cost = |(rank, layer): (usize, &Layer<'_>)| (rank as u64).saturating_mul(layer.cost);
+            let full = layers.iter().map(|layer| rank.min(layer.spectrum.len()));
+            by_budget(full.zip(layers).map(cost).sum(), limits, layers)
+        }
+    }
+}
+
+/// Least rank whose singular values hold `share` of the energy.
+fn rank_of_share(share: f64, layer: &Layer<'_>) -> usize {
+    let wanted = share * layer.energy;
+    let mut kept = 0.0;
+    for (rank, sigma) in layer.spectrum.iter().enumerate() {
+        if kept >= wanted {
+            return rank;
+        }
+        kept += sigma * sigma;
+    }
+    layer.spectrum.len()
+}
+
+/// Greedy: the best energy share per parameter first, until nothing more fits. Ties go to the earlier layer.
+fn by_budget(parameters: u64, limits: Limits, layers: &[Layer<'_>]) -> Result<Vec<usize>> {
+    let too_small =
+        |expected| Error::Option { what: "the parameter budget", expected, found: parameters as f64 };
+    let unit = limits.multiple.max(1);
+    let mut ranks: Vec<usize> = layers.iter().map(|layer| limits.of(layer.spectrum.len()).0).collect();
+    let least: u64 = ranks.iter().zip(layers).map(|(rank, layer)| *rank as u64 * layer.cost).sum();
+    let Some(mut left) = parameters.checked_sub(least) else {
+        return Err(too_small("at least what the least ranks cost"));
+    };
+
+    struct Step {
+        value: f64,
+        layer: usize,
+        from: usize,
+    }
+    let mut steps = Vec::new();
+    for (index, layer) in layers.iter().enumerate() {
+        let (min, max) = limits.of(layer.spectrum.len());
+        let per_parameter = 1.0 / (layer.energy.max(f64::MIN_POSITIVE) * unit as f64 * layer.cost as f64);
+        for from in (min..max).step_by(unit) {
+            let gain: f64 = layer.spectrum[from..from + unit].iter().map(|sigma| sigma * sigma).sum();
+            steps.push(Step { value: gain * per_parameter, layer: index, from });
+        }
+    }
+    steps.sort_by(|a, b| b.value.total_cmp(&a.value).then(a.layer.cmp(&b.layer)).then(a.from.cmp(&b.from)));
+    for step in steps {
+        let cost = unit as u64 * layers[step.layer].cost;
+        if cost <= left && ranks[step.layer] == step.from {
+            ranks[step.layer] += unit;
+            left -= cost;
+        }
+    }
+    if ranks.iter().all(|rank| *rank == 0) {
+        return Err(too_small("enough for one unit of rank of some layer"));
+    }
+    Ok(ranks)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use quickcheck::quickcheck;
+
+    /// Layers with descending spectra, some of them equal, so that ties occur.
+    fn spectra(raw: &[Vec<u8>]) -> Vec<Vec<f64>> {
+        raw.iter()
+            .take(12)
+            .map(|values| {
+                let mut spectrum: Vec<f64> =
+                    values.iter().take(20).map(|v| f64::from(v % 16) / 4.0).collect();
+                spectrum.sort_by(|a, b| b.total_cmp(a));
+                spectrum
+            })
+            .collect()
+    }
+
+    fn layers(spectra: &[Vec<f64>]) -> Vec<Layer<'_>> {
+        spectra
+            .iter()
+            .zip([10, 30, 10, 7, 100].into_iter().cycle())
+            .map(|(spectrum, cost)| Layer { spectrum, energy: spectrum.iter().map(|s| s * s).sum(), cost })
+            .collect()
+    }
+
+    fn spent(ranks: &[usize], layers: &[Layer<'_>]) -> u64 {
+        ranks.iter().zip(layers).map(|(rank, layer)| *rank as u64 * layer.cost).sum()
+    }
+
+    fn limits(min: u8, max: u8, multiple: u8) -> Limits {
+        let min = usize::from(min % 4);
+        Limits { min, max: min + usize::from(max % 20), multiple: usize::from(multiple % 4) + 1 }
+    }
+
+    quickcheck! {
+        /// Every policy keeps to the limits, for every layer.
+        fn limits_are_kept(raw: Vec<Vec<u8>>, min: u8, max: u8, multiple: u8, rank: u8, share: u8, budget: u16) -> bool {
+            let (spectra, limits) = (spectra(&raw), limits(min, max, multiple));
+            let layers = layers(&spectra);
+            let policies = [
+                Policy::Fixed(usize::from(rank)),
+                Policy::Energy(f64::from(share) / 255.0),
+                Policy::Budget(u64::from(budget)),
+                Policy::BudgetOfRank(usize::from(rank)),
+            ];
+            policies.into_iter().all(|policy| match allocate(policy, limits, &layers) {
+                Ok(ranks) => ranks.iter().zip(&layers).all(|(rank, layer)| {
+                    rank % limits.multiple == 0
+                        && *rank <= limits.max.min(layer.spectrum.len())
+                        && (*rank >= limits.min || rank + limits.multiple > limits.max.min(layer.spectrum.len()))
+                }),
+                Err(_) => matches!(policy, Policy::Budget(_) | Policy::BudgetOfRank(_)),
+            })
+        }
+
+        /// A budget is never overspent, and what is left over does not pay for a further unit of any layer that has one.
+        fn budget_is_kept_and_used(raw: Vec<Vec<u8>>, budget: u16) -> bool {
+            let spectra = spectra(&raw);
+            let layers = layers(&spectra);
+            let limits = Limits { min: 0, max: 20, multiple: 1 };
+            let Ok(ranks) = allocate(Policy::Budget(u64::from(budget)), limits, &layers) else { return true };
+            let left = u64::from(budget).checked_sub(spent(&ranks, &layers));
+            left.is_some_and(|left| {
+                ranks.iter().zip(&layers).all(|(rank, layer)| *rank == layer.spectrum.len() || layer.cost > left)
+            })
+        }
+
+        /// A larger share never gives a smaller rank; the rank keeps the share, and one less does not.
+        fn energy_is_monotone_and_tight(raw: Vec<Vec<u8>>, a: u8, b: u8) -> bool {
+            let spectra = spectra(&raw);
+            let layers = layers(&spectra);
+            let limits = Limits { min: 0, max: 20, multiple: 1 };
+            let share = |x: u8| f64::from(x) / 255.0;
+            let ranks = |x: u8| allocate(Policy::Energy(share(x)), limits, &layers).unwrap();
+            let kept = |layer: &Layer<'_>, rank: usize| layer.spectrum[..rank].iter().map(|s| s * s).sum::<f64>();
+            let monotone = ranks(a.min(b)).iter().zip(&ranks(a.max(b))).all(|(low, high)| low <= high);
+            monotone && ranks(a).iter().zip(&layers).all(|(rank, layer)| {
+                let wanted = share(a) * layer.energy;
+                kept(layer, *rank) >= wanted && (*rank == 0 || kept(layer, rank - 1) < wanted)
+            })
+        }
+
+        /// With steps of one and equal costs, greedy is optimal: no other ranks of the same cost keep more energy share.
+        fn greedy_is_optimal_for_equal_costs(first: Vec<u8>, second: Vec<u8>, budget: u8) -> bool {
+            let spectra = spectra(&[first, second]);
+            let mut layers = layers(&spectra);
+            layers.iter_mut().for_each(|layer| layer.cost = 1);
+            let limits = Limits { min: 0, max: 20, multiple: 1 };
+            let budget = usize::from(budget % 40);
+            let Ok(ranks) = allocate(Policy::Budget(budget as u64), limits, &layers) else { return true };
+            let share = |layer: &Layer<'_>, rank: usize| {
+                layer.spectrum[..rank].iter().map(|s| s * s).sum::<f64>() / layer.energy.max(f64::MIN_POSITIVE)
+            };
+            let value = |a: usize, b: usize| share(&layers[0], a) + share(&layers[1], b);
+            let best = (0..=spectra[0].len().min(budget))
+                .map(|a| value(a, spectra[1].len().min(budget - a)))
+                .fold(0.0, f64::max);
+            value(ranks[0], ranks[1]) >= best - 1e-12
+        }
+    }
+
+    #[test]
+    fn ties_go_to_the_earlier_layer() {
+        let spectrum = [2.0, 1.0];
+        let layer = Layer { spectrum: &spectrum, energy: 5.0, cost: 10 };
+        let limits = Limits { min: 0, max: 2, multiple: 1 };
+        assert_eq!(allocate(Policy::Budget(30), limits, &[layer; 2]), Ok(vec![2, 1]));
+    }
+
+    #[test]
+    fn budgets_that_are_too_small_are_refused() {
+        let layer = Layer { spectrum: &[1.0, 0.5], energy: 1.25, cost: 10 };
+        let refused =
+            |min, budget| allocate(Policy::Budget(budget), Limits { min, max: 2, multiple: 1 }, &[layer]);
+        assert!(refused(1, 9).unwrap_err().to_string().contains("at least what the least ranks cost"));
+        assert!(refused(0, 9).unwrap_err().to_string().contains("enough for one unit of rank"));
+    }
+
+    /// Fixed ranks are rounded up to a multiple, but never above what the layer has.
+    #[test]
+    fn fixed_ranks_round_up_within_the_layer() {
+        let spectrum = [1.0; 20];
+        let layer = |full| Layer { spectrum: &spectrum[..full], energy: 1.0, cost: 1 };
+        let limits = Limits { min: 0, max: 64, multiple: 8 };
+        let ranks = allocate(Policy::Fixed(12), limits, &[layer(20), layer(15), layer(7)]);
+        assert_eq!(ranks, Ok(vec![16, 8, 0]));
+    }
+}
