@@ -59,3 +59,6 @@ pub mod factors;
 pub mod low_rank;
 pub mod method;
 pub mod rank;
+
+#[cfg(feature = "files")]
+pub mod storage;

@@ -1,0 +1,23 @@
+//! Bytes from outside, and back. Knows nothing of numbers.
+
+mod atomic;
+mod checkpoint;
+pub(crate) mod json;
+mod mapping;
+pub mod npy;
+mod problem;
+mod read_at;
+mod recognize;
+pub mod safetensors;
+mod source;
+
+pub use atomic::{AtomicFile, write_atomically};
+pub use checkpoint::{Checkpoint, StoredTensor};
+pub use problem::{Category, Problem, Problems, quoted};
+pub use read_at::ReadAt;
+pub use source::{Access, Identity, Source};
+
+/// How many numbers a shape holds, if a u64 can count them.
+fn product(shape: &[u64]) -> Option<u64> {
+    shape.iter().try_fold(1u64, |product, &length| product.checked_mul(length))
+}

@@ -1,0 +1,175 @@
+//! The header of a `.npy` file, read strictly: no Python literal is evaluated.
+//!
+//! Source: NEP 1 and the documentation of `numpy.lib.format`, versions 1.0 to 3.0: the magic string, two
+//! bytes of version, the header length in two (from version 2 on four) bytes, and a Python dictionary with
+//! the keys `descr`, `fortran_order` and `shape`, padded by spaces and ended by a newline. What is read here
+//! is the part of the language that `numpy.save` writes for arrays of floating point numbers.
+
+mod dictionary;
+#[cfg(test)]
+mod tests;
+
+use super::problem::printable;
+use super::recognize::{PREFIX, recognize};
+use super::{Problem, Source, product};
+use crate::element::Element;
+use dictionary::Dictionary;
+
+/// What the header says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// The number format.
+    pub element: Element,
+    /// Whether numbers are stored with the most significant byte first.
+    pub big_endian: bool,
+    /// Whether the first axis varies fastest.
+    pub fortran_order: bool,
+    /// Lengths of the axes.
+    pub shape: Vec<u64>,
+    /// Offset of the first number, from the start of the file.
+    pub offset: u64,
+}
+
+const MAGIC: &[u8] = b"\x93NUMPY";
+
+/// The longest header of version 1, in bytes: the limit of numpy.
+const LONGEST_OF_VERSION_1: u64 = 10_000;
+
+/// The longest header of later versions, in bytes. Ours need about a hundred.
+const LONGEST: u64 = 1 << 20;
+
+impl Header {
+    /// Reads and checks the header of a file; its data must have exactly the length that the shape asks for.
+    ///
+    /// Accepted are `f8`, `f4` and `f2` in either byte order, and `<V2` or `|V2` for bfloat16: with the
+    /// package `ml_dtypes`, numpy writes bfloat16 as an unnamed type of two bytes.
+    ///
+    /// # Errors
+    /// Other number formats, arrays without an axis, and everything that `numpy.save` does not write.
+    pub fn read(source: &Source) -> Result<Self, Problem> {
+        let refused = |what: String| Problem::data(what).in_file(source.path());
+        let malformed = |what: String| {
+            refused(what).help(
+                "the file is damaged or incomplete: write it again with numpy.save, or download it again",
+            )
+        };
+        let (text_start, text_length) = locate(source)?;
+        let text = source.read_vec(text_start, text_length)?;
+        let Dictionary { descr, fortran_order, shape } =
+            dictionary::parse(&text).map_err(|error| malformed(error.describe(&text, text_start)))?;
+        let Some((element, big_endian)) = number_format(&descr) else {
+            let what = format!(
+                "expected floating point numbers (descr f8, f4, f2, or V2 for bfloat16), found descr {}{}",
+                printable(&descr),
+                kind_of(&descr)
+            );
+            return Err(refused(what).help("convert the array with .astype(\"float32\") before numpy.save"));
+        };
+        if shape.is_empty() {
+            return Err(refused("expected an array with at least one axis, found a single number".into())
+                .help("save an array of shape (rows, columns)"));
+        }
+        let header = Self { element, big_endian, fortran_order, shape, offset: text_start + text_length };
+        header.check_length(source.length() - header.offset).map_err(malformed)?;
+        Ok(header)
+    }
+
+    /// Compares the bytes that the shape asks for with those that follow the header.
+    fn check_length(&self, found: u64) -> Result<(), String> {
+        let size = self.element.size() as u64;
+        let too_large = || format!("its shape {:?} asks for more bytes than any file has", self.shape);
+        let expected =
+            product(&self.shape).and_then(|count| count.checked_mul(size)).ok_or_else(too_large)?;
+        if found == expected {
+            return Ok(());
+        }
+        let rows = self.shape[0];
+        let what =
+            format!("its shape {:?} asks for {expected} bytes, but {found} follow the header", self.shape);
+        // A row of no bytes, or more rows than a u64 can count bytes of, has no number of rows to compare.
+        let row = product(&self.shape[1..]).and_then(|count| count.checked_mul(size)).filter(|&row| row > 0);
+        let Some(row) = row else { return Err(what) };
+        let rest = match found % row {
+            0 => String::new(),
+            rest => format!(" and {rest} bytes"),
+        };
+        Err(format!("{what}: expected {rows} rows, found {}{rest}", found / row))
+    }
+}
+
+/// Start and length of the dictionary's text, within the file and below the limits.
+fn locate(source: &Source) -> Result<(u64, u64), Problem> {
+    let size = source.length();
+    let prefix = source.read_vec(0, size.min(PREFIX))?;
+    let refused = |what: String| {
+        Problem::data(what).in_file(source.path()).help("write it with numpy.save, or download it again")
+    };
+    if !prefix.starts_with(MAGIC) {
+        return Err(match recognize(&prefix) {
+            Some(stranger) => Problem::data(format!("expected a .npy file, found {}", stranger.found))
+                .in_file(source.path())
+                .help(stranger.help),
+            None if size == 0 => refused("expected a .npy file, found an empty one".into()),
+            None => refused("expected a .npy file, which begins with \"\\x93NUMPY\"".into()),
+        });
+    }
+    let too_short =
+        |least: u64| refused(format!("the file has {size} bytes, but its header has at least {least}"));
+    let Some(&[major, minor]) = prefix.get(6..8) else { return Err(too_short(10)) };
+    let (start, longest) = match (major, minor) {
+        (1, 0) => (10, LONGEST_OF_VERSION_1),
+        (2 | 3, 0) => (12, LONGEST),
+        _ => {
+            return Err(refused(format!(
+                "expected version 1.0, 2.0 or 3.0 of the format, found {major}.{minor}"
+            )));
+        }
+    };
+    let Some(length) = prefix.get(8..start) else { return Err(too_short(start as u64)) };
+    let length = length.iter().rev().fold(0, |length, &byte| length << 8 | u64::from(byte));
+    if length > longest {
+        return Err(refused(format!("its header has {length} bytes, but the limit is {longest}")));
+    }
+    let start = start as u64;
+    if length > size - start {
+        return Err(too_short(start + length));
+    }
+    Ok((start, length))
+}
+
+/// Format and whether it is big-endian, if it is one that is read.
+fn number_format(descr: &str) -> Option<(Element, bool)> {
+    if matches!(descr, "<V2" | "|V2") {
+        return Some((Element::Bf16, false));
+    }
+    let (order, kind) = descr.split_at_checked(1)?;
+    let big_endian = match order {
+        "<" => false,
+        ">" => true,
+        "=" => cfg!(target_endian = "big"),
+        _ => return None,
+    };
+    let element = match kind {
+        "f8" => Element::F64,
+        "f4" => Element::F32,
+        "f2" => Element::F16,
+        _ => return None,
+    };
+    Some((element, big_endian))
+}
+
+/// In words, what a refused format is.
+fn kind_of(descr: &str) -> &'static str {
+    if descr.starts_with(['[', '(', '{']) {
+        return ", a structured type";
+    }
+    match descr.trim_start_matches(['<', '>', '=', '|']).chars().next() {
+        Some('O') => ", Python objects",
+        Some('c') => ", complex numbers",
+        Some('i' | 'u') => ", integers",
+        Some('b' | '?') => ", truth values",
+        Some('S' | 'U' | 'a') => ", text",
+        Some('M' | 'm') => ", times",
+        _ => "",
+    }
+}

@@ -1,0 +1,82 @@
+//! Sizes of the number formats of the container, most of which this crate does not read.
+
+use super::super::{product, quoted};
+
+/// Bits per number, or `None` for a name that the format does not have.
+fn bits(dtype: &str) -> Option<u64> {
+    Some(match dtype {
+        "F4" => 4,
+        "F6_E2M3" | "F6_E3M2" => 6,
+        "BOOL" | "U8" | "I8" | "F8_E4M3" | "F8_E5M2" | "F8_E8M0" | "F8_E4M3FNUZ" | "F8_E5M2FNUZ" => 8,
+        "I16" | "U16" | "F16" | "BF16" => 16,
+        "I32" | "U32" | "F32" => 32,
+        "I64" | "U64" | "F64" | "C64" => 64,
+        _ => return None,
+    })
+}
+
+/// Bytes of a tensor, or why there is no such tensor.
+pub(super) fn byte_length(dtype: &str, shape: &[u64]) -> Result<u64, String> {
+    let bits = bits(dtype).ok_or_else(|| {
+        format!("expected a number format of safetensors, such as F32 or BF16, found {}", quoted(dtype))
+    })?;
+    let total = product(shape)
+        .and_then(|count| count.checked_mul(bits))
+        .ok_or_else(|| format!("its shape {shape:?} asks for more bytes than any file has"))?;
+    if !total.is_multiple_of(8) {
+        return Err(format!("expected whole bytes, found {total} bits of {dtype}"));
+    }
+    Ok(total / 8)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The oracle is the list of the `safetensors` crate.
+    #[test]
+    fn sizes_are_those_of_the_safetensors_crate() {
+        use safetensors::Dtype::*;
+        let all = [
+            BOOL,
+            F4,
+            F6_E2M3,
+            F6_E3M2,
+            U8,
+            I8,
+            F8_E5M2,
+            F8_E4M3,
+            F8_E8M0,
+            F8_E4M3FNUZ,
+            F8_E5M2FNUZ,
+            I16,
+            U16,
+            F16,
+            BF16,
+            I32,
+            U32,
+            F32,
+            C64,
+            F64,
+            I64,
+            U64,
+        ];
+        for dtype in all {
+            let name = serde_json::to_value(dtype).unwrap();
+            assert_eq!(bits(name.as_str().unwrap()), Some(dtype.bitsize() as u64), "{name}");
+        }
+        assert_eq!(bits("f32"), None);
+    }
+
+    #[test]
+    fn lengths_are_checked() {
+        assert_eq!(byte_length("F32", &[2, 3]), Ok(24));
+        assert_eq!(byte_length("F64", &[]), Ok(8));
+        assert_eq!(byte_length("F64", &[7, 0]), Ok(0));
+        assert_eq!(byte_length("F4", &[2, 3]), Ok(3));
+        assert!(byte_length("F4", &[3]).unwrap_err().contains("12 bits of F4"));
+        assert!(byte_length("F33", &[3]).unwrap_err().contains("\"F33\""));
+        assert!(byte_length("U8", &[u64::MAX, 2]).unwrap_err().contains("[18446744073709551615, 2]"));
+        assert!(byte_length("F64", &[1 << 61]).unwrap_err().contains("more bytes than any file"));
+    }
+}

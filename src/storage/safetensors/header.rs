@@ -1,0 +1,247 @@
+//! Reading a header and checking all that it says, without reading a tensor.
+
+use super::super::json::{UniqueKeys, insert_unique};
+use super::super::problem::printable;
+use super::super::recognize::{PREFIX, recognize};
+use super::super::{Problem, Source, quoted};
+use super::{LENGTH_BYTES, METADATA, dtype};
+use serde::Deserialize;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserializer, Error, MapAccess, Visitor};
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// One tensor of a header.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tensor {
+    /// Name of the number format as it stands in the file, such as `F32` or `I64`.
+    pub dtype: String,
+    /// Lengths of the axes.
+    pub shape: Vec<u64>,
+    /// Offset of the first byte, from the start of the file.
+    pub offset: u64,
+    /// Length in bytes.
+    pub length: u64,
+}
+
+/// A header that was checked: no duplicate, no overlap, no hole, exact length.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// The `__metadata__` entries.
+    pub metadata: BTreeMap<String, String>,
+    /// The tensors by name.
+    pub tensors: BTreeMap<String, Tensor>,
+    /// Offset of the first byte of data, from the start of the file: the length of everything before the
+    /// tensors.
+    pub data_start: u64,
+}
+
+/// The longest header, in bytes. It is the limit of the reference implementation, so that what one reads the
+/// other does.
+const LONGEST: u64 = 100_000_000;
+
+/// The shortest file: a header of `{}`.
+const SHORTEST: u64 = LENGTH_BYTES + 2;
+
+impl Header {
+    /// Reads and checks the header of a file; no tensor is read.
+    ///
+    /// # Errors
+    /// Everything that the format forbids, and also what it leaves open and readers disagree on: duplicate
+    /// keys, unknown keys and number formats, and white space other than the padding behind the header.
+    pub fn read(source: &Source) -> Result<Self, Problem> {
+        let text = read_text(source)?;
+        let data_start = LENGTH_BYTES + text.len() as u64;
+        let Entries { metadata, tensors } = serde_json::from_str(&text).map_err(|error| {
+            malformed(
+                source,
+                format!("the header is not that of a safetensors file: {}", printable(&error.to_string())),
+            )
+        })?;
+        // Lengths cannot underflow or overflow: the header was read, so the file is at least as long.
+        let tensors = place(source, tensors, data_start, source.length() - data_start)?;
+        Ok(Self { metadata, tensors, data_start })
+    }
+
+    /// The tensors in the order in which their data follow each other. With the bytes before
+    /// [`data_start`](Self::data_start), they make up the file: writing both in turn copies it, and data of
+    /// the same length may take the place of a tensor's.
+    pub fn in_file_order(&self) -> Vec<(&str, &Tensor)> {
+        let mut tensors: Vec<_> = self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+        // The end tells an empty tensor from the one that begins at the same offset; the sort is stable.
+        tensors.sort_by_key(|(_, tensor)| (tensor.offset, tensor.length));
+        tensors
+    }
+}
+
+/// The text of the header and its padding.
+fn read_text(source: &Source) -> Result<String, Problem> {
+    let size = source.length();
+    let prefix = source.read_vec(0, size.min(PREFIX))?;
+    let not_safetensors = |otherwise: String| match recognize(&prefix) {
+        Some(stranger) => Problem::data(format!("expected a safetensors file, found {}", stranger.found))
+            .in_file(source.path())
+            .help(stranger.help),
+        None => malformed(source, otherwise),
+    };
+    let (Some(length), true) = (prefix.first_chunk(), size >= SHORTEST) else {
+        return Err(not_safetensors(format!(
+            "the file has {size} bytes, but a safetensors file has at least {SHORTEST}"
+        )));
+    };
+    let length = u64::from_le_bytes(*length);
+    if prefix.get(8) != Some(&b'{') {
+        return Err(not_safetensors(
+            "expected a safetensors header, which begins with \"{\" at byte 8".into(),
+        ));
+    }
+    if length > LONGEST {
+        return Err(malformed(source, format!("its header has {length} bytes, but the limit is {LONGEST}")));
+    }
+    if length > size - LENGTH_BYTES {
+        let found = size - LENGTH_BYTES;
+        return Err(malformed(
+            source,
+            format!("its header has {length} bytes, but only {found} bytes follow"),
+        ));
+    }
+    let bytes = source.read_vec(LENGTH_BYTES, length)?;
+    if bytes.iter().rfind(|&&byte| byte != b' ') != Some(&b'}') {
+        return Err(malformed(source, "its header does not end with \"}\" and padding by spaces".into()));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let offset = error.utf8_error().valid_up_to() as u64 + LENGTH_BYTES;
+        malformed(source, format!("its header is not UTF-8 at byte {offset}"))
+    })
+}
+
+fn malformed(source: &Source, what: String) -> Problem {
+    Problem::data(what)
+        .in_file(source.path())
+        .help("the file is damaged or incomplete: download it again, or write it with a safetensors library")
+}
+
+/// Checks lengths and offsets, and turns the latter into offsets from the start of the file.
+fn place(
+    source: &Source,
+    entries: BTreeMap<String, Entry>,
+    data_start: u64,
+    data_length: u64,
+) -> Result<BTreeMap<String, Tensor>, Problem> {
+    let mut order: Vec<(&String, &Entry)> = entries.iter().collect();
+    order.sort_by_key(|(_, entry)| entry.data_offsets);
+    let mut previous: Option<&String> = None;
+    let mut expected = 0;
+    for (name, entry) in order {
+        let refused = |what| Err(malformed(source, what).in_tensor(name));
+        let [begin, end] = entry.data_offsets;
+        if begin > end {
+            return refused(format!("its data_offsets decrease from {begin} to {end}"));
+        }
+        let length = match dtype::byte_length(&entry.dtype, &entry.shape) {
+            Ok(length) => length,
+            Err(what) => return refused(what),
+        };
+        if end - begin != length {
+            let (dtype, shape) = (&entry.dtype, &entry.shape);
+            let found = end - begin;
+            return refused(format!(
+                "{dtype} of shape {shape:?} has {length} bytes, but its data_offsets span {found}"
+            ));
+        }
+        match previous {
+            _ if begin == expected => {}
+            Some(previous) if begin < expected => {
+                let previous = quoted(previous);
+                return refused(format!(
+                    "its data begin at {begin}, within {previous}, which ends at {expected}"
+                ));
+            }
+            _ => return refused(format!("its data begin at {begin}, but the data before end at {expected}")),
+        }
+        (previous, expected) = (Some(name), end);
+    }
+    if expected != data_length {
+        let missing_or_more = if expected > data_length { "the file ends too early" } else { "bytes follow" };
+        let what = format!(
+            "its tensors have {expected} bytes, but {data_length} follow the header: {missing_or_more}"
+        );
+        return Err(malformed(source, what));
+    }
+    Ok(entries
+        .into_iter()
+        .map(|(name, Entry { dtype, shape, data_offsets: [begin, end] })| {
+            (name, Tensor { dtype, shape, offset: data_start + begin, length: end - begin })
+        })
+        .collect())
+}
+
+/// The header as it stands in the file.
+#[derive(Default)]
+struct Entries {
+    metadata: BTreeMap<String, String>,
+    tensors: BTreeMap<String, Entry>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    dtype: String,
+    shape: Vec<u64>,
+    data_offsets: [u64; 2],
+}
+
+impl<'de> Deserialize<'de> for Entries {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct EntriesVisitor;
+
+        impl<'de> Visitor<'de> for EntriesVisitor {
+            type Value = Entries;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of tensors")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries, A::Error> {
+                let mut metadata = None;
+                let mut tensors = BTreeMap::new();
+                while let Some(name) = map.next_key::<String>()? {
+                    let within = |error| A::Error::custom(format!("{}: {error}", quoted(&name)));
+                    if name == METADATA {
+                        let UniqueKeys(entries) = map.next_value().map_err(within)?;
+                        if metadata.replace(entries).is_some() {
+                            return Err(A::Error::duplicate_field(METADATA));
+                        }
+                    } else {
+                        let ObjectOnly(entry) = map.next_value().map_err(within)?;
+                        insert_unique(&mut tensors, name, entry)?;
+                    }
+                }
+                Ok(Entries { metadata: metadata.unwrap_or_default(), tensors })
+            }
+        }
+        deserializer.deserialize_map(EntriesVisitor)
+    }
+}
+
+/// An entry that stands as an object. What serde derives would also read an array of the fields.
+struct ObjectOnly(Entry);
+
+impl<'de> Deserialize<'de> for ObjectOnly {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct EntryVisitor;
+
+        impl<'de> Visitor<'de> for EntryVisitor {
+            type Value = ObjectOnly;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object with dtype, shape and data_offsets")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<ObjectOnly, A::Error> {
+                Entry::deserialize(MapAccessDeserializer::new(map)).map(ObjectOnly)
+            }
+        }
+        deserializer.deserialize_map(EntryVisitor)
+    }
+}
