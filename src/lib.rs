@@ -62,3 +62,6 @@ pub mod rank;
 
 #[cfg(feature = "files")]
 pub mod storage;
+
+#[cfg(feature = "files")]
+pub mod activations;

@@ -1,0 +1,283 @@
+//! A set of files as streams of row blocks, one per site. Knows nothing of linear algebra.
+//!
+//! # Files
+//!
+//! A **safetensors** file holds one tensor per site, `[rows, d]` or `[…, d]`: all axes but the last are flattened to rows. The
+//! metadata entry `cntlora`, `{"format":"activations","version":1,"sites":{"<site>":["<module>", …]}}`, says which modules
+//! read a site, for all files of the set. A tensor that no file names a site is the site of the module of its own name.
+//!
+//! A **`.npy`** file `<module>.npy` holds the site of one module, in C order or, with two axes, in Fortran order, of either
+//! byte order. `<module>.<part>.npy` holds a part of it. Whatever stands after the last dot is a part number if it is all
+//! digits: a module whose own name ends in a number, such as `layers.3`, is stored as `layers.3.0.npy`.
+//!
+//! Numbers are `F64`, `F32`, `F16` or `BF16`, and may differ in format from file to file. The rows of a site are those of all
+//! files one after the other, in order of path, where parts are ordered by their number.
+//!
+//! # Where things are
+//!
+//! `files` finds the files, `headers` says what one of them holds, this module puts the sites together, and `blocks` reads them.
+
+mod blocks;
+mod files;
+mod headers;
+
+pub use blocks::{Block, Blocks};
+
+use crate::element::Element;
+use crate::storage::{Access, Problem, Problems, Source, quoted};
+use headers::FileContent;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+/// Files with recorded activations, opened and checked by their headers.
+#[derive(Debug)]
+pub struct ActivationSet {
+    files: Vec<Source>,
+    sites: BTreeMap<String, Site>,
+}
+
+/// A place where activations were measured: the input of one or more weights.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Site {
+    /// Its name in the files.
+    pub name: String,
+    /// Numbers per row, at least one.
+    pub width: usize,
+    /// Runtime names of the modules that read it, in order.
+    pub modules: Vec<String>,
+    /// Where its rows are stored, in the order in which they are read.
+    pub parts: Vec<Part>,
+}
+
+/// Consecutive rows of a site in one file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Index of the file in [`ActivationSet::files`].
+    pub file: usize,
+    /// Number of rows.
+    pub rows: u64,
+    /// Format of the numbers.
+    pub element: Element,
+    /// Name of the tensor in the file, or the stem of the `.npy` file.
+    tensor: String,
+    /// Where the first number is, in bytes from the start of the file.
+    offset: u64,
+    /// Whether numbers are stored with the most significant byte first.
+    big_endian: bool,
+    /// Whether columns are stored one after the other, and not rows.
+    fortran_order: bool,
+}
+
+impl Site {
+    /// Rows in all parts.
+    pub fn rows(&self) -> u64 {
+        self.parts.iter().map(|part| part.rows).fold(0, u64::saturating_add)
+    }
+
+    /// Bytes in all parts.
+    pub fn bytes(&self) -> u64 {
+        let bytes = |part: &Part| part.rows * self.width as u64 * part.element.size() as u64;
+        self.parts.iter().map(bytes).fold(0, u64::saturating_add)
+    }
+}
+
+impl ActivationSet {
+    /// Opens files and folders, in sorted path order; all headers are checked and all complaints reported together.
+    ///
+    /// A folder contributes its `.safetensors` and `.npy` files, and not those of folders in it.
+    ///
+    /// # Errors
+    /// A usage problem if there are no paths, a folder has no such file, or a file is given twice, also by a link; an I/O
+    /// problem if a file cannot be read; a data problem for what the files hold.
+    pub fn open(paths: &[PathBuf], access: Access) -> Result<Self, Problems> {
+        let mut problems = Problems::default();
+        let sources = files::open(paths, access, &mut problems);
+        if !problems.0.is_empty() {
+            // What the other files hold is still worth a look, but not how they fit together.
+            for source in &sources {
+                problems.collect(FileContent::read(source));
+            }
+            return Err(problems);
+        }
+        Self::from_sources(sources)
+    }
+
+    /// A set of opened files, read in the order in which they are given. A name that ends in `.npy` says which format a
+    /// file has; any other is safetensors.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), for what the files hold.
+    pub fn from_sources(files: Vec<Source>) -> Result<Self, Problems> {
+        let mut problems = Problems::default();
+        let contents: Vec<_> =
+            files.iter().map(|source| problems.collect(FileContent::read(source))).collect();
+        if !problems.0.is_empty() {
+            return Err(problems);
+        }
+        let mut sites = BTreeMap::new();
+        let mut named = BTreeMap::new();
+        for (file, content) in contents.into_iter().flatten().enumerate() {
+            join_tensors(&mut sites, file, content.tensors, &files, &mut problems);
+            join_names(&mut named, file, content.sites, &files, &mut problems);
+        }
+        assign_modules(&mut sites, named, &files, &mut problems);
+        if sites.is_empty() && problems.0.is_empty() {
+            let empty = Problem::data("expected activations, found no tensor in any file");
+            problems.push(match files.first() {
+                Some(source) => empty.in_file(source.path()),
+                None => empty,
+            });
+        }
+        for site in sites.values().filter(|site| site.rows() == 0) {
+            let file = &files[site.parts[0].file];
+            problems.push(
+                Problem::data("expected at least one row in all files together, found none")
+                    .in_file(file.path())
+                    .in_tensor(&site.name),
+            );
+        }
+        problems.or_ok(Self { files, sites })
+    }
+
+    /// The files, in reading order.
+    pub fn files(&self) -> &[Source] {
+        &self.files
+    }
+
+    /// The sites, in order of name.
+    pub fn sites(&self) -> impl Iterator<Item = &Site> {
+        self.sites.values()
+    }
+
+    /// A site by name.
+    pub fn site(&self, name: &str) -> Option<&Site> {
+        self.sites.get(name)
+    }
+
+    /// The rows of a site from its first to its last.
+    pub fn blocks<'a>(&'a self, site: &'a Site) -> Blocks<'a> {
+        Blocks::new(self, site)
+    }
+
+    /// Refuses files that changed since they were opened.
+    ///
+    /// # Errors
+    /// A data problem for each file that changed; an I/O problem for one that cannot be looked at any more.
+    pub fn check_unchanged(&self) -> Result<(), Problems> {
+        let mut problems = Problems::default();
+        for source in &self.files {
+            problems.collect(source.check_unchanged());
+        }
+        problems.or_ok(())
+    }
+}
+
+/// Appends the tensors of a file to their sites, whose width they must have.
+fn join_tensors(
+    sites: &mut BTreeMap<String, Site>,
+    file: usize,
+    tensors: Vec<headers::StoredRows>,
+    files: &[Source],
+    problems: &mut Problems,
+) {
+    for tensor in tensors {
+        let part = Part { file, ..tensor.part };
+        let site = sites.entry(tensor.site).or_insert_with_key(|name| Site {
+            name: name.clone(),
+            width: tensor.width,
+            modules: Vec::new(),
+            parts: Vec::new(),
+        });
+        if site.width != tensor.width {
+            let first = files[site.parts[0].file].path().display().to_string();
+            let what = format!(
+                "expected rows of {} numbers as in {}, found rows of {}",
+                site.width,
+                quoted(&first),
+                tensor.width
+            );
+            problems.push(Problem::data(what).in_file(files[file].path()).in_tensor(&part.tensor));
+        }
+        site.parts.push(part);
+    }
+}
+
+/// Modules of a site, and the file that says so.
+type Named = (BTreeSet<String>, usize);
+
+/// Adds what the metadata of a file says of sites, which must agree with what earlier files say.
+fn join_names(
+    named: &mut BTreeMap<String, Named>,
+    file: usize,
+    sites: BTreeMap<String, BTreeSet<String>>,
+    files: &[Source],
+    problems: &mut Problems,
+) {
+    for (site, modules) in sites {
+        match named.entry(site) {
+            Entry::Vacant(entry) => {
+                entry.insert((modules, file));
+            }
+            Entry::Occupied(entry) => {
+                let (before, first) = entry.get();
+                if *before != modules {
+                    let what = format!(
+                        "expected the modules {} of site {} as in {}, found {}",
+                        list(before),
+                        quoted(entry.key()),
+                        quoted(&files[*first].path().display().to_string()),
+                        list(&modules)
+                    );
+                    problems.push(Problem::data(what).in_file(files[file].path()));
+                }
+            }
+        }
+    }
+}
+
+/// Gives each site its modules; a site that no file names is read by the module of its own name.
+fn assign_modules(
+    sites: &mut BTreeMap<String, Site>,
+    named: BTreeMap<String, Named>,
+    files: &[Source],
+    problems: &mut Problems,
+) {
+    for (name, (modules, file)) in named {
+        match sites.get_mut(&name) {
+            Some(site) => site.modules = modules.into_iter().collect(),
+            None => problems.push(
+                Problem::data(format!(
+                    "the metadata names the site {}, but no file has such a tensor",
+                    quoted(&name)
+                ))
+                .in_file(files[file].path())
+                .help("give all files that were recorded together"),
+            ),
+        }
+    }
+    let mut site_of: BTreeMap<String, &str> = BTreeMap::new();
+    for site in sites.values_mut() {
+        if site.modules.is_empty() {
+            site.modules.push(site.name.clone());
+        }
+        for module in &site.modules {
+            if let Some(other) = site_of.insert(module.clone(), &site.name) {
+                let what = format!(
+                    "the module {} is named by two sites, {} and {}, but has one input",
+                    quoted(module),
+                    quoted(other),
+                    quoted(&site.name)
+                );
+                problems.push(Problem::data(what).in_file(files[site.parts[0].file].path()));
+            }
+        }
+    }
+}
+
+fn list(names: &BTreeSet<String>) -> String {
+    names.iter().map(|name| quoted(name)).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests;

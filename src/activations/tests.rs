@@ -1,0 +1,322 @@
+//! The stream of a site against the numbers that were stored, and every complaint with its words.
+
+use super::*;
+use crate::simd::Values;
+use crate::storage::{Category, ReadAt, safetensors};
+use npyz::{Order, WriterBuilder};
+use quickcheck::quickcheck;
+use std::fs;
+use std::io;
+
+const ELEMENTS: [Element; 4] = [Element::F64, Element::F32, Element::F16, Element::Bf16];
+
+/// A safetensors file whose tensors hold 0, 1, 2, …
+fn tensors(metadata: Option<&str>, tensors: &[(&str, &str, &[u64])]) -> Vec<u8> {
+    let counted = tensors.iter().map(|&(name, dtype, shape)| {
+        let count = shape.iter().product::<u64>();
+        let mut data = Vec::new();
+        Element::from_name(dtype).unwrap_or(Element::F64).encode((0..count).map(|at| at as f64), &mut data);
+        (name.to_owned(), (dtype.to_owned(), shape.to_vec(), data))
+    });
+    written(metadata, counted.collect())
+}
+
+fn written(metadata: Option<&str>, tensors: BTreeMap<String, (String, Vec<u64>, Vec<u8>)>) -> Vec<u8> {
+    let metadata = metadata.map(|text| ("cntlora".to_owned(), text.to_owned())).into_iter().collect();
+    let mut bytes = Vec::new();
+    safetensors::write(&mut bytes, &metadata, &tensors).unwrap();
+    bytes
+}
+
+/// Metadata with these sites, as JSON.
+fn sites(json: &str) -> String {
+    format!(r#"{{"format":"activations","version":1,"sites":{json}}}"#)
+}
+
+/// What npyz makes of numbers that are given in C order.
+fn npy(rows: usize, width: usize, order: Order, descr: &str, values: &[f64]) -> Vec<u8> {
+    let at = |i: usize| match order {
+        Order::C => i,
+        Order::Fortran => i % rows * width + i / rows,
+    };
+    let stored = (0..values.len()).map(|i| values[at(i)]);
+    let shape = [rows as u64, width as u64];
+    if descr.ends_with('8') {
+        written_by_npyz(&shape, order, descr, stored)
+    } else {
+        written_by_npyz(&shape, order, descr, stored.map(|value| value as f32))
+    }
+}
+
+fn written_by_npyz<T: npyz::Serialize>(
+    shape: &[u64],
+    order: Order,
+    descr: &str,
+    numbers: impl Iterator<Item = T>,
+) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let options = npyz::WriteOptions::new().dtype(npyz::DType::Plain(descr.parse().unwrap()));
+    let mut writer = options.shape(shape).order(order).writer(&mut bytes).begin_nd().unwrap();
+    writer.extend(numbers).unwrap();
+    writer.finish().unwrap();
+    bytes
+}
+
+fn set(files: &[(&str, Vec<u8>)]) -> Result<ActivationSet, Problems> {
+    let sources = files.iter().map(|(name, bytes)| Source::from_bytes(name, bytes.clone()));
+    ActivationSet::from_sources(sources.collect())
+}
+
+/// All numbers of a site, read in blocks of at most `rows` rows.
+fn stream(set: &ActivationSet, site: &str, rows: usize) -> Vec<f64> {
+    let site = set.site(site).unwrap();
+    let mut blocks = set.blocks(site);
+    let mut numbers = Vec::new();
+    loop {
+        let left = blocks.rows_left_in_part();
+        let Some(block) = blocks.next(rows).unwrap() else {
+            assert_eq!(left, 0);
+            return numbers;
+        };
+        assert_eq!(block.rows.rows as u64, left.min(rows as u64));
+        assert_eq!((block.rows.width, block.rows.stride), (site.width, site.width));
+        match block.rows.values {
+            Values::F64(values) => numbers.extend(values),
+            Values::F32(values) => numbers.extend(values.iter().map(|&value| f64::from(value))),
+            Values::F16(values) => numbers.extend(values.iter().map(|value| value.to_f64())),
+            Values::Bf16(values) => numbers.extend(values.iter().map(|value| value.to_f64())),
+        }
+    }
+}
+
+quickcheck! {
+    /// Whatever the formats and the blocks, and however the rows are split into files, the rows come out as they went in.
+    fn the_stream_equals_the_data(splits: Vec<(u8, u8)>, width: u8, block: u8) -> bool {
+        let width = usize::from(width % 5) + 1;
+        let mut data: Vec<f64> = Vec::new();
+        let mut files = vec![("first.safetensors", tensors(None, &[("q", "F32", &[1, width as u64])]))];
+        data.extend((0..width).map(|at| at as f64));
+        for (rows, format) in splits.into_iter().take(12) {
+            let rows = usize::from(rows % 9);
+            // Numbers up to 256 are exact in all formats.
+            let values: Vec<f64> = (0..rows * width).map(|at| ((data.len() + at) % 257) as f64).collect();
+            files.push(match format % 8 {
+                order_and_bytes @ 0..4 if rows > 0 => {
+                    let order = if order_and_bytes < 2 { Order::C } else { Order::Fortran };
+                    let descr = ["<f4", ">f8", "<f8", ">f4"][usize::from(order_and_bytes)];
+                    ("q.npy", npy(rows, width, order, descr, &values))
+                }
+                other => {
+                    let element = ELEMENTS[usize::from(other % 4)];
+                    let mut bytes = Vec::new();
+                    element.encode(values.iter().copied(), &mut bytes);
+                    let shape = vec![1, rows as u64, width as u64];
+                    let tensor = (element.name().to_owned(), shape, bytes);
+                    ("q.safetensors", written(None, [("q".to_owned(), tensor)].into()))
+                }
+            });
+            data.extend(values);
+        }
+        let set = set(&files).unwrap();
+        let site = set.site("q").unwrap();
+        site.rows() * width as u64 == data.len() as u64
+            && stream(&set, "q", usize::from(block % 10) + 1) == data
+    }
+}
+
+#[test]
+fn blocks_say_where_they_are_from() {
+    let set = set(&[
+        ("a.safetensors", tensors(None, &[("q", "F16", &[2, 3, 2]), ("r", "F32", &[0, 3])])),
+        ("q.7.npy", npy(5, 2, Order::Fortran, ">f4", &[0.0; 10])),
+        ("z.safetensors", tensors(None, &[("r", "F32", &[2, 3])])),
+    ])
+    .unwrap();
+    let where_from = |site: &str| {
+        let mut blocks = set.blocks(set.site(site).unwrap());
+        let mut found = Vec::new();
+        while let Some(block) = blocks.next(4).unwrap() {
+            found.push((
+                block.path.display().to_string(),
+                block.tensor.to_owned(),
+                block.first_row,
+                block.rows.rows,
+            ));
+        }
+        found
+    };
+    let expected = |path: &str, tensor: &str, first_row, rows| (path.into(), tensor.into(), first_row, rows);
+    assert_eq!(
+        where_from("q"),
+        [
+            expected("a.safetensors", "q", 0, 4),
+            expected("a.safetensors", "q", 4, 2),
+            expected("q.7.npy", "q.7", 0, 4),
+            expected("q.7.npy", "q.7", 4, 1),
+        ]
+    );
+    assert_eq!(where_from("r"), [expected("z.safetensors", "r", 0, 2)]);
+    assert_eq!(set.site("q").unwrap().bytes(), 6 * 2 * 2 + 5 * 2 * 4);
+}
+
+#[test]
+fn metadata_names_the_modules_for_all_files() {
+    let named = sites(r#"{"in":["k","q","q"]}"#);
+    let set = set(&[
+        ("plain.safetensors", tensors(None, &[("in", "F32", &[1, 2]), ("out", "F32", &[1, 3])])),
+        ("named.safetensors", tensors(Some(&named), &[("in", "BF16", &[1, 2])])),
+        ("out.npy", npy(1, 3, Order::C, "<f8", &[1.0, 2.0, 3.0])),
+    ])
+    .unwrap();
+    assert_eq!(set.site("in").unwrap().modules, ["k", "q"]);
+    assert_eq!(set.site("out").unwrap().modules, ["out"]);
+    assert_eq!(set.sites().map(|site| site.rows()).collect::<Vec<_>>(), [2, 2]);
+    assert_eq!(stream(&set, "out", 9), [0.0, 1.0, 2.0, 1.0, 2.0, 3.0]);
+}
+
+/// One complaint for these files, with these words, and of this category.
+#[track_caller]
+fn refused(files: &[(&str, Vec<u8>)], words: &str) {
+    let problems = set(files).expect_err(words);
+    assert_eq!(problems.0.len(), 1, "{problems}");
+    assert!(problems.to_string().contains(words), "expected {words:?} in: {problems}");
+    assert_eq!(problems.category(), Category::Data);
+}
+
+#[test]
+fn shapes_and_number_formats_are_checked() {
+    let one = |dtype: &str, shape: &[u64]| vec![("a", tensors(None, &[("q", dtype, shape)]))];
+    refused(&one("I64", &[2, 2]), r#"tensor "q": expected F64, F32, F16 or BF16 numbers, found "I64""#);
+    refused(&one("F32", &[4]), "expected the shape [rows, width] or [..., width], found [4]");
+    refused(&one("F32", &[]), "found a single number");
+    refused(&one("F32", &[4, 0]), "found [4, 0]");
+    refused(&one("F32", &[0, 1 << 40, 1 << 40]), "expected at least one row");
+    refused(&one("F32", &[0, 4]), "expected at least one row in all files together, found none");
+    refused(&[("a", tensors(None, &[]))], "expected activations, found no tensor in any file");
+    refused(
+        &[("a", tensors(None, &[("q", "F32", &[1, 2])])), ("b", tensors(None, &[("q", "F32", &[1, 3])]))],
+        r#"b: tensor "q": expected rows of 2 numbers as in "a", found rows of 3"#,
+    );
+    let header = r"{'descr': '<f4', 'fortran_order': True, 'shape': (1, 1, 1), }";
+    let mut bytes = b"\x93NUMPY\x01\0".to_vec();
+    bytes.extend((header.len() as u16 + 1).to_le_bytes());
+    bytes.extend(header.bytes().chain(*b"\n\0\0\0\0"));
+    refused(&[("q.npy", bytes)], "expected two axes in Fortran order, found the shape [1, 1, 1]");
+}
+
+#[test]
+fn metadata_is_checked() {
+    let q = |metadata: &str| tensors(Some(metadata), &[("q", "F32", &[1, 2])]);
+    let one = |metadata: &str| vec![("a", q(metadata))];
+    refused(&one("{"), r#"a: the metadata entry "cntlora" cannot be understood"#);
+    refused(&one("[]"), "cannot be understood");
+    refused(&one(r#"{"format":"activations","version":-1,"sites":{}}"#), "cannot be understood");
+    refused(&one(r#"{"format":"activations","version":2}"#), "found 2: it was written by a newer version");
+    refused(&one(r#"{"format":"activations","version":0}"#), "expected version 1");
+    refused(
+        &one(r#"{"format":"moments","version":1}"#),
+        r#"expected a file of activations, found one of "moments""#,
+    );
+    refused(&one(&sites(r#"{"q":["a"],"q":["b"]}"#)), r#"duplicate key "q""#);
+    refused(&one(&sites(r#"{"q":[]}"#)), r#"names no module for site "q""#);
+    refused(&one(&sites(r#"{"p":["a"]}"#)), r#"names the site "p", but no file has such a tensor"#);
+    refused(
+        &[("a", q(&sites(r#"{"q":["a","b"]}"#))), ("b", q(&sites(r#"{"q":["a","c"]}"#)))],
+        r#"b: expected the modules "a", "b" of site "q" as in "a", found "a", "c""#,
+    );
+    refused(
+        &[(
+            "a",
+            tensors(Some(&sites(r#"{"q":["q","k"]}"#)), &[("q", "F32", &[1, 2]), ("k", "F32", &[1, 2])]),
+        )],
+        r#"the module "k" is named by two sites, "k" and "q", but has one input"#,
+    );
+    // What a later release may add at the same version is no reason to refuse.
+    let more = r#"{"format":"activations","version":1,"sites":{"q":["m"]},"recorded_with":"x"}"#;
+    assert_eq!(set(&one(more)).unwrap().site("q").unwrap().modules, ["m"]);
+}
+
+#[test]
+fn complaints_of_all_files_come_together() {
+    let problems = set(&[
+        ("a", tensors(None, &[("p", "I64", &[1, 1]), ("q", "F32", &[1])])),
+        ("b.npy", b"no numpy file".to_vec()),
+        ("c", tensors(Some("?"), &[("q", "U64", &[8, 1])])),
+    ])
+    .unwrap_err();
+    assert_eq!(problems.0.len(), 5, "{problems}");
+}
+
+#[test]
+fn folders_are_searched_and_read_in_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    fs::create_dir(path("inside")).unwrap();
+    fs::create_dir(path("inside/deeper")).unwrap();
+    let row = |value| npy(1, 1, Order::C, "<f4", &[value]);
+    fs::write(path("inside/q.10.npy"), row(3.0)).unwrap();
+    fs::write(path("inside/q.9.npy"), row(2.0)).unwrap();
+    fs::write(path("inside/notes.txt"), "ignored").unwrap();
+    fs::write(path("inside/deeper/q.npy"), "ignored").unwrap();
+    fs::write(path("a.safetensors"), tensors(None, &[("q", "BF16", &[2, 1])])).unwrap();
+    let set = ActivationSet::open(&[path("inside"), path("a.safetensors")], Access::Auto).unwrap();
+    assert_eq!(stream(&set, "q", 2), [0.0, 1.0, 2.0, 3.0]);
+    assert_eq!(set.files().len(), 3);
+    set.check_unchanged().unwrap();
+    fs::write(path("inside/q.9.npy"), "changed").unwrap();
+    assert_eq!(set.check_unchanged().unwrap_err().0.len(), 1);
+}
+
+#[test]
+fn paths_are_checked() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    fs::create_dir(path("empty")).unwrap();
+    fs::write(path("q.safetensors"), tensors(None, &[("q", "F32", &[1, 1])])).unwrap();
+    fs::write(path("q.txt"), "text").unwrap();
+    std::os::unix::fs::symlink("q.safetensors", path("again.safetensors")).unwrap();
+    let problem = |paths: &[&str]| {
+        let paths: Vec<_> = paths.iter().map(|name| path(name)).collect();
+        let problems = ActivationSet::open(&paths, Access::Auto).unwrap_err();
+        assert_eq!(problems.0.len(), 1, "{problems}");
+        (problems.to_string(), problems.category())
+    };
+    for (paths, words, category) in [
+        (&[][..], "expected at least one file or folder", Category::Usage),
+        (&["empty"], "expected .safetensors or .npy files in the folder, found none", Category::Usage),
+        (&["q.txt"], "expected a folder, a .safetensors file or a .npy file", Category::Usage),
+        (&["missing"], "cannot open", Category::Io),
+        (&["q.safetensors", "q.safetensors"], "the same file is given twice", Category::Usage),
+        (&["q.safetensors", "again.safetensors"], "the same file is given twice", Category::Usage),
+    ] {
+        let (text, found) = problem(paths);
+        assert!(text.contains(words), "expected {words:?} in: {text}");
+        assert_eq!(found, category, "{text}");
+    }
+}
+
+#[test]
+fn a_failure_of_reading_names_file_and_tensor() {
+    struct BadSector(Vec<u8>);
+    impl ReadAt for BadSector {
+        fn len(&self) -> u64 {
+            self.0.len() as u64
+        }
+        fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+            // Only the last number cannot be read: the header can.
+            if offset + 4 == ReadAt::len(self) {
+                return Err(io::Error::other("bad sector"));
+            }
+            self.0.read_exact_at(buffer, offset)
+        }
+    }
+    let bytes = tensors(None, &[("q", "F32", &[5, 1])]);
+    let source = Source::from_reader("a".into(), Box::new(BadSector(bytes)));
+    let set = ActivationSet::from_sources(vec![source]).unwrap();
+    let mut blocks = set.blocks(set.site("q").unwrap());
+    assert!(blocks.next(2).unwrap().is_some());
+    assert!(blocks.next(2).unwrap().is_some());
+    let problem = blocks.next(2).unwrap_err();
+    assert_eq!(problem.to_string(), r#"a: tensor "q": cannot read: bad sector"#);
+    assert_eq!(problem.category(), Category::Io);
+}
