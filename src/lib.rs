@@ -65,3 +65,5 @@ pub mod storage;
 
 #[cfg(feature = "files")]
 pub mod activations;
+#[cfg(feature = "files")]
+pub mod adapter;

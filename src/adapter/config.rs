@@ -1,0 +1,357 @@
+//! `adapter_config.json`: what PEFT 0.21 needs to know of an adapter, written and read.
+//!
+//! The matching rules are those of PEFT: `check_target_module_exists` for `target_modules`, `get_pattern_key` for
+//! `rank_pattern` and `alpha_pattern`.
+
+use super::Adapter;
+use crate::storage::quoted;
+use regex::Regex;
+use serde::Deserialize;
+use serde::de::{Deserializer, Error, MapAccess, Visitor};
+use serde_json::{Map, Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::marker::PhantomData;
+
+/// What `adapter_config.json` says, as far as the meaning of the tensors depends on it. Other keys are ignored.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Config {
+    /// `LORA` for every adapter that can be read here.
+    pub peft_type: String,
+    /// The model that the adapter belongs to.
+    #[serde(default)]
+    pub base_model_name_or_path: Option<String>,
+    /// Rank of the layers that `rank_pattern` does not match.
+    #[serde(default = "default_rank")]
+    pub r: u64,
+    /// Scale times rank, for the layers that `alpha_pattern` does not match.
+    #[serde(default = "default_alpha")]
+    pub lora_alpha: f64,
+    /// Whether the scale is `alpha / √rank` instead of `alpha / rank`.
+    #[serde(default)]
+    pub use_rslora: bool,
+    /// Which modules are adapted.
+    #[serde(default)]
+    pub target_modules: Option<Targets>,
+    /// Ranks that differ from `r`.
+    #[serde(default)]
+    pub rank_pattern: Option<Patterns<u64>>,
+    /// Alphas that differ from `lora_alpha`.
+    #[serde(default)]
+    pub alpha_pattern: Option<Patterns<f64>>,
+}
+
+fn default_rank() -> u64 {
+    8
+}
+
+fn default_alpha() -> f64 {
+    8.0
+}
+
+impl Config {
+    /// The rank of a module.
+    pub fn rank(&self, module: &str) -> u64 {
+        self.rank_pattern
+            .as_ref()
+            .and_then(|patterns| patterns.first_match(module))
+            .copied()
+            .unwrap_or(self.r)
+    }
+
+    /// The scale `s` of a module. Infinite or NaN if its rank is 0.
+    pub fn scale(&self, module: &str) -> f64 {
+        let patterns = self.alpha_pattern.as_ref();
+        let alpha = patterns.and_then(|patterns| patterns.first_match(module)).unwrap_or(&self.lora_alpha);
+        let rank = self.rank(module) as f64;
+        alpha / if self.use_rslora { rank.sqrt() } else { rank }
+    }
+}
+
+/// `target_modules`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(try_from = "TargetsText")]
+pub enum Targets {
+    /// A list: modules with one of these names, or whose name ends with a dot and one of them.
+    Names(BTreeSet<String>),
+    /// A string: modules whose whole name matches.
+    Pattern(Regex),
+    /// The string `all-linear`: whatever linear layers the model has.
+    AllLinear,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "target_modules must be a list of names, or a string")]
+enum TargetsText {
+    Names(BTreeSet<String>),
+    Text(String),
+}
+
+impl TryFrom<TargetsText> for Targets {
+    type Error = String;
+
+    fn try_from(text: TargetsText) -> Result<Self, String> {
+        match text {
+            TargetsText::Names(names) => Ok(Self::Names(names)),
+            TargetsText::Text(text) if text.eq_ignore_ascii_case("all-linear") => Ok(Self::AllLinear),
+            TargetsText::Text(text) => compile(&text, &format!("^(?:{text})$")).map(Self::Pattern),
+        }
+    }
+}
+
+impl Targets {
+    /// Whether a module is adapted.
+    pub fn contain(&self, module: &str) -> bool {
+        match self {
+            Self::Names(names) => names.contains(module) || names.iter().any(|name| is_suffix(name, module)),
+            Self::Pattern(pattern) => pattern.is_match(module),
+            Self::AllLinear => true,
+        }
+    }
+}
+
+/// Whether `module` is below some parent under the name `suffix`.
+pub(super) fn is_suffix(suffix: &str, module: &str) -> bool {
+    module.strip_suffix(suffix).is_some_and(|parent| parent.ends_with('.'))
+}
+
+/// `rank_pattern` or `alpha_pattern`: values by regular expression, in the order of the file.
+#[derive(Clone, Debug)]
+pub struct Patterns<T>(Vec<(Regex, T)>);
+
+impl<T> Patterns<T> {
+    /// The value of the first expression that matches the name of a module, or its end after a dot.
+    pub fn first_match(&self, module: &str) -> Option<&T> {
+        self.0.iter().find(|(pattern, _)| pattern.is_match(module)).map(|(_, value)| value)
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Patterns<T> {
+    /// Not through a map type, which would forget the order that decides.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct InOrder<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for InOrder<T> {
+            type Value = Patterns<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("values by regular expression")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let (mut patterns, mut seen) = (Vec::new(), BTreeSet::new());
+                while let Some((key, value)) = map.next_entry::<String, T>()? {
+                    let pattern =
+                        compile(&key, &format!(r"^(?:.*\.)?(?:{key})$")).map_err(A::Error::custom)?;
+                    patterns.push((pattern, value));
+                    if let Some(key) = seen.replace(key) {
+                        return Err(A::Error::custom(format!("the pattern {} occurs twice", quoted(&key))));
+                    }
+                }
+                Ok(Patterns(patterns))
+            }
+        }
+
+        deserializer.deserialize_map(InOrder(PhantomData))
+    }
+}
+
+fn compile(text: &str, pattern: &str) -> Result<Regex, String> {
+    Regex::new(pattern)
+        .map_err(|_| format!("{} is not a regular expression that can be used here", quoted(text)))
+}
+
+/// The configuration of an adapter: legal keys of PEFT 0.21 only, because it warns of others.
+///
+/// Every layer has the scale of the adapter whatever its rank, since readers without `alpha_pattern` know one scale
+/// only. `target_modules` are full names. PEFT also takes each of them for the end of longer names, so when a module
+/// among `other_modules` ends like that, one expression that matches whole names takes the place of the list.
+pub(super) fn to_json(adapter: &Adapter, other_modules: &BTreeSet<String>) -> Value {
+    let ranks: BTreeMap<&str, usize> =
+        adapter.layers.iter().map(|(module, factors)| (module.as_str(), factors.a.nrows())).collect();
+    let largest = ranks.values().copied().max().unwrap_or(0);
+    let alpha = |rank: usize| number(adapter.scale * rank as f64);
+    let exceptions = || ranks.iter().filter(|&(_, &rank)| rank != largest);
+    let pattern = |module: &str| format!("^{}", regex::escape(module));
+    let rank_pattern: Map<_, _> =
+        exceptions().map(|(module, &rank)| (pattern(module), json!(rank))).collect();
+    let alpha_pattern: Map<_, _> =
+        exceptions().map(|(module, &rank)| (pattern(module), alpha(rank))).collect();
+
+    let over_matches = other_modules
+        .iter()
+        .filter(|other| !ranks.contains_key(other.as_str()))
+        .any(|other| ranks.keys().any(|module| is_suffix(module, other)));
+    let target_modules = if over_matches {
+        let names: Vec<String> = ranks.keys().map(|module| regex::escape(module)).collect();
+        json!(format!("^(?:{})$", names.join("|")))
+    } else {
+        json!(ranks.keys().collect::<Vec<_>>())
+    };
+
+    json!({
+        "alpha_pattern": alpha_pattern,
+        "base_model_name_or_path": adapter.base,
+        "bias": "none",
+        "fan_in_fan_out": false,
+        "inference_mode": false,
+        // Anything else would initialize again, or rewrite the base weights again, when the adapter is loaded.
+        "init_lora_weights": true,
+        "lora_alpha": alpha(largest),
+        "lora_dropout": 0.0,
+        "modules_to_save": null,
+        "peft_type": "LORA",
+        "r": largest,
+        "rank_pattern": rank_pattern,
+        "revision": null,
+        "target_modules": target_modules,
+        "task_type": null,
+        "use_dora": false,
+        "use_rslora": false,
+    })
+}
+
+/// An integer where the value is one: most adapters have an integer `lora_alpha`, and some readers expect it.
+fn number(value: f64) -> Value {
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    if value.fract() == 0.0 && value.abs() < EXACT { json!(value as i64) } else { json!(value) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{AnyLayers, ModuleName, adapter, factors};
+    use super::*;
+    use quickcheck::quickcheck;
+
+    fn written(adapter: &Adapter, other_modules: &BTreeSet<String>) -> Config {
+        serde_json::from_value(to_json(adapter, other_modules)).unwrap()
+    }
+
+    fn parse(text: &str) -> Result<Config, String> {
+        serde_json::from_str(text).map_err(|error| error.to_string())
+    }
+
+    quickcheck! {
+        /// By PEFT's own rules: patterns and targets reach their layers and no other module of the model.
+        fn patterns_and_targets_hit_exactly_their_layers(layers: AnyLayers, others: BTreeSet<ModuleName>) -> bool {
+            let adapter = layers.adapter();
+            let others: BTreeSet<String> = others.into_iter().map(|name| name.0).collect();
+            let config = written(&adapter, &others);
+            let targets = config.target_modules.clone().unwrap();
+            adapter.layers.iter().all(|(module, factors)| {
+                targets.contain(module)
+                    && config.rank(module) == factors.a.nrows() as u64
+                    && (config.scale(module) - adapter.scale).abs() < 1e-15
+            }) && others.iter().filter(|other| !adapter.layers.contains_key(*other)).all(|other| {
+                !targets.contain(other)
+                    && config.rank_pattern.as_ref().unwrap().first_match(other).is_none()
+                    && config.alpha_pattern.as_ref().unwrap().first_match(other).is_none()
+            })
+        }
+    }
+
+    #[test]
+    fn the_whole_configuration_of_a_small_adapter() {
+        let adapter = adapter([("layers.0.q", factors(4, 4, 2)), ("layers.0.v", factors(4, 4, 3))]);
+        let expected = r#"{
+  "alpha_pattern": {
+    "^layers\\.0\\.q": 4
+  },
+  "base_model_name_or_path": "tiny",
+  "bias": "none",
+  "fan_in_fan_out": false,
+  "inference_mode": false,
+  "init_lora_weights": true,
+  "lora_alpha": 6,
+  "lora_dropout": 0.0,
+  "modules_to_save": null,
+  "peft_type": "LORA",
+  "r": 3,
+  "rank_pattern": {
+    "^layers\\.0\\.q": 2
+  },
+  "revision": null,
+  "target_modules": [
+    "layers.0.q",
+    "layers.0.v"
+  ],
+  "task_type": null,
+  "use_dora": false,
+  "use_rslora": false
+}"#;
+        assert_eq!(format!("{:#}", to_json(&adapter, &BTreeSet::new())), expected);
+    }
+
+    /// PEFT would adapt `x.q` too if it found `q` in a list.
+    #[test]
+    fn targets_become_one_expression_only_when_a_list_would_match_too_much() {
+        let adapter = adapter([("q", factors(2, 2, 1)), ("x.v", factors(2, 2, 1))]);
+        let targets = |others: &[&str]| {
+            let others = others.iter().map(|&other| other.to_owned()).collect();
+            to_json(&adapter, &others)["target_modules"].clone()
+        };
+        assert_eq!(targets(&[]), json!(["q", "x.v"]));
+        assert_eq!(targets(&["xq", "v", "q.x"]), json!(["q", "x.v"]));
+        assert_eq!(targets(&["x.q"]), json!(r"^(?:q|x\.v)$"));
+    }
+
+    #[test]
+    fn alpha_is_an_integer_where_it_is_one() {
+        assert_eq!(number(16.0).to_string(), "16");
+        assert_eq!(number(3.5).to_string(), "3.5");
+        assert_eq!(number(1e300).to_string(), "1e+300");
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_peft() {
+        let config = parse(r#"{"peft_type":"LORA","rank_pattern":null,"megatron_core":"ignored"}"#).unwrap();
+        assert_eq!((config.r, config.lora_alpha, config.scale("any")), (8, 8.0, 1.0));
+        assert!(!config.use_rslora && config.target_modules.is_none());
+    }
+
+    /// The first key that matches wins, whatever its place in the alphabet.
+    #[test]
+    fn patterns_keep_the_order_of_the_file() {
+        let config = parse(r#"{"peft_type":"LORA","rank_pattern":{"z.*q":2,"q":3,".*q":5}}"#).unwrap();
+        assert_eq!(["zq", "a.zq", "q", "a.q", "aq", "q.a"].map(|name| config.rank(name)), [2, 2, 3, 3, 5, 8]);
+    }
+
+    #[test]
+    fn rank_stabilized_scale_divides_by_the_square_root() {
+        let config = parse(r#"{"peft_type":"LORA","r":4,"lora_alpha":3,"use_rslora":true}"#).unwrap();
+        assert_eq!(config.scale("any"), 1.5);
+    }
+
+    #[test]
+    fn targets_match_as_peft_matches_them() {
+        let targets = |json: &str| {
+            let config = parse(&format!(r#"{{"peft_type":"LORA","target_modules":{json}}}"#)).unwrap();
+            config.target_modules.unwrap()
+        };
+        let names = targets(r#"["q","x.v"]"#);
+        assert!(["q", "a.q", "x.v", "a.x.v"].iter().all(|name| names.contain(name)));
+        assert!(["aq", "v", "q.a", "ax.v"].iter().all(|name| !names.contain(name)));
+        let pattern = targets(r#""q|.*\\.v""#);
+        assert!(pattern.contain("q") && pattern.contain("a.v"));
+        assert!(!pattern.contain("a.q") && !pattern.contain("v"));
+        assert!(targets(r#""All-Linear""#).contain("whatever"));
+    }
+
+    #[test]
+    fn what_cannot_be_understood_is_refused() {
+        for (text, complaint) in [
+            (r#"{"r":8}"#, "missing field `peft_type`"),
+            (r#"{"peft_type":"LORA","r":-1}"#, "invalid value"),
+            (r#"{"peft_type":"LORA","r":2,"r":4}"#, "duplicate field `r`"),
+            (r#"{"peft_type":"LORA","lora_alpha":NaN}"#, "expected value"),
+            (r#"{"peft_type":"LORA","rank_pattern":{"q":2,"q":4}}"#, "the pattern \"q\" occurs twice"),
+            (r#"{"peft_type":"LORA","alpha_pattern":{"(q":2}}"#, "\"(q\" is not a regular expression"),
+            (r#"{"peft_type":"LORA","target_modules":"(q"}"#, "\"(q\" is not a regular expression"),
+            (r#"{"peft_type":"LORA","target_modules":3}"#, "must be a list of names"),
+            (r#"{"peft_type":"LORA"} x"#, "trailing characters"),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(error.contains(complaint), "{text}: {error}");
+        }
+    }
+}

@@ -1,0 +1,356 @@
+//! The reader of PEFT folders: headers first, factors of one layer on demand.
+
+use super::{A_SUFFIX, B_SUFFIX, CONFIG_FILE, Config, PREFIX, TENSORS_FILE};
+use crate::element::Element;
+use crate::factors::Factors;
+use crate::storage::safetensors::{Header, Tensor};
+use crate::storage::{Access, Problem, Problems, Source, quoted};
+use faer::Mat;
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::Path;
+
+/// An opened adapter of linear layers.
+#[derive(Debug)]
+pub struct PeftAdapter {
+    config: Config,
+    layers: BTreeMap<String, PeftLayer>,
+    source: Source,
+}
+
+/// A layer of an adapter: what the headers say of it.
+#[derive(Clone, Debug)]
+pub struct PeftLayer {
+    /// Rank `r`, at least 1.
+    pub rank: usize,
+    /// Input features `d`.
+    pub inputs: usize,
+    /// Output features `m`.
+    pub outputs: usize,
+    /// Scale `s`.
+    pub scale: f64,
+    /// Number format of both factors.
+    pub element: Element,
+    a: Tensor,
+    b: Tensor,
+}
+
+impl PeftAdapter {
+    /// Opens a folder with `adapter_config.json` and `adapter_model.safetensors`; no factor is read.
+    ///
+    /// # Errors
+    /// All that is wrong, together: a missing file, a configuration that is not of LoRA, a tensor that is not the `A`
+    /// or `B` of a linear layer, a factor without its partner, shapes that do not fit each other or the configuration.
+    pub fn open(folder: &Path) -> Result<Self, Problems> {
+        let mut problems = Problems::default();
+        match Self::open_sound_layers(folder, &mut problems) {
+            Some(adapter) => problems.or_ok(adapter),
+            None => Err(problems),
+        }
+    }
+
+    /// Opens what can be opened. Whatever is left out has a complaint among `problems`.
+    pub(super) fn open_sound_layers(folder: &Path, problems: &mut Problems) -> Option<Self> {
+        if let Err(problem) = check_folder(folder) {
+            problems.push(problem);
+            return None;
+        }
+        let config = problems.collect(read_config(&folder.join(CONFIG_FILE)));
+        let tensors = problems.collect(open_tensors(&folder.join(TENSORS_FILE)));
+        let (config, (source, header)) = (config?, tensors?);
+        let mut layers = BTreeMap::new();
+        for (module, pair) in pairs(header, &source, problems) {
+            let layer = pair.layer(&module, &config).map_err(|problem| problem.in_file(source.path()));
+            if let Some(layer) = problems.collect(layer) {
+                layers.insert(module, layer);
+            }
+        }
+        Some(Self { config, layers, source })
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The layers, by runtime module name.
+    pub fn layers(&self) -> &BTreeMap<String, PeftLayer> {
+        &self.layers
+    }
+
+    /// The file that holds the tensors.
+    pub fn source(&self) -> &Source {
+        &self.source
+    }
+
+    /// Reads the factors of a layer of this adapter, F64 rounded to f32. Values are not checked to be finite.
+    ///
+    /// # Errors
+    /// An I/O problem if the tensors cannot be read.
+    pub fn factors(&self, layer: &PeftLayer) -> Result<Factors, Problem> {
+        Ok(Factors {
+            a: self.matrix(&layer.a, layer.element, layer.rank, layer.inputs)?,
+            b: self.matrix(&layer.b, layer.element, layer.outputs, layer.rank)?,
+        })
+    }
+
+    fn matrix(
+        &self,
+        tensor: &Tensor,
+        element: Element,
+        rows: usize,
+        columns: usize,
+    ) -> Result<Mat<f32>, Problem> {
+        let bytes = self.source.read_vec(tensor.offset, tensor.length)?;
+        let mut values = vec![0.0; bytes.len() / element.size()];
+        element.decode_f32(&bytes, &mut values);
+        Ok(Mat::from_fn(rows, columns, |i, j| values[i * columns + j]))
+    }
+}
+
+fn check_folder(folder: &Path) -> Result<(), Problem> {
+    let metadata = fs::metadata(folder)
+        .map_err(|error| Problem::io("cannot open this folder", &error).in_file(folder))?;
+    if metadata.is_dir() {
+        return Ok(());
+    }
+    Err(Problem::environment("expected the folder of a PEFT adapter, found something else")
+        .in_file(folder)
+        .help(format!("give the folder that holds {CONFIG_FILE}")))
+}
+
+/// Whether nothing is there. What is there and cannot be opened is another complaint.
+pub(super) fn is_missing(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+}
+
+fn read_config(path: &Path) -> Result<Config, Problem> {
+    if is_missing(path) {
+        return Err(Problem::data("expected the configuration of a PEFT adapter, found no file")
+            .in_file(path)
+            .help(
+                "it is written last: if the rest is there, the adapter was not completed, so write it again",
+            ));
+    }
+    let source = Source::open(path, Access::Read)?;
+    let bytes = source.read_vec(0, source.length())?;
+    let config: Config = serde_json::from_slice(&bytes).map_err(|error| {
+        Problem::data(format!("expected the configuration of a PEFT adapter as JSON: {error}")).in_file(path)
+    })?;
+    if config.peft_type != "LORA" {
+        let found = quoted(&config.peft_type);
+        return Err(Problem::data(format!("expected peft_type \"LORA\", found {found}")).in_file(path));
+    }
+    Ok(config)
+}
+
+fn open_tensors(path: &Path) -> Result<(Source, Header), Problem> {
+    if is_missing(path) {
+        let problem = Problem::data("expected the tensors of a PEFT adapter, found no file").in_file(path);
+        return Err(if path.with_file_name("adapter_model.bin").exists() {
+            problem
+                .help("adapter_model.bin is not read, because loading it runs code: save it as safetensors")
+        } else {
+            problem
+        });
+    }
+    let source = Source::open(path, Access::Auto)?;
+    let header = Header::read(&source)?;
+    Ok((source, header))
+}
+
+/// The two tensors of a module, as far as they are there.
+#[derive(Default)]
+struct Pair {
+    a: Option<Tensor>,
+    b: Option<Tensor>,
+}
+
+fn pairs(header: Header, source: &Source, problems: &mut Problems) -> BTreeMap<String, Pair> {
+    let mut pairs: BTreeMap<String, Pair> = BTreeMap::new();
+    for (key, tensor) in header.tensors {
+        let name = key.strip_prefix(PREFIX);
+        if let Some(module) = name.and_then(|name| name.strip_suffix(A_SUFFIX)) {
+            pairs.entry(module.into()).or_default().a = Some(tensor);
+        } else if let Some(module) = name.and_then(|name| name.strip_suffix(B_SUFFIX)) {
+            pairs.entry(module.into()).or_default().b = Some(tensor);
+        } else {
+            let expected =
+                format!("expected a name like {PREFIX}MODULE{A_SUFFIX} or {PREFIX}MODULE{B_SUFFIX}");
+            problems.push(
+                Problem::data(format!("{expected}: only adapters of linear layers are read"))
+                    .in_file(source.path())
+                    .in_tensor(&key),
+            );
+        }
+    }
+    pairs
+}
+
+impl Pair {
+    fn layer(self, module: &str, config: &Config) -> Result<PeftLayer, Problem> {
+        let (a_key, b_key) = (format!("{PREFIX}{module}{A_SUFFIX}"), format!("{PREFIX}{module}{B_SUFFIX}"));
+        let missing = |key: &str, partner: &str| {
+            Problem::data(format!("expected this tensor beside {}, found none", quoted(partner)))
+                .in_tensor(key)
+        };
+        let a = self.a.ok_or_else(|| missing(&a_key, &b_key))?;
+        let b = self.b.ok_or_else(|| missing(&b_key, &a_key))?;
+        let (rank, inputs) =
+            matrix_shape(&a, "A, of shape [rank, inputs]").map_err(|p| p.in_tensor(&a_key))?;
+        let (outputs, columns) =
+            matrix_shape(&b, "B, of shape [outputs, rank]").map_err(|p| p.in_tensor(&b_key))?;
+        if columns != rank {
+            return Err(Problem::data(format!(
+                "expected {rank} columns, one per row of its A, found {columns}"
+            ))
+            .in_tensor(&b_key));
+        }
+        if config.rank(module) != rank as u64 {
+            let expected = config.rank(module);
+            return Err(Problem::data(format!(
+                "expected rank {expected}, as {CONFIG_FILE} says, found {rank}"
+            ))
+            .in_tensor(&a_key));
+        }
+        if a.dtype != b.dtype {
+            let (a, b) = (quoted(&a.dtype), quoted(&b.dtype));
+            return Err(
+                Problem::data(format!("expected the format of its A, {a}, found {b}")).in_tensor(&b_key)
+            );
+        }
+        let element = Element::from_name(&a.dtype).ok_or_else(|| {
+            Problem::data(format!("expected F32, F16, BF16 or F64, found {}", quoted(&a.dtype)))
+                .in_tensor(&a_key)
+        })?;
+        let scale = config.scale(module);
+        Ok(PeftLayer { rank, inputs, outputs, scale, element, a, b })
+    }
+}
+
+fn matrix_shape(tensor: &Tensor, expected: &str) -> Result<(usize, usize), Problem> {
+    match *tensor.shape {
+        [rows, columns] if rows > 0 && columns > 0 => {
+            usize::try_from(rows).ok().zip(usize::try_from(columns).ok())
+        }
+        _ => None,
+    }
+    .ok_or_else(|| Problem::data(format!("expected {expected}, found shape {:?}", tensor.shape)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{adapter, factors, rows, write, write_tensors};
+    use super::*;
+    use crate::storage::Category;
+
+    const CONFIG: &str = r#"{"peft_type":"LORA","r":1,"target_modules":["q"]}"#;
+
+    fn a() -> (&'static str, Element, Vec<u64>, Vec<f64>) {
+        ("base_model.model.q.lora_A.weight", Element::F32, vec![1, 2], vec![1.0, 2.0])
+    }
+
+    fn b() -> (&'static str, Element, Vec<u64>, Vec<f64>) {
+        ("base_model.model.q.lora_B.weight", Element::F32, vec![3, 1], vec![3.0, 4.0, 5.0])
+    }
+
+    fn opened(
+        config: &str,
+        tensors: &[(&str, Element, Vec<u64>, Vec<f64>)],
+    ) -> Result<PeftAdapter, Problems> {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join(CONFIG_FILE), config).unwrap();
+        write_tensors(&folder.path().join(TENSORS_FILE), tensors);
+        PeftAdapter::open(folder.path())
+    }
+
+    #[test]
+    fn an_adapter_of_peft_is_read() {
+        let text = r#"{"peft_type":"LORA","r":8,"lora_alpha":4.0,"rank_pattern":{"q":1},"peft_version":"0.21.2",
+            "target_modules":"all-linear","eva_config":null,"layers_pattern":null,"use_rslora":false}"#;
+        let adapter = opened(text, &[a(), b()]).unwrap();
+        let layer = &adapter.layers()["q"];
+        assert_eq!((layer.rank, layer.inputs, layer.outputs, layer.scale), (1, 2, 3, 4.0));
+        let factors = adapter.factors(layer).unwrap();
+        assert_eq!((rows(&factors.a), rows(&factors.b)), (vec![1.0, 2.0], vec![3.0, 4.0, 5.0]));
+    }
+
+    #[test]
+    fn every_complaint_names_the_file_and_what_was_found() {
+        let mut flat = a();
+        flat.2 = vec![2];
+        let mut empty = a();
+        (empty.2, empty.3) = (vec![1, 0], vec![]);
+        let mut wide = b();
+        (wide.2, wide.3) = (vec![3, 2], vec![0.0; 6]);
+        let mut half = b();
+        half.1 = Element::F16;
+        let unprefixed = ("q.lora_A.weight", Element::F32, vec![1, 2], vec![0.0; 2]);
+        let magnitude = ("base_model.model.q.lora_magnitude_vector", Element::F32, vec![3], vec![0.0; 3]);
+        for (config, tensors, complaint) in [
+            (CONFIG, vec![a()], "lora_B.weight\": expected this tensor beside"),
+            (CONFIG, vec![b()], "lora_A.weight\": expected this tensor beside"),
+            (CONFIG, vec![flat, b()], "expected A, of shape [rank, inputs], found shape [2]"),
+            (CONFIG, vec![empty, b()], "expected A, of shape [rank, inputs], found shape [1, 0]"),
+            (CONFIG, vec![a(), wide], "expected 1 columns, one per row of its A, found 2"),
+            (CONFIG, vec![a(), half], "expected the format of its A, \"F32\", found \"F16\""),
+            (CONFIG, vec![a(), b(), unprefixed], "tensor \"q.lora_A.weight\": expected a name like"),
+            (CONFIG, vec![a(), b(), magnitude], "only adapters of linear layers are read"),
+            (
+                r#"{"peft_type":"LORA"}"#,
+                vec![a(), b()],
+                "expected rank 8, as adapter_config.json says, found 1",
+            ),
+            (r#"{"peft_type":"LOHA"}"#, vec![a(), b()], "expected peft_type \"LORA\", found \"LOHA\""),
+            ("{", vec![a(), b()], "expected the configuration of a PEFT adapter as JSON"),
+        ] {
+            let problems = opened(config, &tensors).unwrap_err();
+            assert_eq!(problems.0.len(), 1, "{problems}");
+            assert!(problems.to_string().contains(complaint), "{problems}");
+            assert!(problems.to_string().contains("adapter_"), "the file is named: {problems}");
+            assert_eq!(problems.category(), Category::Data);
+        }
+    }
+
+    #[test]
+    fn integers_are_no_factors() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join(CONFIG_FILE), CONFIG).unwrap();
+        let integer =
+            |name: &str, shape: Vec<u64>, length| (name.into(), ("I32".into(), shape, vec![0; length]));
+        let tensors = BTreeMap::from([integer(a().0, vec![1, 2], 8), integer(b().0, vec![3, 1], 12)]);
+        let mut file = fs::File::create(folder.path().join(TENSORS_FILE)).unwrap();
+        crate::storage::safetensors::write(&mut file, &BTreeMap::new(), &tensors).unwrap();
+        let problems = PeftAdapter::open(folder.path()).unwrap_err();
+        assert!(problems.to_string().contains("expected F32, F16, BF16 or F64, found \"I32\""), "{problems}");
+    }
+
+    #[test]
+    fn missing_files_are_reported_together() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("adapter_model.bin"), b"").unwrap();
+        let problems = PeftAdapter::open(folder.path()).unwrap_err();
+        assert_eq!(problems.0.len(), 2, "{problems}");
+        assert!(problems.0[0].next_step().unwrap().contains("written last"));
+        assert!(problems.0[1].next_step().unwrap().contains("adapter_model.bin is not read"));
+        assert_eq!(problems.category(), Category::Data);
+
+        for wrong in [folder.path().join("missing"), folder.path().join("adapter_model.bin")] {
+            assert_eq!(PeftAdapter::open(&wrong).unwrap_err().category(), Category::Io);
+        }
+    }
+
+    /// Protects memory against a header that promises more than the file holds.
+    #[test]
+    fn truncated_tensors_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        write(folder.path(), &adapter([("q", factors(4, 4, 2))]));
+        let path = folder.path().join(TENSORS_FILE);
+        let bytes = fs::read(&path).unwrap();
+        for length in [0, 7, bytes.len() / 2, bytes.len() - 1] {
+            fs::write(&path, &bytes[..length]).unwrap();
+            assert_eq!(PeftAdapter::open(folder.path()).unwrap_err().category(), Category::Data);
+        }
+    }
+}

@@ -1,0 +1,252 @@
+use super::super::testing::{checkpoint, factors, files, write_tensors};
+use super::*;
+use crate::storage::{Category, safetensors::Header};
+use faer::Mat;
+use quickcheck::quickcheck;
+use std::collections::BTreeSet;
+
+const FORMATS: [Element; 4] = [Element::F64, Element::F32, Element::F16, Element::Bf16];
+
+fn weights(count: usize) -> Vec<f64> {
+    (0..count).map(|i| ((i * 29 + 7) % 101) as f64 / 10.1 - 5.0).collect()
+}
+
+fn values(checkpoint: &Checkpoint, name: &str) -> Vec<f64> {
+    let element = Element::from_name(&checkpoint.get(name).unwrap().tensor.dtype).unwrap();
+    let bytes = checkpoint.read(name).unwrap();
+    let mut values = vec![0.0; bytes.len() / element.size()];
+    element.decode_f64(&bytes, &mut values);
+    values
+}
+
+/// Half of the distance of neighbours among the numbers of size `value`.
+fn rounding(element: Element, value: f64) -> f64 {
+    let digits = match element {
+        Element::F64 => 53,
+        Element::F32 => 24,
+        Element::F16 => 11,
+        Element::Bf16 => 8,
+    };
+    value.abs() * 2f64.powi(-digits) + 1e-7 * f64::from(element == Element::F16)
+}
+
+quickcheck! {
+    /// The base and what PEFT will add make the old weight again, within one rounding of the weight's format, also
+    /// when the adapter's format is coarser than the factors.
+    fn the_adapter_on_the_residual_base_is_the_model(shape: (u8, u8, u8), formats: (u8, u8)) -> bool {
+        let (outputs, inputs) = (1 + usize::from(shape.0) % 9, 1 + usize::from(shape.1) % 9);
+        let rank = 1 + usize::from(shape.2) % 4;
+        let format = FORMATS[usize::from(formats.0) % 4];
+        let stored_as = FORMATS[1 + usize::from(formats.1) % 3];
+        let mut factors = factors(outputs, inputs, rank);
+        factors.a[(0, 0)] = 0.1;
+        let (model, output) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let path = model.path().join("model.safetensors");
+        let shape = vec![outputs as u64, inputs as u64];
+        write_tensors(&path, &[("q.weight", format, shape, weights(outputs * inputs))]);
+        let old = checkpoint(&path);
+        let layers = BTreeMap::from([("q.weight".to_owned(), &factors)]);
+        write_residual_base(output.path(), &old, &layers, 0.75, stored_as).unwrap();
+        let new = checkpoint(output.path());
+        let (a, b) = (rounded(factors.a.as_ref(), stored_as), rounded(factors.b.as_ref(), stored_as));
+        let (old, new) = (values(&old, "q.weight"), values(&new, "q.weight"));
+        (0..outputs * inputs).all(|index| {
+            let (i, j) = (index / inputs, index % inputs);
+            let update: f64 = (0..rank).map(|k| 0.75 * b[i * rank + k] * a[k * inputs + j]).sum();
+            let difference = (new[index] + update - old[index]).abs();
+            difference <= rounding(format, new[index]) + 1e-14 * (old[index].abs() + 10.0)
+        })
+    }
+}
+
+/// Writes a model of two shards with an index, and what else is in such folders.
+fn sharded_model(folder: &Path) {
+    let shape = vec![3, 2];
+    write_tensors(
+        &folder.join("model-00001-of-00002.safetensors"),
+        &[
+            ("a.weight", Element::F32, shape.clone(), weights(6)),
+            ("b.weight", Element::Bf16, shape.clone(), weights(6)),
+            ("b.bias", Element::F32, vec![3], vec![1.0, f64::NAN, 3.0]),
+            ("c.weight", Element::F16, shape.clone(), weights(6)),
+        ],
+    );
+    write_tensors(
+        &folder.join("model-00002-of-00002.safetensors"),
+        &[("d.weight", Element::F64, shape, weights(6))],
+    );
+    let index = r#"{"metadata": {"total_size": 84}, "weight_map": {
+        "a.weight": "model-00001-of-00002.safetensors", "b.weight": "model-00001-of-00002.safetensors",
+        "b.bias": "model-00001-of-00002.safetensors", "c.weight": "model-00001-of-00002.safetensors",
+        "d.weight": "model-00002-of-00002.safetensors"}}"#;
+    fs::write(folder.join(INDEX_FILE), index).unwrap();
+    fs::write(folder.join("config.json"), "{}").unwrap();
+    fs::write(folder.join("vocab.txt"), "words").unwrap();
+    for old_weights in ["pytorch_model.bin", "model.ONNX", "pytorch_model.bin.index.json", "copy.safetensors"]
+    {
+        fs::write(folder.join(old_weights), "weights").unwrap();
+    }
+    fs::create_dir(folder.join("1_Pooling")).unwrap();
+}
+
+#[test]
+fn every_byte_but_those_of_adapted_weights_stays() {
+    let (model, output) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    sharded_model(model.path());
+    let old = checkpoint(model.path());
+    let factors = factors(3, 2, 1);
+    let layers = BTreeMap::from([("a.weight".to_owned(), &factors), ("c.weight".to_owned(), &factors)]);
+    let left_out = write_residual_base(output.path(), &old, &layers, 1.0, Element::F32).unwrap();
+    assert_eq!(
+        left_out,
+        ["1_Pooling", "copy.safetensors", "model.ONNX", "pytorch_model.bin", "pytorch_model.bin.index.json"]
+    );
+    fs::remove_dir(model.path().join("1_Pooling")).unwrap();
+    let (before, after) = (files(model.path()), files(output.path()));
+    let expected: BTreeSet<&String> = before.keys().filter(|name| !left_out.contains(name)).collect();
+    assert_eq!(after.keys().collect::<BTreeSet<_>>(), expected);
+    let changed: Vec<&String> = after.keys().filter(|name| before[*name] != after[*name]).collect();
+    assert_eq!(changed, ["model-00001-of-00002.safetensors"]);
+
+    let source = Source::open(&model.path().join(changed[0]), Access::Read).unwrap();
+    let header = Header::read(&source).unwrap();
+    let (before, after) = (&before[changed[0]], &after[changed[0]]);
+    assert_eq!(before.len(), after.len());
+    let adapted = ["a.weight", "c.weight"].map(|name| &header.tensors[name]);
+    for (index, (before, after)) in before.iter().zip(after).enumerate() {
+        let inside =
+            |tensor: &&Tensor| (tensor.offset..tensor.offset + tensor.length).contains(&(index as u64));
+        assert!(before == after || adapted.iter().any(inside), "byte {index} changed");
+    }
+    for tensor in adapted {
+        let range = tensor.offset as usize..(tensor.offset + tensor.length) as usize;
+        assert_ne!(before[range.clone()], after[range]);
+    }
+}
+
+#[test]
+fn a_single_file_gives_a_folder_with_one_file_of_its_name() {
+    let (model, parent) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let path = model.path().join("unet.safetensors");
+    write_tensors(&path, &[("q.weight", Element::F32, vec![3, 2], weights(6))]);
+    fs::write(model.path().join("config.json"), "{}").unwrap();
+    let factors = factors(3, 2, 1);
+    let output = parent.path().join("base");
+    let layers = BTreeMap::from([("q.weight".to_owned(), &factors)]);
+    let left_out = write_residual_base(&output, &checkpoint(&path), &layers, 1.0, Element::F32).unwrap();
+    assert!(left_out.is_empty());
+    assert_eq!(files(&output).keys().collect::<Vec<_>>(), ["unet.safetensors"]);
+}
+
+/// Protects the seams between blocks: the weight is larger than one block.
+#[test]
+fn a_weight_of_many_blocks_is_written_whole() {
+    let (model, output) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let path = model.path().join("model.safetensors");
+    let (outputs, inputs) = (700, 1000);
+    let shape = vec![outputs as u64, inputs as u64];
+    write_tensors(&path, &[("q.weight", Element::F32, shape, weights(outputs * inputs))]);
+    let old = checkpoint(&path);
+    let factors = Factors { a: Mat::full(1, inputs, 0.5), b: Mat::from_fn(outputs, 1, |i, _| i as f32) };
+    let layers = BTreeMap::from([("q.weight".to_owned(), &factors)]);
+    write_residual_base(output.path(), &old, &layers, 2.0, Element::F32).unwrap();
+    let (old, new) = (values(&old, "q.weight"), values(&checkpoint(output.path()), "q.weight"));
+    for (index, (old, new)) in old.iter().zip(&new).enumerate() {
+        assert_eq!(*new, f64::from((old - (index / inputs) as f64) as f32));
+    }
+}
+
+#[test]
+fn the_folder_of_the_model_is_never_written_to() {
+    let model = tempfile::tempdir().unwrap();
+    let path = model.path().join("model.safetensors");
+    write_tensors(&path, &[("q.weight", Element::F32, vec![3, 2], weights(6))]);
+    let before = files(model.path());
+    let link = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink(model.path(), link.path().join("model")).unwrap();
+    let factors = factors(3, 2, 1);
+    let layers = BTreeMap::from([("q.weight".to_owned(), &factors)]);
+    for checkpoint in [checkpoint(&path), checkpoint(model.path())] {
+        for folder in [model.path(), &model.path().join("."), &link.path().join("model")] {
+            let result = write_residual_base(folder, &checkpoint, &layers, 1.0, Element::F32);
+            assert_eq!(result.unwrap_err().category(), Category::Usage);
+        }
+        assert!(refuse_model_folder(link.path(), &checkpoint).is_ok());
+        assert!(refuse_model_folder(&link.path().join("missing"), &checkpoint).is_ok());
+    }
+    assert_eq!(files(model.path()), before);
+}
+
+#[test]
+fn all_weights_that_do_not_fit_are_refused_and_nothing_is_written() {
+    let (model, parent) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    sharded_model(model.path());
+    let old = checkpoint(model.path());
+    let (good, large) = (factors(3, 2, 1), factors(4, 2, 1));
+    let uneven = Factors { a: factors(3, 2, 2).a, b: factors(3, 2, 1).b };
+    let layers = BTreeMap::from([
+        ("a.weight".to_owned(), &large),
+        ("b.bias".to_owned(), &good),
+        ("c.weight".to_owned(), &uneven),
+        ("d.weight".to_owned(), &good),
+        ("e\n.weight".to_owned(), &good),
+    ]);
+    let output = parent.path().join("base");
+    let problems = write_residual_base(&output, &old, &layers, 1.0, Element::F32).unwrap_err();
+    let texts: Vec<String> = problems.0.iter().map(ToString::to_string).collect();
+    assert_eq!(texts.len(), 4, "{problems}");
+    for (text, complaint) in texts.iter().zip([
+        "tensor \"a.weight\": expected shape [4, 2], as its factors have it, found [3, 2]",
+        "tensor \"b.bias\": expected shape [3, 2], as its factors have it, found [3]",
+        "tensor \"c.weight\": expected factors A (rank, inputs)",
+        "tensor \"e\\n.weight\": expected it in the checkpoint",
+    ]) {
+        assert!(text.contains(complaint), "{text}");
+    }
+    assert_eq!(problems.category(), Category::Data);
+    assert!(!output.exists());
+}
+
+#[test]
+fn values_that_are_not_finite_or_would_not_be_are_refused_and_nothing_is_written() {
+    let (model, parent) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let path = model.path().join("model.safetensors");
+    let infinite = vec![0.0, 0.0, 0.0, f64::INFINITY];
+    write_tensors(
+        &path,
+        &[
+            ("q.weight", Element::F16, vec![2, 2], vec![0.0, 0.0, -65000.0, 0.0]),
+            ("v.weight", Element::F32, vec![2, 2], infinite),
+        ],
+    );
+    let old = checkpoint(&path);
+    let factors = Factors { a: Mat::full(1, 2, 1.0), b: Mat::full(2, 1, 1000.0) };
+    let output = parent.path().join("base");
+    for (name, complaint) in [
+        (
+            "q.weight",
+            "row 1, column 0: expected a finite F16 number once the update is taken away, found -inf",
+        ),
+        ("v.weight", "row 1, column 1: expected a finite F32 number, found inf"),
+    ] {
+        let layers = BTreeMap::from([(name.to_owned(), &factors)]);
+        let problems = write_residual_base(&output, &old, &layers, 1.0, Element::F32).unwrap_err();
+        assert!(problems.to_string().contains(complaint), "{problems}");
+        assert_eq!(problems.category(), Category::Data);
+        assert!(!output.exists());
+    }
+}
+
+/// A file in the way of the last shard must not leave the first in place.
+#[test]
+fn a_failure_before_the_files_are_complete_leaves_nothing() {
+    let (model, output) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    sharded_model(model.path());
+    let blocked = output.path().join("vocab.txt");
+    fs::create_dir(&blocked).unwrap();
+    let old = checkpoint(model.path());
+    let problems = write_residual_base(output.path(), &old, &BTreeMap::new(), 1.0, Element::F32).unwrap_err();
+    assert_eq!(problems.category(), Category::Io);
+    fs::remove_dir(blocked).unwrap();
+    assert!(files(output.path()).is_empty());
+}

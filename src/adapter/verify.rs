@@ -1,0 +1,367 @@
+//! The check that re-reads what was written.
+
+use super::read::is_missing;
+use super::record::Record;
+use super::{CONFIG_FILE, Config, FileRecord, PeftAdapter, PeftLayer, RECORD_FILE, TENSORS_FILE, Targets};
+use crate::element::Element;
+use crate::factors::{Factors, Start};
+use crate::storage::{Access, Checkpoint, Problem, Problems, Source, quoted};
+use faer::linalg::matmul::matmul;
+use faer::{Accum, Mat, MatRef, Par};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// What was checked of an adapter that holds, and its figures.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Verification {
+    /// Every check, in order.
+    pub checks: Vec<Check>,
+    /// Number of layers.
+    pub layers: u64,
+    /// Numbers in the factors.
+    pub parameters: u64,
+    /// Length of `adapter_model.safetensors`.
+    pub bytes: u64,
+    /// Smallest rank.
+    pub min_rank: usize,
+    /// Largest rank.
+    pub max_rank: usize,
+    /// The scale `s`, if all layers have the same.
+    pub scale: Option<f64>,
+    /// Largest `|s B A| / |W|` of a layer whose `W` is not zero, in Frobenius norms, if a base was given.
+    pub largest_relative_update: Option<f64>,
+    /// What the user should know.
+    pub notes: Vec<String>,
+}
+
+/// One check.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Check {
+    /// What holds, in words.
+    pub what: String,
+    /// How it came out.
+    pub outcome: Outcome,
+}
+
+/// How a check came out. A check that failed makes an error of the whole.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// It holds.
+    Passed,
+    /// It was not made, for this reason.
+    NotMade(String),
+}
+
+/// Re-reads a PEFT folder and checks it, against the record of its making if there is one, and against a base if one
+/// is given.
+///
+/// The weight of a module is looked up in `base` under the name that `tensors` has for it, or else the record, or else
+/// under `MODULE.weight`.
+///
+/// # Errors
+/// All checks that fail, together.
+pub fn verify(
+    folder: &Path,
+    base: Option<&Checkpoint>,
+    tensors: &BTreeMap<String, String>,
+) -> Result<Verification, Problems> {
+    let mut problems = Problems::default();
+    let adapter = PeftAdapter::open_sound_layers(folder, &mut problems);
+    let record = problems.collect(read_record(&folder.join(RECORD_FILE))).flatten();
+    if let Some(record) = &record {
+        problems.collect(check_hash(folder, record));
+    }
+    let Some(adapter) = adapter else { return Err(problems) };
+    check_targets(&adapter, &folder.join(CONFIG_FILE), &mut problems);
+    let start = record.as_ref().and_then(|record| record.method.as_ref()).map(|method| method.start);
+    let weights = Weights { base, tensors, record: record.as_ref() };
+    let mut largest_relative_update = base.map(|_| 0.0);
+    for (module, layer) in adapter.layers() {
+        if let Some(relative) =
+            problems.collect(check_layer(&adapter, module, layer, start, &weights)).flatten()
+        {
+            largest_relative_update = largest_relative_update.map(|largest: f64| largest.max(relative));
+        }
+    }
+    problems.or_ok(())?;
+
+    let layers = || adapter.layers().values();
+    let ranks = || layers().map(|layer| layer.rank);
+    Ok(Verification {
+        checks: checks(record.is_some(), start, base.is_some()),
+        layers: adapter.layers().len() as u64,
+        parameters: layers().map(|layer| (layer.rank * (layer.inputs + layer.outputs)) as u64).sum(),
+        bytes: adapter.source().length(),
+        min_rank: ranks().min().unwrap_or(0),
+        max_rank: ranks().max().unwrap_or(0),
+        scale: common_scale(layers().map(|layer| layer.scale)),
+        largest_relative_update,
+        notes: notes(start, adapter.config()),
+    })
+}
+
+fn checks(recorded: bool, start: Option<Start>, with_base: bool) -> Vec<Check> {
+    let no_record = format!("there is no {RECORD_FILE}");
+    let no_start = if recorded { format!("{RECORD_FILE} names no start") } else { no_record.clone() };
+    let factors = match start {
+        Some(Start::Zero) => "B is zero, and the rows of A are orthonormal",
+        Some(Start::Update | Start::Residual) | None => "the factors are balanced: BᵀB = A Aᵀ",
+    };
+    [
+        ("the files are complete, and the configuration is one of LoRA", None),
+        ("target_modules names exactly the modules that have tensors", None),
+        ("every pair of factors has the shape and the rank that the configuration gives it", None),
+        ("every value is finite", None),
+        ("the tensors are those that were written", (!recorded).then_some(no_record)),
+        (factors, start.is_none().then_some(no_start)),
+        (
+            "every adapted weight is in the base, with a shape that fits",
+            (!with_base).then(|| "no base was given".into()),
+        ),
+    ]
+    .map(|(what, reason)| Check {
+        what: what.into(),
+        outcome: reason.map_or(Outcome::Passed, Outcome::NotMade),
+    })
+    .into()
+}
+
+fn notes(start: Option<Start>, config: &Config) -> Vec<String> {
+    if start != Some(Start::Residual) {
+        return Vec::new();
+    }
+    let base = config.base_model_name_or_path.as_deref().unwrap_or_default();
+    vec![format!(
+        "this adapter needs the residual base that was written with it ({}); on the original weights it would add the \
+         update twice",
+        quoted(base)
+    )]
+}
+
+/// The scale of all layers, if it is the same but for rounding.
+fn common_scale(mut scales: impl Iterator<Item = f64>) -> Option<f64> {
+    let first = scales.next()?;
+    scales.all(|scale| (scale - first).abs() <= 1e-12 * first.abs()).then_some(first)
+}
+
+fn read_record(path: &Path) -> Result<Option<Record>, Problem> {
+    if is_missing(path) {
+        return Ok(None);
+    }
+    let source = Source::open(path, Access::Read)?;
+    let bytes = source.read_vec(0, source.length())?;
+    Record::parse(&bytes).map(Some).map_err(|problem| problem.in_file(path))
+}
+
+fn check_hash(folder: &Path, record: &Record) -> Result<(), Problem> {
+    let Some(expected) = record.files.get(TENSORS_FILE) else {
+        let problem = Problem::data(format!("expected the hash of {TENSORS_FILE}, found none"));
+        return Err(problem.in_file(&folder.join(RECORD_FILE)));
+    };
+    let path = folder.join(TENSORS_FILE);
+    if is_missing(&path) {
+        // That complaint is made where the tensors are opened.
+        return Ok(());
+    }
+    let found = FileRecord::of(&Source::open(&path, Access::Auto)?)?;
+    if found == *expected {
+        return Ok(());
+    }
+    let expected_hash = quoted(&expected.sha256);
+    Err(Problem::data(format!(
+        "expected {} bytes with the SHA-256 {expected_hash}, as {RECORD_FILE} says, found {} bytes with {}",
+        expected.bytes,
+        found.bytes,
+        quoted(&found.sha256)
+    ))
+    .in_file(&path)
+    .help("it was changed after it was written: write the adapter again"))
+}
+
+fn check_targets(adapter: &PeftAdapter, config_path: &Path, problems: &mut Problems) {
+    let complain = |what: String| Problem::data(what).in_file(config_path);
+    let Some(targets) = &adapter.config().target_modules else {
+        problems.push(complain("expected target_modules, found none".into()));
+        return;
+    };
+    for module in adapter.layers().keys().filter(|module| !targets.contain(module)) {
+        problems.push(complain(format!(
+            "expected target_modules to name every module that has tensors, found that {} is not named",
+            quoted(module)
+        )));
+    }
+    if let Targets::Names(names) = targets {
+        let unused = names.iter().filter(|name| {
+            let one = Targets::Names([(*name).clone()].into());
+            !adapter.layers().keys().any(|module| one.contain(module))
+        });
+        for name in unused {
+            problems.push(complain(format!(
+                "expected tensors for every name in target_modules, found none for {}",
+                quoted(name)
+            )));
+        }
+    }
+    if adapter.layers().is_empty() {
+        let problem = Problem::data("expected factors of at least one module, found none");
+        problems.push(problem.in_file(adapter.source().path()));
+    }
+}
+
+/// Where the weights of the modules are.
+struct Weights<'a> {
+    base: Option<&'a Checkpoint>,
+    tensors: &'a BTreeMap<String, String>,
+    record: Option<&'a Record>,
+}
+
+impl Weights<'_> {
+    /// `|W|` of a module, in the Frobenius norm, if there is a base.
+    fn norm(&self, module: &str, layer: &PeftLayer) -> Result<Option<f64>, Problem> {
+        let Some(base) = self.base else { return Ok(None) };
+        let recorded = || {
+            let layers = self.record.map_or(&[][..], |record| &record.layers);
+            layers.iter().find(|layer| layer.module == module).map(|layer| layer.tensor.clone())
+        };
+        let name =
+            self.tensors.get(module).cloned().or_else(recorded).unwrap_or_else(|| format!("{module}.weight"));
+        let complain = |what: String| Problem::data(what).in_file(base.path()).in_tensor(&name);
+        let Some(stored) = base.get(&name) else {
+            return Err(complain(format!(
+                "expected the weight of module {}, found no such tensor",
+                quoted(module)
+            ))
+            .help("give the base that the adapter was made for"));
+        };
+        let expected = [layer.outputs as u64, layer.inputs as u64];
+        if stored.tensor.shape != expected {
+            let found = &stored.tensor.shape;
+            return Err(complain(format!(
+                "expected shape {expected:?}, as its factors have it, found {found:?}"
+            )));
+        }
+        let element = Element::from_name(&stored.tensor.dtype).ok_or_else(|| {
+            complain(format!("expected F32, F16, BF16 or F64, found {}", quoted(&stored.tensor.dtype)))
+        })?;
+        let bytes = base.read(&name)?;
+        let mut values = vec![0.0; bytes.len() / element.size()];
+        element.decode_f64(&bytes, &mut values);
+        let norm = values.iter().map(|value| value * value).sum::<f64>().sqrt();
+        if !norm.is_finite() {
+            return Err(complain(
+                "expected finite values of moderate size, found a norm that is not finite".into(),
+            ));
+        }
+        Ok(Some(norm))
+    }
+}
+
+/// Checks the values of a layer. Returns `|s B A| / |W|` if there is a base and its `W` is not zero.
+fn check_layer(
+    adapter: &PeftAdapter,
+    module: &str,
+    layer: &PeftLayer,
+    start: Option<Start>,
+    weights: &Weights<'_>,
+) -> Result<Option<f64>, Problems> {
+    let mut problems = Problems::default();
+    let complain = |what: String| {
+        Problem::data(format!("module {}: {what}", quoted(module))).in_file(adapter.source().path())
+    };
+    let factors = adapter.factors(layer)?;
+    for (name, factor) in [("A", factors.a.as_ref()), ("B", factors.b.as_ref())] {
+        if let Some((row, column)) = first_nonfinite(factor) {
+            problems.push(complain(format!(
+                "expected finite values, found {} in row {row}, column {column} of {name}",
+                factor[(row, column)]
+            )));
+        }
+    }
+    let norm = problems.collect(weights.norm(module, layer)).flatten();
+    if !problems.0.is_empty() {
+        return Err(problems);
+    }
+    let grams = Grams::of(&factors);
+    if let Some(start) = start {
+        problems.collect(grams.check(start, layer.element).map_err(complain));
+    }
+    let relative = |norm| layer.scale.abs() * grams.product_norm() / norm;
+    problems.or_ok(norm.filter(|&norm| norm > 0.0).map(relative))
+}
+
+fn first_nonfinite(factor: MatRef<'_, f32>) -> Option<(usize, usize)> {
+    let places = (0..factor.nrows()).flat_map(|i| (0..factor.ncols()).map(move |j| (i, j)));
+    places.into_iter().find(|&place| !factor[place].is_finite())
+}
+
+/// `A Aᵀ` and `BᵀB`, which tell all that is asked here, and are small.
+struct Grams {
+    a: Mat<f64>,
+    b: Mat<f64>,
+}
+
+impl Grams {
+    fn of(factors: &Factors) -> Self {
+        let wide = |factor: MatRef<'_, f32>| {
+            Mat::from_fn(factor.nrows(), factor.ncols(), |i, j| f64::from(factor[(i, j)]))
+        };
+        let product = |left: MatRef<'_, f64>, right: MatRef<'_, f64>| {
+            let mut product = Mat::zeros(left.nrows(), right.ncols());
+            matmul(product.as_mut(), Accum::Replace, left, right, 1.0, Par::Seq);
+            product
+        };
+        let (a, b) = (wide(factors.a.as_ref()), wide(factors.b.as_ref()));
+        Self { a: product(a.as_ref(), a.transpose()), b: product(b.transpose(), b.as_ref()) }
+    }
+
+    /// `|B A|` in the Frobenius norm: its square is `tr(BᵀB · A Aᵀ)`.
+    fn product_norm(&self) -> f64 {
+        let rank = self.a.nrows();
+        let places = (0..rank).flat_map(|i| (0..rank).map(move |j| (i, j)));
+        places.map(|place| self.a[place] * self.b[place]).sum::<f64>().max(0.0).sqrt()
+    }
+
+    /// Checks what the start promises of the factors.
+    fn check(&self, start: Start, element: Element) -> Result<(), String> {
+        let rank = self.a.nrows();
+        let tolerance = 1e-3 + rounding(element, rank);
+        let (expected, found, norm) = match start {
+            Start::Update | Start::Residual => {
+                ("balanced factors, BᵀB = A Aᵀ", (&self.a - &self.b).norm_l2(), self.a.norm_l2())
+            }
+            Start::Zero if self.b.norm_l2() != 0.0 => {
+                return Err(format!("expected B = 0, found |BᵀB| = {:e}", self.b.norm_l2()));
+            }
+            Start::Zero => {
+                let identity = Mat::<f64>::identity(rank, rank);
+                ("orthonormal rows of A", (&self.a - &identity).norm_l2(), identity.norm_l2())
+            }
+        };
+        if found <= tolerance * norm {
+            return Ok(());
+        }
+        Err(format!(
+            "expected {expected}, to {tolerance:.0e}; found a relative difference of {:.1e}",
+            found / norm
+        ))
+    }
+}
+
+/// By how much rounding the factors to the format of the file can unbalance them: with the unit roundoff `u`, either
+/// Gram changes by `2 u |A|²` at most, and `|A|² ≤ √r |A Aᵀ|`.
+fn rounding(element: Element, rank: usize) -> f64 {
+    let unit = match element {
+        Element::F64 => f64::EPSILON / 2.0,
+        Element::F32 => 2f64.powi(-24),
+        Element::F16 => 2f64.powi(-11),
+        Element::Bf16 => 2f64.powi(-8),
+    };
+    4.0 * unit * (rank as f64).sqrt()
+}
+
+#[cfg(test)]
+mod tests;
