@@ -67,3 +67,5 @@ pub mod storage;
 pub mod activations;
 #[cfg(feature = "files")]
 pub mod adapter;
+#[cfg(feature = "files")]
+pub mod plan;

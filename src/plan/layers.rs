@@ -1,0 +1,189 @@
+//! Sites, modules and weights put together.
+
+use super::names::Names;
+use super::nearest::list;
+use super::renames::Renames;
+use super::select::Selector;
+use super::{PlannedLayer, PlannedSite, Skipped};
+use crate::activations::{ActivationSet, Site};
+use crate::constraint::Coupling;
+use crate::element::Element;
+use crate::rank::Limits;
+use crate::storage::{Checkpoint, Problem, Problems, StoredTensor, quoted};
+use std::collections::BTreeMap;
+
+/// What was found of the layers.
+#[derive(Default)]
+pub(super) struct Found {
+    /// The sites with at least one layer that can be adapted.
+    pub sites: Vec<PlannedSite>,
+    /// Modules that are selected and cannot be adapted.
+    pub skipped: Vec<Skipped>,
+    /// Complaints.
+    pub problems: Problems,
+}
+
+/// Why a weight gets no adapter.
+enum Unfit {
+    /// Its kind is none that can be adapted: left out, unless the user names it.
+    Kind(String),
+    /// Something is wrong with it.
+    Wrong(Problem),
+}
+
+/// Finds and checks the weight of every selected module.
+pub(super) fn find(
+    checkpoint: &Checkpoint,
+    target: &ActivationSet,
+    source: Option<&ActivationSet>,
+    selector: &Selector<'_>,
+    renames: &Renames<'_>,
+    limits: &Limits,
+) -> Found {
+    let recorded = target.sites().flat_map(|site| &site.modules).map(String::as_str);
+    let names = Names::new(checkpoint.names(), recorded, renames);
+    let mut found = Found::default();
+    let mut readers: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for site in target.sites() {
+        let mut layers = Vec::new();
+        for module in site.modules.iter().filter(|module| selector.selects(module)) {
+            let tensor = match names.resolve(module) {
+                Ok(tensor) => tensor,
+                Err(unresolved) => {
+                    found.problems.push(unresolved.problem(module).in_file(checkpoint.path()));
+                    continue;
+                }
+            };
+            readers.entry(tensor).or_default().push(module);
+            let Some(stored) = checkpoint.get(tensor) else { continue };
+            let located =
+                |problem: Problem| problem.in_file(checkpoint.source(stored).path()).in_tensor(tensor);
+            match layer(module, tensor, stored, site, limits) {
+                Ok(layer) => layers.push(layer),
+                Err(Unfit::Wrong(problem)) => found.problems.push(located(problem)),
+                Err(Unfit::Kind(reason)) if selector.names(module) => {
+                    let what = format!("module {} cannot be adapted: {reason}", quoted(module));
+                    found.problems.push(
+                        located(Problem::data(what))
+                            .help("leave it out of --target, or name it to --exclude"),
+                    );
+                }
+                Err(Unfit::Kind(reason)) => found.skipped.push(Skipped { name: module.clone(), reason }),
+            }
+        }
+        if !layers.is_empty() {
+            let source = source.and_then(|source| source.site(&site.name));
+            found.sites.push(PlannedSite {
+                name: site.name.clone(),
+                width: site.width,
+                rows: site.rows(),
+                source_rows: source.map(Site::rows),
+                bytes: site.bytes().saturating_add(source.map_or(0, Site::bytes)),
+                layers,
+            });
+        }
+    }
+    for (tensor, modules) in readers.into_iter().filter(|(_, modules)| modules.len() > 1) {
+        let what = format!(
+            "expected one module for each weight, found that {} share it; tied weights cannot be adapted one by one",
+            list(modules)
+        );
+        found.problems.push(
+            Problem::data(what)
+                .in_file(checkpoint.path())
+                .in_tensor(tensor)
+                .help("leave all but one out with --exclude, or correct the names with --rename"),
+        );
+    }
+    found
+}
+
+fn layer(
+    module: &str,
+    tensor: &str,
+    stored: &StoredTensor,
+    site: &Site,
+    limits: &Limits,
+) -> Result<PlannedLayer, Unfit> {
+    let stored = &stored.tensor;
+    let element = Element::from_name(&stored.dtype).ok_or_else(|| {
+        Unfit::Kind(format!(
+            "its weight holds {} and not F64, F32, F16 or BF16 numbers",
+            quoted(&stored.dtype)
+        ))
+    })?;
+    let &[outputs, inputs] = stored.shape.as_slice() else {
+        return Err(Unfit::Kind(format!("its weight has the shape {:?} and not two axes", stored.shape)));
+    };
+    let width = site.width as u64;
+    if inputs != width {
+        let found = format!("module {} has a weight of shape [{outputs}, {inputs}]", quoted(module));
+        return Err(Unfit::Wrong(if outputs == width {
+            Problem::data(format!(
+                "{found}: [input, output] features, as in GPT-2's Conv1D layers, are not supported yet"
+            ))
+            .help("leave it out with --exclude")
+        } else {
+            Problem::data(format!(
+                "{found}: expected {inputs} numbers in each row of site {}, found {width}",
+                quoted(&site.name)
+            ))
+            .help("give the checkpoint that the activations were recorded from, or correct the names with --rename")
+        }));
+    }
+    let outputs = usize::try_from(outputs)
+        .ok()
+        .filter(|&outputs| outputs > 0)
+        .ok_or_else(|| Unfit::Kind(format!("its weight has {outputs} outputs")))?;
+    let full_rank = outputs.min(site.width);
+    let multiple = limits.multiple.max(1);
+    Ok(PlannedLayer {
+        module: module.into(),
+        tensor: tensor.into(),
+        element,
+        outputs,
+        inputs: site.width,
+        max_rank: full_rank.min(limits.max) / multiple * multiple,
+    })
+}
+
+/// Checks that the pre-training activations have the sites of the selected modules.
+pub(super) fn check_source(
+    target: &ActivationSet,
+    source: &ActivationSet,
+    selector: &Selector<'_>,
+    coupling: Coupling,
+    problems: &mut Problems,
+) {
+    let selected = |site: &&Site| site.modules.iter().any(|module| selector.selects(module));
+    for site in target.sites().filter(selected) {
+        let Some(other) = source.site(&site.name) else {
+            let what = format!(
+                "expected the site {} among the pre-training activations, found {} sites without it",
+                quoted(&site.name),
+                source.sites().count()
+            );
+            problems
+                .push(Problem::data(what).help("record the same sites for --source as for --activations"));
+            continue;
+        };
+        let part = |set: &ActivationSet, site: &Site| set.files()[site.parts[0].file].path().to_path_buf();
+        let differ = |what: &str, here: u64, there: u64| {
+            let fine_tuning = part(target, site);
+            Problem::data(format!(
+                "expected {here} {what} as among the fine-tuning activations in {}, found {there}",
+                quoted(&fine_tuning.to_string_lossy())
+            ))
+            .in_file(&part(source, other))
+            .in_tensor(&site.name)
+        };
+        if other.width != site.width {
+            problems.push(differ("numbers per row", site.width as u64, other.width as u64));
+        }
+        if coupling == Coupling::Paired && other.rows() != site.rows() {
+            problems.push(differ("rows", site.rows(), other.rows()).help(
+                "paired rows are of the same inputs in the same order; --coupling transport needs no pairs",
+            ));
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! What a run is going to do, from headers alone: sites, layers, shapes, memory, work, and every complaint at once.
+//!
+//! Runs nothing: a [`Plan`] is data. `select` says which modules are adapted, `names` finds the weight of a module in the
+//! checkpoint with the renames of `presets`, `layers` puts sites, modules and weights together, `options` checks what the
+//! user asks for against them, and `cost` estimates memory and work.
+
+mod cost;
+mod layers;
+mod names;
+mod nearest;
+mod options;
+mod presets;
+mod renames;
+mod select;
+
+use crate::activations::ActivationSet;
+use crate::element::Element;
+use crate::method::Options;
+use crate::simd::Precision;
+use crate::storage::{Access, Checkpoint, Problem, Problems};
+use layers::Found;
+pub use renames::Rename;
+use renames::Renames;
+use select::Selector;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// What a user asks for.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Checkpoint folder or file.
+    pub model: PathBuf,
+    /// Fine-tuning activations: files and folders.
+    pub activations: Vec<PathBuf>,
+    /// Pre-training activations; empty for isotropic source statistics.
+    pub source: Vec<PathBuf>,
+    /// Which layers.
+    pub selection: Selection,
+    /// From module names to checkpoint names.
+    pub renames: Vec<Rename>,
+    /// How the factors come about.
+    pub method: Options,
+    /// What happens to rows with NaN or infinity.
+    pub nonfinite: Nonfinite,
+    /// What Gram matrices are computed with.
+    pub precision: Precision,
+    /// How files are read.
+    pub access: Access,
+    /// Threads to work with.
+    pub threads: usize,
+}
+
+/// Which layers get an adapter. Empty lists select everything that an activation site names.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Selection {
+    /// Module names or suffixes, as PEFT's `target_modules` list understands them; `all-linear` for all.
+    pub targets: Vec<String>,
+    /// Regular expressions, one of which must be found in the module name.
+    pub include: Vec<String>,
+    /// Regular expressions, none of which may be found in the module name.
+    pub exclude: Vec<String>,
+}
+
+/// What happens to rows with NaN or infinity.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Nonfinite {
+    /// The run is refused, with file, tensor, row and column.
+    #[default]
+    Refuse,
+    /// They are left out, and counted in the report.
+    SkipRows,
+}
+
+/// What a run is going to do.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// The model as it was named.
+    pub model: PathBuf,
+    /// The sites that are read, in order of name, each with its layers.
+    pub sites: Vec<PlannedSite>,
+    /// What is left out, and why.
+    pub skipped: Vec<Skipped>,
+    /// How the factors come about.
+    pub method: Options,
+    /// What happens to rows with NaN or infinity.
+    pub nonfinite: Nonfinite,
+    /// What Gram matrices are computed with.
+    pub precision: Precision,
+    /// Threads to work with.
+    pub threads: usize,
+    /// Bytes that the run will hold at its peak, estimated from the shapes.
+    pub peak_memory: u64,
+    /// Floating-point operations, estimated from the shapes.
+    pub work: Work,
+}
+
+impl PlannedSite {
+    /// Whether this site is worked on beside others, on one thread. Wider sites are worked on one after the other, with
+    /// all threads inside.
+    pub fn is_narrow(&self) -> bool {
+        const SIDE_BY_SIDE: usize = 2048;
+        self.width <= SIDE_BY_SIDE
+    }
+}
+
+/// A site and the layers that read it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PlannedSite {
+    /// Its name in the activation files.
+    pub name: String,
+    /// Numbers per row.
+    pub width: usize,
+    /// Fine-tuning rows.
+    pub rows: u64,
+    /// Pre-training rows, if there are any.
+    pub source_rows: Option<u64>,
+    /// Bytes of activations to read.
+    pub bytes: u64,
+    /// The layers that read it, in order of module name.
+    pub layers: Vec<PlannedLayer>,
+}
+
+/// A layer that gets an adapter.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PlannedLayer {
+    /// Runtime module name.
+    pub module: String,
+    /// Name of its weight in the checkpoint.
+    pub tensor: String,
+    /// Number format of the weight.
+    pub element: Element,
+    /// Output features `m`.
+    pub outputs: usize,
+    /// Input features `d`.
+    pub inputs: usize,
+    /// Largest rank that it may get.
+    pub max_rank: usize,
+}
+
+/// Something that is left out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Skipped {
+    /// Module or site.
+    pub name: String,
+    /// Why, in words.
+    pub reason: String,
+}
+
+/// Floating-point operations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Work {
+    /// Gram updates.
+    pub moments: f64,
+    /// Factorizations per site, and operators and decompositions per layer.
+    pub factors: f64,
+}
+
+/// The opened files of a plan.
+pub struct Inputs {
+    /// The model.
+    pub checkpoint: Checkpoint,
+    /// Fine-tuning activations.
+    pub target: ActivationSet,
+    /// Pre-training activations.
+    pub source: Option<ActivationSet>,
+}
+
+/// Opens the inputs, checks everything that headers and options can tell, and plans the run.
+///
+/// # Errors
+/// All complaints about the options, the checkpoint, both sets of activations, and how they fit together. What cannot be
+/// judged because of another complaint is left out.
+pub fn plan(request: &Request) -> Result<(Plan, Inputs), Problems> {
+    let mut problems = Problems::default();
+    problems.collect(options::check_precision(request.precision));
+    options::check_values(&request.method, !request.source.is_empty(), &mut problems);
+    let renames = problems.collect(Renames::new(&request.renames));
+    let selector = problems.collect(Selector::new(&request.selection));
+    let checkpoint = problems.collect(Checkpoint::open(&request.model, request.access));
+    let target = problems.collect(ActivationSet::open(&request.activations, request.access));
+    let source = match request.source.as_slice() {
+        [] => None,
+        paths => problems.collect(ActivationSet::open(paths, request.access)),
+    };
+
+    if let (Some(target), Some(selector)) = (&target, &selector) {
+        let modules = target.sites().flat_map(|site| &site.modules).map(String::as_str);
+        selector.check(modules, &mut problems);
+        if let Some(source) = &source {
+            layers::check_source(target, source, selector, request.method.coupling, &mut problems);
+        }
+    }
+    let mut found = Found::default();
+    if let (Some(checkpoint), Some(target), Some(selector), Some(renames)) =
+        (&checkpoint, &target, &selector, &renames)
+    {
+        found = layers::find(checkpoint, target, source.as_ref(), selector, renames, &request.method.limits);
+        problems.0.append(&mut found.problems.0);
+        options::check_ranks(&request.method, &found.sites, &mut problems);
+        if found.sites.is_empty()
+            && problems.0.is_empty()
+            && let Some(first) = found.skipped.first()
+        {
+            let what = format!("no selected module has a weight that can be adapted: {}", first.reason);
+            problems.push(Problem::data(what).in_tensor(&first.name));
+        }
+    }
+    match (checkpoint, target) {
+        (Some(checkpoint), Some(target)) if problems.0.is_empty() => {
+            let plan = Plan {
+                model: request.model.clone(),
+                peak_memory: cost::peak_memory(&found.sites, &request.method, request.threads),
+                work: cost::work(&found.sites, &request.method),
+                sites: found.sites,
+                skipped: found.skipped,
+                method: request.method.clone(),
+                nonfinite: request.nonfinite,
+                precision: request.precision,
+                threads: request.threads,
+            };
+            Ok((plan, Inputs { checkpoint, target, source }))
+        }
+        _ => Err(problems),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,245 @@
+//! From the runtime name of a module to the name of its weight in the checkpoint.
+//!
+//! They differ when a model was saved with or without a head (`bert.` in front), or when transformers renames modules on
+//! loading. The lookup tries, and takes the first that gives a tensor:
+//!
+//! 1. the name itself, `<module>.weight`;
+//! 2. the user's renames, all applied in order, to a module or to a full tensor name;
+//! 3. a leading part that the checkpoint has and the module lacks, or the other way round;
+//! 4. the renames of [`presets`].
+//!
+//! The user's renames come before anything that is guessed, because they are how a wrong guess is mended.
+
+use super::nearest::{list, nearest};
+use super::presets;
+use super::renames::Renames;
+use crate::storage::{Problem, quoted};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The tensors of a checkpoint, ready for lookups.
+pub(super) struct Names<'a> {
+    tensors: BTreeSet<&'a str>,
+    /// The weights that end in a dot and the key.
+    by_ending: BTreeMap<&'a str, Vec<&'a str>>,
+    /// The one leading part under which all modules are found that need one.
+    common_prefix: Option<&'a str>,
+    renames: &'a Renames<'a>,
+}
+
+/// Why a module has no tensor.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Unresolved<'a> {
+    /// No tensor fits; these have the most similar names.
+    Missing(Vec<&'a str>),
+    /// Several fit equally well.
+    Ambiguous(Vec<&'a str>),
+}
+
+impl<'a> Names<'a> {
+    /// `modules` are all that were recorded: where a leading part is in doubt, the others decide.
+    pub(super) fn new<'m>(
+        tensors: impl IntoIterator<Item = &'a str>,
+        modules: impl IntoIterator<Item = &'m str>,
+        renames: &'a Renames<'a>,
+    ) -> Self {
+        let tensors: BTreeSet<&str> = tensors.into_iter().collect();
+        let mut by_ending: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for &tensor in tensors.iter().filter(|tensor| tensor.ends_with(".weight")) {
+            for (dot, _) in tensor.match_indices('.') {
+                by_ending.entry(&tensor[dot + 1..]).or_default().push(tensor);
+            }
+        }
+        let mut names = Self { tensors, by_ending, common_prefix: None, renames };
+        names.common_prefix = names.find_common_prefix(modules);
+        names
+    }
+
+    fn find_common_prefix<'m>(&self, modules: impl IntoIterator<Item = &'m str>) -> Option<&'a str> {
+        let mut common: Option<BTreeSet<&str>> = None;
+        for module in modules {
+            let weight = weight(module);
+            let longer = self.longer(&weight);
+            if self.tensors.contains(weight.as_str()) || longer.is_empty() {
+                continue;
+            }
+            let prefixes = longer.iter().map(|tensor| &tensor[..tensor.len() - weight.len()]).collect();
+            common = Some(match common {
+                Some(common) => &common & &prefixes,
+                None => prefixes,
+            });
+        }
+        let mut common = common?.into_iter();
+        common.next().filter(|_| common.next().is_none())
+    }
+
+    /// The tensor that holds the weight of a module.
+    pub(super) fn resolve(&self, module: &str) -> Result<&'a str, Unresolved<'a>> {
+        if let Some(tensor) = self.exact(&weight(module)) {
+            return Ok(tensor);
+        }
+        let renamed = self.renames.apply(module);
+        if renamed != module
+            && let Some(tensor) = self.exact(&renamed).map_or_else(|| self.find(&renamed), |t| Ok(Some(t)))?
+        {
+            return Ok(tensor);
+        }
+        if let Some(tensor) = self.find(module)? {
+            return Ok(tensor);
+        }
+        let mut found = BTreeSet::new();
+        for name in presets::names_on_disk(module) {
+            found.extend(self.find(&name)?);
+        }
+        let found: Vec<_> = found.into_iter().collect();
+        match found[..] {
+            [tensor] => Ok(tensor),
+            [] => Err(Unresolved::Missing(nearest(&weight(&renamed), self.tensors.iter().copied()))),
+            _ => Err(Unresolved::Ambiguous(found)),
+        }
+    }
+
+    /// The weight of a name as it stands, under a leading part, or without some of its own.
+    fn find(&self, name: &str) -> Result<Option<&'a str>, Unresolved<'a>> {
+        let weight = weight(name);
+        if let Some(tensor) = self.exact(&weight) {
+            return Ok(Some(tensor));
+        }
+        match self.longer(&weight) {
+            [] => Ok(weight.match_indices('.').find_map(|(dot, _)| self.exact(&weight[dot + 1..]))),
+            [tensor] => Ok(Some(tensor)),
+            several => {
+                let expected = self.common_prefix.map(|prefix| format!("{prefix}{weight}"));
+                match expected.and_then(|expected| self.exact(&expected)) {
+                    Some(tensor) => Ok(Some(tensor)),
+                    None => Err(Unresolved::Ambiguous(several.to_vec())),
+                }
+            }
+        }
+    }
+
+    fn exact(&self, tensor: &str) -> Option<&'a str> {
+        self.tensors.get(tensor).copied()
+    }
+
+    /// The tensors that are `weight` with a leading part before it.
+    fn longer(&self, weight: &str) -> &[&'a str] {
+        self.by_ending.get(weight).map_or(&[], Vec::as_slice)
+    }
+}
+
+fn weight(module: &str) -> String {
+    format!("{module}.weight")
+}
+
+impl Unresolved<'_> {
+    /// What to tell the user.
+    pub(super) fn problem(&self, module: &str) -> Problem {
+        let expected = format!("expected the weight of module {} in the checkpoint", quoted(module));
+        match self {
+            Self::Missing(nearest) if nearest.is_empty() => {
+                Problem::data(format!("{expected}, found no tensor at all"))
+            }
+            Self::Missing(nearest) => Problem::data(format!(
+                "{expected}, found none that fits; the nearest names are {}",
+                list(nearest.iter().copied())
+            ))
+            .help("say how the checkpoint calls it with --rename 'REGEX=REPLACEMENT', or leave it out with --exclude"),
+            Self::Ambiguous(tensors) => Problem::data(format!(
+                "{expected}, found several that fit: {}",
+                list(tensors.iter().copied())
+            ))
+            .help("say which is meant with --rename, such as --rename '^=PREFIX.' for a leading part"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Rename;
+    use super::*;
+    use quickcheck::quickcheck;
+
+    /// What each module resolves to, or why it does not.
+    fn resolve(tensors: &[&str], modules: &[&str], renames: &[&str]) -> Vec<Result<String, String>> {
+        let renames: Vec<Rename> = renames.iter().map(|rename| rename.parse().unwrap()).collect();
+        let renames = Renames::new(&renames).unwrap();
+        let names = Names::new(tensors.iter().copied(), modules.iter().copied(), &renames);
+        let resolved = modules.iter().map(|module| names.resolve(module));
+        resolved
+            .map(|found| found.map(str::to_owned).map_err(|unresolved| format!("{unresolved:?}")))
+            .collect()
+    }
+
+    fn resolve_one(tensors: &[&str], module: &str, renames: &[&str]) -> Result<String, String> {
+        resolve(tensors, &[module], renames).remove(0)
+    }
+
+    /// Module names of up to three parts, all different.
+    fn modules(seeds: &[(u8, u8)]) -> Vec<String> {
+        let part = |seed: u8| ["q", "k", "0", "1", "layers"][usize::from(seed % 5)];
+        let name = |&(parts, seed): &(u8, u8)| {
+            let parts = (0..=parts % 3).map(|at| part(seed / 5_u8.pow(u32::from(at))));
+            parts.collect::<Vec<_>>().join(".")
+        };
+        let distinct: BTreeSet<String> = seeds.iter().map(name).collect();
+        distinct.into_iter().collect()
+    }
+
+    quickcheck! {
+        /// With a leading part that the modules lack, or lack no more than the checkpoint does, every module finds its own
+        /// weight; and the order of tensors and modules does not matter.
+        fn modules_resolve_to_themselves_under_any_prefix(seeds: Vec<(u8, u8)>, on_disk: u8, at_run_time: u8) -> bool {
+            let prefix = |parts: u8| ["", "model.", "model.base."][usize::from(parts % 3)];
+            let (on_disk, at_run_time) = (prefix(on_disk), prefix(at_run_time));
+            if !on_disk.is_empty() && !at_run_time.is_empty() && on_disk != at_run_time {
+                return true;
+            }
+            let modules = modules(&seeds);
+            let with = |prefix: &str, ending: &str| -> Vec<String> {
+                modules.iter().map(|module| format!("{prefix}{module}{ending}")).collect()
+            };
+            let tensors = with(on_disk, ".weight");
+            let names = with(at_run_time, "");
+            let tensors: Vec<&str> = tensors.iter().map(String::as_str).collect();
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
+            let reversed: Vec<&str> = tensors.iter().rev().copied().collect();
+            let backwards: Vec<&str> = names.iter().rev().copied().collect();
+            let mut again = resolve(&reversed, &backwards, &[]);
+            again.reverse();
+            let found = resolve(&tensors, &names, &[]);
+            found == again && found.iter().map(|found| found.as_deref()).eq(tensors.iter().map(|&tensor| Ok(tensor)))
+        }
+    }
+
+    #[test]
+    fn a_leading_part_must_be_the_only_one_or_serve_all_modules() {
+        let tensors = ["text.layers.0.q.weight", "text.layers.1.q.weight", "vision.layers.0.q.weight"];
+        assert_eq!(
+            resolve_one(&tensors, "layers.0.q", &[]).unwrap_err(),
+            r#"Ambiguous(["text.layers.0.q.weight", "vision.layers.0.q.weight"])"#
+        );
+        let both = resolve(&tensors, &["layers.0.q", "layers.1.q"], &[]);
+        assert_eq!(both, [Ok(tensors[0].to_owned()), Ok(tensors[1].to_owned())]);
+    }
+
+    #[test]
+    fn only_whole_parts_count_as_leading() {
+        let missing = resolve_one(&["unq.weight", "q.bias"], "q", &[]).unwrap_err();
+        assert_eq!(missing, r#"Missing(["unq.weight", "q.bias"])"#);
+        let missing = resolve_one(&["q.weight"], "unq", &[]).unwrap_err();
+        assert_eq!(missing, r#"Missing(["q.weight"])"#);
+    }
+
+    #[test]
+    fn renames_come_before_guesses_and_may_name_a_tensor() {
+        let tensors = ["a.q.weight", "b.q.weight", "c.k.weight", "experts.gate_up"];
+        assert_eq!(resolve_one(&tensors, "q", &["^=b."]).unwrap(), "b.q.weight");
+        assert_eq!(resolve_one(&tensors, "k", &["k=q", "^=a."]).unwrap(), "a.q.weight");
+        assert_eq!(resolve_one(&tensors, "gate", &["^gate$=experts.gate_up"]).unwrap(), "experts.gate_up");
+        assert_eq!(resolve_one(&tensors, "x.9.y", &[r"x\.(\d)\.y=c.k"]).unwrap(), "c.k.weight");
+        // One that leads nowhere does not stand in the way.
+        assert_eq!(resolve_one(&tensors, "k", &["k=nowhere"]).unwrap(), "c.k.weight");
+        // The name itself needs no help.
+        assert_eq!(resolve_one(&tensors, "a.q", &["a=b"]).unwrap(), "a.q.weight");
+    }
+}

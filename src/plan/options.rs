@@ -1,0 +1,79 @@
+//! The options of the method, on their own and against the layers.
+
+use super::nearest::list;
+use super::{PlannedLayer, PlannedSite};
+use crate::constraint::Coupling;
+use crate::method::Options;
+use crate::rank::Policy;
+use crate::simd::{Precision, Tier, Unsupported, Workspace};
+use crate::storage::{Problem, Problems};
+
+/// How many layers a message names.
+const SHOWN: usize = 3;
+
+/// Checks what can be said without any layer.
+pub(super) fn check_values(options: &Options, has_source: bool, problems: &mut Problems) {
+    problems.0.extend(options.complaints().iter().map(|error| Problem::usage(error.to_string())));
+    if options.coupling == Coupling::Paired && !has_source {
+        problems.push(
+            Problem::usage("the coupling paired needs pre-training activations, row for row")
+                .help("give them with --source, or choose --coupling transport"),
+        );
+    }
+}
+
+/// Refuses a precision that this processor does not have.
+pub(super) fn check_precision(precision: Precision) -> Result<(), Problem> {
+    let refused = |error: Unsupported| Problem::usage(error.to_string()).help("leave out --precision");
+    Workspace::new(Tier::best(), precision).map(drop).map_err(refused)
+}
+
+/// Checks the rank policy against the layers that were found.
+///
+/// [`rank`](crate::rank) brings every rank between the limits by itself. A rank that the user names and a layer cannot have is
+/// refused all the same: the user decides what takes its place.
+pub(super) fn check_ranks(options: &Options, sites: &[PlannedSite], problems: &mut Problems) {
+    let layers = || sites.iter().flat_map(|site| &site.layers);
+    let multiple = options.limits.multiple.max(1);
+    match options.ranks {
+        Policy::Fixed(rank) => {
+            let (min, max) = (options.limits.min, options.limits.max);
+            if !rank.is_multiple_of(multiple) || rank < min || rank > max {
+                let nearest = (rank.clamp(min, max.max(min)) / multiple * multiple).max(multiple);
+                let what = format!("rank {rank} must be from {min} to {max}, in steps of {multiple}");
+                problems
+                    .push(Problem::usage(what).help(format!("give --rank {nearest}, or change the limits")));
+                return;
+            }
+            let over: Vec<_> = layers().filter(|layer| rank > layer.max_rank).collect();
+            if let Some(limit) = over.iter().map(|layer| layer.max_rank).min() {
+                let modules = list(over.iter().take(SHOWN).map(|layer| layer.module.as_str()));
+                let more = match over.len().saturating_sub(SHOWN) {
+                    0 => String::new(),
+                    more => format!(" and {more} more"),
+                };
+                let what = format!("rank {rank} is over the limit of {modules}{more}");
+                problems.push(Problem::usage(what).help(format!(
+                    "the largest rank that all layers can have is {limit}: give --rank {limit}, or leave layers out with \
+                     --exclude"
+                )));
+            }
+        }
+        Policy::Budget(budget) => {
+            let parameters = |layer: &PlannedLayer, rank: usize| {
+                (rank as u64).saturating_mul((layer.outputs + layer.inputs) as u64)
+            };
+            let least = options.limits.min.next_multiple_of(multiple);
+            let floor = layers()
+                .map(|layer| parameters(layer, least.min(layer.max_rank)))
+                .fold(0, u64::saturating_add);
+            let unit = layers().map(|layer| parameters(layer, multiple)).min().unwrap_or(0);
+            let needed = floor.max(unit);
+            if budget < needed {
+                let what = format!("a budget of {budget} parameters does not pay for the least ranks");
+                problems.push(Problem::usage(what).help(format!("give --budget {needed} or more")));
+            }
+        }
+        Policy::Energy(_) | Policy::BudgetOfRank(_) => {}
+    }
+}

@@ -1,0 +1,134 @@
+//! Renames that transformers 5 makes when it loads a checkpoint, undone: from runtime module names to the names on disk.
+//!
+//! Source: `conversion_mapping.py` of transformers 5.23. What only gains or loses a leading part there, such as the towers
+//! of CLIP, SigLIP and LLaVA, needs no entry, because the lookup tries leading parts anyway.
+
+use regex::Regex;
+use std::sync::LazyLock;
+
+/// One family of models: regular expressions and replacements, applied in order.
+type Family = &'static [(&'static str, &'static str)];
+
+/// ViT, DeiT and BEiT; DINOv2, which keeps `encoder.layer` at run time and renames the attention alone.
+const VISION_TRANSFORMERS: Family = &[
+    (r"(^|\.)layers\.(\d+)\.", "${1}encoder.layer.${2}."),
+    (r"\.attention\.q_proj$", ".attention.attention.query"),
+    (r"\.attention\.k_proj$", ".attention.attention.key"),
+    (r"\.attention\.v_proj$", ".attention.attention.value"),
+    (r"\.attention\.o_proj$", ".attention.output.dense"),
+    (r"\.mlp\.fc1$", ".intermediate.dense"),
+    (r"\.mlp\.fc2$", ".output.dense"),
+];
+
+/// LLaVA, PaliGemma, Gemma 3, InternVL and Mistral 3.
+const LANGUAGE_MODEL_INSIDE: Family = &[(r"^(model\.)?language_model\.", "language_model.model.")];
+
+/// Qwen2-VL and Qwen2.5-VL.
+const LANGUAGE_MODEL_AT_ROOT: Family = &[(r"^(model\.)?language_model\.", "model.")];
+
+static COMPILED: LazyLock<Vec<Vec<(Regex, &'static str)>>> = LazyLock::new(|| {
+    let compile = |pattern| Regex::new(pattern).expect("the patterns above are valid");
+    [VISION_TRANSFORMERS, LANGUAGE_MODEL_INSIDE, LANGUAGE_MODEL_AT_ROOT]
+        .map(|family| family.iter().map(|&(pattern, replacement)| (compile(pattern), replacement)).collect())
+        .into()
+});
+
+/// The names that a module may have on disk, one for each family that renames it.
+pub(super) fn names_on_disk(module: &str) -> impl Iterator<Item = String> {
+    COMPILED.iter().filter_map(move |family| {
+        let name = super::renames::rename(family, module);
+        (name != module).then_some(name)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::names::Names;
+    use super::super::renames::Renames;
+
+    /// Resolves all modules in a checkpoint that has exactly the tensors that they should find.
+    #[track_caller]
+    fn check(pairs: &[(&str, &str)]) {
+        let renames = Renames::new(&[]).unwrap();
+        let modules = || pairs.iter().map(|&(module, _)| module);
+        let names = Names::new(pairs.iter().map(|&(_, tensor)| tensor), modules(), &renames);
+        for &(module, tensor) in pairs {
+            assert_eq!(names.resolve(module), Ok(tensor), "{module}");
+        }
+    }
+
+    #[test]
+    fn vision_transformers() {
+        check(&[
+            ("vit.layers.0.attention.q_proj", "vit.encoder.layer.0.attention.attention.query.weight"),
+            ("vit.layers.0.attention.k_proj", "vit.encoder.layer.0.attention.attention.key.weight"),
+            ("vit.layers.0.attention.v_proj", "vit.encoder.layer.0.attention.attention.value.weight"),
+            ("vit.layers.0.attention.o_proj", "vit.encoder.layer.0.attention.output.dense.weight"),
+            ("vit.layers.0.mlp.fc1", "vit.encoder.layer.0.intermediate.dense.weight"),
+            ("vit.layers.0.mlp.fc2", "vit.encoder.layer.0.output.dense.weight"),
+            ("vit.layers.10.mlp.fc2", "vit.encoder.layer.10.output.dense.weight"),
+            ("classifier", "classifier.weight"),
+        ]);
+    }
+
+    /// The checkpoint of a model with a head serves the model without it, and the other way round.
+    #[test]
+    fn vision_transformers_with_another_leading_part() {
+        check(&[
+            ("layers.0.attention.q_proj", "deit.encoder.layer.0.attention.attention.query.weight"),
+            ("layers.0.attention.o_proj", "deit.encoder.layer.0.attention.output.dense.weight"),
+            ("layers.0.mlp.fc2", "deit.encoder.layer.0.output.dense.weight"),
+        ]);
+        check(&[("beit.layers.0.mlp.fc1", "encoder.layer.0.intermediate.dense.weight")]);
+    }
+
+    #[test]
+    fn dinov2() {
+        check(&[
+            (
+                "dinov2.encoder.layer.0.attention.q_proj",
+                "dinov2.encoder.layer.0.attention.attention.query.weight",
+            ),
+            (
+                "dinov2.encoder.layer.0.attention.o_proj",
+                "dinov2.encoder.layer.0.attention.output.dense.weight",
+            ),
+            ("dinov2.encoder.layer.0.mlp.fc1", "dinov2.encoder.layer.0.mlp.fc1.weight"),
+        ]);
+    }
+
+    #[test]
+    fn towers_of_clip_and_siglip() {
+        check(&[(
+            "encoder.layers.0.self_attn.q_proj",
+            "text_model.encoder.layers.0.self_attn.q_proj.weight",
+        )]);
+        check(&[
+            ("encoder.layers.0.mlp.fc1", "vision_model.encoder.layers.0.mlp.fc1.weight"),
+            ("head.mlp.fc1", "vision_model.head.mlp.fc1.weight"),
+        ]);
+    }
+
+    #[test]
+    fn language_model_inside() {
+        check(&[
+            (
+                "model.language_model.layers.0.self_attn.q_proj",
+                "language_model.model.layers.0.self_attn.q_proj.weight",
+            ),
+            ("model.vision_tower.encoder.layers.0.mlp.fc1", "vision_tower.encoder.layers.0.mlp.fc1.weight"),
+            ("model.multi_modal_projector.linear_1", "multi_modal_projector.linear_1.weight"),
+            ("lm_head", "language_model.lm_head.weight"),
+        ]);
+        check(&[("language_model.layers.0.mlp.up_proj", "language_model.model.layers.0.mlp.up_proj.weight")]);
+    }
+
+    #[test]
+    fn language_model_at_root() {
+        check(&[
+            ("model.language_model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.q_proj.weight"),
+            ("model.visual.blocks.0.attn.qkv", "visual.blocks.0.attn.qkv.weight"),
+            ("lm_head", "lm_head.weight"),
+        ]);
+    }
+}

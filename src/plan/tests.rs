@@ -1,0 +1,319 @@
+//! Plans of small checkpoints and activations in a temporary folder, laid out as those of all-MiniLM-L6-v2.
+
+use super::*;
+use crate::constraint::Coupling;
+use crate::rank::{Limits, Policy};
+use crate::storage::{Category, safetensors};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::Path;
+
+const WIDTH: u64 = 6;
+const INNER: u64 = 10;
+const QUERY: &str = "encoder.layer.0.attention.self.query";
+const INTERMEDIATE: &str = "encoder.layer.0.intermediate.dense";
+
+/// A safetensors file of zeros.
+fn write<'a>(
+    path: &Path,
+    metadata: Option<&str>,
+    tensors: impl IntoIterator<Item = (&'a str, &'a str, &'a [u64])>,
+) {
+    let tensors = tensors
+        .into_iter()
+        .map(|(name, dtype, shape)| {
+            let size = Element::from_name(dtype).map_or(8, Element::size) as u64;
+            let length = shape.iter().product::<u64>() * size;
+            (name.to_owned(), (dtype.to_owned(), shape.to_vec(), vec![0; length as usize]))
+        })
+        .collect();
+    let metadata = metadata.map(|text| ("cntlora".to_owned(), text.to_owned())).into_iter().collect();
+    safetensors::write(&mut File::create(path).unwrap(), &metadata, &tensors).unwrap();
+}
+
+fn sites(of: &[(&str, &[&str])]) -> String {
+    let sites: BTreeMap<_, _> = of.iter().copied().collect();
+    serde_json::json!({ "format": "activations", "version": 1, "sites": sites }).to_string()
+}
+
+/// A model and its activations, and the request that a user would make with defaults.
+struct Fixture {
+    folder: tempfile::TempDir,
+    request: Request,
+}
+
+impl Fixture {
+    /// One layer of BERT: query, key and value share a site.
+    fn bert() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let fixture = Self { request: request(folder.path()), folder };
+        let [query, key, value] = ["query", "key", "value"]
+            .map(|part| format!("bert.encoder.layer.0.attention.self.{part}.weight"));
+        fixture.model(&[
+            ("bert.embeddings.LayerNorm.weight", "F32", &[WIDTH]),
+            ("bert.embeddings.position_ids", "I64", &[1, 4]),
+            (&query, "F32", &[WIDTH, WIDTH]),
+            (&key, "F32", &[WIDTH, WIDTH]),
+            (&value, "BF16", &[WIDTH, WIDTH]),
+            ("bert.encoder.layer.0.intermediate.dense.weight", "F32", &[INNER, WIDTH]),
+        ]);
+        fixture.activations("target", 8, WIDTH);
+        fixture
+    }
+
+    fn model(&self, tensors: &[(&str, &str, &[u64])]) {
+        write(&self.request.model, None, tensors.iter().copied());
+    }
+
+    fn activations(&self, name: &str, rows: u64, width: u64) -> PathBuf {
+        let modules = ["query", "key", "value"].map(|part| format!("encoder.layer.0.attention.self.{part}"));
+        let modules = modules.each_ref().map(String::as_str);
+        let path = self.folder.path().join(name).with_extension("safetensors");
+        write(
+            &path,
+            Some(&sites(&[(QUERY, &modules)])),
+            [(QUERY, "BF16", [rows, width].as_slice()), (INTERMEDIATE, "F32", &[2, rows, width])],
+        );
+        path
+    }
+
+    #[track_caller]
+    fn plan(&self) -> Plan {
+        plan(&self.request).map(|(plan, _)| plan).unwrap_or_else(|problems| panic!("{problems}"))
+    }
+
+    /// All complaints, one to a line.
+    #[track_caller]
+    fn refused(&self) -> Problems {
+        plan(&self.request).map(|(plan, _)| plan).expect_err("must be refused")
+    }
+
+    #[track_caller]
+    fn refused_with(&self, words: &str, category: Category) {
+        let problems = self.refused();
+        assert_eq!(problems.0.len(), 1, "{problems}");
+        assert!(problems.to_string().contains(words), "expected {words:?} in: {problems}");
+        assert_eq!(problems.category(), category, "{problems}");
+    }
+}
+
+fn request(folder: &Path) -> Request {
+    Request {
+        model: folder.join("model.safetensors"),
+        activations: vec![folder.join("target.safetensors")],
+        source: Vec::new(),
+        selection: Selection::default(),
+        renames: Vec::new(),
+        method: Options {
+            ranks: Policy::Fixed(4),
+            limits: Limits { min: 0, max: 4, multiple: 1 },
+            ..Options::default()
+        },
+        nonfinite: Nonfinite::Refuse,
+        precision: Precision::F32,
+        access: Access::Auto,
+        threads: 1,
+    }
+}
+
+#[test]
+fn a_plan_says_what_the_headers_say() {
+    let mut fixture = Fixture::bert();
+    let source = fixture.activations("source", 3, WIDTH);
+    fixture.request.source = vec![source];
+    let plan = fixture.plan();
+    assert_eq!(plan.sites.len(), 2);
+    let site = &plan.sites[0];
+    assert_eq!((site.name.as_str(), site.width, site.rows, site.source_rows), (QUERY, 6, 8, Some(3)));
+    assert_eq!(site.bytes, (8 + 3) * WIDTH * 2);
+    let modules: Vec<_> = site.layers.iter().map(|layer| layer.module.rsplit('.').next().unwrap()).collect();
+    assert_eq!(modules, ["key", "query", "value"]);
+    let value = &site.layers[2];
+    assert_eq!(value.tensor, "bert.encoder.layer.0.attention.self.value.weight");
+    assert_eq!((value.element, value.outputs, value.inputs, value.max_rank), (Element::Bf16, 6, 6, 4));
+    assert_eq!(plan.sites[1].rows, 16);
+    assert_eq!(plan.sites[1].layers[0].outputs, 10);
+    assert!(plan.skipped.is_empty());
+}
+
+/// A plan is data: it survives JSON, and the same request gives the same one.
+#[test]
+fn plans_round_trip_and_are_deterministic() {
+    let fixture = Fixture::bert();
+    let plan = fixture.plan();
+    let json = serde_json::to_string(&plan).unwrap();
+    assert_eq!(serde_json::from_str::<Plan>(&json).unwrap(), plan);
+    assert_eq!(serde_json::to_string(&fixture.plan()).unwrap(), json);
+}
+
+/// More rows are more work and no more memory.
+#[test]
+fn memory_does_not_depend_on_rows() {
+    let fixture = Fixture::bert();
+    let few = fixture.plan();
+    fixture.activations("target", 800, WIDTH);
+    let many = fixture.plan();
+    assert_eq!(few.peak_memory, many.peak_memory);
+    assert_eq!(many.work.moments, 100.0 * few.work.moments);
+    assert_eq!(many.work.factors, few.work.factors);
+}
+
+#[test]
+fn faults_of_every_kind_are_reported_together() {
+    let mut fixture = Fixture::bert();
+    fixture.request.selection.targets = vec!["dense".into(), "querry".into(), "self.key".into()];
+    fixture.request.renames = vec!["(=x".parse().unwrap()];
+    fixture.request.method.ridge = -1.0;
+    fixture.request.method.coupling = Coupling::Paired;
+    fixture.request.model = fixture.folder.path().join("missing.safetensors");
+    let problems = fixture.refused();
+    let texts = problems.to_string();
+    for words in [
+        "the ridge is -1",
+        "the coupling paired needs pre-training activations",
+        r#"--rename: "(" is no regular expression"#,
+        "missing.safetensors: cannot open",
+        r#"no recorded module is named "querry"; the nearest names are "query""#,
+    ] {
+        assert!(texts.contains(words), "expected {words:?} in: {texts}");
+    }
+    assert_eq!(problems.0.len(), 5, "{problems}");
+    assert_eq!(problems.category(), Category::Io);
+}
+
+#[test]
+fn faults_of_layers_are_reported_together() {
+    let mut fixture = Fixture::bert();
+    fixture.model(&[
+        ("encoder.layer.0.attention.self.query.weight", "F32", &[INNER, WIDTH + 1]),
+        ("encoder.layer.0.attention.self.keys.weight", "F32", &[WIDTH, WIDTH]),
+        ("a.encoder.layer.0.attention.self.value.weight", "F32", &[WIDTH, WIDTH]),
+        ("b.encoder.layer.0.attention.self.value.weight", "F32", &[WIDTH, WIDTH]),
+        ("encoder.layer.0.intermediate.dense.weight", "F32", &[WIDTH, INNER]),
+    ]);
+    let problems = fixture.refused();
+    let texts = problems.to_string();
+    for words in [
+        "has a weight of shape [10, 7]: expected 7 numbers in each row of site",
+        r#"the nearest names are "encoder.layer.0.attention.self.keys.weight""#,
+        r#"found several that fit: "a.encoder.layer.0.attention.self.value.weight", "b."#,
+        "[6, 10]: [input, output] features, as in GPT-2's Conv1D layers, are not supported yet",
+    ] {
+        assert!(texts.contains(words), "expected {words:?} in: {texts}");
+    }
+    assert_eq!(problems.0.len(), 4, "{problems}");
+    assert_eq!(problems.category(), Category::Data);
+    assert!(problems.0.iter().all(|problem| problem.next_step().is_some()));
+    // Ambiguity is mended by saying what is meant.
+    fixture.request.renames = vec!["^=b.".parse().unwrap()];
+    assert_eq!(fixture.refused().0.len(), 3);
+}
+
+#[test]
+fn what_cannot_be_adapted_is_skipped_unless_it_is_named() {
+    let mut fixture = Fixture::bert();
+    fixture.model(&[
+        ("encoder.layer.0.attention.self.query.weight", "F32", &[WIDTH, WIDTH]),
+        ("encoder.layer.0.attention.self.key.weight", "F32", &[WIDTH, WIDTH, 1]),
+        ("encoder.layer.0.attention.self.value.weight", "I64", &[WIDTH, WIDTH]),
+        ("encoder.layer.0.intermediate.dense.weight", "F32", &[INNER, WIDTH]),
+    ]);
+    let skipped = fixture.plan().skipped;
+    let reasons: Vec<_> = skipped.iter().map(|skipped| skipped.reason.as_str()).collect();
+    assert_eq!(
+        reasons,
+        [
+            "its weight has the shape [6, 6, 1] and not two axes",
+            r#"its weight holds "I64" and not F64, F32, F16 or BF16 numbers"#
+        ]
+    );
+    fixture.request.selection.targets = vec!["all-linear".into()];
+    assert_eq!(fixture.plan().skipped, skipped);
+    fixture.request.selection.targets = vec!["key".into(), "dense".into()];
+    fixture.refused_with("cannot be adapted: its weight has the shape [6, 6, 1]", Category::Data);
+    fixture.request.selection = Selection { include: vec!["(key|value)$".into()], ..Selection::default() };
+    fixture.refused_with("no selected module has a weight that can be adapted", Category::Data);
+    // What is not selected is not mentioned.
+    fixture.request.selection = Selection { exclude: vec!["key|value".into()], ..Selection::default() };
+    assert!(fixture.plan().skipped.is_empty());
+}
+
+#[test]
+fn tied_weights_are_refused() {
+    let mut fixture = Fixture::bert();
+    fixture.request.renames = vec!["key$=query".parse().unwrap()];
+    fixture.model(&[
+        ("encoder.layer.0.attention.self.query.weight", "F32", &[WIDTH, WIDTH]),
+        ("encoder.layer.0.attention.self.value.weight", "F32", &[WIDTH, WIDTH]),
+        ("encoder.layer.0.intermediate.dense.weight", "F32", &[INNER, WIDTH]),
+    ]);
+    fixture.refused_with("tied weights cannot be adapted one by one", Category::Data);
+}
+
+#[test]
+fn source_activations_must_fit() {
+    let mut fixture = Fixture::bert();
+    fixture.request.source = vec![fixture.activations("source", 3, WIDTH)];
+    fixture.request.method.coupling = Coupling::Paired;
+    let problems = fixture.refused();
+    assert_eq!(problems.0.len(), 2, "{problems}");
+    assert!(
+        problems.to_string().contains("expected 8 rows as among the fine-tuning activations"),
+        "{problems}"
+    );
+    fixture.activations("source", 8, WIDTH);
+    fixture.plan();
+    fixture.request.method.coupling = Coupling::Uncorrelated;
+    fixture.activations("source", 3, WIDTH + 1);
+    assert_eq!(fixture.refused().0.len(), 2);
+    fixture.request.selection.targets = vec!["dense".into()];
+    fixture.refused_with("expected 6 numbers per row", Category::Data);
+    write(&fixture.request.source[0], None, [("other", "F32", [1, WIDTH].as_slice())]);
+    fixture.refused_with(&format!("expected the site {INTERMEDIATE:?} among"), Category::Data);
+}
+
+#[test]
+fn ranks_must_fit_the_layers() {
+    let mut fixture = Fixture::bert();
+    let with = |fixture: &mut Fixture, ranks, min, max, multiple| {
+        fixture.request.method.ranks = ranks;
+        fixture.request.method.limits = Limits { min, max, multiple };
+    };
+    let help = |fixture: &Fixture| {
+        let problems = fixture.refused();
+        assert_eq!(problems.0.len(), 1, "{problems}");
+        assert_eq!(problems.category(), Category::Usage, "{problems}");
+        problems.0[0].next_step().unwrap_or_default().to_owned()
+    };
+    with(&mut fixture, Policy::Fixed(7), 0, 7, 1);
+    fixture
+        .refused_with(r#"rank 7 is over the limit of "encoder.layer.0.attention.self.key""#, Category::Usage);
+    assert!(help(&fixture).contains("give --rank 6"));
+    assert!(fixture.refused().to_string().ends_with("value\" and 1 more"));
+    with(&mut fixture, Policy::Fixed(3), 0, 4, 2);
+    assert!(help(&fixture).starts_with("give --rank 2"));
+    with(&mut fixture, Policy::Fixed(0), 0, 4, 1);
+    fixture.refused_with("the rank is 0, but must be at least 1", Category::Usage);
+    with(&mut fixture, Policy::Energy(f64::NAN), 0, 128, 1);
+    fixture.refused_with("the energy share is NaN", Category::Usage);
+    with(&mut fixture, Policy::Energy(0.9), 5, 4, 1);
+    fixture.refused_with("the least rank is 5, but must be at most the largest rank", Category::Usage);
+    // The cheapest rank costs 6 + 6 parameters; one for each of the four layers costs 3 · 12 + 16.
+    with(&mut fixture, Policy::Budget(11), 0, 128, 1);
+    assert_eq!(help(&fixture), "give --budget 12 or more");
+    with(&mut fixture, Policy::Budget(51), 1, 128, 1);
+    assert_eq!(help(&fixture), "give --budget 52 or more");
+    with(&mut fixture, Policy::Budget(52), 1, 128, 1);
+    assert!(fixture.plan().sites[0].layers.iter().all(|layer| layer.max_rank == 6));
+}
+
+#[test]
+fn renames_are_split_at_the_first_equals_sign() {
+    let rename = |pattern: &str, replacement: &str| {
+        Ok(Rename { pattern: pattern.into(), replacement: replacement.into() })
+    };
+    assert_eq!("^a=b=c".parse(), rename("^a", "b=c"));
+    assert_eq!(r"a\x3Db=".parse(), rename(r"a\x3Db", ""));
+    assert!("a".parse::<Rename>().is_err());
+    assert!("=a".parse::<Rename>().is_err());
+}
