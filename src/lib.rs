@@ -69,3 +69,7 @@ pub mod activations;
 pub mod adapter;
 #[cfg(feature = "files")]
 pub mod plan;
+#[cfg(feature = "files")]
+pub mod report;
+#[cfg(feature = "files")]
+pub mod run;

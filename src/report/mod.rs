@@ -1,0 +1,97 @@
+//! What happened, as one serialisable value, and its renderings. Knows nothing of running.
+
+pub mod table;
+pub mod text;
+
+use crate::method::Options;
+use crate::plan::Skipped;
+use crate::simd::Precision;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// Version of [`Report`].
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// What a run did.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Report {
+    /// Version of this structure.
+    pub schema_version: u32,
+    /// Version of the tool.
+    pub tool_version: String,
+    /// Instruction set of the kernels.
+    pub instruction_set: String,
+    /// What Gram matrices were computed with.
+    pub precision: Precision,
+    /// The model as it was named.
+    pub model: PathBuf,
+    /// How the factors came about.
+    pub method: Options,
+    /// Per site, in order of name.
+    pub sites: Vec<SiteReport>,
+    /// Per layer, in order of module name. Layers of rank 0 are listed too.
+    pub layers: Vec<LayerReport>,
+    /// What was left out, and why.
+    pub skipped: Vec<Skipped>,
+    /// Parameters of the adapter.
+    pub parameters: u64,
+    /// Seconds from the first row to the last factor.
+    pub seconds: f64,
+}
+
+/// What was measured at a site.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SiteReport {
+    /// Its name.
+    pub name: String,
+    /// Numbers per row.
+    pub width: usize,
+    /// Fine-tuning rows used.
+    pub rows: u64,
+    /// Pre-training rows used, if there were any.
+    pub source_rows: Option<u64>,
+    /// Rows that were left out because they held NaN or infinity.
+    pub skipped_rows: u64,
+    /// Damping used, relative to the mean eigenvalue of the second moment.
+    pub damping: f64,
+    /// Seconds for reading and Gram updates.
+    pub moments_seconds: f64,
+    /// Seconds for the factorizations of the site.
+    pub constraint_seconds: f64,
+}
+
+/// What became of a layer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LayerReport {
+    /// Runtime module name.
+    pub module: String,
+    /// Name of its weight in the checkpoint.
+    pub tensor: String,
+    /// Its site.
+    pub site: String,
+    /// Output features.
+    pub outputs: usize,
+    /// Input features.
+    pub inputs: usize,
+    /// Rank that it got.
+    pub rank: usize,
+    /// Share of `|Δ F|²` that this rank keeps.
+    pub energy_kept: f64,
+    /// `|Δ F|²`.
+    pub energy: f64,
+    /// Whether the energy is exact or estimated from the residual check.
+    pub energy_exact: bool,
+    /// Strength `η`.
+    pub strength: f64,
+    /// Share of the layer's output, in root mean square, by which the update moves it.
+    pub shift: f64,
+    /// Leading singular values of `Δ F`.
+    pub singular_values: Vec<f64>,
+    /// Largest residual of a singular triplet, relative to the first singular value; 0 for a dense decomposition.
+    pub residual: f64,
+    /// Seconds.
+    pub seconds: f64,
+}

@@ -1,0 +1,318 @@
+//! Plans carried out on small models: what must not change the result, what must, and what is refused.
+
+use cntlora::constraint::{Coupling, Norm};
+use cntlora::element::Element;
+use cntlora::factors::{Factors, Start};
+use cntlora::method::Options;
+use cntlora::plan::{self, Nonfinite, Request, Selection};
+use cntlora::random::gaussian;
+use cntlora::rank::{Limits, Policy};
+use cntlora::run::{self, Event, Observer, Outcome};
+use cntlora::simd::Precision;
+use cntlora::storage::{Access, Problems, safetensors};
+use faer::Mat;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use tempfile::TempDir;
+
+const ROWS: usize = 1300;
+const WIDTH: usize = 24;
+
+/// A model of three linear layers, two of which read one input, and the activations of both sites.
+struct Fixture {
+    folder: TempDir,
+    /// Number format of the activations.
+    element: Element,
+    target: BTreeMap<&'static str, Mat<f32>>,
+    source: BTreeMap<&'static str, Mat<f32>>,
+}
+
+const SITES: [&str; 2] = ["block.attention", "block.mlp"];
+
+impl Fixture {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let weights = [("block.query", 20), ("block.value", 12), ("block.mlp", 40)];
+        let weights: Vec<_> = weights
+            .iter()
+            .map(|(name, outputs)| (format!("{name}.weight"), gaussian::<f32>(*outputs, WIDTH, 5, name)))
+            .collect();
+        let weights: Vec<_> = weights.iter().map(|(name, weight)| (name.as_str(), weight)).collect();
+        write(&folder.path().join("model.safetensors"), &weights, Element::F32, false);
+        let rows = |name: &'static str, seed, mean: f32| {
+            let mixing = gaussian::<f32>(WIDTH, WIDTH, seed, name) * faer::Scale(0.4);
+            let rows =
+                gaussian::<f32>(ROWS, WIDTH, seed, name) * (mixing + Mat::<f32>::identity(WIDTH, WIDTH));
+            (name, Mat::from_fn(ROWS, WIDTH, |i, j| rows[(i, j)] + mean * (j % 2) as f32))
+        };
+        let target = SITES.into_iter().map(|name| rows(name, 1, 1.0)).collect();
+        let source = SITES.into_iter().map(|name| rows(name, 2, 0.5)).collect();
+        Self { folder, element: Element::F32, target, source }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Writes activations as files that end after these rows.
+    fn write_rows(&self, folder: &str, sites: &BTreeMap<&'static str, Mat<f32>>, ends: &[usize]) -> PathBuf {
+        let folder = self.path(folder);
+        fs::create_dir(&folder).unwrap();
+        let mut first = 0;
+        for (index, end) in ends.iter().enumerate() {
+            let parts: Vec<_> = sites
+                .iter()
+                .map(|(name, rows)| (*name, rows.subrows(first, end - first).to_owned()))
+                .collect();
+            let parts: Vec<_> = parts.iter().map(|(name, rows)| (*name, rows)).collect();
+            write(&folder.join(format!("part-{index}.safetensors")), &parts, self.element, true);
+            first = *end;
+        }
+        folder
+    }
+
+    fn request(&self, activations: PathBuf) -> Request {
+        Request {
+            model: self.path("model.safetensors"),
+            activations: vec![activations],
+            source: Vec::new(),
+            selection: Selection::default(),
+            renames: Vec::new(),
+            method: Options {
+                ranks: Policy::Fixed(3),
+                limits: Limits { min: 0, max: 3, multiple: 1 },
+                ..Options::default()
+            },
+            nonfinite: Nonfinite::Refuse,
+            precision: Precision::F32,
+            access: Access::Auto,
+            threads: 1,
+        }
+    }
+}
+
+fn write(path: &Path, tensors: &[(&str, &Mat<f32>)], element: Element, activations: bool) {
+    let tensors = tensors
+        .iter()
+        .map(|(name, matrix)| {
+            let mut bytes = Vec::new();
+            let values =
+                (0..matrix.nrows()).flat_map(|i| (0..matrix.ncols()).map(move |j| f64::from(matrix[(i, j)])));
+            element.encode(values, &mut bytes);
+            let shape = vec![matrix.nrows() as u64, matrix.ncols() as u64];
+            ((*name).to_string(), (element.name().to_string(), shape, bytes))
+        })
+        .collect();
+    let sites = r#"{"format":"activations","version":1,"sites":
+        {"block.attention":["block.query","block.value"],"block.mlp":["block.mlp"]}}"#;
+    let metadata = activations.then(|| ("cntlora".to_string(), sites.to_string())).into_iter().collect();
+    safetensors::write(&mut File::create(path).unwrap(), &metadata, &tensors).unwrap();
+}
+
+fn run(request: &Request, threads: usize) -> Result<Outcome, Problems> {
+    let (plan, inputs) = plan::plan(&Request { threads, ..request.clone() })?;
+    run::run(&plan, &inputs, &())
+}
+
+fn layers(outcome: &Outcome) -> &BTreeMap<String, Factors> {
+    &outcome.adapter.layers
+}
+
+fn same_bits(a: &BTreeMap<String, Factors>, b: &BTreeMap<String, Factors>) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|((n, x), (m, y))| n == m && x.a == y.a && x.b == y.b)
+}
+
+/// Neither threads, nor the way of reading, nor a cut of the files at block borders changes a bit.
+#[test]
+fn threads_readers_and_cuts_at_block_borders_do_not_matter() {
+    let fixture = Fixture::new();
+    let whole = fixture.request(fixture.write_rows("whole", &fixture.target, &[ROWS]));
+    let first = run(&whole, 1).unwrap();
+    assert_eq!(layers(&first).keys().collect::<Vec<_>>(), ["block.mlp", "block.query", "block.value"]);
+    for threads in [2, 7] {
+        assert!(same_bits(layers(&first), layers(&run(&whole, threads).unwrap())), "{threads} threads");
+    }
+    let mapped = Request { access: Access::Mmap, ..whole.clone() };
+    assert!(same_bits(layers(&first), layers(&run(&mapped, 2).unwrap())));
+    let block = cntlora::simd::BLOCK_ROWS;
+    let cut = fixture.request(fixture.write_rows("cut", &fixture.target, &[block, 2 * block, ROWS]));
+    assert!(same_bits(layers(&first), layers(&run(&cut, 2).unwrap())));
+}
+
+/// The bf16 dot product is used when it is asked for, is named in the report, and comes close; where the processor lacks it
+/// the plan is refused.
+#[test]
+fn bf16_dot_products_are_asked_for_and_named() {
+    let fixture = Fixture { element: Element::Bf16, ..Fixture::new() };
+    let exact = fixture.request(fixture.write_rows("target", &fixture.target, &[ROWS]));
+    let fast = Request { precision: Precision::Bf16, ..exact.clone() };
+    if !Precision::Bf16.supported() {
+        let text = run(&fast, 1).map(|_| ()).unwrap_err().to_string();
+        assert!(text.contains("precision bf16 needs a processor with AVX-512 BF16"), "{text}");
+        return;
+    }
+    let (exact, fast) = (run(&exact, 1).unwrap(), run(&fast, 1).unwrap());
+    assert_eq!((exact.report.precision, fast.report.precision), (Precision::F32, Precision::Bf16));
+    for (a, b) in exact.report.layers.iter().zip(&fast.report.layers) {
+        assert!(
+            (a.energy / b.energy - 1.0).abs() < 1e-4 && a.energy != b.energy,
+            "{} {}",
+            a.energy,
+            b.energy
+        );
+    }
+}
+
+/// A layer starts from its own name: leaving out others does not change it.
+#[test]
+fn other_layers_do_not_matter() {
+    let fixture = Fixture::new();
+    let all = fixture.request(fixture.write_rows("target", &fixture.target, &[ROWS]));
+    let mut one = all.clone();
+    one.selection.targets = vec!["value".into()];
+    let (all, mut one) = (run(&all, 1).unwrap(), run(&one, 1).unwrap());
+    let value = one.adapter.layers.remove("block.value").unwrap();
+    assert!(one.adapter.layers.is_empty());
+    assert_eq!(value.a, layers(&all)["block.value"].a);
+    assert_eq!(value.b, layers(&all)["block.value"].b);
+}
+
+/// Every combination of coupling, norm and start goes through, and each of the first two changes the factors.
+#[test]
+fn couplings_norms_and_starts() {
+    let fixture = Fixture::new();
+    let target = fixture.write_rows("target", &fixture.target, &[700, ROWS]);
+    let source = fixture.write_rows("source", &fixture.source, &[100, ROWS]);
+    let mut seen: Vec<Mat<f32>> = Vec::new();
+    for coupling in [Coupling::Transport, Coupling::Uncorrelated, Coupling::Paired] {
+        for norm in [Norm::Activations, Norm::Weights] {
+            for start in [Start::Update, Start::Residual, Start::Zero] {
+                let mut request = fixture.request(target.clone());
+                request.source = vec![source.clone()];
+                request.method = Options { coupling, norm, start, ..request.method };
+                let outcome = run(&request, 2).unwrap();
+                let report = &outcome.report.layers[0];
+                let factors = &layers(&outcome)[&report.module];
+                match start {
+                    Start::Update => {
+                        assert!(report.shift > 0.0 && report.shift <= 0.05 + 1e-9, "{}", report.shift);
+                        assert!(!seen.contains(&factors.a), "{coupling:?} {norm:?} gives what another gave");
+                        seen.push(factors.a.clone());
+                    }
+                    Start::Residual => assert_eq!((report.strength, report.shift), (1.0, 0.0)),
+                    Start::Zero => assert_eq!(factors.b.norm_max(), 0.0),
+                }
+                assert_eq!(outcome.report.sites[0].source_rows, Some(ROWS as u64));
+            }
+        }
+    }
+}
+
+/// The refusal says where the value is, counting from the first row of the file's tensor, on either side of a pair.
+#[test]
+fn non_finite_rows_are_refused_with_their_place() {
+    let mut fixture = Fixture::new();
+    fixture.target.get_mut("block.mlp").unwrap()[(1250, 7)] = f32::NAN;
+    fixture.source.get_mut("block.attention").unwrap()[(3, 0)] = f32::INFINITY;
+    let target = fixture.write_rows("target", &fixture.target, &[600, ROWS]);
+    let source = fixture.write_rows("source", &fixture.source, &[ROWS]);
+    let mut request = fixture.request(target);
+    request.selection.targets = vec!["mlp".into()];
+    let refusal = |request: &Request| run(request, 1).map(|_| ()).unwrap_err().to_string();
+    let text = refusal(&request);
+    assert!(text.contains("part-1.safetensors"), "{text}");
+    assert!(text.contains("tensor \"block.mlp\": row 650, column 7 is not a finite f32 number"), "{text}");
+
+    request.selection.targets = vec!["query".into()];
+    request.source = vec![source];
+    request.method.coupling = Coupling::Paired;
+    let text = refusal(&request);
+    assert!(text.contains("source"), "{text}");
+    assert!(
+        text.contains("tensor \"block.attention\": row 3, column 0 is not a finite f32 number"),
+        "{text}"
+    );
+}
+
+/// Rows that are skipped are counted, and the result is that of the other rows.
+#[test]
+fn skipped_rows_are_counted_and_left_out() {
+    let mut fixture = Fixture::new();
+    let clean = fixture.write_rows("clean", &fixture.target, &[ROWS]);
+    let mut request = fixture.request(clean);
+    request.nonfinite = Nonfinite::SkipRows;
+    let clean = run(&request, 1).unwrap();
+    assert_eq!(clean.report.sites[0].skipped_rows, 0);
+
+    // Two spoilt rows in front of the others, in a file of their own.
+    for rows in fixture.target.values_mut() {
+        let spoilt = rows.clone();
+        *rows = Mat::from_fn(ROWS + 2, WIDTH, |i, j| match i {
+            0 | 1 if j == 3 => f32::NAN,
+            0 | 1 => 1.0,
+            _ => spoilt[(i - 2, j)],
+        });
+    }
+    request.activations = vec![fixture.write_rows("spoilt", &fixture.target, &[2, ROWS + 2])];
+    let spoilt = run(&request, 1).unwrap();
+    let site = &spoilt.report.sites[0];
+    assert_eq!((site.skipped_rows, site.rows), (2, ROWS as u64));
+    assert!(same_bits(layers(&clean), layers(&spoilt)));
+}
+
+/// Layers of rank 0 are left out of the adapter, and the report says so.
+#[test]
+fn layers_of_rank_zero_are_reported() {
+    let fixture = Fixture::new();
+    let mut request = fixture.request(fixture.write_rows("target", &fixture.target, &[ROWS]));
+    // Pays for one unit of rank of the cheapest layer, and of no other.
+    request.method.ranks = Policy::Budget((12 + WIDTH) as u64);
+    let outcome = run(&request, 1).unwrap();
+    assert_eq!(layers(&outcome).keys().collect::<Vec<_>>(), ["block.value"]);
+    assert_eq!(outcome.report.parameters, (12 + WIDTH) as u64);
+    let ranks: Vec<_> =
+        outcome.report.layers.iter().map(|layer| (layer.module.as_str(), layer.rank)).collect();
+    assert_eq!(ranks, [("block.mlp", 0), ("block.query", 0), ("block.value", 1)]);
+}
+
+/// Weights with NaN, and activations without content, are refused by name.
+#[test]
+fn unusable_values_are_refused_by_name() {
+    let mut fixture = Fixture::new();
+    *fixture.target.get_mut("block.mlp").unwrap() = Mat::zeros(ROWS, WIDTH);
+    let mut request = fixture.request(fixture.write_rows("target", &fixture.target, &[ROWS]));
+    request.selection.targets = vec!["mlp".into()];
+    let text = run(&request, 1).map(|_| ()).unwrap_err().to_string();
+    assert!(text.contains("tensor \"block.mlp\": all activations are zero"), "{text}");
+
+    let mut weight = gaussian::<f32>(20, WIDTH, 5, "block.query");
+    weight[(2, 2)] = f32::NAN;
+    write(&fixture.path("model.safetensors"), &[("block.query.weight", &weight)], Element::F32, false);
+    request.selection.targets = vec!["query".into()];
+    let text = run(&request, 1).map(|_| ()).unwrap_err().to_string();
+    assert!(
+        text.contains("tensor \"block.query.weight\": the weight holds a value that is not finite"),
+        "{text}"
+    );
+}
+
+/// A file that is written to during the run ends it: what was read is of no one state.
+#[test]
+fn inputs_that_change_meanwhile_are_refused() {
+    struct Touch(PathBuf);
+    impl Observer for Touch {
+        fn event(&self, event: Event<'_>) {
+            if matches!(event, Event::MomentsReady { .. }) {
+                File::options().append(true).open(&self.0).unwrap().set_len(1 << 20).unwrap();
+            }
+        }
+    }
+    let fixture = Fixture::new();
+    let folder = fixture.write_rows("target", &fixture.target, &[ROWS]);
+    let request = fixture.request(folder.clone());
+    let (plan, inputs) = plan::plan(&request).unwrap();
+    let touch = Touch(folder.join("part-0.safetensors"));
+    let text = run::run(&plan, &inputs, &touch).map(|_| ()).unwrap_err().to_string();
+    assert!(text.contains("changed"), "{text}");
+}
