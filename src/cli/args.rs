@@ -1,0 +1,412 @@
+//! The arguments, as clap reads them. Opens nothing and checks nothing that needs a file.
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, builder::NonEmptyStringValueParser};
+use cntlora::plan::Rename;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0    done
+  1    data was refused
+  2    the command or its options cannot be carried out
+  3    reading, writing or the environment failed
+  4    a bug of this program
+  130  interrupted";
+
+fn after_help(examples: &str) -> String {
+    format!("Examples:\n{examples}\n\n{EXIT_CODES}")
+}
+
+/// Initialize LoRA adapters from data, offline, on ordinary processors
+///
+/// Reads a checkpoint and recorded activations, computes the factors of every adapted layer in closed form, and
+/// writes a PEFT adapter from which training starts.
+#[derive(Debug, Parser)]
+#[command(version, arg_required_else_help = true, propagate_version = false, max_term_width = 100)]
+#[command(after_help = after_help("  cntlora demo\n  cntlora init model --activations activations --out adapter"))]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: GlobalArgs,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Output on the terminal")]
+pub struct GlobalArgs {
+    /// Print one JSON object instead of text on stdout
+    ///
+    /// The report of init and demo, the plan of plan, the verification of verify, the inspection of inspect.
+    #[arg(long, global = true)]
+    pub json: bool,
+
+    /// Say more on stderr; twice for details, three times for everything
+    #[arg(short, long, action = ArgAction::Count, global = true)]
+    pub verbose: u8,
+
+    /// Say nothing on stderr but errors
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+
+    /// When messages on stderr are coloured; `auto` honours NO_COLOR
+    #[arg(long, global = true, value_enum, value_name = "WHEN", default_value_t)]
+    pub color: When,
+
+    /// How progress is shown on stderr
+    #[arg(long, global = true, value_enum, value_name = "HOW", default_value_t)]
+    pub progress: ProgressStyle,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Compute an adapter from a checkpoint and activations
+    ///
+    /// Everything that headers and options can tell is checked, and reported together, before any heavy work. The
+    /// same inputs and options give the same bytes, whatever the number of threads.
+    #[command(after_help = after_help(
+        "  cntlora init model --activations activations --out adapter\n  \
+           cntlora init model -a tuning/ --source general/ --target q_proj,v_proj --rank 8 -o adapter\n  \
+           cntlora init model -a tuning/ --rank 16 --budget --rank-multiple 8 -o adapter"
+    ))]
+    Init(InitArgs),
+
+    /// Show what init would do, from headers alone: layers, memory, work
+    ///
+    /// Takes every option of init, so that one word of its command line has to change; --out is checked when given.
+    #[command(after_help = after_help("  cntlora plan model --activations activations --target q_proj,v_proj"))]
+    Plan(PlanArgs),
+
+    /// Say in words what a file or folder holds
+    ///
+    /// Understands safetensors and .npy files, checkpoint, activation and adapter folders, and the JSON of init
+    /// and plan. Reads headers, never whole tensors.
+    #[command(after_help = after_help(
+        "  cntlora inspect adapter\n  cntlora inspect activations/part-00001.safetensors"
+    ))]
+    Inspect(InspectArgs),
+
+    /// Read an adapter again and check it
+    #[command(after_help = after_help("  cntlora verify adapter --base model"))]
+    Verify(VerifyArgs),
+
+    /// Make a small model and its activations, and compute an adapter for them
+    ///
+    /// Nothing is downloaded: the model, the activations that follow from it, and the adapter are made on the spot,
+    /// in DIR/model, DIR/activations, DIR/activations-source and DIR/adapter.
+    #[command(after_help = after_help("  cntlora demo\n  cntlora demo try --force"))]
+    Demo(DemoArgs),
+
+    /// Generate manual pages or shell completions
+    #[command(subcommand, after_help = after_help(
+        "  cntlora generate man --out man\n  cntlora generate completions bash > cntlora.bash"
+    ))]
+    Generate(GenerateCommand),
+}
+
+#[derive(Debug, Args)]
+pub struct InitArgs {
+    #[command(flatten)]
+    pub job: JobArgs,
+    /// Folder to write the adapter to
+    #[arg(short, long, value_name = "DIR", help_heading = "Output")]
+    pub out: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct PlanArgs {
+    #[command(flatten)]
+    pub job: JobArgs,
+    /// Folder that init would write the adapter to
+    #[arg(short, long, value_name = "DIR", help_heading = "Output")]
+    pub out: Option<PathBuf>,
+}
+
+/// What init and plan share.
+#[derive(Debug, Args)]
+pub struct JobArgs {
+    /// Checkpoint: a folder, or one .safetensors file
+    pub model: PathBuf,
+    #[command(flatten)]
+    pub inputs: InputArgs,
+    #[command(flatten)]
+    pub layers: LayerArgs,
+    #[command(flatten)]
+    pub method: MethodArgs,
+    #[command(flatten)]
+    pub ranks: RankArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Inputs")]
+pub struct InputArgs {
+    /// Fine-tuning activations: .safetensors and .npy files, and folders of them
+    #[arg(short, long, value_name = "PATH", num_args = 1.., required = true)]
+    pub activations: Vec<PathBuf>,
+
+    /// Pre-training activations of the same sites; without them, they are taken to be isotropic
+    #[arg(long, value_name = "PATH", num_args = 1..)]
+    pub source: Vec<PathBuf>,
+
+    /// How module names become checkpoint names, where they differ; repeatable
+    #[arg(long, value_name = "REGEX=REPLACEMENT")]
+    pub rename: Vec<Rename>,
+
+    /// How files are read
+    #[arg(long, value_enum, value_name = "HOW", default_value_t)]
+    pub io: Io,
+
+    /// What happens to rows that hold NaN or infinity
+    #[arg(long, value_enum, value_name = "WHAT", default_value_t)]
+    pub nonfinite: Nonfinite,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Layers")]
+pub struct LayerArgs {
+    /// Module names or their last parts, as PEFT's target_modules; repeatable, or separated by commas
+    ///
+    /// Without it, every module that an activation site names. `all-linear` says the same.
+    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = NonEmptyStringValueParser::new())]
+    pub target: Vec<String>,
+
+    /// Only modules in whose name this is found; repeatable
+    #[arg(long, value_name = "REGEX")]
+    pub include: Vec<String>,
+
+    /// No modules in whose name this is found; repeatable
+    #[arg(long, value_name = "REGEX")]
+    pub exclude: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Method")]
+pub struct MethodArgs {
+    /// How fine-tuning and pre-training activations correspond
+    #[arg(long, value_enum, value_name = "HOW", default_value_t)]
+    pub coupling: Coupling,
+
+    /// Weight of leaving pre-training inputs alone
+    #[arg(long, value_name = "WEIGHT", default_value_t = 0.0, allow_negative_numbers = true)]
+    pub preserve: f64,
+
+    /// Damping, relative to the mean eigenvalue of the second moment
+    #[arg(long, value_name = "RHO", default_value_t = 0.01, allow_negative_numbers = true)]
+    pub ridge: f64,
+
+    /// Norm in which the update is cut to low rank
+    #[arg(long, value_enum, value_name = "NORM", default_value_t)]
+    pub norm: Norm,
+
+    /// With --start update: share of a layer's output, in root mean square, that the update may move
+    #[arg(long, value_name = "SHARE", default_value_t = 0.05, allow_negative_numbers = true)]
+    pub max_shift: f64,
+
+    /// With --start update: how much of the update is taken, in place of --max-shift
+    #[arg(long, value_name = "ETA", conflicts_with = "max_shift", allow_negative_numbers = true)]
+    pub strength: Option<f64>,
+
+    /// What the model computes before the first training step
+    #[arg(long, value_enum, value_name = "WHAT", default_value_t)]
+    pub start: Start,
+
+    /// Seed of the randomized decompositions
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Ranks")]
+pub struct RankArgs {
+    /// The same rank for every layer
+    #[arg(long, value_name = "R", default_value_t = 16)]
+    pub rank: usize,
+
+    /// The least rank of each layer that keeps this share of the update's energy
+    #[arg(long, value_name = "SHARE", conflicts_with_all = ["rank", "budget"], allow_negative_numbers = true)]
+    pub energy: Option<f64>,
+
+    /// Parameters in all, spent where they keep most; without a value, what --rank everywhere would spend
+    #[arg(long, value_name = "PARAMETERS", num_args = 0..=1, require_equals = true)]
+    pub budget: Option<Option<u64>>,
+
+    /// Least rank of a layer
+    #[arg(long, value_name = "R", default_value_t = 0)]
+    pub min_rank: usize,
+
+    /// Largest rank of a layer [default: --rank; with --energy 128; with --budget four times --rank]
+    #[arg(long, value_name = "R")]
+    pub max_rank: Option<usize>,
+
+    /// Ranks are multiples of this
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub rank_multiple: usize,
+
+    /// Factor of every adapter product: lora_alpha is this times the rank
+    #[arg(long, value_name = "S", default_value_t = 1.0, allow_negative_numbers = true)]
+    pub scale: f64,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Output")]
+pub struct OutputArgs {
+    /// Number format of the factors
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t)]
+    pub dtype: Dtype,
+
+    /// With --start residual: folder to write the changed base to [default: DIR/base]
+    #[arg(long, value_name = "DIR")]
+    pub base_out: Option<PathBuf>,
+
+    /// Replace an adapter or base that is already there
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Run")]
+pub struct RunArgs {
+    /// Number of threads [default: all]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<NonZeroUsize>,
+
+    /// What activation statistics are computed with
+    #[arg(long, value_enum, value_name = "WHAT", default_value_t)]
+    pub precision: Precision,
+}
+
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// File or folder
+    pub file: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// Adapter folder
+    pub adapter: PathBuf,
+
+    /// Checkpoint that the adapter belongs to: its weights are checked against the factors
+    #[arg(long, value_name = "MODEL")]
+    pub base: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// Folder to make
+    #[arg(value_name = "DIR", default_value = "cntlora-demo")]
+    pub folder: PathBuf,
+
+    /// Write into a folder that already holds something
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum GenerateCommand {
+    /// Manual pages: one per command into a folder, or the first one on stdout
+    Man {
+        /// Folder to write the pages to
+        #[arg(short, long, value_name = "DIR")]
+        out: Option<PathBuf>,
+    },
+    /// Completions of a shell, on stdout
+    Completions {
+        /// The shell
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum When {
+    #[default]
+    Auto,
+    Always,
+    Never,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum ProgressStyle {
+    /// A bar on a terminal, plain lines elsewhere
+    #[default]
+    Auto,
+    /// A bar
+    Bar,
+    /// A line every few seconds
+    Plain,
+    /// Nothing
+    None,
+}
+
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+pub enum Io {
+    /// The default for this kind of file
+    #[default]
+    Auto,
+    /// Reads into a buffer
+    Read,
+    /// A memory mapping: a file that is truncated meanwhile kills the process
+    Mmap,
+}
+
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+pub enum Nonfinite {
+    /// Stop, and name file, tensor, row and column
+    #[default]
+    Refuse,
+    /// Leave them out, and count them in the report
+    SkipRows,
+}
+
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+pub enum Precision {
+    /// Fused multiply-adds: the same bits on every processor
+    #[default]
+    F32,
+    /// The processor's bf16 dot product for bf16 activations: faster, rounds differently, needs AVX-512 BF16
+    Bf16,
+}
+
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+pub enum Coupling {
+    /// By the linear map between their statistics that moves activations least
+    #[default]
+    Transport,
+    /// Not at all: only their means align
+    Uncorrelated,
+    /// Row by row: row i of both is the same input
+    Paired,
+}
+
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+pub enum Norm {
+    /// What the layer's output feels on the activations
+    #[default]
+    Activations,
+    /// The Frobenius norm of the update
+    Weights,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Start {
+    /// The pre-trained model plus the update; the base is untouched
+    #[default]
+    Update,
+    /// The pre-trained model: the base is written again without the update
+    Residual,
+    /// The pre-trained model: the up matrices are zero
+    Zero,
+}
+
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+pub enum Dtype {
+    #[default]
+    F32,
+    Bf16,
+    F16,
+}

@@ -1,0 +1,154 @@
+//! A small model and its activations, made on the spot, and the main job on them.
+
+use super::args::{Cli, Command, DemoArgs};
+use super::demo_model::{HEIGHT, Model, pre_training_inputs, tuning_inputs};
+use super::init;
+use super::interrupt::clean_up_on_interrupt;
+use super::prepare::create_folder;
+use super::terminal::Terminal;
+use clap::Parser;
+use cntlora::element::Element;
+use cntlora::storage::{AtomicFile, Problem, quoted, safetensors, write_atomically};
+use faer::{Mat, MatRef};
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs;
+use std::path::Path;
+
+/// Rows of each of the two fine-tuning shards, and of the pre-training file.
+const ROWS: usize = 1024;
+
+/// Makes the files, runs the main job, and says what to try next.
+pub fn run(args: &DemoArgs, terminal: &Terminal) -> anyhow::Result<()> {
+    refuse_used(args)?;
+    let folder = |name| args.folder.join(name);
+    let (model, activations, source, adapter) =
+        (folder("model"), folder("activations"), folder("activations-source"), folder("adapter"));
+    clean_up_on_interrupt(vec![model.clone(), activations.clone(), source.clone(), adapter.clone()])?;
+    make(&model, &activations, &source)?;
+    terminal.note(&format!(
+        "Made a model of {HEIGHT} blocks, {} rows of fine-tuning activations and {ROWS} of pre-training ones in {}",
+        2 * ROWS,
+        quoted(&args.folder.display().to_string())
+    ));
+
+    let job = |source: &[OsString], ranks: &[&str], out: &Path| {
+        let mut words: Vec<OsString> = ["cntlora", "init"].map(Into::into).into();
+        words.extend([model.clone().into(), "--activations".into(), activations.clone().into()]);
+        words.extend_from_slice(source);
+        words.extend(ranks.iter().map(Into::into));
+        words.extend(["--out".into(), out.into()]);
+        words
+    };
+    let mut words = job(&[], &["--rank", "8"], &adapter);
+    if args.force {
+        words.push("--force".into());
+    }
+    terminal.note(&format!("\n    {}\n", command_line(&words)));
+    let Command::Init(init) = Cli::try_parse_from(&words)?.command else {
+        anyhow::bail!("{} is not the main job", command_line(&words));
+    };
+    init::execute(&init, terminal)?;
+
+    let next = job(
+        &["--source".into(), source.clone().into()],
+        &["--rank", "8", "--budget"],
+        &folder("adapter-budget"),
+    );
+    terminal.note(&format!(
+        "\nNext, with the pre-training activations, and the same number of parameters where they keep most:\n\n    {}",
+        command_line(&next)
+    ));
+    Ok(())
+}
+
+/// A folder that holds something is not ours to fill.
+fn refuse_used(args: &DemoArgs) -> Result<(), Problem> {
+    let used = fs::read_dir(&args.folder).is_ok_and(|mut entries| entries.next().is_some());
+    if used && !args.force {
+        return Err(Problem::usage("expected a new or empty folder, found one that holds something")
+            .in_file(&args.folder)
+            .help("name another folder, or add --force"));
+    }
+    Ok(())
+}
+
+fn make(model_folder: &Path, activations: &Path, source: &Path) -> Result<(), Problem> {
+    for folder in [model_folder, activations, source] {
+        create_folder(folder)?;
+    }
+    let model = Model::new();
+    let config = json!({ "model_type": "cntlora-demo", "_name_or_path": "cntlora-demo" });
+    write_atomically(&model_folder.join("config.json"), format!("{config:#}\n").as_bytes())?;
+    let weights = model.weights.iter().map(|(module, weight)| (format!("{module}.weight"), weight.as_ref()));
+    write_matrices(&model_folder.join("model.safetensors"), &BTreeMap::new(), Element::F32, weights)?;
+
+    let metadata = BTreeMap::from([("cntlora".to_owned(), Model::sites_metadata().to_string())]);
+    let write_sites = |path: &Path, inputs: &Mat<f32>| {
+        let sites = model.record(inputs);
+        let sites = sites.iter().map(|(site, rows)| (site.clone(), rows.as_ref()));
+        write_matrices(path, &metadata, Element::Bf16, sites)
+    };
+    for (shard, inputs) in (1..).zip(tuning_inputs::<2>(ROWS)) {
+        write_sites(&activations.join(format!("target-{shard:05}-of-00002.safetensors")), &inputs)?;
+    }
+    write_sites(&source.join("source.safetensors"), &pre_training_inputs(ROWS))
+}
+
+fn write_matrices<'a>(
+    path: &Path,
+    metadata: &BTreeMap<String, String>,
+    element: Element,
+    matrices: impl Iterator<Item = (String, MatRef<'a, f32>)>,
+) -> Result<(), Problem> {
+    let tensors = matrices
+        .map(|(name, matrix)| {
+            let mut bytes = Vec::new();
+            for row in 0..matrix.nrows() {
+                element
+                    .encode((0..matrix.ncols()).map(|column| f64::from(matrix[(row, column)])), &mut bytes);
+            }
+            let shape = vec![matrix.nrows() as u64, matrix.ncols() as u64];
+            (name, (element.name().to_owned(), shape, bytes))
+        })
+        .collect();
+    let mut file = AtomicFile::create(path)?;
+    safetensors::write(&mut file, metadata, &tensors)
+        .map_err(|error| Problem::io("cannot write", &error).in_file(path))?;
+    file.commit()
+}
+
+/// Words as one would type them.
+fn command_line(words: &[OsString]) -> String {
+    let plain = |character: char| character.is_ascii_alphanumeric() || "-_./=,:".contains(character);
+    let words = words.iter().map(|word| match word.to_string_lossy() {
+        word if !word.is_empty() && word.chars().all(plain) => word.into_owned(),
+        word => format!("'{}'", word.replace('\'', r"'\''")),
+    });
+    words.collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is printed can be pasted into a shell.
+    #[test]
+    fn words_are_quoted_where_needed() {
+        let words = ["cntlora", "init", "a/b-c_d.e", "two words", "it's", ""].map(OsString::from);
+        assert_eq!(command_line(&words), r"cntlora init a/b-c_d.e 'two words' 'it'\''s' ''");
+    }
+
+    /// Somebody's folder is refused, an empty one and a missing one are not.
+    #[test]
+    fn used_folders_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let args = |force| DemoArgs { folder: folder.path().into(), force };
+        assert!(refuse_used(&args(false)).is_ok());
+        fs::write(folder.path().join("thesis.tex"), "").unwrap();
+        assert!(refuse_used(&args(false)).is_err());
+        assert!(refuse_used(&args(true)).is_ok());
+        assert!(refuse_used(&DemoArgs { folder: folder.path().join("new"), force: false }).is_ok());
+    }
+}

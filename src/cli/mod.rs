@@ -1,0 +1,51 @@
+//! The command-line tool: arguments → plan → run → files. Holds no mathematics.
+
+mod args;
+mod demo;
+mod demo_model;
+mod exit;
+mod generate;
+mod init;
+mod inspect;
+mod interrupt;
+mod plan;
+mod prepare;
+mod progress;
+mod provenance;
+mod resolve;
+mod terminal;
+mod verify;
+
+use args::{Cli, Command};
+use clap::Parser;
+use std::process::ExitCode;
+use terminal::Terminal;
+
+/// Runs the tool on the arguments of this process.
+pub fn main() -> ExitCode {
+    exit::announce_panics();
+    std::panic::catch_unwind(parse_and_run).unwrap_or(exit::BUG.into())
+}
+
+fn parse_and_run() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return exit::of_arguments(&error),
+    };
+    let terminal = Terminal::new(&cli.global);
+    match run(&cli.command, &terminal) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => exit::of_error(&error, &terminal),
+    }
+}
+
+fn run(command: &Command, terminal: &Terminal) -> anyhow::Result<()> {
+    match command {
+        Command::Init(args) => init::run(args, terminal),
+        Command::Plan(args) => plan::run(args, terminal),
+        Command::Inspect(args) => inspect::run(args, terminal),
+        Command::Verify(args) => verify::run(args, terminal),
+        Command::Demo(args) => demo::run(args, terminal),
+        Command::Generate(command) => generate::run(command, terminal),
+    }
+}

@@ -1,0 +1,162 @@
+//! What `init` would do, in words.
+
+use super::args::PlanArgs;
+use super::prepare::prepare;
+use super::resolve;
+use super::terminal::Terminal;
+use cntlora::element::Element;
+use cntlora::plan::{Plan, PlannedLayer};
+use cntlora::rank::Policy;
+use cntlora::report::table::{Align, Table, bytes, count};
+use std::fmt::Write as _;
+
+/// Plans, and prints the plan.
+pub fn run(args: &PlanArgs, terminal: &Terminal) -> anyhow::Result<()> {
+    let output = args.out.as_ref().map(|folder| resolve::output(folder, &args.job));
+    let (plan, _) = prepare(output.as_ref(), &args.job)?;
+    let element = resolve::element(args.job.output.dtype);
+    terminal.result(&plan, |plan| render(plan, element))?;
+    Ok(())
+}
+
+/// The layers and a summary, within 80 columns.
+pub fn render(plan: &Plan, element: Element) -> String {
+    let mut table = Table::new([
+        ("module", Align::Left),
+        ("shape", Align::Right),
+        ("format", Align::Left),
+        ("rank up to", Align::Right),
+        ("rows", Align::Right),
+    ]);
+    for site in &plan.sites {
+        for layer in &site.layers {
+            table.row([
+                layer.module.escape_debug().to_string(),
+                format!("{}×{}", layer.outputs, layer.inputs),
+                layer.element.name().into(),
+                layer.max_rank.to_string(),
+                site.rows.to_string(),
+            ]);
+        }
+    }
+    let parameters = most_parameters(plan);
+    let mut text = table.render();
+    let _ = writeln!(text, "\n{}", summary(plan));
+    let _ = writeln!(
+        text,
+        "{:.1e} operations, adapter of at most {} in {}",
+        plan.work.moments + plan.work.factors,
+        count(parameters, "parameter"),
+        bytes(parameters.saturating_mul(element.size() as u64)),
+    );
+    for skipped in &plan.skipped {
+        let _ =
+            writeln!(text, "left out: {}: {}", skipped.name.escape_debug(), skipped.reason.escape_debug());
+    }
+    text
+}
+
+/// What is going to happen, in a line.
+pub fn summary(plan: &Plan) -> String {
+    format!(
+        "{} at {}, {} of activations to read, about {} of memory",
+        count(layers(plan).count() as u64, "layer"),
+        count(plan.sites.len() as u64, "site"),
+        bytes(plan.sites.iter().map(|site| site.bytes).fold(0, u64::saturating_add)),
+        bytes(plan.peak_memory),
+    )
+}
+
+/// What the ranks can come to at most.
+fn most_parameters(plan: &Plan) -> u64 {
+    let at_ranks = |rank: &dyn Fn(&PlannedLayer) -> usize| {
+        layers(plan)
+            .map(|layer| (rank(layer) as u64).saturating_mul(layer.outputs as u64 + layer.inputs as u64))
+            .fold(0, u64::saturating_add)
+    };
+    let ceiling = at_ranks(&|layer| layer.max_rank);
+    match plan.method.ranks {
+        Policy::Fixed(_) | Policy::Energy(_) => ceiling,
+        Policy::Budget(parameters) => ceiling.min(parameters),
+        Policy::BudgetOfRank(rank) => ceiling.min(at_ranks(&|layer| rank.min(layer.max_rank))),
+    }
+}
+
+fn layers(plan: &Plan) -> impl Iterator<Item = &PlannedLayer> {
+    plan.sites.iter().flat_map(|site| &site.layers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cntlora::constraint::{Coupling, Norm};
+    use cntlora::factors::{Start, Strength};
+    use cntlora::method::Options;
+    use cntlora::plan::{Nonfinite, PlannedSite, Skipped, Work};
+    use cntlora::rank::Limits;
+
+    fn plan_of(ranks: Policy) -> Plan {
+        let layer = |module: &str, outputs| PlannedLayer {
+            module: module.into(),
+            tensor: format!("{module}.weight"),
+            element: Element::Bf16,
+            outputs,
+            inputs: 4,
+            max_rank: 3,
+        };
+        Plan {
+            model: "model".into(),
+            sites: vec![PlannedSite {
+                name: "in".into(),
+                width: 4,
+                rows: 100,
+                source_rows: None,
+                bytes: 1600,
+                layers: vec![layer("query", 6), layer("value", 2)],
+            }],
+            skipped: vec![Skipped { name: "conv".into(), reason: "its weight is not a matrix".into() }],
+            method: Options {
+                coupling: Coupling::Transport,
+                preserve: 0.0,
+                ridge: 0.01,
+                norm: Norm::Activations,
+                strength: Strength::MaxShift(0.05),
+                start: Start::Update,
+                ranks,
+                limits: Limits { min: 0, max: 3, multiple: 1 },
+                scale: 1.0,
+                seed: 0,
+            },
+            nonfinite: Nonfinite::Refuse,
+            precision: cntlora::simd::Precision::F32,
+            threads: 1,
+            peak_memory: 2_000_000,
+            work: Work { moments: 2000.0, factors: 3000.0 },
+        }
+    }
+
+    /// The whole text, byte for byte.
+    #[test]
+    fn the_text_is_this() {
+        let expected = "\
+module  shape  format  rank up to  rows
+query     6×4  BF16             3   100
+value     2×4  BF16             3   100
+
+2 layers at 1 site, 1.6 kB of activations to read, about 2.0 MB of memory
+5.0e3 operations, adapter of at most 48 parameters in 96 B
+left out: conv: its weight is not a matrix
+";
+        assert_eq!(render(&plan_of(Policy::Fixed(3)), Element::F16), expected);
+    }
+
+    /// No policy is promised more than it may spend, nor more than the largest ranks come to.
+    #[test]
+    fn budgets_bound_the_adapter() {
+        let most = |ranks| most_parameters(&plan_of(ranks));
+        assert_eq!(most(Policy::Energy(0.9)), 48);
+        assert_eq!(most(Policy::Budget(20)), 20);
+        assert_eq!(most(Policy::Budget(1000)), 48);
+        assert_eq!(most(Policy::BudgetOfRank(2)), 32);
+    }
+}

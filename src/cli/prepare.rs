@@ -1,0 +1,135 @@
+//! Everything that can be refused before heavy work, all at once.
+
+use super::args::JobArgs;
+use super::resolve::{self, Output};
+use cntlora::adapter;
+use cntlora::plan::{self, Inputs, Plan, Request};
+use cntlora::storage::{Problem, Problems};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Checks the options and the output folders, if they are known, and plans.
+pub fn prepare(output: Option<&Output>, job: &JobArgs) -> Result<(Plan, Inputs), Problems> {
+    let mut problems = Problems::default();
+    let request = resolve::request(job);
+    problems.collect(resolve::check_effects(job));
+    if let Some(output) = output {
+        problems.collect(check_output(output, &request));
+    }
+    match problems.collect(plan::plan(&request)) {
+        Some(planned) => problems.or_ok(planned),
+        None => Err(problems),
+    }
+}
+
+/// Refuses an output that would replace something, unless forced, and one that would mix with the inputs.
+fn check_output(output: &Output, request: &Request) -> Result<(), Problems> {
+    let mut problems = Problems::default();
+    let folders: Vec<&Path> =
+        [Some(&output.folder), output.base.as_ref()].into_iter().flatten().map(PathBuf::as_path).collect();
+    let inputs = || [&request.model].into_iter().chain(&request.activations).chain(&request.source);
+    for &folder in &folders {
+        if let Some(input) = inputs().find(|input| same_folder(folder, input)) {
+            problems.push(
+                Problem::usage(format!(
+                    "this folder holds an input, {}",
+                    input.display().to_string().escape_debug()
+                ))
+                .in_file(folder)
+                .help("write to a folder of its own"),
+            );
+        } else if !output.force {
+            problems.collect(adapter::refuse_occupied(folder));
+        }
+        problems.collect(refuse_unwritable(folder));
+    }
+    if let [folder, base] = folders[..]
+        && same_folder(folder, base)
+    {
+        problems.push(
+            Problem::usage("the adapter and the changed base would share this folder")
+                .in_file(base)
+                .help("give --base-out a folder of its own"),
+        );
+    }
+    problems.or_ok(())
+}
+
+/// Refuses a folder that cannot be written to, or made, before the work rather than after it.
+fn refuse_unwritable(folder: &Path) -> Result<(), Problem> {
+    // Of a file in the folder's place another complaint speaks.
+    let Some(existing) = folder.ancestors().map(or_here).find(|path| path.exists()) else { return Ok(()) };
+    if existing == folder && !existing.is_dir() {
+        return Ok(());
+    }
+    tempfile::tempfile_in(existing).map(drop).map_err(|error| {
+        Problem::io("cannot write here", &error)
+            .in_file(existing)
+            .help("give a folder that can be written to")
+    })
+}
+
+/// Whether `input` is the folder, by whatever name, or a file directly in it.
+fn same_folder(folder: &Path, input: &Path) -> bool {
+    let holder = if input.is_file() { input.parent().map(or_here) } else { Some(input) };
+    if holder == Some(folder) {
+        return true;
+    }
+    let real = |path: &Path| fs::canonicalize(path).ok();
+    real(folder).is_some_and(|folder| holder.and_then(real) == Some(folder))
+}
+
+/// The parent of a bare file name is the current folder.
+fn or_here(path: &Path) -> &Path {
+    if path.as_os_str().is_empty() { Path::new(".") } else { path }
+}
+
+/// Makes the folder that holds `path`, and those above it.
+pub fn create_parent(path: &Path) -> Result<(), Problem> {
+    path.parent().map_or(Ok(()), |parent| create_folder(or_here(parent)))
+}
+
+/// Makes a folder and those above it, unless it is there.
+pub fn create_folder(folder: &Path) -> Result<(), Problem> {
+    fs::create_dir_all(folder).map_err(|error| Problem::io("cannot make the folder", &error).in_file(folder))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What cannot be written is refused before the run, also where folders would have to be made first.
+    #[test]
+    fn unwritable_outputs_are_refused_early() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        fs::write(&file, "").unwrap();
+        assert!(refuse_unwritable(&folder.path().join("new/deep")).is_ok());
+        assert!(refuse_unwritable(Path::new("new")).is_ok());
+        let problem = refuse_unwritable(&file.join("below")).unwrap_err();
+        assert!(
+            problem.to_string().ends_with("file: cannot write here: Not a directory (os error 20)"),
+            "{problem}"
+        );
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    /// An output never goes where an input is, whatever the folder is called.
+    #[test]
+    fn inputs_are_recognized_by_any_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let model = folder.path().join("model");
+        fs::create_dir(&model).unwrap();
+        let file = model.join("model.safetensors");
+        fs::write(&file, "").unwrap();
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(&model, &link).unwrap();
+        assert!(same_folder(&model, &model));
+        assert!(same_folder(&link, &model));
+        assert!(same_folder(&link, &file));
+        assert!(same_folder(&model.join("../model"), &file));
+        assert!(!same_folder(folder.path(), &model));
+        assert!(!same_folder(&folder.path().join("new"), &file));
+        assert!(same_folder(Path::new("new"), Path::new("new")));
+    }
+}

@@ -1,0 +1,313 @@
+//! From arguments to what the library understands. Reads no file but to see where an output may go.
+
+use super::args::{self, InputArgs, JobArgs, MethodArgs, RankArgs, RunArgs};
+use cntlora::constraint::Coupling;
+use cntlora::constraint::Norm;
+use cntlora::element::Element;
+use cntlora::factors::{Start, Strength};
+use cntlora::method::Options;
+use cntlora::plan::{Nonfinite, Request, Selection};
+use cntlora::rank::{Limits, Policy};
+use cntlora::simd::Precision;
+use cntlora::storage::{Access, Problem, Problems};
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+
+/// Largest rank when the ranks follow from `--energy` and `--max-rank` is not given.
+const MAX_RANK_OF_ENERGY: usize = 128;
+
+/// Largest rank when `--budget` is given and `--max-rank` is not: this many times `--rank`.
+const MAX_RANK_OF_BUDGET: usize = 4;
+
+/// What is asked for. Ranges are checked by the plan, together with everything else.
+pub fn request(job: &JobArgs) -> Request {
+    let InputArgs { activations, source, rename, io, nonfinite } = &job.inputs;
+    Request {
+        model: job.model.clone(),
+        activations: activations.clone(),
+        source: source.clone(),
+        selection: Selection {
+            targets: job.layers.target.clone(),
+            include: job.layers.include.clone(),
+            exclude: job.layers.exclude.clone(),
+        },
+        renames: rename.clone(),
+        method: method(&job.method, &job.ranks),
+        nonfinite: match nonfinite {
+            args::Nonfinite::Refuse => Nonfinite::Refuse,
+            args::Nonfinite::SkipRows => Nonfinite::SkipRows,
+        },
+        precision: match job.run.precision {
+            args::Precision::F32 => Precision::F32,
+            args::Precision::Bf16 => Precision::Bf16,
+        },
+        access: match io {
+            args::Io::Auto => Access::Auto,
+            args::Io::Read => Access::Read,
+            args::Io::Mmap => Access::Mmap,
+        },
+        threads: threads(&job.run),
+    }
+}
+
+fn method(method: &MethodArgs, ranks: &RankArgs) -> Options {
+    Options {
+        coupling: match method.coupling {
+            args::Coupling::Transport => Coupling::Transport,
+            args::Coupling::Uncorrelated => Coupling::Uncorrelated,
+            args::Coupling::Paired => Coupling::Paired,
+        },
+        preserve: method.preserve,
+        ridge: method.ridge,
+        norm: match method.norm {
+            args::Norm::Activations => Norm::Activations,
+            args::Norm::Weights => Norm::Weights,
+        },
+        strength: method.strength.map_or(Strength::MaxShift(method.max_shift), Strength::Fixed),
+        start: start(method.start),
+        ranks: match (ranks.energy, ranks.budget) {
+            (Some(share), _) => Policy::Energy(share),
+            (None, Some(Some(parameters))) => Policy::Budget(parameters),
+            (None, Some(None)) => Policy::BudgetOfRank(ranks.rank),
+            (None, None) => Policy::Fixed(ranks.rank),
+        },
+        limits: Limits {
+            min: ranks.min_rank,
+            max: ranks.max_rank.unwrap_or(match (ranks.energy, ranks.budget) {
+                (Some(_), _) => MAX_RANK_OF_ENERGY,
+                (None, Some(_)) => ranks.rank.saturating_mul(MAX_RANK_OF_BUDGET),
+                (None, None) => ranks.rank,
+            }),
+            multiple: ranks.rank_multiple,
+        },
+        scale: ranks.scale,
+        seed: method.seed,
+    }
+}
+
+fn start(start: args::Start) -> Start {
+    match start {
+        args::Start::Update => Start::Update,
+        args::Start::Residual => Start::Residual,
+        args::Start::Zero => Start::Zero,
+    }
+}
+
+/// Where results go, and in which format.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Output {
+    /// Folder of the adapter.
+    pub folder: PathBuf,
+    /// Folder of the changed base, with `--start residual`.
+    pub base: Option<PathBuf>,
+    /// Format of the factors.
+    pub element: Element,
+    /// Whether what is there may be replaced.
+    pub force: bool,
+}
+
+/// Where the results of a job go.
+pub fn output(folder: &Path, job: &JobArgs) -> Output {
+    let base = || job.output.base_out.clone().unwrap_or_else(|| folder.join("base"));
+    Output {
+        folder: folder.into(),
+        base: (job.method.start == args::Start::Residual).then(base),
+        element: element(job.output.dtype),
+        force: job.output.force,
+    }
+}
+
+/// Refuses options that would have no effect.
+pub fn check_effects(job: &JobArgs) -> Result<(), Problems> {
+    let mut problems = Problems::default();
+    if job.output.base_out.is_some() && job.method.start != args::Start::Residual {
+        problems.push(
+            Problem::usage("--base-out is given, but only --start residual changes the base")
+                .help("add --start residual, or leave --base-out out"),
+        );
+    }
+    if job.method.strength.is_some() && job.method.start != args::Start::Update {
+        problems.push(
+            Problem::usage("--strength is given, but only --start update has a strength to choose")
+                .help("leave --strength out, or use --start update"),
+        );
+    }
+    problems.or_ok(())
+}
+
+/// The number format of the factors.
+pub fn element(dtype: args::Dtype) -> Element {
+    match dtype {
+        args::Dtype::F32 => Element::F32,
+        args::Dtype::Bf16 => Element::Bf16,
+        args::Dtype::F16 => Element::F16,
+    }
+}
+
+/// Number of threads: as asked for, or what the machine allows this process.
+fn threads(run: &RunArgs) -> usize {
+    run.threads.or_else(|| std::thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::args::{Cli, Command, InitArgs};
+    use super::*;
+    use clap::{CommandFactory, Parser};
+    use cntlora::plan::Rename;
+
+    fn init(options: &str) -> InitArgs {
+        let words =
+            "cntlora init model --activations acts --out out".split(' ').chain(options.split_whitespace());
+        match Cli::try_parse_from(words).unwrap().command {
+            Command::Init(args) => args,
+            other => panic!("expected init, found {other:?}"),
+        }
+    }
+
+    fn request_of(options: &str) -> Request {
+        request(&init(options).job)
+    }
+
+    fn output_of(options: &str) -> Output {
+        let args = init(options);
+        output(&args.out, &args.job)
+    }
+
+    /// clap's own checks of the whole description: no clash of names, no default that does not parse.
+    #[test]
+    fn the_description_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    /// The defaults are those of the method, and say so in one place.
+    #[test]
+    fn defaults() {
+        let request = request_of("");
+        assert_eq!(request.model, Path::new("model"));
+        assert_eq!(request.activations, [Path::new("acts")]);
+        assert!(request.source.is_empty() && request.renames.is_empty());
+        assert_eq!(request.selection, Selection::default());
+        assert_eq!(request.nonfinite, Nonfinite::default());
+        assert_eq!(request.access, Access::default());
+        let expected = Options {
+            coupling: Coupling::default(),
+            preserve: 0.0,
+            ridge: 0.01,
+            norm: Norm::default(),
+            strength: Strength::default(),
+            start: Start::default(),
+            ranks: Policy::Fixed(16),
+            limits: Limits { min: 0, max: 16, multiple: 1 },
+            scale: 1.0,
+            seed: 0,
+        };
+        assert_eq!(request.method, expected);
+        let expected = Output { folder: "out".into(), base: None, element: Element::F32, force: false };
+        assert_eq!(output_of(""), expected);
+    }
+
+    #[test]
+    fn inputs() {
+        let request = request_of("--activations more -a last --source z1 z2 --rename ^a=b=c --rename x=");
+        assert_eq!(request.activations, ["acts", "more", "last"].map(PathBuf::from));
+        assert_eq!(request.source, ["z1", "z2"].map(PathBuf::from));
+        let rename = |pattern: &str, replacement: &str| Rename {
+            pattern: pattern.into(),
+            replacement: replacement.into(),
+        };
+        assert_eq!(request.renames, [rename("^a", "b=c"), rename("x", "")]);
+        assert_eq!(request_of("--io auto").access, Access::Auto);
+        assert_eq!(request_of("--io read").access, Access::Read);
+        assert_eq!(request_of("--io mmap").access, Access::Mmap);
+        assert_eq!(request_of("--nonfinite refuse").nonfinite, Nonfinite::Refuse);
+        assert_eq!(request_of("--nonfinite skip-rows").nonfinite, Nonfinite::SkipRows);
+        assert_eq!(request_of("").precision, Precision::F32);
+        assert_eq!(request_of("--precision bf16").precision, Precision::Bf16);
+    }
+
+    #[test]
+    fn layers() {
+        let selection = request_of("--target q,v --target o --include a,b --include c --exclude d").selection;
+        assert_eq!(selection.targets, ["q", "v", "o"]);
+        assert_eq!(selection.include, ["a,b", "c"], "a regular expression may hold a comma");
+        assert_eq!(selection.exclude, ["d"]);
+    }
+
+    #[test]
+    fn method_options() {
+        let method = |options| request_of(options).method;
+        assert_eq!(method("--coupling transport").coupling, Coupling::Transport);
+        assert_eq!(method("--coupling uncorrelated").coupling, Coupling::Uncorrelated);
+        assert_eq!(method("--coupling paired").coupling, Coupling::Paired);
+        assert_eq!(method("--preserve 0.5").preserve, 0.5);
+        assert_eq!(method("--ridge 0.1").ridge, 0.1);
+        assert_eq!(method("--ridge -1").ridge, -1.0, "the range is checked with everything else");
+        assert_eq!(method("--norm activations").norm, Norm::Activations);
+        assert_eq!(method("--norm weights").norm, Norm::Weights);
+        assert_eq!(method("--max-shift 0.2").strength, Strength::MaxShift(0.2));
+        assert_eq!(method("--strength 0.3").strength, Strength::Fixed(0.3));
+        assert_eq!(method("--start update").start, Start::Update);
+        assert_eq!(method("--start residual").start, Start::Residual);
+        assert_eq!(method("--start zero").start, Start::Zero);
+        assert_eq!(method("--seed 7").seed, 7);
+        assert_eq!(method("--scale 2").scale, 2.0);
+    }
+
+    /// The largest rank follows from the policy unless it is given.
+    #[test]
+    fn ranks() {
+        let ranks = |options| {
+            let method = request_of(options).method;
+            (method.ranks, method.limits.max)
+        };
+        assert_eq!(ranks("--rank 8"), (Policy::Fixed(8), 8));
+        assert_eq!(ranks("--energy 0.9"), (Policy::Energy(0.9), 128));
+        assert_eq!(ranks("--energy 0.9 --max-rank 64"), (Policy::Energy(0.9), 64));
+        assert_eq!(ranks("--budget=1000"), (Policy::Budget(1000), 64));
+        assert_eq!(ranks("--rank 8 --budget"), (Policy::BudgetOfRank(8), 32));
+        assert_eq!(ranks("--budget --max-rank 20"), (Policy::BudgetOfRank(16), 20));
+        let limits = request_of("--min-rank 2 --rank-multiple 4").method.limits;
+        assert_eq!(limits, Limits { min: 2, max: 16, multiple: 4 });
+    }
+
+    #[test]
+    fn outputs() {
+        assert_eq!(output_of("--dtype bf16").element, Element::Bf16);
+        assert_eq!(output_of("--dtype f16").element, Element::F16);
+        assert_eq!(output_of("--dtype f32").element, Element::F32);
+        assert!(output_of("--force").force);
+        assert_eq!(output_of("--start residual").base, Some("out/base".into()));
+        assert_eq!(output_of("--start residual --base-out b").base, Some("b".into()));
+    }
+
+    #[test]
+    fn threads_are_as_asked_or_all() {
+        assert_eq!(threads(&init("--threads 3").job.run), 3);
+        assert!(threads(&init("").job.run) >= 1);
+    }
+
+    /// Options that contradict each other never reach the library.
+    #[test]
+    fn contradictions_are_refused() {
+        for options in [
+            "--energy 0.9 --budget",
+            "--energy 0.9 --rank 8",
+            "--strength 1 --max-shift 0.1",
+            "--threads 0",
+            "--rename nothing",
+            "--target q,,v",
+        ] {
+            let words = "cntlora init model -a acts -o out".split(' ').chain(options.split(' '));
+            assert!(Cli::try_parse_from(words).is_err(), "{options}");
+        }
+        for options in ["--base-out b", "--start zero --strength 1", "--start residual --strength 1"] {
+            assert!(check_effects(&init(options).job).is_err(), "{options}");
+        }
+        for options in ["--start residual --base-out b", "--start update --strength 1"] {
+            assert!(check_effects(&init(options).job).is_ok(), "{options}");
+        }
+        let both = check_effects(&init("--start zero --base-out b --strength 1").job).unwrap_err();
+        assert_eq!(both.0.len(), 2, "all complaints come together");
+    }
+}

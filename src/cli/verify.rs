@@ -1,0 +1,89 @@
+//! Reads an adapter again, and says what was checked.
+
+use super::args::VerifyArgs;
+use super::terminal::Terminal;
+use cntlora::adapter::{Outcome, Verification, verify};
+use cntlora::report::table::{bytes, count, number, percent};
+use cntlora::storage::{Access, Checkpoint, Problems};
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+/// Verifies, and prints what holds.
+pub fn run(args: &VerifyArgs, terminal: &Terminal) -> anyhow::Result<()> {
+    let mut problems = Problems::default();
+    let base = match &args.base {
+        Some(path) => problems.collect(Checkpoint::open(path, Access::Auto)),
+        None => None,
+    };
+    let verification = problems.collect(verify(&args.adapter, base.as_ref(), &BTreeMap::new()));
+    let Some(verification) = verification else { return Err(problems.into()) };
+    problems.or_ok(())?;
+    terminal.result(&verification, render)?;
+    Ok(())
+}
+
+/// A line per check, and the figures.
+fn render(verification: &Verification) -> String {
+    let mut text = String::new();
+    for check in &verification.checks {
+        let _ = match &check.outcome {
+            Outcome::Passed => writeln!(text, "passed    {}", check.what),
+            Outcome::NotMade(reason) => writeln!(text, "not made  {}: {reason}", check.what),
+        };
+    }
+    let ranks = match (verification.min_rank, verification.max_rank) {
+        (least, largest) if least < largest => format!("ranks {least} to {largest}"),
+        (rank, _) => format!("rank {rank}"),
+    };
+    let scale =
+        verification.scale.map_or("several scales".into(), |scale| format!("scale {}", number(scale)));
+    let _ = writeln!(
+        text,
+        "\n{}, {}, {}, {ranks}, {scale}",
+        count(verification.layers, "layer"),
+        count(verification.parameters, "parameter"),
+        bytes(verification.bytes),
+    );
+    if let Some(share) = verification.largest_relative_update {
+        let _ = writeln!(text, "the largest update is {} of its weight, in Frobenius norms", percent(share));
+    }
+    for note in &verification.notes {
+        let _ = writeln!(text, "{note}");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cntlora::adapter::Check;
+
+    /// Checks that were not made are not mistaken for passed ones.
+    #[test]
+    fn the_text_is_this() {
+        let check = |what: &str, outcome| Check { what: what.into(), outcome };
+        let verification = Verification {
+            checks: vec![
+                check("all values are finite", Outcome::Passed),
+                check("the weights fit", Outcome::NotMade("no base was given".into())),
+            ],
+            layers: 2,
+            parameters: 23040,
+            bytes: 93_000,
+            min_rank: 4,
+            max_rank: 8,
+            scale: Some(1.0),
+            largest_relative_update: Some(0.0125),
+            notes: vec!["needs its residual base".into()],
+        };
+        let expected = "\
+passed    all values are finite
+not made  the weights fit: no base was given
+
+2 layers, 23040 parameters, 93.0 kB, ranks 4 to 8, scale 1.000
+the largest update is 1.2 % of its weight, in Frobenius norms
+needs its residual base
+";
+        assert_eq!(render(&verification), expected);
+    }
+}
