@@ -10,7 +10,7 @@ use super::resolve::{self, Output};
 use super::terminal::Terminal;
 use cntlora::adapter::{Adapter, other_modules, write_peft, write_residual_base};
 use cntlora::factors::Factors;
-use cntlora::plan::{Inputs, Plan, PlannedLayer};
+use cntlora::plan::{Inputs, Plan};
 use cntlora::report::text;
 use cntlora::run::run as compute;
 use cntlora::storage::{Problem, Problems, quoted};
@@ -70,20 +70,16 @@ fn write(
         }
         adapter.base = as_given(base);
     }
-    let tensors = layers(plan).map(|layer| layer.tensor.as_str()).collect();
+    let tensors = plan.layers().map(|layer| layer.tensor.as_str()).collect();
     let others = other_modules(&inputs.checkpoint, &tensors);
     write_peft(&output.folder, &adapter, output.element, provenance, &others)
 }
 
 /// The factors by the name of the weight that they belong to.
 fn by_tensor<'a>(adapter: &'a Adapter, plan: &Plan) -> BTreeMap<String, &'a Factors> {
-    layers(plan)
+    plan.layers()
         .filter_map(|layer| Some((layer.tensor.clone(), adapter.layers.get(&layer.module)?)))
         .collect()
-}
-
-fn layers(plan: &Plan) -> impl Iterator<Item = &PlannedLayer> {
-    plan.sites.iter().flat_map(|site| &site.layers)
 }
 
 fn as_given(path: &Path) -> String {

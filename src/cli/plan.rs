@@ -60,7 +60,7 @@ pub fn render(plan: &Plan, element: Element) -> String {
 pub fn summary(plan: &Plan) -> String {
     format!(
         "{} at {}, {} of activations to read, about {} of memory",
-        count(layers(plan).count() as u64, "layer"),
+        count(plan.layers().count() as u64, "layer"),
         count(plan.sites.len() as u64, "site"),
         bytes(plan.sites.iter().map(|site| site.bytes).fold(0, u64::saturating_add)),
         bytes(plan.peak_memory),
@@ -70,7 +70,7 @@ pub fn summary(plan: &Plan) -> String {
 /// What the ranks can come to at most.
 fn most_parameters(plan: &Plan) -> u64 {
     let at_ranks = |rank: &dyn Fn(&PlannedLayer) -> usize| {
-        layers(plan)
+        plan.layers()
             .map(|layer| (rank(layer) as u64).saturating_mul(layer.outputs as u64 + layer.inputs as u64))
             .fold(0, u64::saturating_add)
     };
@@ -80,10 +80,6 @@ fn most_parameters(plan: &Plan) -> u64 {
         Policy::Budget(parameters) => ceiling.min(parameters),
         Policy::BudgetOfRank(rank) => ceiling.min(at_ranks(&|layer| rank.min(layer.max_rank))),
     }
-}
-
-fn layers(plan: &Plan) -> impl Iterator<Item = &PlannedLayer> {
-    plan.sites.iter().flat_map(|site| &site.layers)
 }
 
 #[cfg(test)]

@@ -203,6 +203,7 @@ mod tests {
             seed: 0,
         };
         assert_eq!(request.method, expected);
+        assert_eq!(expected, Options::default());
         let expected = Output { folder: "out".into(), base: None, element: Element::F32, force: false };
         assert_eq!(output_of(""), expected);
     }

@@ -95,6 +95,13 @@ pub struct Plan {
     pub work: Work,
 }
 
+impl Plan {
+    /// The layers of all sites.
+    pub fn layers(&self) -> impl Iterator<Item = &PlannedLayer> {
+        self.sites.iter().flat_map(|site| &site.layers)
+    }
+}
+
 impl PlannedSite {
     /// Whether this site is worked on beside others, on one thread. Wider sites are worked on one after the other, with
     /// all threads inside.

@@ -65,10 +65,11 @@ impl Reading<'_> {
             let (Some(z), Some(x)) = (z_blocks.next(rows)?, x_blocks.next(rows)?) else {
                 return Ok(Measured { moments, skipped_rows });
             };
-            pairs.clear();
-            for row in 0..rows {
-                extend_with_row(&mut pairs, z.rows, row);
-                extend_with_row(&mut pairs, x.rows, row);
+            pairs.resize(rows * 2 * width, 0.0);
+            for (row, pair) in pairs.chunks_exact_mut(2 * width).enumerate() {
+                let (left, right) = pair.split_at_mut(width);
+                z.rows.copy_row(row, left);
+                x.rows.copy_row(row, right);
             }
             let joined = Rows { values: Values::F32(&pairs), rows, width: 2 * width, stride: 2 * width };
             skipped_rows += self.add(
@@ -116,25 +117,14 @@ impl Reading<'_> {
     }
 }
 
-/// Appends one row as f32.
-fn extend_with_row(out: &mut Vec<f32>, rows: Rows<'_>, row: usize) {
-    let range = row * rows.stride..row * rows.stride + rows.width;
-    match rows.values {
-        Values::F64(values) => out.extend(values[range].iter().map(|value| *value as f32)),
-        Values::F32(values) => out.extend_from_slice(&values[range]),
-        Values::F16(values) => out.extend(values[range].iter().map(|value| value.to_f32())),
-        Values::Bf16(values) => out.extend(values[range].iter().map(|value| value.to_f32())),
-    }
-}
-
 /// The rows that are finite in every column, as f32.
 fn finite_rows(rows: Rows<'_>) -> Vec<f32> {
     let mut finite = Vec::with_capacity(rows.rows * rows.width);
+    let mut numbers = vec![0.0f32; rows.width];
     for row in 0..rows.rows {
-        let start = finite.len();
-        extend_with_row(&mut finite, rows, row);
-        if !finite[start..].iter().all(|value| value.is_finite()) {
-            finite.truncate(start);
+        rows.copy_row(row, &mut numbers);
+        if numbers.iter().all(|value| value.is_finite()) {
+            finite.extend_from_slice(&numbers);
         }
     }
     finite

@@ -36,6 +36,7 @@ pub use tier::Tier;
 pub use workspace::Workspace;
 
 use crate::error::Result;
+use convert::Number;
 use half::{bf16, f16};
 
 /// Rows per block: within a block the Gram accumulates in f32, across blocks in f64.
@@ -105,6 +106,22 @@ impl Rows<'_> {
             "{rows} rows of {width} numbers, {stride} apart, do not fit in {} numbers",
             values.len()
         );
+    }
+
+    /// One row, as the f32 numbers that its statistics are those of.
+    ///
+    /// # Panics
+    /// If there is no such row, or `out` is not as long as a row.
+    pub fn copy_row(&self, row: usize, out: &mut [f32]) {
+        assert_eq!(out.len(), self.width, "room for a row");
+        assert!(row < self.rows, "row {row} of {}", self.rows);
+        let range = row * self.stride..row * self.stride + self.width;
+        match self.values {
+            Values::F64(values) => Number::convert(&values[range], out),
+            Values::F32(values) => Number::convert(&values[range], out),
+            Values::F16(values) => Number::convert(&values[range], out),
+            Values::Bf16(values) => Number::convert(&values[range], out),
+        }
     }
 
     /// Row and column of the first number, in row-major order, that is not finite as an f32.
