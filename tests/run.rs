@@ -261,6 +261,39 @@ fn skipped_rows_are_counted_and_left_out() {
     assert!(same_bits(layers(&clean), layers(&spoilt)));
 }
 
+/// A ridge that had to be raised is told during the run, and stands in the report.
+#[test]
+fn a_raised_ridge_is_told() {
+    #[derive(Default)]
+    struct Warnings(std::sync::Mutex<Vec<String>>);
+    impl Observer for Warnings {
+        fn event(&self, event: Event<'_>) {
+            if let Event::Warning { message } = event {
+                self.0.lock().unwrap().push(message);
+            }
+        }
+    }
+    let fixture = Fixture::new();
+    // Fewer rows than columns, and next to no damping.
+    let mut request = fixture.request(fixture.write_rows("few", &fixture.target, &[5]));
+    request.method.coupling = Coupling::Uncorrelated;
+    let told = |request: &Request| {
+        let (plan, inputs) = plan::plan(request).unwrap();
+        let warnings = Warnings::default();
+        let outcome = run::run(&plan, &inputs, &warnings).unwrap();
+        (warnings.0.into_inner().unwrap(), outcome.report.sites[0].damping)
+    };
+    assert_eq!(told(&request), (vec![], request.method.ridge));
+    request.method.ridge = 1e-18;
+    let (warnings, damping) = told(&request);
+    assert!(damping > 1e-18);
+    assert_eq!(warnings.len(), 2);
+    assert!(
+        warnings[0].starts_with("site \"block.attention\": the ridge 1e-18 was too small"),
+        "{warnings:?}"
+    );
+}
+
 /// Layers of rank 0 are left out of the adapter, and the report says so.
 #[test]
 fn layers_of_rank_zero_are_reported() {

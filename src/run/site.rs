@@ -9,7 +9,7 @@ use crate::method::cntlora::{self, Decomposition};
 use crate::moments::Moments;
 use crate::plan::{Inputs, Plan, PlannedLayer, PlannedSite};
 use crate::report::SiteReport;
-use crate::storage::{Checkpoint, Problem};
+use crate::storage::{Checkpoint, Problem, quoted};
 use faer::{Mat, MatRef, Par};
 use std::time::Instant;
 
@@ -55,6 +55,13 @@ pub(super) fn work<'a>(
     };
     let constraint = Constraint::new(evidence, plan.method.terms(), par)
         .map_err(|error| describe(error).in_tensor(&planned.name))?;
+    if constraint.damping() > plan.method.ridge {
+        let (site, asked, used) = (quoted(&planned.name), plan.method.ridge, constraint.damping());
+        let message = format!(
+            "site {site}: the ridge {asked:e} was too small to factor its activations, and was raised to {used:e}"
+        );
+        observer.event(Event::Warning { message });
+    }
     let report = SiteReport {
         name: planned.name.clone(),
         width: planned.width,
