@@ -3,10 +3,22 @@
 #[allow(dead_code, reason = "each benchmark uses a part of it")]
 mod common;
 
+/// The width of a panel, which the next module takes from its parent.
+mod kernel {
+    pub const VECTORS: usize = 3;
+}
+/// The column statistics themselves, which are no part of the library's interface.
+#[allow(dead_code, reason = "the benchmark adds rows, and does not ask whether they were finite")]
+#[path = "../src/simd/columns.rs"]
+mod columns;
+
 use cntlora::simd::{BLOCK_ROWS, Rows, Sums, Values, Workspace, accumulate};
+use columns::Columns;
 use common::{Problem, SITES, Way, number, peak, thread_counts};
 use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
 use half::{bf16, f16};
+use pulp::{Simd, WithSimd};
+use std::hint::black_box;
 
 /// What the processor can do at most; elements per second are floating-point operations per second.
 fn fma_peak(c: &mut Criterion) {
@@ -68,5 +80,48 @@ fn reading_pass(c: &mut Criterion) {
     }
 }
 
-criterion_group!(kernels, fma_peak, gram, reading_pass);
+/// Sums, absolute maxima and the finite scan of one block: of lines that are in L1, as they are when they have been packed.
+struct Statistics<'a> {
+    panels: usize,
+    line: &'a [f32],
+}
+
+impl WithSimd for Statistics<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let panel_width = kernel::VECTORS * S::F32_LANES;
+        let (mut sum, mut magnitude) = (vec![0.0; panel_width], vec![0; panel_width]);
+        for _ in 0..self.panels {
+            let mut seen = Columns::<S>::load(&sum, &magnitude);
+            for _ in 0..BLOCK_ROWS {
+                let vectors = S::as_simd_f32s(black_box(self.line)).0;
+                seen.add(simd, std::array::from_fn(|v| vectors[v]));
+            }
+            seen.store(&mut sum, &mut magnitude);
+        }
+        black_box((sum, magnitude));
+    }
+}
+
+/// What the column statistics add to a block, and the whole of that block for comparison, on one thread.
+fn column_statistics(c: &mut Criterion) {
+    let mut group = c.benchmark_group("column_statistics");
+    let arch = pulp::Arch::new();
+    for site in SITES {
+        let panel_width = kernel::VECTORS * arch.dispatch(common::Lanes);
+        let line: Vec<f32> = (0..panel_width).map(number).collect();
+        let panels = site.width.div_ceil(panel_width);
+        group.bench_function(BenchmarkId::new("alone", site.width), |b| {
+            b.iter(|| arch.dispatch(Statistics { panels, line: &line }));
+        });
+        let mut problem = Problem::new(common::Site { rows: BLOCK_ROWS, ..site });
+        group.bench_function(BenchmarkId::new("whole_block", site.width), |b| {
+            b.iter(|| problem.run(Way::F32, 1));
+        });
+    }
+}
+
+criterion_group!(kernels, fma_peak, gram, reading_pass, column_statistics);
 criterion_main!(kernels);

@@ -53,7 +53,10 @@ pub struct Svd<T> {
 /// # Errors
 /// [`Error::NonFinite`], naming `what`.
 pub fn check_finite<T: Real>(what: &'static str, a: MatRef<'_, T>) -> Result<()> {
-    let finite = a.col_iter().all(|column| column.iter().all(|value| value.finite()));
+    // Along the memory, whichever way it is stored.
+    let columns =
+        if a.row_stride().unsigned_abs() <= a.col_stride().unsigned_abs() { a } else { a.transpose() };
+    let finite = columns.col_iter().all(|column| column.iter().all(|value| value.finite()));
     if finite { Ok(()) } else { Err(Error::NonFinite { what }) }
 }
 

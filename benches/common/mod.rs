@@ -130,6 +130,15 @@ impl Problem {
                 if threads == 1 { Par::Seq } else { Par::rayon(threads) },
             );
         }
+        // As in a run, the blocks come from a thread of the pool.
+        match threads {
+            1 => self.accumulate(way, 1),
+            _ => rayon::scope(|_| self.accumulate(way, threads)),
+        }
+    }
+
+    fn accumulate(&mut self, way: Way, threads: usize) {
+        let width = self.site.width;
         let workspace = match (way, &mut self.dot) {
             (Way::Bf16Dot, Some(dot)) => dot,
             _ => &mut self.fused,
@@ -150,6 +159,17 @@ impl Problem {
 pub fn number(index: usize) -> f32 {
     let mixed = (index as u32).wrapping_add(1).wrapping_mul(0x9e37_79b9);
     (mixed >> 8) as f32 / (1 << 23) as f32 - 1.0
+}
+
+/// How many f32 numbers a vector of the best tier holds.
+pub struct Lanes;
+
+impl WithSimd for Lanes {
+    type Output = usize;
+
+    fn with_simd<S: Simd>(self, _simd: S) -> usize {
+        S::F32_LANES
+    }
 }
 
 /// The processor's own peak: fused multiply-adds of f32 between registers, with the best tier of vectors.
@@ -192,13 +212,6 @@ pub mod peak {
 
     /// Floating-point operations of one run.
     pub fn operations(threads: usize) -> u64 {
-        struct Lanes;
-        impl WithSimd for Lanes {
-            type Output = usize;
-            fn with_simd<S: Simd>(self, _simd: S) -> usize {
-                S::F32_LANES
-            }
-        }
         (2 * CHAINS * LINKS * pulp::Arch::new().dispatch(Lanes) * threads) as u64
     }
 }

@@ -122,7 +122,7 @@ fn orthonormalize(block: Mat<f32>, basis: MatRef<'_, f32>, par: Par) -> Result<O
 }
 
 /// `(I − Q Qᵀ) X` and `Qᵀ X`.
-fn project_out(mut block: Mat<f32>, basis: MatRef<'_, f32>, par: Par) -> (Mat<f32>, Mat<f32>) {
+pub(super) fn project_out(mut block: Mat<f32>, basis: MatRef<'_, f32>, par: Par) -> (Mat<f32>, Mat<f32>) {
     let inside = dense::product(basis.transpose(), block.as_ref(), par);
     matmul(block.as_mut(), Accum::Add, basis, inside.as_ref(), -1.0, par);
     (block, inside)

@@ -4,11 +4,13 @@
 //! matrix is small, or the rank a large part of it, it is formed and decomposed densely. Knows nothing of LoRA.
 
 mod krylov;
+mod trace;
 
 use crate::dense;
 use crate::error::Result;
 use faer::{Mat, MatRef, Par};
 pub use krylov::KrylovParams;
+pub use trace::trace;
 
 /// An `m × n` matrix that is known by what it does to thin blocks.
 pub trait Operator {

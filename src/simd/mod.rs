@@ -43,7 +43,7 @@ use half::{bf16, f16};
 ///
 /// It is part of the definition of the result, and the same for every tier and precision. Larger blocks
 /// spend less on the f64 triangle, and round more: this size was measured (see `benches/README.md`).
-pub const BLOCK_ROWS: usize = 512;
+pub const BLOCK_ROWS: usize = 640;
 
 /// Numbers as they were read, row after row.
 #[derive(Clone, Copy, Debug)]

@@ -345,9 +345,9 @@ fn what_the_processor_lacks_is_refused() {
 }
 
 #[test]
-#[should_panic(expected = "at most 512 rows, found 513")]
+#[should_panic(expected = "at most 640 rows, found 641")]
 fn a_block_has_an_upper_size() {
-    run(Block::smooth(513, 1, Format::F32).rows(), Tier::Scalar, 1);
+    run(Block::smooth(641, 1, Format::F32).rows(), Tier::Scalar, 1);
 }
 
 #[test]

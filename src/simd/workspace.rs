@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 
 /// The chosen kernels, and the memory they reuse from block to block.
 ///
-/// A block of width `d` needs about `2048 · d` bytes, half of that under [`Precision::Bf16`].
+/// A block of width `d` needs about `2560 · d` bytes, half of that under [`Precision::Bf16`].
 pub struct Workspace {
     instructions: Instructions,
     dot_product: Option<DotProduct>,
