@@ -88,6 +88,7 @@ impl Fixture {
             precision: Precision::F32,
             access: Access::Auto,
             threads: 1,
+            max_memory: None,
         }
     }
 }

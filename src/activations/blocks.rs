@@ -1,24 +1,32 @@
-//! Reading the rows of a site, block by block.
+//! Reading the rows of a site, block by block, ahead of whoever uses them.
+//!
+//! A thread fills one buffer while the block in the other one is in use. So reading, and the waiting for a disk, overlap with
+//! computing, and a stream holds two blocks of rows, however long it is.
 
-use super::{ActivationSet, Part, Site};
+use super::{ActivationSet, Part, Site, Span};
 use crate::element::Element;
 use crate::simd::{Rows, Values};
 use crate::storage::{Problem, Source};
 use bytemuck::{cast_slice, cast_slice_mut};
+use std::panic::resume_unwind;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::{self, JoinHandle};
 
-/// A stream of row blocks through one reused buffer.
+/// The numbers of a block, in the format of the file. Words, so that numbers of every format are aligned in it.
+type Buffer = Vec<u64>;
+
+/// A stream of row blocks.
 pub struct Blocks<'a> {
-    files: &'a [Source],
-    width: usize,
-    /// The part that is being read and those after it; the first has rows left.
-    parts: &'a [Part],
-    /// Rows of the first part that were read.
-    read: u64,
-    /// The numbers of a block, in the format of the file. Words, so that numbers of every format are aligned in it.
-    buffer: Vec<u64>,
-    /// A stretch of a column of a file in Fortran order.
-    column: Vec<u8>,
+    set: &'a ActivationSet,
+    site: &'a Site,
+    /// The block in use.
+    buffer: Buffer,
+    filled: Receiver<Result<(Span, Buffer), Problem>>,
+    /// Buffers go back to the reader here; it ends when this is gone.
+    empty: Option<Sender<Buffer>>,
+    reader: Option<JoinHandle<()>>,
 }
 
 /// Some rows and where they are from.
@@ -35,86 +43,143 @@ pub struct Block<'a> {
 }
 
 impl<'a> Blocks<'a> {
-    pub(super) fn new(set: &'a ActivationSet, site: &'a Site) -> Self {
-        let mut blocks = Self {
-            files: &set.files,
+    /// How many blocks a stream holds: one in use, one being filled.
+    pub const HELD: usize = 2;
+
+    pub(super) fn new(
+        set: &'a ActivationSet,
+        site: &'a Site,
+        spans: impl Iterator<Item = Span> + Send + 'static,
+    ) -> Self {
+        let (empty, empties) = channel();
+        let (fill, filled) = channel();
+        for _ in 1..Self::HELD {
+            // The receiver is alive: it is two lines above.
+            let _ = empty.send(Buffer::new());
+        }
+        let refused = fill.clone();
+        let mut reader = Reader {
+            files: Arc::clone(&set.files),
             width: site.width,
-            parts: &site.parts,
-            read: 0,
-            buffer: Vec::new(),
+            parts: site.parts.clone(),
             column: Vec::new(),
         };
-        blocks.leave_finished_parts();
-        blocks
+        let read = move || {
+            for span in spans {
+                let Ok(mut buffer) = empties.recv() else { return };
+                let read = reader.fill(span, &mut buffer).map(|()| (span, buffer));
+                let failed = read.is_err();
+                if fill.send(read).is_err() || failed {
+                    return;
+                }
+            }
+        };
+        let reader = thread::Builder::new().name("reader".into()).spawn(read);
+        let reader = reader.map_err(|error| {
+            let problem = Problem::environment(format!("cannot start a thread that reads: {error}"));
+            // The receiver is part of what is returned.
+            let _ = refused.send(Err(problem));
+        });
+        Self { set, site, buffer: Buffer::new(), filled, empty: Some(empty), reader: reader.ok() }
     }
 
-    /// Rows left in the part that is being read (of the next part when at a border; 0 at the end).
-    pub fn rows_left_in_part(&self) -> u64 {
-        self.parts.first().map_or(0, |part| part.rows - self.read)
-    }
-
-    /// The next at most `rows` rows, never across two parts; `None` at the end.
+    /// The rows of the next span; `None` after the last, and after an error.
     ///
     /// # Errors
     /// An I/O problem with file and tensor if they cannot be read, or if there is no memory for them.
-    ///
-    /// # Panics
-    /// If `rows` is zero.
-    pub fn next(&mut self, rows: usize) -> Result<Option<Block<'_>>, Problem> {
-        assert!(rows > 0, "a block has at least one row");
-        let Some(part) = self.parts.first() else { return Ok(None) };
-        let source = &self.files[part.file];
-        let rows = usize::try_from(self.rows_left_in_part()).map_or(rows, |left| left.min(rows));
-        let first_row = self.read;
-        self.fill(part, source, rows).map_err(|problem| problem.in_tensor(&part.tensor))?;
-        self.read += rows as u64;
-        self.leave_finished_parts();
-        let numbers = rows * self.width;
+    #[allow(clippy::should_implement_trait, reason = "a block borrows the stream's buffer")]
+    pub fn next(&mut self) -> Result<Option<Block<'_>>, Problem> {
+        if let Some(empty) = &self.empty {
+            // The reader may have ended, after the last span or an error.
+            let _ = empty.send(std::mem::take(&mut self.buffer));
+        }
+        let Ok(read) = self.filled.recv() else {
+            self.join();
+            return Ok(None);
+        };
+        let (span, buffer) = read?;
+        self.buffer = buffer;
+        let part = &self.site.parts[span.part];
+        let width = self.site.width;
+        let numbers = span.rows * width;
         let values = match part.element {
             Element::F64 => Values::F64(&cast_slice(&self.buffer)[..numbers]),
             Element::F32 => Values::F32(&cast_slice(&self.buffer)[..numbers]),
             Element::F16 => Values::F16(&cast_slice(&self.buffer)[..numbers]),
             Element::Bf16 => Values::Bf16(&cast_slice(&self.buffer)[..numbers]),
         };
-        let rows = Rows { values, rows, width: self.width, stride: self.width };
-        Ok(Some(Block { rows, path: source.path(), tensor: &part.tensor, first_row }))
+        let rows = Rows { values, rows: span.rows, width, stride: width };
+        let path = self.set.files[part.file].path();
+        Ok(Some(Block { rows, path, tensor: &part.tensor, first_row: span.first_row }))
     }
 
-    fn leave_finished_parts(&mut self) {
-        while let [part, rest @ ..] = self.parts
-            && self.read == part.rows
+    /// Waits for the reader, and goes on with its panic if it had one.
+    fn join(&mut self) {
+        self.empty = None;
+        if let Some(Err(panic)) = self.reader.take().map(JoinHandle::join)
+            && !thread::panicking()
         {
-            self.parts = rest;
-            self.read = 0;
+            resume_unwind(panic);
         }
     }
+}
 
-    /// Reads the next `rows` rows of a part into the buffer, in native byte order.
-    fn fill(&mut self, part: &Part, source: &Source, rows: usize) -> Result<(), Problem> {
-        let size = part.element.size();
-        let row_length = self.width.checked_mul(size).ok_or_else(|| out_of_memory(source))?;
-        let length = rows.checked_mul(row_length).ok_or_else(|| out_of_memory(source))?;
-        resize(&mut self.buffer, length.div_ceil(size_of::<u64>()), source)?;
-        let bytes = &mut cast_slice_mut(&mut self.buffer)[..length];
-        if part.fortran_order {
-            resize(&mut self.column, rows * size, source)?;
-            for column in 0..self.width {
-                // In range: the header was checked to describe no more than the file holds.
-                let number = column as u64 * part.rows + self.read;
-                source.read(&mut self.column, part.offset + number * size as u64)?;
-                let row_starts = bytes[column * size..].chunks_mut(row_length);
-                for (row, number) in row_starts.zip(self.column.chunks_exact(size)) {
-                    row[..size].copy_from_slice(number);
-                }
-            }
-        } else {
-            source.read(bytes, part.offset + self.read * row_length as u64)?;
-        }
-        if part.big_endian != cfg!(target_endian = "big") {
-            part.element.swap_bytes(bytes);
-        }
-        Ok(())
+/// No file is read any more when the stream is gone.
+impl Drop for Blocks<'_> {
+    fn drop(&mut self) {
+        self.join();
     }
+}
+
+/// What the thread of a stream needs.
+struct Reader {
+    files: Arc<[Source]>,
+    width: usize,
+    parts: Vec<Part>,
+    /// A stretch of a column of a file in Fortran order.
+    column: Vec<u8>,
+}
+
+impl Reader {
+    /// Reads the rows of a span into a buffer, in native byte order.
+    fn fill(&mut self, span: Span, buffer: &mut Buffer) -> Result<(), Problem> {
+        let part = &self.parts[span.part];
+        let read = fill(part, &self.files[part.file], self.width, span, buffer, &mut self.column);
+        read.map_err(|problem| problem.in_tensor(&part.tensor))
+    }
+}
+
+fn fill(
+    part: &Part,
+    source: &Source,
+    width: usize,
+    span: Span,
+    buffer: &mut Buffer,
+    column_buffer: &mut Vec<u8>,
+) -> Result<(), Problem> {
+    let size = part.element.size();
+    let row_length = width.checked_mul(size).ok_or_else(|| out_of_memory(source))?;
+    let length = span.rows.checked_mul(row_length).ok_or_else(|| out_of_memory(source))?;
+    resize(buffer, length.div_ceil(size_of::<u64>()), source)?;
+    let bytes = &mut cast_slice_mut(buffer)[..length];
+    if part.fortran_order {
+        resize(column_buffer, span.rows * size, source)?;
+        for column in 0..width {
+            // In range: the header was checked to describe no more than the file holds.
+            let number = column as u64 * part.rows + span.first_row;
+            source.read(column_buffer, part.offset + number * size as u64)?;
+            let row_starts = bytes[column * size..].chunks_mut(row_length);
+            for (row, number) in row_starts.zip(column_buffer.chunks_exact(size)) {
+                row[..size].copy_from_slice(number);
+            }
+        }
+    } else {
+        source.read(bytes, part.offset + span.first_row * row_length as u64)?;
+    }
+    if part.big_endian != cfg!(target_endian = "big") {
+        part.element.swap_bytes(bytes);
+    }
+    Ok(())
 }
 
 /// Gives a buffer `length` numbers, without aborting when there is no memory for them.

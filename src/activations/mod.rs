@@ -15,13 +15,16 @@
 //!
 //! # Where things are
 //!
-//! `files` finds the files, `headers` says what one of them holds, this module puts the sites together, and `blocks` reads them.
+//! `files` finds the files, `headers` says what one of them holds, this module puts the sites together, `spans` cuts their rows
+//! into blocks, and `blocks` reads these.
 
 mod blocks;
 mod files;
 mod headers;
+mod spans;
 
 pub use blocks::{Block, Blocks};
+pub use spans::Span;
 
 use crate::element::Element;
 use crate::storage::{Access, Problem, Problems, Source, quoted};
@@ -29,11 +32,13 @@ use headers::FileContent;
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// Files with recorded activations, opened and checked by their headers.
 #[derive(Debug)]
 pub struct ActivationSet {
-    files: Vec<Source>,
+    /// Shared with the threads that read them.
+    files: Arc<[Source]>,
     sites: BTreeMap<String, Site>,
 }
 
@@ -137,7 +142,7 @@ impl ActivationSet {
                     .in_tensor(&site.name),
             );
         }
-        problems.or_ok(Self { files, sites })
+        problems.or_ok(Self { files: files.into(), sites })
     }
 
     /// The files, in reading order.
@@ -155,9 +160,13 @@ impl ActivationSet {
         self.sites.get(name)
     }
 
-    /// The rows of a site from its first to its last.
-    pub fn blocks<'a>(&'a self, site: &'a Site) -> Blocks<'a> {
-        Blocks::new(self, site)
+    /// The rows of these spans of a site, read ahead by a thread of its own.
+    pub fn blocks<'a>(
+        &'a self,
+        site: &'a Site,
+        spans: impl Iterator<Item = Span> + Send + 'static,
+    ) -> Blocks<'a> {
+        Blocks::new(self, site, spans)
     }
 
     /// Refuses files that changed since they were opened.
@@ -166,7 +175,7 @@ impl ActivationSet {
     /// A data problem for each file that changed; an I/O problem for one that cannot be looked at any more.
     pub fn check_unchanged(&self) -> Result<(), Problems> {
         let mut problems = Problems::default();
-        for source in &self.files {
+        for source in self.files.iter() {
             problems.collect(source.check_unchanged());
         }
         problems.or_ok(())

@@ -70,16 +70,16 @@ fn set(files: &[(&str, Vec<u8>)]) -> Result<ActivationSet, Problems> {
 /// All numbers of a site, read in blocks of at most `rows` rows.
 fn stream(set: &ActivationSet, site: &str, rows: usize) -> Vec<f64> {
     let site = set.site(site).unwrap();
-    let mut blocks = set.blocks(site);
+    let spans: Vec<_> = site.spans(rows, Vec::new()).collect();
+    let mut blocks = set.blocks(site, spans.clone().into_iter());
     let mut numbers = Vec::new();
-    loop {
-        let left = blocks.rows_left_in_part();
-        let Some(block) = blocks.next(rows).unwrap() else {
-            assert_eq!(left, 0);
-            return numbers;
-        };
-        assert_eq!(block.rows.rows as u64, left.min(rows as u64));
-        assert_eq!((block.rows.width, block.rows.stride), (site.width, site.width));
+    for span in spans {
+        let block = blocks.next().unwrap().expect("a block for each span");
+        assert_eq!(block.first_row, span.first_row);
+        assert_eq!(
+            (block.rows.rows, block.rows.width, block.rows.stride),
+            (span.rows, site.width, site.width)
+        );
         match block.rows.values {
             Values::F64(values) => numbers.extend(values),
             Values::F32(values) => numbers.extend(values.iter().map(|&value| f64::from(value))),
@@ -87,6 +87,22 @@ fn stream(set: &ActivationSet, site: &str, rows: usize) -> Vec<f64> {
             Values::Bf16(values) => numbers.extend(values.iter().map(|value| value.to_f64())),
         }
     }
+    assert!(blocks.next().unwrap().is_none());
+    numbers
+}
+
+/// A site whose parts have these numbers of rows, in no file.
+pub(super) fn site_of_parts(rows: &[u8]) -> Site {
+    let part = |&rows: &u8| Part {
+        file: 0,
+        rows: rows.into(),
+        element: Element::F32,
+        tensor: "q".into(),
+        offset: 0,
+        big_endian: false,
+        fortran_order: false,
+    };
+    Site { name: "q".into(), width: 1, modules: Vec::new(), parts: rows.iter().map(part).collect() }
 }
 
 quickcheck! {
@@ -133,9 +149,10 @@ fn blocks_say_where_they_are_from() {
     ])
     .unwrap();
     let where_from = |site: &str| {
-        let mut blocks = set.blocks(set.site(site).unwrap());
+        let site = set.site(site).unwrap();
+        let mut blocks = set.blocks(site, site.spans(4, Vec::new()));
         let mut found = Vec::new();
-        while let Some(block) = blocks.next(4).unwrap() {
+        while let Some(block) = blocks.next().unwrap() {
             found.push((
                 block.path.display().to_string(),
                 block.tensor.to_owned(),
@@ -313,10 +330,12 @@ fn a_failure_of_reading_names_file_and_tensor() {
     let bytes = tensors(None, &[("q", "F32", &[5, 1])]);
     let source = Source::from_reader("a".into(), Box::new(BadSector(bytes)));
     let set = ActivationSet::from_sources(vec![source]).unwrap();
-    let mut blocks = set.blocks(set.site("q").unwrap());
-    assert!(blocks.next(2).unwrap().is_some());
-    assert!(blocks.next(2).unwrap().is_some());
-    let problem = blocks.next(2).unwrap_err();
+    let site = set.site("q").unwrap();
+    let mut blocks = set.blocks(site, site.spans(2, Vec::new()));
+    assert!(blocks.next().unwrap().is_some());
+    assert!(blocks.next().unwrap().is_some());
+    let problem = blocks.next().unwrap_err();
     assert_eq!(problem.to_string(), r#"a: tensor "q": cannot read: bad sector"#);
     assert_eq!(problem.category(), Category::Io);
+    assert!(blocks.next().unwrap().is_none());
 }

@@ -1,5 +1,6 @@
 //! The arguments, as clap reads them. Opens nothing and checks nothing that needs a file.
 
+use super::byte_size::ByteSize;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, builder::NonEmptyStringValueParser};
 use cntlora::plan::Rename;
 use std::num::NonZeroUsize;
@@ -273,6 +274,10 @@ pub struct RunArgs {
     /// Number of threads [default: all]
     #[arg(long, value_name = "N")]
     pub threads: Option<NonZeroUsize>,
+
+    /// Memory to use at most, such as 2GiB or 500MB; fewer sites are then worked on side by side [default: no limit]
+    #[arg(long, value_name = "SIZE")]
+    pub max_memory: Option<ByteSize>,
 
     /// What activation statistics are computed with
     #[arg(long, value_enum, value_name = "WHAT", default_value_t)]

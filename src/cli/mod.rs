@@ -1,6 +1,7 @@
 //! The command-line tool: arguments → plan → run → files. Holds no mathematics.
 
 mod args;
+mod byte_size;
 mod demo;
 mod demo_model;
 mod exit;

@@ -126,6 +126,7 @@ mod tests {
             nonfinite: Nonfinite::Refuse,
             precision: cntlora::simd::Precision::F32,
             threads: 1,
+            side_by_side: 1,
             peak_memory: 2_000_000,
             work: Work { moments: 2000.0, factors: 3000.0 },
         }

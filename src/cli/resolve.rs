@@ -1,6 +1,7 @@
 //! From arguments to what the library understands. Reads no file but to see where an output may go.
 
 use super::args::{self, InputArgs, JobArgs, MethodArgs, RankArgs, RunArgs};
+use super::byte_size::ByteSize;
 use cntlora::constraint::Coupling;
 use cntlora::constraint::Norm;
 use cntlora::element::Element;
@@ -47,6 +48,7 @@ pub fn request(job: &JobArgs) -> Request {
             args::Io::Mmap => Access::Mmap,
         },
         threads: threads(&job.run),
+        max_memory: job.run.max_memory.map(|ByteSize(bytes)| bytes),
     }
 }
 

@@ -4,37 +4,63 @@
 //!
 //! | what | bytes |
 //! |---|---|
-//! | moments of a kind of activations | [`Moments::memory`] of the width, of twice the width when rows are paired, and a block of rows as read and as packed |
+//! | moments of a kind of activations | [`Moments::memory`] of the width, of twice the width when rows are paired, and of its rows two blocks as read and one as packed |
 //! | constraint of a site | [`Constraint::memory`] |
 //! | weight of a layer `m × d` | as stored, and `4 · m d` |
 //! | decomposition of a layer | [`low_rank::memory`] |
 //! | components of a layer | `4 · k (m + d)` for the `k` that are computed |
 //!
-//! Narrow sites are in memory side by side, one on each thread, wide ones one at a time; of the layers of a site one
+//! Narrow sites are in memory side by side, as many as `schedule` allows, wide ones one at a time; of the layers of a site one
 //! weight is; the components of all layers stay.
 //!
 //! Work counts a multiplication and an addition each: `d (d + 1)` for each row, then for each site `12 d³` (and `10 d³` for the
 //! eigendecompositions of the transport) and for each layer `2 m d²`.
 
 use super::{PlannedLayer, PlannedSite, Work};
+use crate::activations::Blocks;
 use crate::constraint::{Constraint, Coupling};
 use crate::low_rank;
 use crate::method::Options;
 use crate::moments::Moments;
 use crate::simd::BLOCK_ROWS;
 
-/// Bytes that the run holds at its peak, with this many threads.
-pub(super) fn peak_memory(sites: &[PlannedSite], options: &Options, threads: usize) -> u64 {
-    let (narrow, wide): (Vec<_>, Vec<_>) = sites.iter().partition(|site| site.is_narrow());
-    let memory = |site: &&PlannedSite| site_memory(site, options);
-    let mut narrow: Vec<u64> = narrow.iter().map(memory).collect();
-    narrow.sort_unstable_by(|a, b| b.cmp(a));
-    let side_by_side: u64 = narrow.iter().take(threads).sum();
-    let largest = wide.iter().map(memory).max().unwrap_or(0).max(side_by_side);
-    let layers = sites.iter().flat_map(|site| &site.layers);
-    let kept: u64 =
-        layers.map(|layer| 4 * components(layer, options) * (layer.outputs + layer.inputs) as u64).sum();
-    largest + kept
+/// What the program itself takes, and …
+const OVERHEAD: u64 = 80 << 20;
+/// … one part in this many of what is counted, for what is not: the allocator's gaps and the factorizations' scratch.
+const OVERHEAD_SHARE: u64 = 8;
+
+/// Bytes that a run holds.
+pub(super) struct Memory {
+    /// For each site that is worked on beside others, from the largest on.
+    pub(super) narrow: Vec<u64>,
+    /// For the largest of the other sites.
+    pub(super) wide: u64,
+    /// Components of all layers, which stay.
+    pub(super) kept: u64,
+}
+
+impl Memory {
+    pub(super) fn of(sites: &[PlannedSite], options: &Options) -> Self {
+        let (narrow, wide): (Vec<_>, Vec<_>) = sites.iter().partition(|site| site.is_narrow());
+        let memory = |site: &PlannedSite| site_memory(site, options);
+        let mut narrow: Vec<u64> = narrow.into_iter().map(memory).collect();
+        narrow.sort_unstable_by(|a, b| b.cmp(a));
+        let layers = sites.iter().flat_map(|site| &site.layers);
+        let size =
+            |layer: &PlannedLayer| 4 * components(layer, options) * (layer.outputs + layer.inputs) as u64;
+        Self {
+            narrow,
+            wide: wide.into_iter().map(memory).max().unwrap_or(0),
+            kept: layers.map(size).fold(0, u64::saturating_add),
+        }
+    }
+
+    /// At the peak, with this many narrow sites side by side.
+    pub(super) fn peak(&self, side_by_side: usize) -> u64 {
+        let narrow = self.narrow.iter().take(side_by_side).copied().fold(0, u64::saturating_add);
+        let held = narrow.max(self.wide).saturating_add(self.kept);
+        held.saturating_add(held / OVERHEAD_SHARE).saturating_add(OVERHEAD)
+    }
 }
 
 fn components(layer: &PlannedLayer, options: &Options) -> u64 {
@@ -45,7 +71,7 @@ fn components(layer: &PlannedLayer, options: &Options) -> u64 {
 fn site_memory(site: &PlannedSite, options: &Options) -> u64 {
     let width = site.width as u64;
     let measured_source = site.source_rows.is_some();
-    let block = |width: u64| (8 + 4) * width * BLOCK_ROWS as u64;
+    let block = |width: u64| (8 * Blocks::HELD as u64 + 4) * width * BLOCK_ROWS as u64;
     let moments = match options.coupling {
         // The sides and the cross moment are split from the joint moments while those are there.
         Coupling::Paired => 2 * Moments::memory(2 * width) + block(2 * width),

@@ -2,7 +2,7 @@
 //!
 //! Runs nothing: a [`Plan`] is data. `select` says which modules are adapted, `names` finds the weight of a module in the
 //! checkpoint with the renames of `presets`, `layers` puts sites, modules and weights together, `options` checks what the
-//! user asks for against them, and `cost` estimates memory and work.
+//! user asks for against them, `cost` estimates memory and work, and `schedule` says how many sites fit side by side.
 
 mod cost;
 mod layers;
@@ -11,6 +11,7 @@ mod nearest;
 mod options;
 mod presets;
 mod renames;
+mod schedule;
 mod select;
 
 use crate::activations::ActivationSet;
@@ -18,6 +19,7 @@ use crate::element::Element;
 use crate::method::Options;
 use crate::simd::Precision;
 use crate::storage::{Access, Checkpoint, Problem, Problems};
+use cost::Memory;
 use layers::Found;
 pub use renames::Rename;
 use renames::Renames;
@@ -48,6 +50,8 @@ pub struct Request {
     pub access: Access,
     /// Threads to work with.
     pub threads: usize,
+    /// Bytes that the run may hold, if that is limited.
+    pub max_memory: Option<u64>,
 }
 
 /// Which layers get an adapter. Empty lists select everything that an activation site names.
@@ -89,6 +93,8 @@ pub struct Plan {
     pub precision: Precision,
     /// Threads to work with.
     pub threads: usize,
+    /// How many narrow sites are worked on side by side.
+    pub side_by_side: usize,
     /// Bytes that the run will hold at its peak, estimated from the shapes.
     pub peak_memory: u64,
     /// Floating-point operations, estimated from the shapes.
@@ -213,11 +219,13 @@ pub fn plan(request: &Request) -> Result<(Plan, Inputs), Problems> {
             problems.push(Problem::data(what).in_tensor(&first.name));
         }
     }
-    match (checkpoint, target) {
-        (Some(checkpoint), Some(target)) if problems.0.is_empty() => {
+    let memory = Memory::of(&found.sites, &request.method);
+    let side_by_side = problems.collect(schedule::side_by_side(&memory, request.threads, request.max_memory));
+    match (checkpoint, target, side_by_side) {
+        (Some(checkpoint), Some(target), Some(side_by_side)) if problems.0.is_empty() => {
             let plan = Plan {
                 model: request.model.clone(),
-                peak_memory: cost::peak_memory(&found.sites, &request.method, request.threads),
+                peak_memory: memory.peak(side_by_side),
                 work: cost::work(&found.sites, &request.method),
                 sites: found.sites,
                 skipped: found.skipped,
@@ -225,6 +233,7 @@ pub fn plan(request: &Request) -> Result<(Plan, Inputs), Problems> {
                 nonfinite: request.nonfinite,
                 precision: request.precision,
                 threads: request.threads,
+                side_by_side,
             };
             Ok((plan, Inputs { checkpoint, target, source }))
         }

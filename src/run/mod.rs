@@ -8,11 +8,13 @@ use crate::plan::{Inputs, Plan, PlannedSite};
 use crate::rank::{self, Layer};
 use crate::report::{LayerReport, Report, SCHEMA_VERSION};
 use crate::simd::Tier;
-
+use crate::simd::threads::share;
 use crate::storage::{Problem, Problems};
 use rayon::prelude::*;
 use site::{DecomposedLayer, FinishedSite};
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 /// What happens during a run.
@@ -140,8 +142,17 @@ fn work_on_sites<'a>(
 ) -> Result<Vec<FinishedSite<'a>>, Problem> {
     let work = |site: &'a PlannedSite, threads| site::work(plan, site, inputs, threads, observer);
     let (narrow, wide): (Vec<_>, Vec<_>) = plan.sites.iter().partition(|site| site.is_narrow());
-    let mut finished: Vec<FinishedSite<'a>> =
-        narrow.into_par_iter().map(|site| work(site, 1)).collect::<Result<_, _>>()?;
+    let threads = plan.threads / plan.side_by_side;
+    let results = Mutex::new(Vec::with_capacity(plan.sites.len()));
+    let failed = AtomicBool::new(false);
+    let unless_failed = narrow.into_iter().take_while(|_| !failed.load(Ordering::Relaxed));
+    share(plan.side_by_side, unless_failed, |site| {
+        let result = work(site, threads);
+        failed.fetch_or(result.is_err(), Ordering::Relaxed);
+        results.lock().unwrap_or_else(PoisonError::into_inner).push(result);
+    });
+    let results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let mut finished = results.into_iter().collect::<Result<Vec<_>, _>>()?;
     for site in wide {
         finished.push(work(site, plan.threads)?);
     }

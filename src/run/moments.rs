@@ -29,8 +29,8 @@ impl Reading<'_> {
         let mut workspace = self.workspace()?;
         let mut moments = Moments::new(site.width);
         let mut skipped_rows = 0;
-        let mut blocks = set.blocks(site);
-        while let Some(block) = blocks.next(BLOCK_ROWS)? {
+        let mut blocks = set.blocks(site, site.spans(BLOCK_ROWS, Vec::new()));
+        while let Some(block) = blocks.next()? {
             let count = block.rows.rows as u64;
             skipped_rows += self.add(
                 block.rows,
@@ -53,18 +53,14 @@ impl Reading<'_> {
         let mut workspace = self.workspace()?;
         let mut moments = PairedMoments::new(width);
         let mut skipped_rows = 0;
-        let (mut z_blocks, mut x_blocks) = (source.blocks(source_site), target.blocks(target_site));
+        // Parts of both sides may be cut differently: a block ends where either side ends.
+        let z_spans = source_site.spans(BLOCK_ROWS, target_site.borders());
+        let x_spans = target_site.spans(BLOCK_ROWS, source_site.borders());
+        let mut z_blocks = source.blocks(source_site, z_spans);
+        let mut x_blocks = target.blocks(target_site, x_spans);
         let mut pairs: Vec<f32> = Vec::new();
-        loop {
-            // Parts of both sides may be cut differently: a block ends where either side ends.
-            let left = z_blocks.rows_left_in_part().min(x_blocks.rows_left_in_part());
-            let rows = usize::try_from(left).map_or(BLOCK_ROWS, |left| left.min(BLOCK_ROWS));
-            if rows == 0 {
-                return Ok(Measured { moments, skipped_rows });
-            }
-            let (Some(z), Some(x)) = (z_blocks.next(rows)?, x_blocks.next(rows)?) else {
-                return Ok(Measured { moments, skipped_rows });
-            };
+        while let (Some(z), Some(x)) = (z_blocks.next()?, x_blocks.next()?) {
+            let rows = x.rows.rows;
             pairs.resize(rows * 2 * width, 0.0);
             for (row, pair) in pairs.chunks_exact_mut(2 * width).enumerate() {
                 let (left, right) = pair.split_at_mut(width);
@@ -79,6 +75,7 @@ impl Reading<'_> {
             )?;
             self.observer.event(Event::RowsAdded { site: &target_site.name, rows: 2 * rows as u64 });
         }
+        Ok(Measured { moments, skipped_rows })
     }
 
     fn workspace(self) -> Result<Workspace, Problem> {

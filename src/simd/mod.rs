@@ -26,7 +26,7 @@ mod precision;
 mod prefetch;
 #[cfg(test)]
 mod tests;
-mod threads;
+pub(crate) mod threads;
 mod tier;
 mod triangle;
 mod workspace;

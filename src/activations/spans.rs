@@ -1,0 +1,101 @@
+//! Where the rows of a site are cut into blocks. Reads nothing.
+
+use super::Site;
+
+/// Neighbouring rows of one part: what is read, and added, at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// Index of the part in [`Site::parts`].
+    pub part: usize,
+    /// Row of the part that comes first.
+    pub first_row: u64,
+    /// How many rows.
+    pub rows: usize,
+}
+
+impl Site {
+    /// All rows in spans of at most `most` rows, counted from the start of each part and from each of `borders`.
+    ///
+    /// Borders are rows of the site, in ascending order: a span ends where one is.
+    ///
+    /// # Panics
+    /// If `most` is zero.
+    pub fn spans(&self, most: usize, borders: Vec<u64>) -> impl Iterator<Item = Span> + Send + use<> {
+        assert!(most > 0, "a span has at least one row");
+        let parts: Vec<u64> = self.parts.iter().map(|part| part.rows).collect();
+        let mut borders = borders.into_iter().peekable();
+        let (mut part, mut first_row, mut row) = (0, 0u64, 0u64);
+        std::iter::from_fn(move || {
+            while *parts.get(part)? == first_row {
+                (part, first_row) = (part + 1, 0);
+            }
+            while borders.next_if(|border| *border <= row).is_some() {}
+            let to_border = borders.peek().map_or(u64::MAX, |border| border - row);
+            let left = (parts[part] - first_row).min(to_border);
+            let rows = usize::try_from(left).map_or(most, |left| left.min(most));
+            let span = Span { part, first_row, rows };
+            first_row += rows as u64;
+            row += rows as u64;
+            Some(span)
+        })
+    }
+
+    /// The rows of the site at which its parts begin, without the first.
+    pub fn borders(&self) -> Vec<u64> {
+        let mut row = 0;
+        let ends = self.parts.iter().map(|part| {
+            row += part.rows;
+            row
+        });
+        ends.collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::site_of_parts;
+    use super::*;
+    use quickcheck::quickcheck;
+
+    quickcheck! {
+        /// Every row is in one span, in order; spans are as long as they may be, and cross no border.
+        fn spans_cover_the_rows(parts: Vec<u8>, most: u8, borders: Vec<u16>) -> bool {
+            let site = site_of_parts(&parts);
+            let most = usize::from(most) + 1;
+            let mut borders: Vec<u64> = borders.into_iter().map(u64::from).collect();
+            borders.sort_unstable();
+            let mut ends = site.borders();
+            ends.extend(&borders);
+            let starts = |part: usize| site.parts[..part].iter().map(|part| part.rows).sum::<u64>();
+            let mut row = 0;
+            for span in site.spans(most, borders) {
+                let next = row + span.rows as u64;
+                let inside = ends.iter().all(|&border| border <= row || next <= border);
+                let longest = span.rows == most || ends.contains(&next);
+                if starts(span.part) + span.first_row != row || span.rows == 0 || !inside || !longest {
+                    return false;
+                }
+                row = next;
+            }
+            row == site.rows()
+        }
+
+        /// Two sites that are cut at each other's borders are cut alike.
+        fn pairs_are_cut_alike(left: Vec<u8>, right: Vec<u8>, most: u8) -> bool {
+            let (mut left, mut right) = (site_of_parts(&left), site_of_parts(&right));
+            let rows = left.rows().max(right.rows());
+            for site in [&mut left, &mut right] {
+                let missing = rows - site.rows();
+                site.parts.extend(site_of_parts(&[0]).parts.into_iter().map(|mut part| {
+                    part.rows = missing;
+                    part
+                }));
+            }
+            let most = usize::from(most) + 1;
+            let lengths = |site: &Site, other: &Site| {
+                site.spans(most, other.borders()).map(|span| span.rows).collect::<Vec<_>>()
+            };
+            lengths(&left, &right) == lengths(&right, &left)
+        }
+    }
+}
