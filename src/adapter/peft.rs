@@ -2,13 +2,12 @@
 
 use super::config::to_json;
 use super::folder::{OutputFolder, write_all};
-use super::record::Hashing;
 use super::{
-    A_SUFFIX, Adapter, B_SUFFIX, CONFIG_FILE, PREFIX, RECORD_FILE, TENSORS_FILE, check_shapes, encode,
+    A_SUFFIX, Adapter, B_SUFFIX, CONFIG_FILE, FileRecord, PREFIX, RECORD_FILE, TENSORS_FILE, check_shapes, encode,
 };
 use crate::element::Element;
 use crate::storage::safetensors::Layout;
-use crate::storage::{Checkpoint, Problem, Problems, quoted};
+use crate::storage::{Checkpoint, Hashing, Problem, Problems, quoted};
 use faer::MatRef;
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -60,7 +59,7 @@ pub fn write_peft(
     problems.or_ok(())?;
 
     let mut record = provenance.clone();
-    record.insert("files".into(), json!({ TENSORS_FILE: hashing.finish() }));
+    record.insert("files".into(), json!({ TENSORS_FILE: FileRecord::from(hashing) }));
     let mut record_file = output.create(RECORD_FILE)?;
     write_all(&mut record_file, pretty(&Value::Object(record)).as_bytes())?;
     let mut config_file = output.create(CONFIG_FILE)?;
@@ -146,7 +145,7 @@ mod tests {
     use super::super::testing::{
         AnyLayers, adapter, checkpoint, factors, files, provenance, rows, write, write_tensors,
     };
-    use super::super::{FileRecord, PeftAdapter};
+    use super::super::PeftAdapter;
     use super::*;
     use crate::factors::Factors;
     use crate::storage::{Category, Source};

@@ -4,11 +4,9 @@
 //! needs.
 
 use crate::factors::Start;
-use crate::storage::{Problem, Source};
+use crate::storage::{Hashing, Problem, Source};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
-use std::fmt::Write;
 
 /// The file that holds the record.
 pub const RECORD_FILE: &str = "cntlora.json";
@@ -30,33 +28,17 @@ impl FileRecord {
     pub fn of(source: &Source) -> Result<Self, Problem> {
         const BLOCK: u64 = 1 << 20;
         let mut hashing = Hashing::default();
-        while hashing.bytes < source.length() {
-            let length = BLOCK.min(source.length() - hashing.bytes);
-            hashing.update(&source.read_vec(hashing.bytes, length)?);
+        while hashing.bytes() < source.length() {
+            let length = BLOCK.min(source.length() - hashing.bytes());
+            hashing.update(&source.read_vec(hashing.bytes(), length)?);
         }
-        Ok(hashing.finish())
+        Ok(hashing.into())
     }
 }
 
-/// The length and the hash of what was written so far.
-#[derive(Default)]
-pub(super) struct Hashing {
-    bytes: u64,
-    digest: Sha256,
-}
-
-impl Hashing {
-    pub(super) fn update(&mut self, bytes: &[u8]) {
-        self.bytes += bytes.len() as u64;
-        self.digest.update(bytes);
-    }
-
-    pub(super) fn finish(self) -> FileRecord {
-        let mut sha256 = String::new();
-        for byte in self.digest.finalize() {
-            write!(sha256, "{byte:02x}").expect("a string takes every text");
-        }
-        FileRecord { bytes: self.bytes, sha256 }
+impl From<Hashing> for FileRecord {
+    fn from(hashing: Hashing) -> Self {
+        Self { bytes: hashing.bytes(), sha256: hashing.finish() }
     }
 }
 
@@ -125,7 +107,7 @@ mod tests {
         let long = vec![7; (2 << 20) + 5];
         let mut at_once = Hashing::default();
         at_once.update(&long);
-        assert_eq!(FileRecord::of(&Source::from_bytes("long", long)).unwrap(), at_once.finish());
+        assert_eq!(FileRecord::of(&Source::from_bytes("long", long)).unwrap(), FileRecord::from(at_once));
     }
 
     #[test]

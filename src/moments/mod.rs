@@ -34,6 +34,26 @@ impl Moments {
         }
     }
 
+    /// Moments whose sums were computed before: of `count` rows, their sum (`d`), the upper triangle of their Gram matrix, row after
+    /// row (`d (d + 1) / 2`), and the largest absolute values (`d`).
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for lengths that do not fit; [`Error::NonFinite`] for NaN or infinity.
+    pub fn from_sums(count: u64, sum: Vec<f64>, gram: Vec<f64>, abs_max: Vec<f32>) -> Result<Self> {
+        let width = sum.len();
+        let lengths = [("length of the Gram triangle", triangle(width), gram.len()), ("number of maxima", width, abs_max.len())];
+        for (what, expected, found) in lengths {
+            if expected != found {
+                return Err(Error::Shape { what, expected, found });
+            }
+        }
+        let finite = sum.iter().chain(&gram).all(|sum| sum.is_finite()) && abs_max.iter().all(|max| max.is_finite());
+        if !finite {
+            return Err(Error::NonFinite { what: "a sum over activations" });
+        }
+        Ok(Self { width, count, sum, gram, abs_max })
+    }
+
     /// The moments of all rows of a matrix in memory, `n × d`, on one thread.
     ///
     /// # Errors
@@ -111,6 +131,16 @@ impl Moments {
         self.count
     }
 
+    /// Sum of all rows, `d`.
+    pub fn sum(&self) -> &[f64] {
+        &self.sum
+    }
+
+    /// Upper triangle of the Gram matrix `Σ x xᵀ`, row after row, `d (d + 1) / 2`.
+    pub fn gram_triangle(&self) -> &[f64] {
+        &self.gram
+    }
+
     /// Largest absolute value of each column.
     pub fn abs_max(&self) -> &[f32] {
         &self.abs_max
@@ -174,6 +204,22 @@ impl PairedMoments {
         self.joint.add(pairs, workspace, threads)
     }
 
+    /// The moments of rows of `2 d` numbers, from which [`from_joint`](Self::from_joint) goes on.
+    pub fn joint(&self) -> &Moments {
+        &self.joint
+    }
+
+    /// Pairs whose joint moments were computed before.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for an odd width.
+    pub fn from_joint(joint: Moments) -> Result<Self> {
+        if !joint.width.is_multiple_of(2) {
+            return Err(Error::Shape { what: "width of pairs of rows", expected: joint.width + 1, found: joint.width });
+        }
+        Ok(Self { joint })
+    }
+
     /// Moments of the pre-training rows and of the fine-tuning rows, and the cross moment `K = E[z xᵀ]`, `d × d`.
     ///
     /// # Errors
@@ -233,6 +279,13 @@ mod tests {
             close(&merged, &Moments::of(x.as_ref()).unwrap())
         }
 
+        /// Sums that were put away and taken up again are the same moments.
+        fn sums_make_up_the_moments(rows: u16, width: u8, seed: u64) -> bool {
+            let moments = Moments::of(sample(rows, width, seed).as_ref()).unwrap();
+            let (sum, gram) = (moments.sum().to_vec(), moments.gram_triangle().to_vec());
+            Moments::from_sums(moments.count(), sum, gram, moments.abs_max().to_vec()).unwrap() == moments
+        }
+
         /// Against the definition in f64: mean and second moment.
         fn agrees_with_the_definition(rows: u16, width: u8, seed: u64) -> bool {
             let x = sample(rows.max(1), width, seed);
@@ -276,6 +329,24 @@ mod tests {
         let mut x = gaussian::<f32>(1200, 5, 0, "rows");
         x[(1100, 3)] = f32::NAN;
         assert_eq!(Moments::of(x.as_ref()), Err(Error::NonFiniteRow { row: 1100, column: 3 }));
+    }
+
+    #[test]
+    fn sums_that_cannot_be_are_refused() {
+        let from = |sum: &[f64], gram: &[f64], max: &[f32]| {
+            Moments::from_sums(1, sum.to_vec(), gram.to_vec(), max.to_vec()).unwrap_err()
+        };
+        let (two, three) = ([1.0; 2], [1.0; 3]);
+        let what = "length of the Gram triangle";
+        assert_eq!(from(&two, &two, &[1.0; 2]), Error::Shape { what, expected: 3, found: 2 });
+        let what = "number of maxima";
+        assert_eq!(from(&two, &three, &[1.0; 3]), Error::Shape { what, expected: 2, found: 3 });
+        let what = "a sum over activations";
+        assert_eq!(from(&[f64::NAN; 2], &three, &[1.0; 2]), Error::NonFinite { what });
+        assert_eq!(from(&two, &three, &[f32::INFINITY; 2]), Error::NonFinite { what });
+        let what = "width of pairs of rows";
+        let refused = PairedMoments::from_joint(Moments::new(3)).unwrap_err();
+        assert_eq!(refused, Error::Shape { what, expected: 4, found: 3 });
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod atomic;
 mod checkpoint;
+mod hash;
 pub(crate) mod json;
 mod mapping;
 pub mod npy;
@@ -13,6 +14,8 @@ mod source;
 
 pub use atomic::{AtomicFile, write_atomically};
 pub use checkpoint::{Checkpoint, StoredTensor};
+pub(crate) use hash::Hashing;
+pub use hash::fingerprint;
 pub use problem::{Category, Problem, Problems, quoted};
 pub use read_at::ReadAt;
 pub use source::{Access, Identity, Source};

@@ -15,6 +15,11 @@ fn bits(dtype: &str) -> Option<u64> {
     })
 }
 
+/// Bytes of a number, at which its data are best aligned; 1 for an unknown format and those of less than a byte.
+pub(super) fn alignment(dtype: &str) -> u64 {
+    (bits(dtype).unwrap_or(8) / 8).max(1)
+}
+
 /// Bytes of a tensor, or why there is no such tensor.
 pub(super) fn byte_length(dtype: &str, shape: &[u64]) -> Result<u64, String> {
     let bits = bits(dtype).ok_or_else(|| {

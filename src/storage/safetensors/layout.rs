@@ -1,18 +1,22 @@
 //! Writing: the same tensors give the same bytes.
 
-use super::dtype::byte_length;
+use super::dtype::{alignment, byte_length};
 use super::{LENGTH_BYTES, METADATA, Tensor};
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 
 /// What a file is going to hold: fixes the header and every offset before a byte is written.
-/// Order of tensors: by name. Data start is aligned to 8 bytes by padding the header with spaces.
+///
+/// Tensors of wider numbers come first, and those of equally wide ones in order of name. The data start is aligned to 8 bytes by
+/// padding the header with spaces. So every tensor is aligned to its numbers.
 #[derive(Clone, Debug)]
 pub struct Layout {
     header: Vec<u8>,
     tensors: BTreeMap<String, Tensor>,
+    in_file_order: Vec<String>,
     file_length: u64,
 }
 
@@ -25,25 +29,26 @@ impl Layout {
     /// longer than a u64 can count.
     pub fn new(metadata: &BTreeMap<String, String>, tensors: &BTreeMap<String, (String, Vec<u64>)>) -> Self {
         assert!(!tensors.contains_key(METADATA), "no tensor can be called {METADATA}");
+        let mut in_file_order: Vec<String> = tensors.keys().cloned().collect();
+        in_file_order.sort_by_cached_key(|name| Reverse(alignment(&tensors[name].0)));
         // Offsets are counted from the end of the header, until its length is known.
         let mut end = 0u64;
-        let mut placed: BTreeMap<String, Tensor> = tensors
-            .iter()
-            .map(|(name, (dtype, shape))| {
-                let length =
-                    byte_length(dtype, shape).unwrap_or_else(|what| panic!("tensor {name:?}: {what}"));
-                let offset = end;
-                end = end.checked_add(length).expect("a file has fewer than 2^64 bytes");
-                (name.clone(), Tensor { dtype: dtype.clone(), shape: shape.clone(), offset, length })
-            })
-            .collect();
+        let mut placed = BTreeMap::new();
+        for name in &in_file_order {
+            let (dtype, shape) = &tensors[name];
+            let length = byte_length(dtype, shape).unwrap_or_else(|what| panic!("tensor {name:?}: {what}"));
+            let offset = end;
+            end = end.checked_add(length).expect("a file has fewer than 2^64 bytes");
+            let tensor = Tensor { dtype: dtype.clone(), shape: shape.clone(), offset, length };
+            placed.insert(name.clone(), tensor);
+        }
         let header = header_bytes(metadata, &placed);
         let data_start = header.len() as u64;
         for tensor in placed.values_mut() {
             tensor.offset = tensor.offset.checked_add(data_start).expect("a file has fewer than 2^64 bytes");
         }
         let file_length = end.checked_add(data_start).expect("a file has fewer than 2^64 bytes");
-        Self { header, tensors: placed, file_length }
+        Self { header, tensors: placed, in_file_order, file_length }
     }
 
     /// The eight bytes of length and the header itself.
@@ -51,9 +56,14 @@ impl Layout {
         &self.header
     }
 
-    /// The tensors by name, which is also the order of their data. Offsets are from the start of the file.
+    /// The tensors by name. Offsets are from the start of the file.
     pub fn tensors(&self) -> &BTreeMap<String, Tensor> {
         &self.tensors
+    }
+
+    /// The names of the tensors in the order in which their data follow the header.
+    pub fn in_file_order(&self) -> &[String] {
+        &self.in_file_order
     }
 
     /// Length of the whole file.
@@ -62,7 +72,7 @@ impl Layout {
     }
 }
 
-/// A whole small file: header and data of every tensor, in order of name. `data` gives little-endian bytes.
+/// A whole small file: header and data of every tensor. `data` gives little-endian bytes.
 ///
 /// # Errors
 /// Those of `out`, and `InvalidInput` before anything is written if the data of a tensor are not as long as
@@ -88,7 +98,7 @@ pub fn write(
         }
     }
     out.write_all(layout.header())?;
-    tensors.values().try_for_each(|(_, _, data)| out.write_all(data))
+    layout.in_file_order().iter().try_for_each(|name| out.write_all(&tensors[name].2))
 }
 
 /// Length and header, padded so that the data begin at a multiple of eight.
