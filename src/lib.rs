@@ -23,6 +23,7 @@
 //! | [`method`] | the methods, in the vocabulary of the rooms before | files |
 //! | `storage` | bytes from outside, and back | numbers |
 //! | `activations` | files as streams of row blocks, one per site | linear algebra |
+//! | `moments_file` | moments on disk, and their merging | weights |
 //! | `plan` | what a run will do, from headers alone | running |
 //! | `adapter` | writers and readers of adapters, the residual base | how factors came about |
 //! | `report` | what happened, and its renderings | running |
@@ -65,6 +66,9 @@ pub mod storage;
 
 #[cfg(feature = "files")]
 pub mod activations;
+#[cfg(feature = "files")]
+pub mod moments_file;
+
 #[cfg(feature = "files")]
 pub mod adapter;
 #[cfg(feature = "files")]

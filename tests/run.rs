@@ -76,7 +76,9 @@ impl Fixture {
         Request {
             model: self.path("model.safetensors"),
             activations: vec![activations],
+            moments: Vec::new(),
             source: Vec::new(),
+            source_moments: Vec::new(),
             selection: Selection::default(),
             renames: Vec::new(),
             method: Options {

@@ -31,6 +31,7 @@ use crate::storage::{Access, Problem, Problems, Source, quoted};
 use headers::FileContent;
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -78,6 +79,21 @@ impl Site {
     /// Rows in all parts.
     pub fn rows(&self) -> u64 {
         self.parts.iter().map(|part| part.rows).fold(0, u64::saturating_add)
+    }
+
+    /// Where these rows are, in reading order: file by file, its index in [`ActivationSet::files`] and its rows.
+    pub fn in_files(&self, rows: Range<u64>) -> Vec<(usize, Range<u64>)> {
+        let mut first = 0;
+        let mut found = Vec::new();
+        for part in &self.parts {
+            let inside = |row: u64| row.saturating_sub(first).min(part.rows);
+            let within = inside(rows.start)..inside(rows.end);
+            if !within.is_empty() {
+                found.push((part.file, within));
+            }
+            first = first.saturating_add(part.rows);
+        }
+        found
     }
 
     /// Bytes in all parts.

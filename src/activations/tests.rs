@@ -70,7 +70,7 @@ fn set(files: &[(&str, Vec<u8>)]) -> Result<ActivationSet, Problems> {
 /// All numbers of a site, read in blocks of at most `rows` rows.
 fn stream(set: &ActivationSet, site: &str, rows: usize) -> Vec<f64> {
     let site = set.site(site).unwrap();
-    let spans: Vec<_> = site.spans(rows, Vec::new()).collect();
+    let spans: Vec<_> = site.spans(0..site.rows(), rows, Vec::new()).collect();
     let mut blocks = set.blocks(site, spans.clone().into_iter());
     let mut numbers = Vec::new();
     for span in spans {
@@ -150,7 +150,7 @@ fn blocks_say_where_they_are_from() {
     .unwrap();
     let where_from = |site: &str| {
         let site = set.site(site).unwrap();
-        let mut blocks = set.blocks(site, site.spans(4, Vec::new()));
+        let mut blocks = set.blocks(site, site.spans(0..site.rows(), 4, Vec::new()));
         let mut found = Vec::new();
         while let Some(block) = blocks.next().unwrap() {
             found.push((
@@ -331,7 +331,7 @@ fn a_failure_of_reading_names_file_and_tensor() {
     let source = Source::from_reader("a".into(), Box::new(BadSector(bytes)));
     let set = ActivationSet::from_sources(vec![source]).unwrap();
     let site = set.site("q").unwrap();
-    let mut blocks = set.blocks(site, site.spans(2, Vec::new()));
+    let mut blocks = set.blocks(site, site.spans(0..site.rows(), 2, Vec::new()));
     assert!(blocks.next().unwrap().is_some());
     assert!(blocks.next().unwrap().is_some());
     let problem = blocks.next().unwrap_err();

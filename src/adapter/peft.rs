@@ -3,7 +3,8 @@
 use super::config::to_json;
 use super::folder::{OutputFolder, write_all};
 use super::{
-    A_SUFFIX, Adapter, B_SUFFIX, CONFIG_FILE, FileRecord, PREFIX, RECORD_FILE, TENSORS_FILE, check_shapes, encode,
+    A_SUFFIX, Adapter, B_SUFFIX, CONFIG_FILE, FileRecord, PREFIX, RECORD_FILE, TENSORS_FILE, check_shapes,
+    encode,
 };
 use crate::element::Element;
 use crate::storage::safetensors::Layout;
@@ -142,10 +143,10 @@ fn pretty(value: &Value) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::PeftAdapter;
     use super::super::testing::{
         AnyLayers, adapter, checkpoint, factors, files, provenance, rows, write, write_tensors,
     };
-    use super::super::PeftAdapter;
     use super::*;
     use crate::factors::Factors;
     use crate::storage::{Category, Source};

@@ -38,7 +38,7 @@ pub struct Cli {
 pub struct GlobalArgs {
     /// Print one JSON object instead of text on stdout
     ///
-    /// The report of init and demo, the plan of plan, the verification of verify, the inspection of inspect.
+    /// The report of init and demo, the plan of plan, what moments and merge wrote, the verification of verify, the inspection of inspect.
     #[arg(long, global = true)]
     pub json: bool,
 
@@ -71,6 +71,26 @@ pub enum Command {
            cntlora init model -a tuning/ --rank 16 --budget --rank-multiple 8 -o adapter"
     ))]
     Init(InitArgs),
+
+    /// Measure the moments of activations, for many runs of init
+    ///
+    /// Reads every row once and writes their count, sum, Gram matrix and largest values, from which init --moments goes on without the
+    /// activations. Needs no model. Progress is saved: give the same command again after an interruption.
+    #[command(after_help = after_help(
+        "  cntlora moments activations --out target.moments.safetensors\n  \
+           cntlora moments activations --include q_proj -o q.moments.safetensors\n  \
+           cntlora init model --moments target.moments.safetensors --out adapter"
+    ))]
+    Moments(MomentsArgs),
+
+    /// Add moments files up
+    ///
+    /// The sums are added in the order in which the files are given: the same files in the same order give the same bits. Rows that
+    /// are counted in two of the files are refused.
+    #[command(after_help = after_help(
+        "  cntlora merge monday.moments.safetensors tuesday.moments.safetensors --out both.moments.safetensors"
+    ))]
+    Merge(MergeArgs),
 
     /// Show what init would do, from headers alone: layers, memory, work
     ///
@@ -123,6 +143,51 @@ pub struct PlanArgs {
     pub out: Option<PathBuf>,
 }
 
+#[derive(Debug, Args)]
+pub struct MomentsArgs {
+    /// Activations: .safetensors and .npy files, and folders of them
+    #[arg(value_name = "PATH", required = true)]
+    pub activations: Vec<PathBuf>,
+
+    /// File to write the moments to
+    #[arg(short, long, value_name = "FILE")]
+    pub out: PathBuf,
+
+    /// Only sites in whose name, or the name of a module that reads them, this is found; repeatable
+    #[arg(long, value_name = "REGEX")]
+    pub include: Vec<String>,
+
+    /// No sites in whose name, or the names of all modules that read them, this is found; repeatable
+    #[arg(long, value_name = "REGEX")]
+    pub exclude: Vec<String>,
+
+    #[command(flatten)]
+    pub reading: ReadingArgs,
+    #[command(flatten)]
+    pub run: RunArgs,
+    #[command(flatten)]
+    pub progress: SavedProgressArgs,
+
+    /// Replace a file that is already there
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct MergeArgs {
+    /// Moments files, as `cntlora moments` or `cntlora merge` wrote them
+    #[arg(value_name = "FILE", required = true)]
+    pub files: Vec<PathBuf>,
+
+    /// File to write the sum to
+    #[arg(short, long, value_name = "FILE")]
+    pub out: PathBuf,
+
+    /// Replace a file that is already there
+    #[arg(long)]
+    pub force: bool,
+}
+
 /// What init and plan share.
 #[derive(Debug, Args)]
 pub struct JobArgs {
@@ -140,23 +205,40 @@ pub struct JobArgs {
     pub output: OutputArgs,
     #[command(flatten)]
     pub run: RunArgs,
+    #[command(flatten)]
+    pub progress: SavedProgressArgs,
 }
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Inputs")]
 pub struct InputArgs {
     /// Fine-tuning activations: .safetensors and .npy files, and folders of them
-    #[arg(short, long, value_name = "PATH", num_args = 1.., required = true)]
+    #[arg(short, long, value_name = "PATH", num_args = 1.., required_unless_present = "moments")]
     pub activations: Vec<PathBuf>,
+
+    /// Their moments, in place of them: files of `cntlora moments`
+    #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with = "activations")]
+    pub moments: Vec<PathBuf>,
 
     /// Pre-training activations of the same sites; without them, they are taken to be isotropic
     #[arg(long, value_name = "PATH", num_args = 1..)]
     pub source: Vec<PathBuf>,
 
+    /// Their moments, in place of them
+    #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with = "source")]
+    pub source_moments: Vec<PathBuf>,
+
     /// How module names become checkpoint names, where they differ; repeatable
     #[arg(long, value_name = "REGEX=REPLACEMENT")]
     pub rename: Vec<Rename>,
 
+    #[command(flatten)]
+    pub reading: ReadingArgs,
+}
+
+/// What all commands share that read activations.
+#[derive(Debug, Args)]
+pub struct ReadingArgs {
     /// How files are read
     #[arg(long, value_enum, value_name = "HOW", default_value_t)]
     pub io: Io,
@@ -282,6 +364,18 @@ pub struct RunArgs {
     /// What activation statistics are computed with
     #[arg(long, value_enum, value_name = "WHAT", default_value_t)]
     pub precision: Precision,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Progress that outlives an interruption")]
+pub struct SavedProgressArgs {
+    /// How often progress is saved, beside the output in OUT.partial; 0 for after every block of rows
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    pub checkpoint_every: u64,
+
+    /// Begin anew, and throw away what an unfinished run left
+    #[arg(long)]
+    pub restart: bool,
 }
 
 #[derive(Debug, Args)]

@@ -3,11 +3,12 @@
 use super::args::{Cli, Command, DemoArgs};
 use super::demo_model::{HEIGHT, Model, pre_training_inputs, tuning_inputs};
 use super::init;
-use super::interrupt::clean_up_on_interrupt;
+use super::interrupt::Interruption;
 use super::prepare::create_folder;
 use super::terminal::Terminal;
 use clap::Parser;
 use cntlora::element::Element;
+use cntlora::run::PartialRun;
 use cntlora::storage::{AtomicFile, Problem, quoted, safetensors, write_atomically};
 use faer::{Mat, MatRef};
 use serde_json::json;
@@ -25,7 +26,9 @@ pub fn run(args: &DemoArgs, terminal: &Terminal) -> anyhow::Result<()> {
     let folder = |name| args.folder.join(name);
     let (model, activations, source, adapter) =
         (folder("model"), folder("activations"), folder("activations-source"), folder("adapter"));
-    clean_up_on_interrupt(vec![model.clone(), activations.clone(), source.clone(), adapter.clone()])?;
+    let outputs =
+        [&model, &activations, &source, &adapter, &PartialRun::folder_of(&adapter)].map(Clone::clone);
+    let interruption = Interruption::handle(outputs.into(), terminal)?;
     make(&model, &activations, &source)?;
     terminal.note(&format!(
         "Made a model of {HEIGHT} blocks, {} rows of fine-tuning activations and {ROWS} of pre-training ones in {}",
@@ -43,13 +46,13 @@ pub fn run(args: &DemoArgs, terminal: &Terminal) -> anyhow::Result<()> {
     };
     let mut words = job(&[], &["--rank", "8"], &adapter);
     if args.force {
-        words.push("--force".into());
+        words.extend(["--force".into(), "--restart".into()]);
     }
     terminal.note(&format!("\n    {}\n", command_line(&words)));
     let Command::Init(init) = Cli::try_parse_from(&words)?.command else {
         anyhow::bail!("{} is not the main job", command_line(&words));
     };
-    init::execute(&init, terminal)?;
+    init::execute(&init, terminal, &interruption)?;
 
     let next = job(
         &["--source".into(), source.clone().into()],

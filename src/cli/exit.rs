@@ -59,6 +59,7 @@ fn of_category(category: Category) -> u8 {
         Category::Data => DATA,
         Category::Usage => USAGE,
         Category::Io => IO,
+        Category::Interrupted => INTERRUPTED,
     }
 }
 
@@ -110,6 +111,7 @@ mod tests {
         assert_eq!(code(&Problem::data("a").into()), 1);
         assert_eq!(code(&Problem::usage("a").into()), 2);
         assert_eq!(code(&Problem::io("writing", &full).into()), 3);
+        assert_eq!(code(&Problem::interrupted("a").into()), 130);
         assert_eq!(code(&Problems(vec![Problem::data("a"), Problem::usage("b")]).into()), 2);
         assert_eq!(code(&io_error(io::ErrorKind::StorageFull)), 3);
         assert_eq!(code(&io_error(io::ErrorKind::BrokenPipe)), 0);

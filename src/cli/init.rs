@@ -1,45 +1,52 @@
 //! The main job: plan, run, write, and say what happened.
 
 use super::args::InitArgs;
-use super::interrupt::clean_up_on_interrupt;
+use super::interrupt::Interruption;
 use super::plan::summary;
-use super::prepare::{create_parent, prepare};
+use super::prepare::{create_parent, prepare, refuse_occupied};
 use super::progress::Progress;
 use super::provenance::provenance;
 use super::resolve::{self, Output};
+use super::saved;
 use super::terminal::Terminal;
 use cntlora::adapter::{Adapter, other_modules, write_peft, write_residual_base};
 use cntlora::factors::Factors;
 use cntlora::plan::{Inputs, Plan};
 use cntlora::report::text;
-use cntlora::run::run as compute;
+use cntlora::run::{Job, PartialRun, run_resumable};
 use cntlora::storage::{Problem, Problems, quoted};
 use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Computes an adapter; an interruption leaves nothing half-written.
 pub fn run(args: &InitArgs, terminal: &Terminal) -> anyhow::Result<()> {
-    let Output { folder, base, .. } = resolve::output(&args.out, &args.job);
-    clean_up_on_interrupt([folder].into_iter().chain(base).collect())?;
-    execute(args, terminal)
+    let output = resolve::output(&args.out, &args.job);
+    let mut outputs: Vec<_> = output.folders().into_iter().map(Path::to_path_buf).collect();
+    outputs.push(PartialRun::folder_of(&output.folder));
+    execute(args, terminal, &Interruption::handle(outputs, terminal)?)
 }
 
 /// Computes an adapter.
-pub fn execute(args: &InitArgs, terminal: &Terminal) -> anyhow::Result<()> {
+pub fn execute(args: &InitArgs, terminal: &Terminal, interruption: &Interruption) -> anyhow::Result<()> {
     let output = resolve::output(&args.out, &args.job);
     let (plan, inputs) = prepare(Some(&output), &args.job)?;
     terminal.note(&summary(&plan));
 
-    let progress = Progress::new(terminal, &plan);
-    let outcome = compute(&plan, &inputs, &progress);
+    let check = || if output.force { Ok(()) } else { refuse_occupied(&output) };
+    let job = Job::of_run(&plan, &inputs);
+    let partial = saved::open(&output.folder, &job, &args.job.progress, check, terminal)?;
+    let rows = plan.sites.iter().map(|site| site.rows_to_read).fold(0, u64::saturating_add);
+    let progress = Progress::new(terminal, interruption, rows);
+    let outcome = interruption.while_polled(|| run_resumable(&plan, &inputs, &progress, &partial));
     progress.finish();
-    let outcome = outcome?;
-
-    let provenance = provenance(&plan, &inputs, &outcome.report);
-    write(outcome.adapter, &output, &plan, &inputs, &provenance, terminal)?;
-    terminal.result(&outcome.report, |report| text::render(report, output.element))?;
-    terminal
-        .note(&next_step(&output, outcome.report.layers.iter().map(|layer| layer.rank).max().unwrap_or(0)));
+    let written = outcome.and_then(|outcome| {
+        let provenance = provenance(&plan, &inputs, &outcome.report);
+        write(outcome.adapter, &output, &plan, &inputs, &provenance, terminal)?;
+        Ok(outcome.report)
+    });
+    let report = saved::close(partial, written)?;
+    terminal.result(&report, |report| text::render(report, output.element))?;
+    terminal.note(&next_step(&output, report.layers.iter().map(|layer| layer.rank).max().unwrap_or(0)));
     Ok(())
 }
 

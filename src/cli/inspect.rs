@@ -3,9 +3,11 @@
 mod text;
 
 use super::args::InspectArgs;
+use super::moments::Summary;
 use super::terminal::Terminal;
 use cntlora::activations::ActivationSet;
 use cntlora::adapter::{CONFIG_FILE, PeftAdapter, TENSORS_FILE};
+use cntlora::moments_file::MomentsFile;
 use cntlora::plan::Plan;
 use cntlora::report::Report;
 use cntlora::storage::{Access, Checkpoint, Problem, Problems, Source, npy, safetensors};
@@ -24,6 +26,7 @@ enum Inspection {
     Npy(NpyFile),
     Checkpoint(CheckpointFiles),
     Activations(Activations),
+    Moments(Summary),
     Adapter(AdapterFolder),
     Report(Box<Report>),
     Plan(Box<Plan>),
@@ -169,6 +172,10 @@ fn checkpoint(path: &Path) -> Result<Inspection, Problems> {
 fn safetensors_file(path: &Path) -> Result<Inspection, Problems> {
     let source = Source::open(path, Access::Auto)?;
     let header = safetensors::Header::read(&source)?;
+    if MomentsFile::claims(&header) {
+        let file = MomentsFile::from_source(source)?;
+        return Ok(Inspection::Moments(Summary::of(path, file.content())));
+    }
     let sites = match header.metadata.contains_key("cntlora") {
         true => Some(sites(&ActivationSet::open(&[path.into()], Access::Auto)?)),
         false => None,

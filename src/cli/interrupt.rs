@@ -1,41 +1,88 @@
-//! Ctrl-C and termination: temporary files go, everything that is complete stays.
+//! Ctrl-C and termination: a run that saves its progress is asked to stop, anything else ends at once, without temporary files.
 
 use super::exit::INTERRUPTED;
+use super::terminal::Terminal;
+use cntlora::storage::is_unfinished;
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
-/// Ends the process with its code when it is interrupted, after removing the unfinished files of `folders`.
-pub fn clean_up_on_interrupt(folders: Vec<PathBuf>) -> anyhow::Result<()> {
-    ctrlc::set_handler(move || {
-        for folder in &folders {
-            remove_unfinished(folder);
-        }
-        std::process::exit(INTERRUPTED.into());
-    })?;
-    Ok(())
+/// What the first signal does, and whether it came.
+#[derive(Clone, Debug)]
+pub struct Interruption(Arc<State>);
+
+#[derive(Debug)]
+struct State {
+    polled: AtomicBool,
+    requested: AtomicBool,
 }
 
-/// Removes what an unfinished [`AtomicFile`](cntlora::storage::AtomicFile) left in a folder. Files that resist stay.
-fn remove_unfinished(folder: &Path) {
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        if entry.file_name().to_str().is_some_and(is_unfinished) {
-            let _ = fs::remove_file(entry.path());
-        }
+impl Interruption {
+    /// Takes care of signals from now on. A process that ends at once first removes the unfinished files of `outputs`, which are
+    /// files or folders.
+    pub fn handle(outputs: Vec<PathBuf>, terminal: &Terminal) -> anyhow::Result<Self> {
+        let state = State { polled: AtomicBool::new(false), requested: AtomicBool::new(false) };
+        let interruption = Self(Arc::new(state));
+        let (state, terminal) = (interruption.0.clone(), terminal.clone());
+        ctrlc::set_handler(move || {
+            if state.polled.load(SeqCst) && !state.requested.swap(true, SeqCst) {
+                terminal.note("stopping, and saving the progress; interrupt again to stop at once");
+                return;
+            }
+            outputs.iter().for_each(|output| remove_unfinished(output));
+            std::process::exit(INTERRUPTED.into());
+        })?;
+        Ok(interruption)
+    }
+
+    /// Does work that asks [`requested`](Self::requested) often enough: the first signal leaves it to end by itself.
+    pub fn while_polled<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.0.polled.store(true, SeqCst);
+        let result = work();
+        self.0.polled.store(false, SeqCst);
+        result
+    }
+
+    /// Whether a signal came while somebody polled.
+    pub fn requested(&self) -> bool {
+        self.0.requested.load(SeqCst)
     }
 }
 
-/// Whether a name is `.NAME.tmp` and six random characters.
-fn is_unfinished(name: &str) -> bool {
-    name.starts_with('.')
-        && name.rsplit_once(".tmp").is_some_and(|(_, random)| {
-            random.len() == 6 && random.bytes().all(|byte| byte.is_ascii_alphanumeric())
-        })
+/// Removes what an unfinished [`AtomicFile`](cntlora::storage::AtomicFile) left of an output: in it, if it is a folder; beside it,
+/// under its name, if it is a file. Files that resist stay.
+pub fn remove_unfinished(output: &Path) {
+    let (folder, prefix) = match (output.is_dir(), output.parent(), output.file_name()) {
+        (false, Some(parent), Some(name)) => {
+            let mut prefix = OsString::from(".");
+            prefix.push(name);
+            prefix.push(".tmp");
+            (if parent.as_os_str().is_empty() { Path::new(".") } else { parent }, prefix)
+        }
+        _ => (output, OsString::new()),
+    };
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let ours = name.as_encoded_bytes().starts_with(prefix.as_encoded_bytes());
+        if ours && name.to_str().is_some_and(is_unfinished) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use cntlora::storage::AtomicFile;
+
+    fn names(folder: &Path) -> Vec<OsString> {
+        let mut names: Vec<_> =
+            fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    }
 
     /// What this removes must be what the library leaves, and nothing else.
     #[test]
@@ -44,12 +91,15 @@ mod tests {
         fs::write(folder.path().join("notes.tmp"), "mine").unwrap();
         fs::write(folder.path().join(".hidden"), "mine").unwrap();
         let unfinished = AtomicFile::create(&folder.path().join("adapter_model.safetensors")).unwrap();
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 3);
+        assert_eq!(names(folder.path()).len(), 3);
+        remove_unfinished(&folder.path().join("other"));
+        assert_eq!(names(folder.path()).len(), 3, "another output's file");
+        remove_unfinished(&folder.path().join("adapter_model.safetensors"));
+        assert_eq!(names(folder.path()), [".hidden", "notes.tmp"]);
+        drop(unfinished);
+        let unfinished = AtomicFile::create(&folder.path().join("cntlora.json")).unwrap();
         remove_unfinished(folder.path());
         drop(unfinished);
-        let mut left: Vec<_> =
-            fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-        left.sort();
-        assert_eq!(left, [".hidden", "notes.tmp"]);
+        assert_eq!(names(folder.path()), [".hidden", "notes.tmp"]);
     }
 }

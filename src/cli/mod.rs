@@ -9,11 +9,13 @@ mod generate;
 mod init;
 mod inspect;
 mod interrupt;
+mod moments;
 mod plan;
 mod prepare;
 mod progress;
 mod provenance;
 mod resolve;
+mod saved;
 mod terminal;
 mod verify;
 
@@ -43,6 +45,8 @@ fn parse_and_run() -> ExitCode {
 fn run(command: &Command, terminal: &Terminal) -> anyhow::Result<()> {
     match command {
         Command::Init(args) => init::run(args, terminal),
+        Command::Moments(args) => moments::run(args, terminal),
+        Command::Merge(args) => moments::merge(args, terminal),
         Command::Plan(args) => plan::run(args, terminal),
         Command::Inspect(args) => inspect::run(args, terminal),
         Command::Verify(args) => verify::run(args, terminal),

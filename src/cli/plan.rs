@@ -107,6 +107,7 @@ mod tests {
                 width: 4,
                 rows: 100,
                 source_rows: None,
+                rows_to_read: 100,
                 bytes: 1600,
                 layers: vec![layer("query", 6), layer("value", 2)],
             }],

@@ -2,8 +2,9 @@
 
 use super::args::JobArgs;
 use super::resolve::{self, Output};
-use cntlora::adapter;
+use cntlora::adapter::{self, CONFIG_FILE};
 use cntlora::plan::{self, Inputs, Plan, Request};
+use cntlora::run::PartialRun;
 use cntlora::storage::{Problem, Problems};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -25,9 +26,14 @@ pub fn prepare(output: Option<&Output>, job: &JobArgs) -> Result<(Plan, Inputs),
 /// Refuses an output that would replace something, unless forced, and one that would mix with the inputs.
 fn check_output(output: &Output, request: &Request) -> Result<(), Problems> {
     let mut problems = Problems::default();
-    let folders: Vec<&Path> =
-        [Some(&output.folder), output.base.as_ref()].into_iter().flatten().map(PathBuf::as_path).collect();
-    let inputs = || [&request.model].into_iter().chain(&request.activations).chain(&request.source);
+    let folders = output.folders();
+    if !output.force {
+        problems.collect(refuse_occupied(output));
+    }
+    let inputs = || {
+        let Request { activations, moments, source, source_moments, .. } = request;
+        [&request.model].into_iter().chain(activations).chain(moments).chain(source).chain(source_moments)
+    };
     for &folder in &folders {
         if let Some(input) = inputs().find(|input| same_folder(folder, input)) {
             problems.push(
@@ -38,8 +44,6 @@ fn check_output(output: &Output, request: &Request) -> Result<(), Problems> {
                 .in_file(folder)
                 .help("write to a folder of its own"),
             );
-        } else if !output.force {
-            problems.collect(adapter::refuse_occupied(folder));
         }
         problems.collect(refuse_unwritable(folder));
     }
@@ -53,6 +57,59 @@ fn check_output(output: &Output, request: &Request) -> Result<(), Problems> {
         );
     }
     problems.or_ok(())
+}
+
+/// Refuses output folders that hold an adapter or a model, unless they are what an interrupted run of ours left: then the
+/// adapter is not complete, and its progress is there.
+pub fn refuse_occupied(output: &Output) -> Result<(), Problems> {
+    let unfinished = PartialRun::is_there(&PartialRun::folder_of(&output.folder))
+        && !output.folder.join(CONFIG_FILE).exists();
+    let mut problems = Problems::default();
+    if !unfinished {
+        for folder in output.folders() {
+            problems.collect(adapter::refuse_occupied(folder));
+        }
+    }
+    problems.or_ok(())
+}
+
+/// Refuses an output file that is there already, unless forced, that is one of the inputs, or that stands among them.
+pub fn check_output_file(file: &Path, force: bool, inputs: &[PathBuf]) -> Result<(), Problems> {
+    let mut problems = Problems::default();
+    let folder = file.parent().map_or(Path::new("."), or_here);
+    let real = |path: &Path| fs::canonicalize(path).ok();
+    let input_file =
+        |input: &&PathBuf| *input == file || (real(input).is_some() && real(input) == real(file));
+    if inputs.iter().any(|input| input_file(&input)) {
+        problems.push(
+            Problem::usage("the output is one of the inputs").in_file(file).help("write to another file"),
+        );
+    } else if inputs.iter().any(|input| input.is_dir() && same_folder(folder, input)) {
+        problems.push(
+            Problem::usage("the output would be among the inputs, and be read with them the next time")
+                .in_file(file)
+                .help("write to another folder"),
+        );
+    } else {
+        problems.collect(refuse_existing(file, force));
+    }
+    problems.collect(refuse_unwritable(folder));
+    problems.or_ok(())
+}
+
+/// Refuses an output file that is there already, unless forced.
+pub fn refuse_existing(file: &Path, force: bool) -> Result<(), Problem> {
+    if file.is_dir() {
+        return Err(Problem::usage("expected the name of a file to write, found a folder")
+            .in_file(file)
+            .help("give the name of a file"));
+    }
+    if file.exists() && !force {
+        return Err(Problem::usage("is there already")
+            .in_file(file)
+            .help("choose another name, or give --force to replace it"));
+    }
+    Ok(())
 }
 
 /// Refuses a folder that cannot be written to, or made, before the work rather than after it.
@@ -112,6 +169,32 @@ mod tests {
             "{problem}"
         );
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    /// An output file is no input, not among inputs, and takes no place but by force.
+    #[test]
+    fn output_files_are_checked() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        fs::create_dir(path("activations")).unwrap();
+        fs::write(path("activations/a.npy"), "").unwrap();
+        fs::write(path("old"), "").unwrap();
+        let inputs = [path("activations"), path("old")];
+        let refusal = |out: &str, force| {
+            check_output_file(&path(out), force, &inputs).map_err(|problems| problems.to_string())
+        };
+        assert_eq!(refusal("new", false), Ok(()));
+        for force in [false, true] {
+            assert!(refusal("old", force).unwrap_err().ends_with("the output is one of the inputs"));
+            assert!(refusal("activations/m", force).unwrap_err().contains("would be among the inputs"));
+            assert!(refusal("activations", force).unwrap_err().contains("is one of the inputs"));
+        }
+        let inputs = [path("elsewhere")];
+        let refusal = |force| check_output_file(&path("old"), force, &inputs);
+        assert!(refusal(false).unwrap_err().to_string().ends_with("old: is there already"));
+        assert!(refusal(true).is_ok());
+        let problem = refuse_existing(folder.path(), true).unwrap_err();
+        assert!(problem.to_string().ends_with("found a folder"), "{problem}");
     }
 
     /// An output never goes where an input is, whatever the folder is called.

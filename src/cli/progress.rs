@@ -1,8 +1,8 @@
 //! Progress on stderr: a bar on a terminal, plain lines elsewhere.
 
 use super::args::ProgressStyle;
+use super::interrupt::Interruption;
 use super::terminal::Terminal;
-use cntlora::plan::Plan;
 use cntlora::run::{Event, Observer};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle as BarStyle};
 use std::sync::Mutex;
@@ -14,6 +14,7 @@ const PLAIN_INTERVAL: Duration = Duration::from_secs(5);
 /// Shows what happens during a run.
 pub struct Progress<'a> {
     terminal: &'a Terminal,
+    interruption: &'a Interruption,
     display: Display,
 }
 
@@ -24,15 +25,14 @@ enum Display {
 }
 
 impl<'a> Progress<'a> {
-    /// Starts the display of a plan that is about to be run.
-    pub fn new(terminal: &'a Terminal, plan: &Plan) -> Self {
-        let rows = plan.sites.iter().map(|site| site.rows + site.source_rows.unwrap_or(0)).sum();
+    /// Starts the display of a run that is about to read this many rows.
+    pub fn new(terminal: &'a Terminal, interruption: &'a Interruption, rows: u64) -> Self {
         let display = match terminal.progress() {
             ProgressStyle::Bar => Display::Bar(bar(rows)),
             ProgressStyle::Plain => Display::Plain(Mutex::new(Lines::new(rows))),
             ProgressStyle::Auto | ProgressStyle::None => Display::Nothing,
         };
-        Self { terminal, display }
+        Self { terminal, interruption, display }
     }
 
     /// Takes the display away.
@@ -45,7 +45,7 @@ impl<'a> Progress<'a> {
     fn on_bar(&self, bar: &ProgressBar, event: &Event<'_>) {
         match event {
             Event::SiteStarted { site, .. } => bar.set_message(site.escape_debug().to_string()),
-            Event::RowsAdded { rows, .. } => bar.inc(*rows),
+            Event::RowsAdded { rows, .. } | Event::Resumed { rows, .. } => bar.inc(*rows),
             Event::MomentsReady { site } => bar.set_message(format!("{} (factors)", site.escape_debug())),
             _ => {}
         }
@@ -69,6 +69,10 @@ impl Observer for Progress<'_> {
             (_, Display::Nothing) => {}
         }
     }
+
+    fn stop_requested(&self) -> bool {
+        self.interruption.requested()
+    }
 }
 
 fn bar(rows: u64) -> ProgressBar {
@@ -85,13 +89,21 @@ struct Lines {
     started: Instant,
     rows: u64,
     rows_done: u64,
+    rows_resumed: u64,
     layers_done: usize,
     next: Duration,
 }
 
 impl Lines {
     fn new(rows: u64) -> Self {
-        Self { started: Instant::now(), rows, rows_done: 0, layers_done: 0, next: PLAIN_INTERVAL }
+        Self {
+            started: Instant::now(),
+            rows,
+            rows_done: 0,
+            rows_resumed: 0,
+            layers_done: 0,
+            next: PLAIN_INTERVAL,
+        }
     }
 
     /// Counts an event; the line that is due after `elapsed`, if one is.
@@ -101,6 +113,11 @@ impl Lines {
             Event::RowsAdded { site, rows } => {
                 self.rows_done += rows;
                 Some(*site)
+            }
+            Event::Resumed { rows, .. } => {
+                self.rows_done += rows;
+                self.rows_resumed += rows;
+                None
             }
             Event::LayerDecomposed { .. } => {
                 self.layers_done += 1;
@@ -112,7 +129,7 @@ impl Lines {
             return None;
         }
         self.next = elapsed + PLAIN_INTERVAL;
-        let rate = self.rows_done as f64 / elapsed.as_secs_f64();
+        let rate = (self.rows_done - self.rows_resumed) as f64 / elapsed.as_secs_f64();
         let place = site.map(|site| format!(", at {}", site.escape_debug())).unwrap_or_default();
         Some(format!(
             "{} of {} rows, {} layers, {rate:.0} rows/s{place}",
@@ -129,13 +146,15 @@ mod tests {
     #[test]
     fn lines_come_at_the_interval() {
         let mut lines = Lines::new(2000);
+        let resumed = Event::Resumed { site: "a", rows: 100 };
+        assert_eq!(lines.event(&resumed, Duration::from_secs(0)), None);
         let added = Event::RowsAdded { site: "a\u{1b}b", rows: 500 };
         let decomposed = Event::LayerDecomposed { module: "q" };
         assert_eq!(lines.event(&added, Duration::from_secs(1)), None);
         let line = lines.event(&added, Duration::from_secs(5));
-        assert_eq!(line.as_deref(), Some("1000 of 2000 rows, 0 layers, 200 rows/s, at a\\u{1b}b"));
+        assert_eq!(line.as_deref(), Some("1100 of 2000 rows, 0 layers, 200 rows/s, at a\\u{1b}b"));
         assert_eq!(lines.event(&decomposed, Duration::from_secs(9)), None);
         let line = lines.event(&decomposed, Duration::from_secs(10));
-        assert_eq!(line.as_deref(), Some("1000 of 2000 rows, 2 layers, 100 rows/s"));
+        assert_eq!(line.as_deref(), Some("1100 of 2000 rows, 2 layers, 100 rows/s"));
     }
 }

@@ -1,8 +1,7 @@
 //! What `cntlora.json` says of an adapter: where it came from. The same inputs and options give the same bytes, so
 //! there is no time, date, duration or number of threads in it.
 
-use cntlora::activations::ActivationSet;
-use cntlora::plan::{Inputs, Plan};
+use cntlora::plan::{Inputs, Plan, Recording};
 use cntlora::report::Report;
 use cntlora::storage::Source;
 use serde_json::{Map, Value, json};
@@ -13,9 +12,29 @@ const VERSION: u32 = 1;
 /// The provenance of the adapter that a run gave.
 pub fn provenance(plan: &Plan, inputs: &Inputs, report: &Report) -> Map<String, Value> {
     let mut entries = of_report(plan, report);
-    entries.insert("activations".into(), files(inputs.target.files()));
-    entries.insert("source".into(), files(inputs.source.as_ref().map_or(&[], ActivationSet::files)));
+    entries.insert("source".into(), json!([]));
+    insert_recording(&mut entries, &inputs.target, "activations", "moments");
+    if let Some(source) = &inputs.source {
+        insert_recording(&mut entries, source, "source", "source_moments");
+    }
     entries
+}
+
+/// The files that rows came from, and the files of their moments, where those took their place.
+fn insert_recording(entries: &mut Map<String, Value>, recording: &Recording, rows: &str, moments: &str) {
+    let files = |sources: Vec<&Source>| -> Value {
+        sources.iter().map(|source| file(&source.path().display().to_string(), source.length())).collect()
+    };
+    match recording {
+        Recording::Activations(_) => {
+            entries.insert(rows.into(), files(recording.files()));
+        }
+        Recording::Moments(set) => {
+            let sources = set.content().sources.iter();
+            entries.insert(rows.into(), sources.map(|source| file(&source.path, source.bytes)).collect());
+            entries.insert(moments.into(), files(recording.files()));
+        }
+    }
 }
 
 fn of_report(plan: &Plan, report: &Report) -> Map<String, Value> {
@@ -46,9 +65,6 @@ fn of_report(plan: &Plan, report: &Report) -> Map<String, Value> {
     ])
 }
 
-fn files(sources: &[Source]) -> Value {
-    sources
-        .iter()
-        .map(|source| json!({ "path": source.path().display().to_string(), "bytes": source.length() }))
-        .collect()
+fn file(path: &str, bytes: u64) -> Value {
+    json!({ "path": path, "bytes": bytes })
 }

@@ -1,13 +1,13 @@
 //! From arguments to what the library understands. Reads no file but to see where an output may go.
 
-use super::args::{self, InputArgs, JobArgs, MethodArgs, RankArgs, RunArgs};
+use super::args::{self, InputArgs, JobArgs, MethodArgs, MomentsArgs, RankArgs, ReadingArgs, RunArgs};
 use super::byte_size::ByteSize;
 use cntlora::constraint::Coupling;
 use cntlora::constraint::Norm;
 use cntlora::element::Element;
 use cntlora::factors::{Start, Strength};
 use cntlora::method::Options;
-use cntlora::plan::{Nonfinite, Request, Selection};
+use cntlora::plan::{MeasurementRequest, Nonfinite, Request, Selection};
 use cntlora::rank::{Limits, Policy};
 use cntlora::simd::Precision;
 use cntlora::storage::{Access, Problem, Problems};
@@ -22,11 +22,13 @@ const MAX_RANK_OF_BUDGET: usize = 4;
 
 /// What is asked for. Ranges are checked by the plan, together with everything else.
 pub fn request(job: &JobArgs) -> Request {
-    let InputArgs { activations, source, rename, io, nonfinite } = &job.inputs;
+    let InputArgs { activations, moments, source, source_moments, rename, reading } = &job.inputs;
     Request {
         model: job.model.clone(),
         activations: activations.clone(),
+        moments: moments.clone(),
         source: source.clone(),
+        source_moments: source_moments.clone(),
         selection: Selection {
             targets: job.layers.target.clone(),
             include: job.layers.include.clone(),
@@ -34,21 +36,50 @@ pub fn request(job: &JobArgs) -> Request {
         },
         renames: rename.clone(),
         method: method(&job.method, &job.ranks),
-        nonfinite: match nonfinite {
-            args::Nonfinite::Refuse => Nonfinite::Refuse,
-            args::Nonfinite::SkipRows => Nonfinite::SkipRows,
-        },
-        precision: match job.run.precision {
-            args::Precision::F32 => Precision::F32,
-            args::Precision::Bf16 => Precision::Bf16,
-        },
-        access: match io {
-            args::Io::Auto => Access::Auto,
-            args::Io::Read => Access::Read,
-            args::Io::Mmap => Access::Mmap,
-        },
+        nonfinite: nonfinite(reading),
+        precision: precision(&job.run),
+        access: access(reading),
         threads: threads(&job.run),
         max_memory: job.run.max_memory.map(|ByteSize(bytes)| bytes),
+    }
+}
+
+/// What is asked for of a measurement.
+pub fn measurement(args: &MomentsArgs) -> MeasurementRequest {
+    MeasurementRequest {
+        activations: args.activations.clone(),
+        selection: Selection {
+            targets: Vec::new(),
+            include: args.include.clone(),
+            exclude: args.exclude.clone(),
+        },
+        nonfinite: nonfinite(&args.reading),
+        precision: precision(&args.run),
+        access: access(&args.reading),
+        threads: threads(&args.run),
+        max_memory: args.run.max_memory.map(|ByteSize(bytes)| bytes),
+    }
+}
+
+fn nonfinite(reading: &ReadingArgs) -> Nonfinite {
+    match reading.nonfinite {
+        args::Nonfinite::Refuse => Nonfinite::Refuse,
+        args::Nonfinite::SkipRows => Nonfinite::SkipRows,
+    }
+}
+
+fn precision(run: &RunArgs) -> Precision {
+    match run.precision {
+        args::Precision::F32 => Precision::F32,
+        args::Precision::Bf16 => Precision::Bf16,
+    }
+}
+
+fn access(reading: &ReadingArgs) -> Access {
+    match reading.io {
+        args::Io::Auto => Access::Auto,
+        args::Io::Read => Access::Read,
+        args::Io::Mmap => Access::Mmap,
     }
 }
 
@@ -108,6 +139,13 @@ pub struct Output {
     pub force: bool,
 }
 
+impl Output {
+    /// The folders that are written to.
+    pub fn folders(&self) -> Vec<&Path> {
+        [Some(&self.folder), self.base.as_ref()].into_iter().flatten().map(PathBuf::as_path).collect()
+    }
+}
+
 /// Where the results of a job go.
 pub fn output(folder: &Path, job: &JobArgs) -> Output {
     let base = || job.output.base_out.clone().unwrap_or_else(|| folder.join("base"));
@@ -132,6 +170,13 @@ pub fn check_effects(job: &JobArgs) -> Result<(), Problems> {
         problems.push(
             Problem::usage("--strength is given, but only --start update has a strength to choose")
                 .help("leave --strength out, or use --start update"),
+        );
+    }
+    let InputArgs { activations, source, reading, .. } = &job.inputs;
+    if activations.is_empty() && source.is_empty() && nonfinite(reading) == Nonfinite::SkipRows {
+        problems.push(
+            Problem::usage("--nonfinite is given, but no rows are read: the moments are known")
+                .help("give it to the command that measures the moments"),
         );
     }
     problems.or_ok(())
@@ -227,6 +272,46 @@ mod tests {
         assert_eq!(request_of("--nonfinite skip-rows").nonfinite, Nonfinite::SkipRows);
         assert_eq!(request_of("").precision, Precision::F32);
         assert_eq!(request_of("--precision bf16").precision, Precision::Bf16);
+    }
+
+    /// Moments take the place of rows, on either side.
+    #[test]
+    fn moments_in_place_of_rows() {
+        let request = |options: &str| {
+            let words = "cntlora init model --out out".split(' ').chain(options.split(' '));
+            match Cli::try_parse_from(words).unwrap().command {
+                Command::Init(args) => (request(&args.job), check_effects(&args.job).is_ok()),
+                other => panic!("expected init, found {other:?}"),
+            }
+        };
+        let (both, sound) = request("--moments a b --source-moments c");
+        assert!(both.activations.is_empty() && both.source.is_empty() && sound);
+        assert_eq!(both.moments, ["a", "b"].map(PathBuf::from));
+        assert_eq!(both.source_moments, ["c"].map(PathBuf::from));
+        assert!(!request("--moments a --nonfinite skip-rows").1);
+        assert!(request("--moments a --source z --nonfinite skip-rows").1);
+        for options in ["--moments a -a acts", "-a acts --source z --source-moments c", "--source z"] {
+            let words = "cntlora init model -o out".split(' ').chain(options.split(' '));
+            assert!(Cli::try_parse_from(words).is_err(), "{options}");
+        }
+    }
+
+    #[test]
+    fn measurements() {
+        let words =
+            "cntlora moments a b -o m --include q --exclude k --nonfinite skip-rows --threads 2 --io read";
+        let Command::Moments(args) = Cli::try_parse_from(words.split(' ')).unwrap().command else {
+            panic!("expected moments")
+        };
+        let request = measurement(&args);
+        assert_eq!(request.activations, ["a", "b"].map(PathBuf::from));
+        assert_eq!(
+            (request.selection.include, request.selection.exclude),
+            (vec!["q".into()], vec!["k".into()])
+        );
+        assert_eq!((request.nonfinite, request.precision), (Nonfinite::SkipRows, Precision::F32));
+        assert_eq!((request.access, request.threads), (Access::Read, 2));
+        assert_eq!((args.progress.checkpoint_every, args.progress.restart, args.force), (300, false, false));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::io::{self, IsTerminal, Write};
 use tracing::level_filters::LevelFilter;
 
 /// What the global options say about output.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Terminal {
     json: bool,
     quiet: bool,

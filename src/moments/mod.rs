@@ -41,13 +41,17 @@ impl Moments {
     /// [`Error::Shape`] for lengths that do not fit; [`Error::NonFinite`] for NaN or infinity.
     pub fn from_sums(count: u64, sum: Vec<f64>, gram: Vec<f64>, abs_max: Vec<f32>) -> Result<Self> {
         let width = sum.len();
-        let lengths = [("length of the Gram triangle", triangle(width), gram.len()), ("number of maxima", width, abs_max.len())];
+        let lengths = [
+            ("length of the Gram triangle", triangle(width), gram.len()),
+            ("number of maxima", width, abs_max.len()),
+        ];
         for (what, expected, found) in lengths {
             if expected != found {
                 return Err(Error::Shape { what, expected, found });
             }
         }
-        let finite = sum.iter().chain(&gram).all(|sum| sum.is_finite()) && abs_max.iter().all(|max| max.is_finite());
+        let finite =
+            sum.iter().chain(&gram).all(|sum| sum.is_finite()) && abs_max.iter().all(|max| max.is_finite());
         if !finite {
             return Err(Error::NonFinite { what: "a sum over activations" });
         }
@@ -215,7 +219,11 @@ impl PairedMoments {
     /// [`Error::Shape`] for an odd width.
     pub fn from_joint(joint: Moments) -> Result<Self> {
         if !joint.width.is_multiple_of(2) {
-            return Err(Error::Shape { what: "width of pairs of rows", expected: joint.width + 1, found: joint.width });
+            return Err(Error::Shape {
+                what: "width of pairs of rows",
+                expected: joint.width + 1,
+                found: joint.width,
+            });
         }
         Ok(Self { joint })
     }

@@ -13,7 +13,7 @@
 //! Narrow sites are in memory side by side, as many as `schedule` allows, wide ones one at a time; of the layers of a site one
 //! weight is; the components of all layers stay.
 //!
-//! Work counts a multiplication and an addition each: `d (d + 1)` for each row, then for each site `12 d³` (and `10 d³` for the
+//! Work counts a multiplication and an addition each: `d (d + 1)` for each row that is read, then for each site `12 d³` (and `10 d³` for the
 //! eigendecompositions of the transport) and for each layer `2 m d²`.
 
 use super::{PlannedLayer, PlannedSite, Work};
@@ -40,19 +40,28 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    pub(super) fn of(sites: &[PlannedSite], options: &Options) -> Self {
-        let (narrow, wide): (Vec<_>, Vec<_>) = sites.iter().partition(|site| site.is_narrow());
-        let memory = |site: &PlannedSite| site_memory(site, options);
-        let mut narrow: Vec<u64> = narrow.into_iter().map(memory).collect();
-        narrow.sort_unstable_by(|a, b| b.cmp(a));
+    /// Of a whole run.
+    pub(super) fn of_run(sites: &[PlannedSite], options: &Options) -> Self {
         let layers = sites.iter().flat_map(|site| &site.layers);
         let size =
             |layer: &PlannedLayer| 4 * components(layer, options) * (layer.outputs + layer.inputs) as u64;
-        Self {
-            narrow,
-            wide: wide.into_iter().map(memory).max().unwrap_or(0),
-            kept: layers.map(size).fold(0, u64::saturating_add),
-        }
+        let kept = layers.map(size).fold(0, u64::saturating_add);
+        Self::new(sites.iter().map(|site| (site.is_narrow(), site_memory(site, options))), kept)
+    }
+
+    /// Of measuring the moments of sites of these widths.
+    pub(super) fn of_moments(widths: impl Iterator<Item = usize>) -> Self {
+        let memory = |width: usize| Moments::memory(width as u64) + block_memory(width as u64);
+        Self::new(widths.map(|width| (super::is_narrow(width), memory(width))), 0)
+    }
+
+    /// From what each site takes, and whether it is narrow.
+    fn new(sites: impl Iterator<Item = (bool, u64)>, kept: u64) -> Self {
+        let (narrow, wide): (Vec<_>, Vec<_>) = sites.partition(|(is_narrow, _)| *is_narrow);
+        let mut narrow: Vec<u64> = narrow.into_iter().map(|(_, memory)| memory).collect();
+        narrow.sort_unstable_by(|a, b| b.cmp(a));
+        let wide = wide.into_iter().map(|(_, memory)| memory).max().unwrap_or(0);
+        Self { narrow, wide, kept }
     }
 
     /// At the peak, with this many narrow sites side by side.
@@ -63,6 +72,11 @@ impl Memory {
     }
 }
 
+/// Blocks of rows, as read and as packed.
+fn block_memory(width: u64) -> u64 {
+    (8 * Blocks::HELD as u64 + 4) * width * BLOCK_ROWS as u64
+}
+
 fn components(layer: &PlannedLayer, options: &Options) -> u64 {
     options.components(layer.outputs.min(layer.inputs)) as u64
 }
@@ -71,12 +85,11 @@ fn components(layer: &PlannedLayer, options: &Options) -> u64 {
 fn site_memory(site: &PlannedSite, options: &Options) -> u64 {
     let width = site.width as u64;
     let measured_source = site.source_rows.is_some();
-    let block = |width: u64| (8 * Blocks::HELD as u64 + 4) * width * BLOCK_ROWS as u64;
     let moments = match options.coupling {
         // The sides and the cross moment are split from the joint moments while those are there.
-        Coupling::Paired => 2 * Moments::memory(2 * width) + block(2 * width),
-        _ if measured_source => 2 * Moments::memory(width) + block(width),
-        _ => Moments::memory(width) + block(width),
+        Coupling::Paired => 2 * Moments::memory(2 * width) + block_memory(2 * width),
+        _ if measured_source => 2 * Moments::memory(width) + block_memory(width),
+        _ => Moments::memory(width) + block_memory(width),
     };
     let (building, held) = Constraint::memory(width, options.terms(), measured_source);
     let layer = |layer: &PlannedLayer| {
@@ -92,8 +105,7 @@ pub(super) fn work(sites: &[PlannedSite], options: &Options) -> Work {
     let mut work = Work::default();
     for site in sites {
         let d = site.width as f64;
-        let rows = site.rows as f64 + site.source_rows.unwrap_or(0) as f64;
-        work.moments += rows * d * (d + 1.0);
+        work.moments += site.rows_to_read as f64 * d * (d + 1.0);
         let eigendecompositions = if options.coupling == Coupling::Transport { 10.0 } else { 0.0 };
         work.factors += (12.0 + eigendecompositions) * d * d * d;
         work.factors += site.layers.iter().map(|layer| 2.0 * layer.outputs as f64 * d * d).sum::<f64>();

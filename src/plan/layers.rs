@@ -2,10 +2,10 @@
 
 use super::names::Names;
 use super::nearest::list;
+use super::recording::{RecordedSite, Recording};
 use super::renames::Renames;
 use super::select::Selector;
 use super::{PlannedLayer, PlannedSite, Skipped};
-use crate::activations::{ActivationSet, Site};
 use crate::constraint::Coupling;
 use crate::element::Element;
 use crate::rank::Limits;
@@ -34,17 +34,18 @@ enum Unfit {
 /// Finds and checks the weight of every selected module.
 pub(super) fn find(
     checkpoint: &Checkpoint,
-    target: &ActivationSet,
-    source: Option<&ActivationSet>,
+    target: &Recording,
+    source: Option<&Recording>,
     selector: &Selector<'_>,
     renames: &Renames<'_>,
     limits: &Limits,
 ) -> Found {
-    let recorded = target.sites().flat_map(|site| &site.modules).map(String::as_str);
+    let sites = target.sites();
+    let recorded = sites.iter().flat_map(|site| site.modules).map(String::as_str);
     let names = Names::new(checkpoint.names(), recorded, renames);
     let mut found = Found::default();
     let mut readers: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-    for site in target.sites() {
+    for site in &sites {
         let mut layers = Vec::new();
         for module in site.modules.iter().filter(|module| selector.selects(module)) {
             let tensor = match names.resolve(module) {
@@ -72,13 +73,16 @@ pub(super) fn find(
             }
         }
         if !layers.is_empty() {
-            let source = source.and_then(|source| source.site(&site.name));
+            let source = source.and_then(|source| source.site(site.name));
             found.sites.push(PlannedSite {
-                name: site.name.clone(),
+                name: site.name.into(),
                 width: site.width,
-                rows: site.rows(),
-                source_rows: source.map(Site::rows),
-                bytes: site.bytes().saturating_add(source.map_or(0, Site::bytes)),
+                rows: site.rows,
+                source_rows: source.map(|source| source.rows),
+                rows_to_read: site
+                    .rows_to_read
+                    .saturating_add(source.map_or(0, |source| source.rows_to_read)),
+                bytes: site.bytes.saturating_add(source.map_or(0, |source| source.bytes)),
                 layers,
             });
         }
@@ -102,7 +106,7 @@ fn layer(
     module: &str,
     tensor: &str,
     stored: &StoredTensor,
-    site: &Site,
+    site: &RecordedSite<'_>,
     limits: &Limits,
 ) -> Result<PlannedLayer, Unfit> {
     let stored = &stored.tensor;
@@ -126,7 +130,7 @@ fn layer(
         } else {
             Problem::data(format!(
                 "{found}: expected {inputs} numbers in each row of site {}, found {width}",
-                quoted(&site.name)
+                quoted(site.name)
             ))
             .help("give the checkpoint that the activations were recorded from, or correct the names with --rename")
         }));
@@ -149,39 +153,37 @@ fn layer(
 
 /// Checks that the pre-training activations have the sites of the selected modules.
 pub(super) fn check_source(
-    target: &ActivationSet,
-    source: &ActivationSet,
+    target: &Recording,
+    source: &Recording,
     selector: &Selector<'_>,
     coupling: Coupling,
     problems: &mut Problems,
 ) {
-    let selected = |site: &&Site| site.modules.iter().any(|module| selector.selects(module));
-    for site in target.sites().filter(selected) {
-        let Some(other) = source.site(&site.name) else {
+    let selected = |site: &RecordedSite<'_>| site.modules.iter().any(|module| selector.selects(module));
+    for site in target.sites().into_iter().filter(selected) {
+        let Some(other) = source.site(site.name) else {
             let what = format!(
                 "expected the site {} among the pre-training activations, found {} sites without it",
-                quoted(&site.name),
-                source.sites().count()
+                quoted(site.name),
+                source.sites().len()
             );
             problems
                 .push(Problem::data(what).help("record the same sites for --source as for --activations"));
             continue;
         };
-        let part = |set: &ActivationSet, site: &Site| set.files()[site.parts[0].file].path().to_path_buf();
         let differ = |what: &str, here: u64, there: u64| {
-            let fine_tuning = part(target, site);
             Problem::data(format!(
                 "expected {here} {what} as among the fine-tuning activations in {}, found {there}",
-                quoted(&fine_tuning.to_string_lossy())
+                quoted(&site.path.to_string_lossy())
             ))
-            .in_file(&part(source, other))
-            .in_tensor(&site.name)
+            .in_file(other.path)
+            .in_tensor(site.name)
         };
         if other.width != site.width {
             problems.push(differ("numbers per row", site.width as u64, other.width as u64));
         }
-        if coupling == Coupling::Paired && other.rows() != site.rows() {
-            problems.push(differ("rows", site.rows(), other.rows()).help(
+        if coupling == Coupling::Paired && other.rows != site.rows {
+            problems.push(differ("rows", site.rows, other.rows).help(
                 "paired rows are of the same inputs in the same order; --coupling transport needs no pairs",
             ));
         }

@@ -6,21 +6,24 @@
 
 mod cost;
 mod layers;
+mod measurement;
 mod names;
 mod nearest;
 mod options;
 mod presets;
+mod recording;
 mod renames;
 mod schedule;
 mod select;
 
-use crate::activations::ActivationSet;
 use crate::element::Element;
 use crate::method::Options;
 use crate::simd::Precision;
 use crate::storage::{Access, Checkpoint, Problem, Problems};
 use cost::Memory;
 use layers::Found;
+pub use measurement::{Measurement, MeasurementRequest, SiteRows, plan_measurement};
+pub use recording::Recording;
 pub use renames::Rename;
 use renames::Renames;
 use select::Selector;
@@ -34,8 +37,12 @@ pub struct Request {
     pub model: PathBuf,
     /// Fine-tuning activations: files and folders.
     pub activations: Vec<PathBuf>,
-    /// Pre-training activations; empty for isotropic source statistics.
+    /// Moments files that take their place, if there are any.
+    pub moments: Vec<PathBuf>,
+    /// Pre-training activations; without them and their moments, source statistics are isotropic.
     pub source: Vec<PathBuf>,
+    /// Moments files that take their place, if there are any.
+    pub source_moments: Vec<PathBuf>,
     /// Which layers.
     pub selection: Selection,
     /// From module names to checkpoint names.
@@ -112,9 +119,14 @@ impl PlannedSite {
     /// Whether this site is worked on beside others, on one thread. Wider sites are worked on one after the other, with
     /// all threads inside.
     pub fn is_narrow(&self) -> bool {
-        const SIDE_BY_SIDE: usize = 2048;
-        self.width <= SIDE_BY_SIDE
+        is_narrow(self.width)
     }
+}
+
+/// Whether sites of this width are worked on side by side.
+fn is_narrow(width: usize) -> bool {
+    const SIDE_BY_SIDE: usize = 2048;
+    width <= SIDE_BY_SIDE
 }
 
 /// A site and the layers that read it.
@@ -128,7 +140,9 @@ pub struct PlannedSite {
     pub rows: u64,
     /// Pre-training rows, if there are any.
     pub source_rows: Option<u64>,
-    /// Bytes of activations to read.
+    /// Rows to read, of both kinds: none of those whose moments are known.
+    pub rows_to_read: u64,
+    /// Bytes of activations or moments to read.
     pub bytes: u64,
     /// The layers that read it, in order of module name.
     pub layers: Vec<PlannedLayer>,
@@ -174,9 +188,9 @@ pub struct Inputs {
     /// The model.
     pub checkpoint: Checkpoint,
     /// Fine-tuning activations.
-    pub target: ActivationSet,
+    pub target: Recording,
     /// Pre-training activations.
-    pub source: Option<ActivationSet>,
+    pub source: Option<Recording>,
 }
 
 /// Opens the inputs, checks everything that headers and options can tell, and plans the run.
@@ -186,20 +200,28 @@ pub struct Inputs {
 /// judged because of another complaint is left out.
 pub fn plan(request: &Request) -> Result<(Plan, Inputs), Problems> {
     let mut problems = Problems::default();
-    problems.collect(options::check_precision(request.precision));
-    options::check_values(&request.method, !request.source.is_empty(), &mut problems);
+    let reads_rows = request.moments.is_empty() || !request.source.is_empty();
+    if reads_rows {
+        problems.collect(options::check_precision(request.precision));
+    }
+    let has_source = !request.source.is_empty() || !request.source_moments.is_empty();
+    options::check_values(&request.method, has_source, &mut problems);
+    options::check_pairs(request, &mut problems);
     let renames = problems.collect(Renames::new(&request.renames));
     let selector = problems.collect(Selector::new(&request.selection));
     let checkpoint = problems.collect(Checkpoint::open(&request.model, request.access));
-    let target = problems.collect(ActivationSet::open(&request.activations, request.access));
-    let source = match request.source.as_slice() {
-        [] => None,
-        paths => problems.collect(ActivationSet::open(paths, request.access)),
+    let target = problems.collect(Recording::open(&request.activations, &request.moments, request.access));
+    let source = match has_source {
+        true => problems.collect(Recording::open(&request.source, &request.source_moments, request.access)),
+        false => None,
     };
+    for recording in [&target, &source].into_iter().flatten() {
+        problems.collect(options::check_moments_precision(recording, request.precision));
+    }
 
     if let (Some(target), Some(selector)) = (&target, &selector) {
-        let modules = target.sites().flat_map(|site| &site.modules).map(String::as_str);
-        selector.check(modules, &mut problems);
+        let sites = target.sites();
+        selector.check(sites.iter().flat_map(|site| site.modules).map(String::as_str), &mut problems);
         if let Some(source) = &source {
             layers::check_source(target, source, selector, request.method.coupling, &mut problems);
         }
@@ -219,7 +241,7 @@ pub fn plan(request: &Request) -> Result<(Plan, Inputs), Problems> {
             problems.push(Problem::data(what).in_tensor(&first.name));
         }
     }
-    let memory = Memory::of(&found.sites, &request.method);
+    let memory = Memory::of_run(&found.sites, &request.method);
     let side_by_side = problems.collect(schedule::side_by_side(&memory, request.threads, request.max_memory));
     match (checkpoint, target, side_by_side) {
         (Some(checkpoint), Some(target), Some(side_by_side)) if problems.0.is_empty() => {

@@ -1,7 +1,7 @@
 //! The options of the method, on their own and against the layers.
 
 use super::nearest::list;
-use super::{PlannedLayer, PlannedSite};
+use super::{PlannedLayer, PlannedSite, Recording, Request};
 use crate::constraint::Coupling;
 use crate::method::Options;
 use crate::rank::Policy;
@@ -26,6 +26,34 @@ pub(super) fn check_values(options: &Options, has_source: bool, problems: &mut P
 pub(super) fn check_precision(precision: Precision) -> Result<(), Problem> {
     let refused = |error: Unsupported| Problem::usage(error.to_string()).help("leave out --precision");
     Workspace::new(Tier::best(), precision).map(drop).map_err(refused)
+}
+
+/// Refuses moments where rows are needed.
+pub(super) fn check_pairs(request: &Request, problems: &mut Problems) {
+    if request.method.coupling == Coupling::Paired
+        && !(request.moments.is_empty() && request.source_moments.is_empty())
+    {
+        problems.push(
+            Problem::usage("the coupling paired needs the rows of both kinds of activations, and cannot start from moments")
+                .help("give the activations with --activations and --source, or choose --coupling transport"),
+        );
+    }
+}
+
+/// Refuses moments that were computed in another precision than the one that is asked for.
+pub(super) fn check_moments_precision(recording: &Recording, precision: Precision) -> Result<(), Problem> {
+    match recording {
+        Recording::Moments(set) if set.content().precision != precision => {
+            let (expected, found) = (precision.name(), set.content().precision.name());
+            let what = format!("expected moments in precision {expected}, found {found}");
+            let problem = Problem::usage(what).help(format!("give --precision {found}"));
+            Err(match set.files().next() {
+                Some(file) => problem.in_file(file.path()),
+                None => problem,
+            })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Checks the rank policy against the layers that were found.

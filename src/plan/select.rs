@@ -3,6 +3,7 @@
 use super::Selection;
 use super::nearest::{list, nearest};
 use super::renames::regular_expression;
+use crate::activations::Site;
 use crate::storage::{Problem, Problems, quoted};
 use regex::Regex;
 use std::collections::BTreeSet;
@@ -37,6 +38,16 @@ impl<'a> Selector<'a> {
             || self.targets.iter().any(|target| target == ALL || is_named(module, target)))
             && (self.include.is_empty() || found(&self.include))
             && !found(&self.exclude)
+    }
+
+    /// Whether a site is measured: whether one of its modules is selected, where patterns are searched for in its own name as well.
+    pub(super) fn selects_site(&self, site: &Site) -> bool {
+        let found = |patterns: &[Regex], module: &str| {
+            patterns.iter().any(|pattern| pattern.is_match(module) || pattern.is_match(&site.name))
+        };
+        site.modules.iter().any(|module| {
+            (self.include.is_empty() || found(&self.include, module)) && !found(&self.exclude, module)
+        })
     }
 
     /// Whether a target names the module, so that it may not be left out silently.

@@ -101,7 +101,9 @@ fn request(folder: &Path) -> Request {
     Request {
         model: folder.join("model.safetensors"),
         activations: vec![folder.join("target.safetensors")],
+        moments: Vec::new(),
         source: Vec::new(),
+        source_moments: Vec::new(),
         selection: Selection::default(),
         renames: Vec::new(),
         method: Options {

@@ -1,8 +1,22 @@
 //! Carries a plan out and tells an observer what happens. Prints nothing.
+//!
+//! `site` works on one site, with `moments` for its rows; `measure` stops there, and writes the moments. `partial` is the folder
+//! of an unfinished run, `job` what it is about, and `saved_sums` and `saved_layers` are what is in it.
 
+mod job;
+mod measure;
 mod moments;
+mod partial;
+mod saved_layers;
+mod saved_sums;
 mod site;
 
+pub use job::Job;
+pub use measure::measure;
+pub use partial::PartialRun;
+pub use saved_layers::SavedLayers;
+
+use crate::activations::{ActivationSet, Site};
 use crate::adapter::Adapter;
 use crate::plan::{Inputs, Plan, PlannedSite};
 use crate::rank::{self, Layer};
@@ -35,6 +49,13 @@ pub enum Event<'a> {
         /// How many.
         rows: u64,
     },
+    /// Rows that an earlier run added, which are not read again.
+    Resumed {
+        /// The site.
+        site: &'a str,
+        /// How many.
+        rows: u64,
+    },
     /// The moments of a site are complete, and its layers are being decomposed.
     MomentsReady {
         /// The site.
@@ -56,6 +77,12 @@ pub enum Event<'a> {
 pub trait Observer: Sync {
     /// One event.
     fn event(&self, event: Event<'_>);
+
+    /// Whether the run shall end early. It finishes the block or the layer that it is at, saves its progress if it has where to,
+    /// and ends with a problem of the category [`Interrupted`](crate::storage::Category::Interrupted).
+    fn stop_requested(&self) -> bool {
+        false
+    }
 }
 
 /// Hears everything, does nothing.
@@ -75,14 +102,34 @@ pub struct Outcome {
 ///
 /// # Errors
 /// An I/O problem if a file cannot be read, or changed meanwhile; a data problem for values that cannot be used, with
-/// the place where they are; a usage problem for a budget that pays for no rank.
+/// the place where they are; a usage problem for a budget that pays for no rank; an interruption if the observer asks for one.
 pub fn run(plan: &Plan, inputs: &Inputs, observer: &dyn Observer) -> Result<Outcome, Problems> {
+    carry_out(plan, inputs, observer, None)
+}
+
+/// As [`run()`], with progress that outlives the process: what an earlier run of the same job saved is not done again, and the result
+/// has the same bits as that of one run without interruption. `partial` is left to the caller to discard, when what the
+/// run gave is written.
+///
+/// # Errors
+/// As [`run()`], and I/O and data problems of what is saved.
+pub fn run_resumable(
+    plan: &Plan,
+    inputs: &Inputs,
+    observer: &dyn Observer,
+    partial: &PartialRun,
+) -> Result<Outcome, Problems> {
+    carry_out(plan, inputs, observer, Some(partial))
+}
+
+fn carry_out(
+    plan: &Plan,
+    inputs: &Inputs,
+    observer: &dyn Observer,
+    partial: Option<&PartialRun>,
+) -> Result<Outcome, Problems> {
     let started = Instant::now();
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(plan.threads)
-        .build()
-        .map_err(|error| Problem::environment(format!("cannot start {} threads: {error}", plan.threads)))?;
-    let sites = pool.install(|| work_on_sites(plan, inputs, observer))?;
+    let sites = with_threads(plan.threads, || work_on_sites(plan, inputs, observer, partial))?;
     inputs.target.check_unchanged()?;
     if let Some(source) = &inputs.source {
         source.check_unchanged()?;
@@ -98,7 +145,7 @@ pub fn run(plan: &Plan, inputs: &Inputs, observer: &dyn Observer) -> Result<Outc
     let candidates: Vec<Layer<'_>> = layers.iter().map(|layer| layer.decomposition.as_layer()).collect();
     let ranks = rank::allocate(plan.method.ranks, plan.method.limits, &candidates)
         .map_err(|error| Problem::usage(error.to_string()).help("raise --budget, or lower --min-rank"))?;
-    let finished = pool.install(|| {
+    let finished = with_threads(plan.threads, || {
         layers
             .par_iter()
             .zip(ranks)
@@ -134,30 +181,74 @@ pub fn run(plan: &Plan, inputs: &Inputs, observer: &dyn Observer) -> Result<Outc
     Ok(Outcome { adapter, report })
 }
 
+/// Does the work in a pool of its own.
+fn with_threads<T: Send>(
+    threads: usize,
+    work: impl FnOnce() -> Result<T, Problem> + Send,
+) -> Result<T, Problem> {
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build()
+        .map_err(|error| Problem::environment(format!("cannot start {threads} threads: {error}")))?;
+    pool.install(work)
+}
+
 /// All sites, in the order of the plan.
 fn work_on_sites<'a>(
     plan: &'a Plan,
     inputs: &Inputs,
     observer: &dyn Observer,
+    partial: Option<&PartialRun>,
 ) -> Result<Vec<FinishedSite<'a>>, Problem> {
-    let work = |site: &'a PlannedSite, threads| site::work(plan, site, inputs, threads, observer);
-    let (narrow, wide): (Vec<_>, Vec<_>) = plan.sites.iter().partition(|site| site.is_narrow());
-    let threads = plan.threads / plan.side_by_side;
-    let results = Mutex::new(Vec::with_capacity(plan.sites.len()));
+    let work = |site: &'a PlannedSite, threads| site::finish(plan, site, inputs, threads, observer, partial);
+    let threads = Threads { all: plan.threads, side_by_side: plan.side_by_side };
+    let mut finished = work_side_by_side(&plan.sites, |site| site.is_narrow(), threads, work)?;
+    finished.sort_by(|a, b| a.report.name.cmp(&b.report.name));
+    Ok(finished)
+}
+
+/// How many threads there are, and how many narrow sites they work on at a time.
+#[derive(Clone, Copy)]
+struct Threads {
+    all: usize,
+    side_by_side: usize,
+}
+
+/// Works on narrow sites side by side, and then on wide ones one after the other, with all threads inside. Begins none after
+/// one has failed.
+fn work_side_by_side<'a, S: Sync, T: Send>(
+    sites: &'a [S],
+    is_narrow: impl Fn(&S) -> bool,
+    threads: Threads,
+    work: impl Fn(&'a S, usize) -> Result<T, Problem> + Sync,
+) -> Result<Vec<T>, Problem> {
+    let (narrow, wide): (Vec<_>, Vec<_>) = sites.iter().partition(|site| is_narrow(site));
+    let results = Mutex::new(Vec::with_capacity(sites.len()));
     let failed = AtomicBool::new(false);
     let unless_failed = narrow.into_iter().take_while(|_| !failed.load(Ordering::Relaxed));
-    share(plan.side_by_side, unless_failed, |site| {
-        let result = work(site, threads);
+    share(threads.side_by_side, unless_failed, |site| {
+        let result = work(site, threads.all / threads.side_by_side);
         failed.fetch_or(result.is_err(), Ordering::Relaxed);
         results.lock().unwrap_or_else(PoisonError::into_inner).push(result);
     });
     let results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
     let mut finished = results.into_iter().collect::<Result<Vec<_>, _>>()?;
     for site in wide {
-        finished.push(work(site, plan.threads)?);
+        finished.push(work(site, threads.all)?);
     }
-    finished.sort_by(|a, b| a.report.name.cmp(&b.report.name));
     Ok(finished)
+}
+
+/// A site that the plan found when it looked at these files.
+fn site_of<'a>(set: &'a ActivationSet, name: &str) -> Result<&'a Site, Problem> {
+    set.site(name).ok_or_else(|| {
+        Problem::data("the plan names this site, but the files do not have it").in_tensor(name)
+    })
+}
+
+/// What a run ends with that was asked to.
+fn interrupted() -> Problem {
+    Problem::interrupted("stopped before it was finished, as was asked for")
 }
 
 /// The factors of a layer whose rank is known; none for rank 0.

@@ -1,5 +1,7 @@
 //! Streams of row blocks into moments.
 
+use super::partial::PartialRun;
+use super::saved_sums::{Extent, Keeper, SavedSums, Sums};
 use super::{Event, Observer};
 use crate::activations::{ActivationSet, Block, Site};
 use crate::error::Error;
@@ -7,6 +9,7 @@ use crate::moments::{Moments, PairedMoments};
 use crate::plan::Nonfinite;
 use crate::simd::{BLOCK_ROWS, Precision, Rows, Tier, Values, Workspace};
 use crate::storage::Problem;
+use std::ops::Range;
 
 /// How rows are read and added.
 #[derive(Clone, Copy)]
@@ -15,6 +18,8 @@ pub(super) struct Reading<'a> {
     pub precision: Precision,
     pub threads: usize,
     pub observer: &'a dyn Observer,
+    /// Where progress is saved, if it is.
+    pub partial: Option<&'a PartialRun>,
 }
 
 /// Sums, and how many rows were left out of them.
@@ -24,12 +29,20 @@ pub(super) struct Measured<T> {
 }
 
 impl Reading<'_> {
-    /// The moments of all rows of a site.
-    pub(super) fn measure(self, set: &ActivationSet, site: &Site) -> Result<Measured<Moments>, Problem> {
+    /// The moments of rows of a site, which begin and end where blocks do. `kind` names the saved sums.
+    pub(super) fn measure(
+        self,
+        set: &ActivationSet,
+        site: &Site,
+        rows: Range<u64>,
+        kind: &str,
+    ) -> Result<Measured<Moments>, Problem> {
+        let extent = Extent { site: &site.name, width: site.width, rows, precision: self.precision };
+        let saved = self.partial.map(|partial| partial.sums(&site.name, kind));
+        let Sums { mut moments, mut next_row, mut skipped_rows } = self.begin(saved.as_ref(), &extent, 1)?;
+        let mut keeper = Keeper::new(saved.as_ref(), &extent, self.observer);
         let mut workspace = self.workspace()?;
-        let mut moments = Moments::new(site.width);
-        let mut skipped_rows = 0;
-        let mut blocks = set.blocks(site, site.spans(BLOCK_ROWS, Vec::new()));
+        let mut blocks = set.blocks(site, site.spans(next_row..extent.rows.end, BLOCK_ROWS, Vec::new()));
         while let Some(block) = blocks.next()? {
             let count = block.rows.rows as u64;
             skipped_rows += self.add(
@@ -37,7 +50,9 @@ impl Reading<'_> {
                 |rows| moments.add(rows, &mut workspace, self.threads),
                 |row, column| (&block, row, column),
             )?;
+            next_row += count;
             self.observer.event(Event::RowsAdded { site: &site.name, rows: count });
+            keeper.block_added(&moments, next_row, skipped_rows)?;
         }
         Ok(Measured { moments, skipped_rows })
     }
@@ -50,12 +65,18 @@ impl Reading<'_> {
         (target, target_site): (&ActivationSet, &Site),
     ) -> Result<Measured<PairedMoments>, Problem> {
         let width = target_site.width;
+        let rows = 0..target_site.rows();
+        let extent = Extent { site: &target_site.name, width: 2 * width, rows, precision: self.precision };
+        let saved = self.partial.map(|partial| partial.sums(&target_site.name, "pairs"));
+        let Sums { moments, mut next_row, mut skipped_rows } = self.begin(saved.as_ref(), &extent, 2)?;
+        let mut moments =
+            PairedMoments::from_joint(moments).map_err(|error| Problem::data(error.to_string()))?;
+        let mut keeper = Keeper::new(saved.as_ref(), &extent, self.observer);
         let mut workspace = self.workspace()?;
-        let mut moments = PairedMoments::new(width);
-        let mut skipped_rows = 0;
         // Parts of both sides may be cut differently: a block ends where either side ends.
-        let z_spans = source_site.spans(BLOCK_ROWS, target_site.borders());
-        let x_spans = target_site.spans(BLOCK_ROWS, source_site.borders());
+        let rows = next_row..extent.rows.end;
+        let z_spans = source_site.spans(rows.clone(), BLOCK_ROWS, target_site.borders());
+        let x_spans = target_site.spans(rows, BLOCK_ROWS, source_site.borders());
         let mut z_blocks = source.blocks(source_site, z_spans);
         let mut x_blocks = target.blocks(target_site, x_spans);
         let mut pairs: Vec<f32> = Vec::new();
@@ -73,9 +94,26 @@ impl Reading<'_> {
                 |rows| moments.add(rows, &mut workspace, self.threads),
                 |row, column| if column < width { (&z, row, column) } else { (&x, row, column - width) },
             )?;
+            next_row += rows as u64;
             self.observer.event(Event::RowsAdded { site: &target_site.name, rows: 2 * rows as u64 });
+            keeper.block_added(moments.joint(), next_row, skipped_rows)?;
         }
         Ok(Measured { moments, skipped_rows })
+    }
+
+    /// The sums that were saved, or those of no rows. `sides` is how many rows of files make up one that is added.
+    fn begin(self, saved: Option<&SavedSums>, extent: &Extent<'_>, sides: u64) -> Result<Sums, Problem> {
+        let loaded = match saved {
+            Some(saved) => saved.load(extent)?,
+            None => None,
+        };
+        if let Some(Sums { next_row, .. }) = &loaded {
+            let rows = (next_row - extent.rows.start).saturating_mul(sides);
+            self.observer.event(Event::Resumed { site: extent.site, rows });
+        }
+        let none =
+            || Sums { moments: Moments::new(extent.width), next_row: extent.rows.start, skipped_rows: 0 };
+        Ok(loaded.unwrap_or_else(none))
     }
 
     fn workspace(self) -> Result<Workspace, Problem> {

@@ -1,15 +1,16 @@
 //! One site: its moments, its constraints, and the decompositions of the weights that read it.
 
 use super::moments::{Measured, Reading};
-use super::{Event, Observer};
-use crate::activations::{ActivationSet, Site};
+use super::partial::{PartialRun, damaged};
+use super::saved_layers::SavedLayers;
+use super::{Event, Observer, interrupted, site_of};
 use crate::constraint::{Constraint, Coupling, Evidence};
 use crate::error::Error;
 use crate::method::cntlora::{self, Decomposition};
 use crate::moments::Moments;
-use crate::plan::{Inputs, Plan, PlannedLayer, PlannedSite};
+use crate::plan::{Inputs, Plan, PlannedLayer, PlannedSite, Recording};
 use crate::report::SiteReport;
-use crate::storage::{Checkpoint, Problem, quoted};
+use crate::storage::{Access, Checkpoint, Problem, Source, quoted};
 use faer::{Mat, MatRef, Par};
 use std::time::Instant;
 
@@ -27,22 +28,78 @@ pub(super) struct FinishedSite<'a> {
     pub layers: Vec<DecomposedLayer<'a>>,
 }
 
-/// Reads the rows of a site and decomposes the updates of its layers, with this many threads inside.
-pub(super) fn work<'a>(
+/// What an earlier run saved of a site, or [`work`] on it, saved.
+pub(super) fn finish<'a>(
     plan: &'a Plan,
     planned: &'a PlannedSite,
     inputs: &Inputs,
     threads: usize,
     observer: &dyn Observer,
+    partial: Option<&PartialRun>,
 ) -> Result<FinishedSite<'a>, Problem> {
+    let Some(partial) = partial else { return work(plan, planned, inputs, threads, observer, None) };
+    let path = partial.layers(&planned.name);
+    if path.exists() {
+        let finished = load(planned, partial)?;
+        observer.event(Event::SiteStarted { site: &planned.name, rows: planned.rows_to_read });
+        observer.event(Event::Resumed { site: &planned.name, rows: planned.rows_to_read });
+        for layer in &finished.layers {
+            observer.event(Event::LayerDecomposed { module: &layer.planned.module });
+        }
+        return Ok(finished);
+    }
+    let finished = work(plan, planned, inputs, threads, observer, Some(partial))?;
+    let layers = finished
+        .layers
+        .iter()
+        .map(|layer| (layer.planned.module.clone(), (layer.decomposition.clone(), layer.seconds)));
+    let saved =
+        SavedLayers { job: partial.job().into(), report: finished.report.clone(), layers: layers.collect() };
+    saved.write(&path)?;
+    partial.forget_sums(&planned.name)?;
+    Ok(finished)
+}
+
+/// The layers that an earlier run saved.
+fn load<'a>(planned: &'a PlannedSite, partial: &PartialRun) -> Result<FinishedSite<'a>, Problem> {
+    let path = partial.layers(&planned.name);
+    let mut saved = SavedLayers::read(&Source::open(&path, Access::Read)?).map_err(damaged)?;
+    let foreign =
+        || damaged(Problem::data("expected the layers of this run, found other ones").in_file(&path));
+    if saved.job != partial.job() || saved.report.name != planned.name {
+        return Err(foreign());
+    }
+    let mut layers = Vec::new();
+    for layer in &planned.layers {
+        let (decomposition, seconds) = saved.layers.remove(&layer.module).ok_or_else(foreign)?;
+        let components = &decomposition.components;
+        if (components.u.nrows(), components.a.nrows()) != (layer.outputs, layer.inputs) {
+            return Err(foreign());
+        }
+        layers.push(DecomposedLayer { site: &planned.name, planned: layer, decomposition, seconds });
+    }
+    Ok(FinishedSite { report: saved.report, layers })
+}
+
+/// Reads the rows of a site and decomposes the updates of its layers, with this many threads inside.
+fn work<'a>(
+    plan: &'a Plan,
+    planned: &'a PlannedSite,
+    inputs: &Inputs,
+    threads: usize,
+    observer: &dyn Observer,
+    partial: Option<&PartialRun>,
+) -> Result<FinishedSite<'a>, Problem> {
+    let go_on = || if observer.stop_requested() { Err(interrupted()) } else { Ok(()) };
+    go_on()?;
     // Factorizations round differently for different numbers of parts, so that number is fixed, whatever the threads.
     const PARTS: usize = 16;
     let par = if planned.is_narrow() { Par::Seq } else { Par::rayon(PARTS) };
-    let rows = planned.rows + planned.source_rows.unwrap_or(0);
-    observer.event(Event::SiteStarted { site: &planned.name, rows });
+    observer.event(Event::SiteStarted { site: &planned.name, rows: planned.rows_to_read });
 
     let started = Instant::now();
-    let reading = Reading { nonfinite: plan.nonfinite, precision: plan.precision, threads, observer };
+    let reading =
+        Reading { nonfinite: plan.nonfinite, precision: plan.precision, threads, observer, partial };
     let measured = Measurements::of(plan, planned, inputs, reading)?;
     let moments_seconds = started.elapsed().as_secs_f64();
     observer.event(Event::MomentsReady { site: &planned.name });
@@ -76,6 +133,7 @@ pub(super) fn work<'a>(
 
     let mut layers = Vec::new();
     for layer in &planned.layers {
+        go_on()?;
         let started = Instant::now();
         let weight = read_weight(&inputs.checkpoint, layer)?;
         let weight = MatRef::from_row_major_slice(&weight, layer.outputs, layer.inputs);
@@ -107,33 +165,44 @@ impl Measurements {
         inputs: &Inputs,
         reading: Reading<'_>,
     ) -> Result<Self, Problem> {
-        let target = (&inputs.target, site_of(&inputs.target, &planned.name)?);
-        let source = match &inputs.source {
-            Some(set) => Some((set, site_of(set, &planned.name)?)),
-            None => None,
-        };
-        if let (Coupling::Paired, Some(source)) = (plan.method.coupling, source) {
-            let Measured { moments, skipped_rows } = reading.measure_pairs(source, target)?;
-            let (source, target, cross) =
-                moments.split().map_err(|error| describe(error).in_tensor(&planned.name))?;
+        let name = &planned.name;
+        if let (Coupling::Paired, Some(Recording::Activations(source)), Recording::Activations(target)) =
+            (plan.method.coupling, &inputs.source, &inputs.target)
+        {
+            let pairs =
+                reading.measure_pairs((source, site_of(source, name)?), (target, site_of(target, name)?));
+            let Measured { moments, skipped_rows } = pairs?;
+            let (source, target, cross) = moments.split().map_err(|error| describe(error).in_tensor(name))?;
             return Ok(Self { target, source: Some(source), cross: Some(cross), skipped_rows });
         }
-        let Measured { moments: target, mut skipped_rows } = reading.measure(target.0, target.1)?;
-        let mut moments = None;
-        if let Some((set, site)) = source {
-            let measured = reading.measure(set, site)?;
-            skipped_rows += measured.skipped_rows;
-            moments = Some(measured.moments);
-        }
-        Ok(Self { target, source: moments, cross: None, skipped_rows })
+        let target = Self::side(&inputs.target, name, reading, "target")?;
+        let source = match &inputs.source {
+            Some(recording) => Some(Self::side(recording, name, reading, "source")?),
+            None => None,
+        };
+        let skipped_rows = target.skipped_rows + source.as_ref().map_or(0, |source| source.skipped_rows);
+        let source = source.map(|source| source.moments);
+        Ok(Self { target: target.moments, source, cross: None, skipped_rows })
     }
-}
 
-/// A site that the plan found when it looked at these files.
-fn site_of<'a>(set: &'a ActivationSet, name: &str) -> Result<&'a Site, Problem> {
-    set.site(name).ok_or_else(|| {
-        Problem::data("the plan names this site, but the files do not have it").in_tensor(name)
-    })
+    /// The moments of one kind of activations, measured now or before. `kind` names the saved sums.
+    fn side(
+        recording: &Recording,
+        name: &str,
+        reading: Reading<'_>,
+        kind: &str,
+    ) -> Result<Measured<Moments>, Problem> {
+        match recording {
+            Recording::Activations(set) => {
+                let site = site_of(set, name)?;
+                reading.measure(set, site, 0..site.rows(), kind)
+            }
+            Recording::Moments(set) => {
+                let skipped_rows = set.content().sites.get(name).map_or(0, |site| site.skipped_rows);
+                Ok(Measured { moments: set.read(name)?, skipped_rows })
+            }
+        }
+    }
 }
 
 /// A weight as f32, row after row.

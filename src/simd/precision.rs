@@ -22,6 +22,14 @@ pub enum Precision {
 }
 
 impl Precision {
+    /// Its name, as options and files have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Precision::F32 => "f32",
+            Precision::Bf16 => "bf16",
+        }
+    }
+
     /// Whether this processor can do it.
     pub fn supported(self) -> bool {
         match self {

@@ -99,6 +99,15 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), Problem> {
     file.commit()
 }
 
+/// Whether a file name is that of an unfinished [`AtomicFile`], `.NAME.tmp` and six random characters, which a process that was killed
+/// leaves behind.
+pub fn is_unfinished(name: &str) -> bool {
+    name.starts_with('.')
+        && name.rsplit_once(".tmp").is_some_and(|(_, random)| {
+            random.len() == 6 && random.bytes().all(|byte| byte.is_ascii_alphanumeric())
+        })
+}
+
 fn folder_of(path: &Path) -> &Path {
     match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,

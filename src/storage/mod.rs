@@ -12,7 +12,7 @@ mod recognize;
 pub mod safetensors;
 mod source;
 
-pub use atomic::{AtomicFile, write_atomically};
+pub use atomic::{AtomicFile, is_unfinished, write_atomically};
 pub use checkpoint::{Checkpoint, StoredTensor};
 pub(crate) use hash::Hashing;
 pub use hash::fingerprint;

@@ -12,6 +12,8 @@ pub enum Category {
     Usage,
     /// Reading, writing or the environment: exit code 3.
     Io,
+    /// Nobody: it was asked to stop. Exit code 130.
+    Interrupted,
 }
 
 /// One complaint: where, what was expected and found, and the next step.
@@ -42,6 +44,11 @@ impl Problem {
     /// is needed.
     pub fn environment(what: impl Into<String>) -> Self {
         Self::new(Category::Io, what.into())
+    }
+
+    /// An end before the work was done, because it was asked for.
+    pub fn interrupted(what: impl Into<String>) -> Self {
+        Self::new(Category::Interrupted, what.into())
     }
 
     fn new(category: Category, what: String) -> Self {
@@ -117,7 +124,7 @@ impl std::error::Error for Problem {}
 pub struct Problems(pub Vec<Problem>);
 
 impl Problems {
-    /// The most severe category: I/O over usage over data.
+    /// The most severe category: an interruption over I/O over usage over data.
     pub fn category(&self) -> Category {
         self.0.iter().map(Problem::category).max().unwrap_or(Category::Data)
     }
@@ -182,6 +189,7 @@ mod tests {
         assert_eq!(Problem::data("").category(), Category::Data);
         assert_eq!(Problem::usage("").category(), Category::Usage);
         assert_eq!(Problem::environment("").category(), Category::Io);
+        assert_eq!(Problem::interrupted("").category(), Category::Interrupted);
         assert_eq!(Problem::io("cannot read", &error).category(), Category::Io);
         assert_eq!(Problem::io("cannot read", &error).to_string(), "cannot read: disk on fire");
     }

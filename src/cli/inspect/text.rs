@@ -16,6 +16,7 @@ pub fn render(inspection: &Inspection) -> String {
         Inspection::Npy(file) => npy(file),
         Inspection::Checkpoint(checkpoint) => self::checkpoint(checkpoint),
         Inspection::Activations(activations) => self::activations(activations),
+        Inspection::Moments(summary) => summary.render(),
         Inspection::Adapter(adapter) => self::adapter(adapter),
         // The report and the plan do not say in which format the factors are stored; the default is the likeliest.
         Inspection::Report(report) => format!("report of a run\n\n{}", report::render(report, Element::F32)),

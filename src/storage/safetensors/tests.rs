@@ -247,7 +247,7 @@ quickcheck! {
     /// Readers that map a file want numbers where their processor can load them.
     fn tensors_are_aligned(content: Content) -> bool {
         let header = read(written(&content)).unwrap();
-        header.tensors.values().all(|tensor| tensor.offset.is_multiple_of(super::dtype::alignment(&tensor.dtype)))
+        header.tensors.values().all(|tensor| tensor.offset.is_multiple_of(dtype::alignment(&tensor.dtype)))
     }
 
     /// The oracle reads what we write.

@@ -1,0 +1,167 @@
+//! Moments as files: measuring and merging them.
+
+use super::args::{MergeArgs, MomentsArgs};
+use super::interrupt::Interruption;
+use super::prepare::{check_output_file, create_parent, refuse_existing};
+use super::progress::Progress;
+use super::resolve;
+use super::saved;
+use super::terminal::Terminal;
+use cntlora::moments_file::{Content, MomentsSet, write};
+use cntlora::plan::{Measurement, plan_measurement};
+use cntlora::report::table::{Align, Table, bytes, count};
+use cntlora::run::{Job, PartialRun, measure};
+use cntlora::storage::{Access, Problems};
+use serde::Serialize;
+use std::borrow::Cow;
+use std::path::{Path, PathBuf};
+
+/// Measures the moments of activations, and prints what was measured.
+pub fn run(args: &MomentsArgs, terminal: &Terminal) -> anyhow::Result<()> {
+    let mut problems = Problems::default();
+    problems.collect(check_output_file(&args.out, args.force, &args.activations));
+    let planned = problems.collect(plan_measurement(&resolve::measurement(args)));
+    let Some((measurement, set)) = planned else { return Err(problems.into()) };
+    problems.or_ok(())?;
+    terminal.note(&announcement(&measurement));
+
+    let outputs = vec![args.out.clone(), PartialRun::folder_of(&args.out)];
+    let interruption = Interruption::handle(outputs, terminal)?;
+    let check = || refuse_existing(&args.out, args.force).map_err(Into::into);
+    let job = Job::of_measurement(&measurement, &set);
+    let partial = saved::open(&args.out, &job, &args.progress, check, terminal)?;
+    let rows =
+        measurement.sites.iter().map(|site| site.rows.end - site.rows.start).fold(0, u64::saturating_add);
+    let progress = Progress::new(terminal, &interruption, rows);
+    let content = interruption.while_polled(|| measure(&measurement, &set, &args.out, &progress, &partial));
+    progress.finish();
+    let content = saved::close(partial, content)?;
+    terminal.result(&Summary::of(&args.out, &content), Summary::render)?;
+    Ok(())
+}
+
+/// Adds moments files up, and prints what they come to.
+pub fn merge(args: &MergeArgs, terminal: &Terminal) -> anyhow::Result<()> {
+    let mut problems = Problems::default();
+    problems.collect(check_output_file(&args.out, args.force, &args.files));
+    let set = problems.collect(MomentsSet::open(&args.files, Access::Auto));
+    let Some(set) = set else { return Err(problems.into()) };
+    problems.or_ok(())?;
+    create_parent(&args.out)?;
+    Interruption::handle(vec![args.out.clone()], terminal)?;
+    write(&args.out, set.content(), &|site| set.read(site).map(Cow::Owned))?;
+    set.check_unchanged()?;
+    terminal.result(&Summary::of(&args.out, set.content()), Summary::render)?;
+    Ok(())
+}
+
+/// What is going to happen, in a line.
+fn announcement(measurement: &Measurement) -> String {
+    format!(
+        "{}, {} of activations to read, about {} of memory",
+        count(measurement.sites.len() as u64, "site"),
+        bytes(measurement.sites.iter().map(|site| site.bytes).fold(0, u64::saturating_add)),
+        bytes(measurement.peak_memory),
+    )
+}
+
+/// What a moments file holds.
+#[derive(Debug, Serialize)]
+pub struct Summary {
+    path: PathBuf,
+    precision: &'static str,
+    sites: Vec<SiteSummary>,
+    sources: Vec<SourceSummary>,
+}
+
+#[derive(Debug, Serialize)]
+struct SiteSummary {
+    name: String,
+    width: usize,
+    rows: u64,
+    skipped_rows: u64,
+    modules: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct SourceSummary {
+    path: String,
+    bytes: u64,
+}
+
+impl Summary {
+    /// What the file at this path says of itself.
+    pub fn of(path: &Path, content: &Content) -> Self {
+        let sites = content.sites.iter().map(|(name, site)| SiteSummary {
+            name: name.clone(),
+            width: site.width,
+            rows: content.rows(name).saturating_sub(site.skipped_rows),
+            skipped_rows: site.skipped_rows,
+            modules: site.modules.clone(),
+        });
+        let sources = content
+            .sources
+            .iter()
+            .map(|source| SourceSummary { path: source.path.clone(), bytes: source.bytes });
+        Self {
+            path: path.into(),
+            precision: content.precision.name(),
+            sites: sites.collect(),
+            sources: sources.collect(),
+        }
+    }
+
+    /// A table of sites, and a line on the whole.
+    pub fn render(&self) -> String {
+        let mut table = Table::new([
+            ("site", Align::Left),
+            ("width", Align::Right),
+            ("rows", Align::Right),
+            ("skipped", Align::Right),
+        ]);
+        for site in &self.sites {
+            let name = site.name.escape_debug().to_string();
+            table.row([name, site.width.to_string(), site.rows.to_string(), site.skipped_rows.to_string()]);
+        }
+        format!(
+            "{}\n{}: moments of {} in precision {}, from {} of {}\n",
+            table.render(),
+            self.path.display().to_string().escape_debug(),
+            count(self.sites.len() as u64, "site"),
+            self.precision,
+            count(self.sources.len() as u64, "file"),
+            bytes(self.sources.iter().map(|source| source.bytes).fold(0, u64::saturating_add)),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The whole text, byte for byte.
+    #[test]
+    fn the_text_is_this() {
+        let site = |name: &str, rows, skipped_rows| SiteSummary {
+            name: name.into(),
+            width: 24,
+            rows,
+            skipped_rows,
+            modules: vec!["q".into()],
+        };
+        let summary = Summary {
+            path: "m.moments.safetensors".into(),
+            precision: "f32",
+            sites: vec![site("attention", 1300, 0), site("mlp", 1298, 2)],
+            sources: vec![SourceSummary { path: "a.safetensors".into(), bytes: 1600 }],
+        };
+        let expected = "\
+site       width  rows  skipped
+attention     24  1300        0
+mlp           24  1298        2
+
+m.moments.safetensors: moments of 2 sites in precision f32, from 1 file of 1.6 kB
+";
+        assert_eq!(summary.render(), expected);
+    }
+}

@@ -1,0 +1,267 @@
+//! What is written reads back; what is damaged, newer or foreign is refused in words; files add up, and nothing counts twice.
+
+use super::*;
+use crate::random::gaussian;
+use crate::simd::Precision;
+use crate::storage::{Category, Problems, safetensors};
+use quickcheck::quickcheck;
+use std::borrow::Cow;
+use std::fs;
+use std::ops::Range;
+use std::path::PathBuf;
+use tempfile::TempDir;
+
+fn moments(rows: usize, width: usize, seed: u64) -> Moments {
+    Moments::of(gaussian::<f32>(rows, width, seed, "rows").as_ref()).unwrap()
+}
+
+/// A file under construction: its sites, and the rows that they have of one recording each.
+struct Fixture {
+    folder: TempDir,
+}
+
+type Entry<'a> = (&'a str, &'a str, Range<u64>, usize);
+
+impl Fixture {
+    fn new() -> Self {
+        Self { folder: tempfile::tempdir().unwrap() }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Writes a file with rows of recordings: site, recording, rows, width.
+    fn write(&self, name: &str, entries: &[Entry<'_>]) -> MomentsFile {
+        self.write_changed(name, entries, |_| {})
+    }
+
+    fn write_changed(&self, name: &str, entries: &[Entry<'_>], change: impl Fn(&mut Content)) -> MomentsFile {
+        let content = content_of(entries);
+        let read = |site: &str| {
+            let (_, _, rows, width) = entries.iter().find(|entry| entry.0 == site).unwrap();
+            Ok(Cow::Owned(moments((rows.end - rows.start) as usize, *width, rows.start)))
+        };
+        let mut changed = content;
+        change(&mut changed);
+        write(&self.path(name), &changed, &read).unwrap();
+        MomentsFile::open(&self.path(name), Access::Auto).unwrap()
+    }
+
+    fn set(&self, names: &[&str]) -> Result<MomentsSet, Problems> {
+        MomentsSet::open(&names.iter().map(|name| self.path(name)).collect::<Vec<_>>(), Access::Auto)
+    }
+
+    #[track_caller]
+    fn refused(&self, names: &[&str], words: &str) {
+        let problems = self.set(names).map(|_| ()).expect_err(words);
+        assert!(problems.to_string().contains(words), "expected {words:?} in: {problems}");
+    }
+}
+
+fn content_of(entries: &[Entry<'_>]) -> Content {
+    let mut content = Content { precision: Precision::F32, sites: BTreeMap::new(), sources: Vec::new() };
+    for (site, recording, rows, width) in entries {
+        let measured = MeasuredSite {
+            width: *width,
+            modules: vec![format!("{site}.q"), format!("{site}.v")],
+            skipped_rows: 0,
+        };
+        content.sites.insert((*site).into(), measured);
+        content.sources.push(MeasuredSource {
+            path: format!("{recording}.safetensors"),
+            bytes: 1000,
+            fingerprint: (*recording).into(),
+            rows: BTreeMap::from([((*site).into(), RowRanges::from_iter([rows.clone()]))]),
+        });
+    }
+    content
+}
+
+/// A file whose header says this of its metadata, with the right tensors for the site "s" of width 2.
+fn with_metadata(text: Option<String>) -> Result<MomentsFile, Problem> {
+    let tensors = Stored::ALL.map(|sum| {
+        let shape = sum.shape(2);
+        let length = shape.iter().product::<u64>() as usize * if sum == Stored::AbsMax { 4 } else { 8 };
+        (sum.tensor("s"), (sum.dtype().to_owned(), shape, vec![0; length]))
+    });
+    let metadata = text.map(|text| (METADATA.to_owned(), text)).into_iter().collect();
+    let mut bytes = Vec::new();
+    safetensors::write(&mut bytes, &metadata, &tensors.into_iter().collect()).unwrap();
+    MomentsFile::from_source(Source::from_bytes("x.safetensors", bytes))
+}
+
+fn text_of(content: &Content) -> String {
+    content.to_text(&BTreeMap::from([("s", "0".repeat(64))]))
+}
+
+quickcheck! {
+    /// Moments come back with the same bits, whatever the names of the sites.
+    fn what_is_written_reads_back(names: Vec<String>, seed: u64) -> bool {
+        let fixture = Fixture::new();
+        let names: BTreeMap<String, usize> = names.into_iter().zip((0..5).cycle()).collect();
+        let entries: Vec<Entry<'_>> =
+            names.iter().map(|(name, size)| (name.as_str(), name.as_str(), 0..*size as u64 + 1, size + 1)).collect();
+        let content = content_of(&entries);
+        let of = |site: &str| moments(names[site] + 1, names[site] + 1, seed);
+        write(&fixture.path("m"), &content, &|site| Ok(Cow::Owned(of(site)))).unwrap();
+        let again = fs::read(fixture.path("m")).unwrap();
+        write(&fixture.path("m"), &content, &|site| Ok(Cow::Owned(of(site)))).unwrap();
+        let file = MomentsFile::open(&fixture.path("m"), Access::Auto).unwrap();
+        file.content() == &content
+            && names.keys().all(|site| file.read(site).unwrap() == of(site))
+            && again == fs::read(fixture.path("m")).unwrap()
+    }
+
+    /// No byte of the sums changes without notice, and no change of any byte panics.
+    fn damage_is_noticed(at: usize, bit: u8) -> bool {
+        let fixture = Fixture::new();
+        fixture.write("m", &[("a", "r", 0..3, 2), ("b", "r", 0..3, 3)]);
+        let mut bytes = fs::read(fixture.path("m")).unwrap();
+        let data = Header::read(&Source::from_bytes("m", bytes.clone())).unwrap().data_start as usize;
+        let at = at % bytes.len();
+        bytes[at] ^= 1 << (bit % 8);
+        let read = || {
+            let file = MomentsFile::from_source(Source::from_bytes("m", bytes.clone()))?;
+            file.read("a")?;
+            file.read("b")
+        };
+        read().is_err() || at < data
+    }
+
+    /// The set is the sum of its files, in the order given.
+    fn sets_add_up(seed: u64) -> bool {
+        let fixture = Fixture::new();
+        let rows = seed % 1000;
+        fixture.write("1", &[("a", "r", 0..rows + 1, 3), ("only", "r", 5..9, 2)]);
+        fixture.write("2", &[("a", "r", rows + 1..rows + 9, 3)]);
+        let set = fixture.set(&["2", "1"]).unwrap();
+        let mut sum = moments(8, 3, rows + 1);
+        sum.merge(&moments(rows as usize + 1, 3, 0)).unwrap();
+        set.read("a").unwrap() == sum
+            && set.read("only").unwrap() == moments(4, 2, 5)
+            && set.content().rows("a") == rows + 9
+            && set.content().sources.len() == 1
+    }
+}
+
+/// A merged file can itself be merged, and remembers every row.
+#[test]
+fn merged_files_know_their_rows() {
+    let fixture = Fixture::new();
+    fixture.write("1", &[("a", "r", 0..4, 2)]);
+    fixture.write("2", &[("a", "s", 0..4, 2)]);
+    fixture.write("3", &[("a", "s", 4..6, 2)]);
+    let set = fixture.set(&["1", "2"]).unwrap();
+    write(&fixture.path("merged"), set.content(), &|site| set.read(site).map(Cow::Owned)).unwrap();
+    fixture.refused(&["merged", "2"], "rows 0 to 3 of the recording \"s.safetensors\" are counted in");
+    let all = fixture.set(&["merged", "3"]).unwrap();
+    assert_eq!(all.read("a").unwrap(), fixture.set(&["1", "2", "3"]).unwrap().read("a").unwrap());
+    assert_eq!(all.content().rows("a"), 10);
+}
+
+#[test]
+fn files_that_do_not_fit_together_are_refused() {
+    let fixture = Fixture::new();
+    let base: [Entry<'_>; 1] = [("a", "r", 0..4, 2)];
+    fixture.write("base", &base);
+    fixture.refused(&[], "expected at least one moments file, found none");
+    fixture.refused(
+        &["base", "base"],
+        "tensor \"a\": rows 0 to 3 of the recording \"r.safetensors\" are counted in",
+    );
+    fixture.write("overlapping", &[("a", "s", 0..1, 2), ("b", "r", 0..1, 2), ("a", "r", 3..9, 2)]);
+    fixture.refused(&["base", "overlapping"], "rows 3 to 3 of the recording");
+    fixture.write_changed("renamed", &base, |content| content.sources[0].path = "copy.safetensors".into());
+    fixture.refused(&["base", "renamed"], "of the recording \"copy.safetensors\" are counted in");
+    fixture.write_changed("itself", &[("a", "r", 0..2, 2)], |content| {
+        content.sources.push(content.sources[0].clone());
+        content.sites.get_mut("a").unwrap().skipped_rows = 2;
+    });
+    fixture.refused(&["itself"], "are counted twice in this file");
+    fixture.write("wide", &[("a", "s", 0..4, 3)]);
+    fixture.refused(&["base", "wide"], "expected rows of 2 numbers as in the files before, found rows of 3");
+    fixture.write_changed("other", &[("a", "s", 0..4, 2)], |content| {
+        content.sites.get_mut("a").unwrap().modules = vec!["k".into()];
+    });
+    fixture.refused(
+        &["base", "other"],
+        r#"expected the modules "a.q", "a.v" as in the files before, found "k""#,
+    );
+    fixture.write_changed("bf16", &[("a", "s", 0..4, 2)], |content| content.precision = Precision::Bf16);
+    fixture.refused(&["base", "bf16"], "expected moments in precision f32 as in");
+    let problems = fixture.set(&["missing", "nowhere"]).unwrap_err();
+    assert_eq!((problems.0.len(), problems.category()), (2, Category::Io));
+}
+
+#[test]
+fn foreign_newer_and_contradictory_files_are_refused() {
+    let content = content_of(&[("s", "r", 0..4, 2)]);
+    let text = text_of(&content);
+    assert!(with_metadata(Some(text.clone())).is_ok());
+    let refused = |text: Option<String>, words: &str| {
+        let problem = with_metadata(text).map(|_| ()).expect_err(words);
+        assert!(problem.to_string().contains(words), "expected {words:?} in: {problem}");
+        assert!(problem.to_string().starts_with("x.safetensors: "), "{problem}");
+        assert_eq!(problem.category(), Category::Data);
+    };
+    let replaced = |from: &str, to: &str| {
+        assert!(text.contains(from), "{from} in {text}");
+        Some(text.replace(from, to))
+    };
+    refused(None, "without the metadata of one");
+    refused(Some("[]".into()), "is not that of a moments file");
+    refused(replaced("\"moments\"", "\"activations\""), "found one of \"activations\"");
+    refused(
+        replaced("\"version\":1", "\"version\":2"),
+        "expected version 1 of the moments file or an older one, found 2",
+    );
+    refused(replaced("\"f32\"", "\"f8\""), "unknown variant `f8`");
+    refused(replaced("\"bytes\"", "\"size\""), "unknown field `size`");
+    refused(replaced("\"s\":[[0,4]]", "\"s\":[[0,4]],\"s\":[[0,4]]"), "duplicate key \"s\"");
+    refused(replaced("[[0,4]]", "[[4,0]]"), "ranges of rows must ascend");
+    refused(replaced("[[0,4]]", "[]"), "tensor \"s\": expected rows of this site in its sources, found none");
+    refused(
+        replaced("\"s\":[[0,4]]", "\"s\":[[0,4]],\"t\":[[0,1]]"),
+        "rows of the site \"t\", which it does not hold",
+    );
+    refused(
+        replaced("\"width\":2", "\"width\":0"),
+        "expected a width of at least 1 that fits in memory, found 0",
+    );
+    refused(
+        replaced("\"width\":2", "\"width\":3"),
+        "tensor \"s/sum\": expected F64 of shape [3], found \"F64\" of shape [2]",
+    );
+    refused(replaced("[\"s.q\",\"s.v\"]", "[]"), "expected at least one module");
+    refused(Some(text_of(&content_of(&[]))), "expected the 0 tensors of its sites, found 4 tensors");
+    refused(
+        Some(text_of(&content_of(&[("t", "r", 0..4, 2)]))),
+        "tensor \"t/count\": expected U64 of shape [], found no such tensor",
+    );
+}
+
+#[test]
+fn sums_that_are_not_what_they_were_are_refused() {
+    let fixture = Fixture::new();
+    let file = fixture.write("m", &[("a", "r", 0..4, 2)]);
+    assert!(file.read("b").unwrap_err().to_string().contains("tensor \"b\": expected this site, found none"));
+    let file = fixture.write_changed("m", &[("a", "r", 0..4, 2)], |content| {
+        content.sites.get_mut("a").unwrap().skipped_rows = 1;
+    });
+    let problem = file.read("a").unwrap_err();
+    assert!(
+        problem.to_string().contains("expected the 4 rows of its sources, found 4 and 1 skipped ones"),
+        "{problem}"
+    );
+    let damaged = |value: f64| {
+        let mut bytes = fs::read(fixture.path("m")).unwrap();
+        let offset = file.tensors["a/sum"].offset as usize;
+        bytes[offset..offset + 8].copy_from_slice(&value.to_le_bytes());
+        MomentsFile::from_source(Source::from_bytes("m", bytes)).unwrap().read("a").unwrap_err().to_string()
+    };
+    assert!(damaged(1.0).contains("tensor \"a\": its sums are not those that were written"));
+    assert!(
+        damaged(f64::NAN).contains("tensor \"a\": a sum over activations holds a value that is not finite")
+    );
+}

@@ -1,0 +1,107 @@
+//! What was recorded of one kind of activations: the rows themselves, or the moments of them.
+
+use crate::activations::{ActivationSet, Site};
+use crate::moments_file::MomentsSet;
+use crate::storage::{Access, Problems, Source};
+use std::path::{Path, PathBuf};
+
+/// A recording, opened.
+#[derive(Debug)]
+pub enum Recording {
+    /// Rows, to be read.
+    Activations(ActivationSet),
+    /// Moments that were measured before.
+    Moments(MomentsSet),
+}
+
+/// A site of a recording.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RecordedSite<'a> {
+    pub name: &'a str,
+    pub width: usize,
+    pub modules: &'a [String],
+    /// Rows that the moments are, or will be, those of.
+    pub rows: u64,
+    /// Rows that are still to be read.
+    pub rows_to_read: u64,
+    /// Bytes to read.
+    pub bytes: u64,
+    /// A file that holds it.
+    pub path: &'a Path,
+}
+
+impl Recording {
+    /// Opens what is named, moments if there are any.
+    pub(super) fn open(
+        activations: &[PathBuf],
+        moments: &[PathBuf],
+        access: Access,
+    ) -> Result<Self, Problems> {
+        match moments {
+            [] => ActivationSet::open(activations, access).map(Self::Activations),
+            paths => MomentsSet::open(paths, access).map(Self::Moments),
+        }
+    }
+
+    /// The sites, in order of name.
+    pub(super) fn sites(&self) -> Vec<RecordedSite<'_>> {
+        match self {
+            Self::Activations(set) => set.sites().map(|site| of_rows(set, site)).collect(),
+            Self::Moments(set) => {
+                set.content().sites.keys().filter_map(|name| of_moments(set, name)).collect()
+            }
+        }
+    }
+
+    /// A site by name.
+    pub(super) fn site(&self, name: &str) -> Option<RecordedSite<'_>> {
+        match self {
+            Self::Activations(set) => set.site(name).map(|site| of_rows(set, site)),
+            Self::Moments(set) => of_moments(set, name),
+        }
+    }
+
+    /// The files that were opened, in reading order.
+    pub fn files(&self) -> Vec<&Source> {
+        match self {
+            Self::Activations(set) => set.files().iter().collect(),
+            Self::Moments(set) => set.files().collect(),
+        }
+    }
+
+    /// Refuses files that changed since they were opened.
+    ///
+    /// # Errors
+    /// As [`Source::check_unchanged`].
+    pub fn check_unchanged(&self) -> Result<(), Problems> {
+        match self {
+            Self::Activations(set) => set.check_unchanged(),
+            Self::Moments(set) => set.check_unchanged(),
+        }
+    }
+}
+
+fn of_rows<'a>(set: &'a ActivationSet, site: &'a Site) -> RecordedSite<'a> {
+    RecordedSite {
+        name: &site.name,
+        width: site.width,
+        modules: &site.modules,
+        rows: site.rows(),
+        rows_to_read: site.rows(),
+        bytes: site.bytes(),
+        path: set.files()[site.parts[0].file].path(),
+    }
+}
+
+fn of_moments<'a>(set: &'a MomentsSet, name: &str) -> Option<RecordedSite<'a>> {
+    let (name, site) = set.content().sites.get_key_value(name)?;
+    Some(RecordedSite {
+        name,
+        width: site.width,
+        modules: &site.modules,
+        rows: set.content().rows(name),
+        rows_to_read: 0,
+        bytes: set.bytes(name),
+        path: set.path_of(name)?,
+    })
+}

@@ -1,0 +1,89 @@
+//! Carries a measurement out: rows to a moments file, without a model.
+
+use super::moments::Reading;
+use super::partial::PartialRun;
+use super::saved_sums::Extent;
+use super::{Event, Observer, Threads, interrupted, work_side_by_side};
+use crate::activations::ActivationSet;
+use crate::moments_file::{Content, MeasuredSite, write};
+use crate::plan::{Measurement, SiteRows};
+use crate::storage::{Problem, Problems};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Measures the moments of all sites and writes them to a moments file. Returns what the file says of itself.
+///
+/// The moments of a site stay in memory while it is measured, and in `partial` after that. `partial` is left to the caller to
+/// discard.
+///
+/// # Errors
+/// As [`run`](super::run()), and I/O problems of writing.
+pub fn measure(
+    measurement: &Measurement,
+    set: &ActivationSet,
+    out: &Path,
+    observer: &dyn Observer,
+    partial: &PartialRun,
+) -> Result<Content, Problems> {
+    let reading = |threads| Reading {
+        nonfinite: measurement.nonfinite,
+        precision: measurement.precision,
+        threads,
+        observer,
+        partial: Some(partial),
+    };
+    let work = |site, threads| measure_site(reading(threads), set, site);
+    let threads = Threads { all: measurement.threads, side_by_side: measurement.side_by_side };
+    let measured = super::with_threads(measurement.threads, || {
+        work_side_by_side(&measurement.sites, |site| site.is_narrow(), threads, work)
+    })?;
+    set.check_unchanged()?;
+    let content = Content {
+        precision: measurement.precision,
+        sites: measured.into_iter().collect::<BTreeMap<_, _>>(),
+        sources: measurement.sources.clone(),
+    };
+    let extents: BTreeMap<&str, Extent<'_>> =
+        measurement.sites.iter().map(|site| (site.name.as_str(), extent(site, measurement))).collect();
+    write(out, &content, &|site| {
+        let sums = partial.sums(site, KIND).load(&extents[site])?;
+        let sums = sums.ok_or_else(|| {
+            Problem::environment("the moments of a site that was measured are gone")
+                .in_file(partial.folder())
+                .in_tensor(site)
+        })?;
+        Ok(Cow::Owned(sums.moments))
+    })?;
+    Ok(content)
+}
+
+/// The kind of the saved sums.
+const KIND: &str = "rows";
+
+fn extent<'a>(site: &'a SiteRows, measurement: &Measurement) -> Extent<'a> {
+    let SiteRows { name, width, rows, .. } = site;
+    Extent { site: name, width: *width, rows: rows.clone(), precision: measurement.precision }
+}
+
+/// Measures a site and saves its sums.
+fn measure_site(
+    reading: Reading<'_>,
+    set: &ActivationSet,
+    planned: &SiteRows,
+) -> Result<(String, MeasuredSite), Problem> {
+    if reading.observer.stop_requested() {
+        return Err(interrupted());
+    }
+    let SiteRows { name, width, modules, rows, .. } = planned;
+    reading.observer.event(Event::SiteStarted { site: name, rows: rows.end - rows.start });
+    let site = super::site_of(set, name)?;
+    let sums = reading.measure(set, site, rows.clone(), KIND)?;
+    if let Some(partial) = reading.partial {
+        let extent = Extent { site: name, width: *width, rows: rows.clone(), precision: reading.precision };
+        partial.sums(name, KIND).save(&extent, &sums.moments, rows.end, sums.skipped_rows)?;
+    }
+    reading.observer.event(Event::MomentsReady { site: name });
+    let measured = MeasuredSite { width: *width, modules: modules.clone(), skipped_rows: sums.skipped_rows };
+    Ok((name.clone(), measured))
+}

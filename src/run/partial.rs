@@ -1,0 +1,325 @@
+//! The folder in which an unfinished run keeps its progress: who works in it, for which job, and how it goes away.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `lock` | nothing; it is locked while a run works in the folder |
+//! | `job.json` | the inputs and options of the run (`job`) |
+//! | `<site>.….moments.safetensors` | the sums of a site that is being measured, and how far they go (`saved_sums`) |
+//! | `<site>.layers.safetensors` | the decomposed layers of a finished site (`saved_layers`) |
+//!
+//! `<site>` stands for the first digits of the hash of a site's name. Every file is written atomically, and hashes tell whether it is
+//! still what was written.
+
+use super::job::Job;
+use super::saved_sums::SavedSums;
+use crate::storage::{Access, Hashing, Problem, Problems, Source, is_unfinished, write_atomically};
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+const LOCK: &str = "lock";
+const JOB: &str = "job.json";
+const SUMS: &str = ".moments.safetensors";
+const LAYERS: &str = ".layers.safetensors";
+
+/// How many digits of a hash stand for the name of a site.
+const DIGITS: usize = 16;
+
+/// Progress that outlives the process, in a folder of its own that no other run works in meanwhile.
+#[derive(Debug)]
+pub struct PartialRun {
+    folder: PathBuf,
+    /// Locked until it is dropped, also by the end of the process.
+    _lock: File,
+    job: String,
+    interval: Duration,
+}
+
+impl PartialRun {
+    /// The folder for the progress of a run that writes to `output`: beside it, with `.partial` after its name, or in it if it has no name
+    /// of its own, as `.` has none.
+    pub fn folder_of(output: &Path) -> PathBuf {
+        match output.file_name() {
+            Some(name) => {
+                let mut name = name.to_owned();
+                name.push(".partial");
+                output.with_file_name(name)
+            }
+            None => output.join("cntlora.partial"),
+        }
+    }
+
+    /// Whether the folder holds the progress of some run.
+    pub fn is_there(folder: &Path) -> bool {
+        folder.join(JOB).is_file()
+    }
+
+    /// Opens the folder to begin a job, or to continue it where an earlier run stopped. Progress is saved after a block of rows
+    /// if `interval` has passed since the last time, and when a site is finished.
+    ///
+    /// With `restart`, the progress of an earlier run is thrown away.
+    ///
+    /// # Errors
+    /// A usage problem that names what differs if the progress is of another job; an I/O problem if another run works in the folder, or it
+    /// cannot be written to; a data problem if it cannot be understood.
+    pub fn open(folder: &Path, job: &Job, interval: Duration, restart: bool) -> Result<Self, Problems> {
+        let failed = |doing| move |error: io::Error| Problem::io(doing, &error).in_file(folder);
+        fs::create_dir_all(folder).map_err(failed("cannot make the folder for the progress of this run"))?;
+        let lock = lock(folder)?;
+        let partial = Self { folder: folder.into(), _lock: lock, job: job.identity(), interval };
+        partial.remove_files(is_unfinished)?;
+        let path = folder.join(JOB);
+        if restart {
+            partial.remove_files(|name| is_ours(name) && name != LOCK)?;
+        }
+        if path.exists() {
+            let earlier = Job::read(&Source::open(&path, Access::Read)?)?;
+            let differences = job.differences(&earlier);
+            if !differences.is_empty() {
+                let problem = |difference: &String| {
+                    Problem::usage(format!("holds the progress of another run: {difference}"))
+                        .in_file(folder)
+                        .help("give the options and inputs of that run to continue it, or --restart to begin anew")
+                };
+                return Err(Problems(differences.iter().map(problem).collect()));
+            }
+        } else {
+            partial.refuse_strangers()?;
+            write_atomically(&path, job.text().as_bytes())?;
+        }
+        Ok(partial)
+    }
+
+    /// Where it is.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Removes the progress, after the output is complete.
+    ///
+    /// # Errors
+    /// An I/O problem if a file cannot be removed.
+    pub fn discard(self) -> Result<(), Problem> {
+        // The job stays as long as there is something of it, and the lock to the end: until then no other run can begin.
+        self.remove_files(|name| is_ours(name) && name != LOCK && name != JOB)?;
+        self.remove_files(|name| name == JOB)?;
+        self.remove_files(|name| name == LOCK)?;
+        // What is not ours stays, and keeps the folder.
+        let _ = fs::remove_dir(&self.folder);
+        Ok(())
+    }
+
+    /// Where the sums of a site are kept. `kind` tells those of the same site from each other.
+    pub(super) fn sums(&self, site: &str, kind: &str) -> SavedSums {
+        let path = self.path(site, &format!(".{kind}{SUMS}"));
+        SavedSums { path, job: self.job.clone(), interval: self.interval }
+    }
+
+    /// Where the layers of a finished site are kept.
+    pub(super) fn layers(&self, site: &str) -> PathBuf {
+        self.path(site, LAYERS)
+    }
+
+    /// What tells this job from others.
+    pub(super) fn job(&self) -> &str {
+        &self.job
+    }
+
+    /// Removes the sums of a site, once its layers are saved.
+    pub(super) fn forget_sums(&self, site: &str) -> Result<(), Problem> {
+        let digits = digits(site);
+        self.remove_files(|name| name.starts_with(&digits) && name.ends_with(SUMS))
+    }
+
+    fn path(&self, site: &str, ending: &str) -> PathBuf {
+        self.folder.join(format!("{}{ending}", digits(site)))
+    }
+
+    fn names(&self) -> Result<Vec<String>, Problem> {
+        let failed = |error: io::Error| Problem::io("cannot list the folder", &error).in_file(&self.folder);
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&self.folder).map_err(failed)? {
+            names.push(entry.map_err(failed)?.file_name().to_string_lossy().into_owned());
+        }
+        Ok(names)
+    }
+
+    fn remove_files(&self, unwanted: impl Fn(&str) -> bool) -> Result<(), Problem> {
+        for name in self.names()?.iter().filter(|name| unwanted(name)) {
+            let path = self.folder.join(name);
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(Problem::io("cannot remove it", &error).in_file(&path));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// A folder that holds something else is not ours to fill.
+    fn refuse_strangers(&self) -> Result<(), Problem> {
+        match self.names()?.into_iter().find(|name| name != LOCK) {
+            None => Ok(()),
+            Some(name) => Err(Problem::usage(format!(
+                "the progress of this run is kept in this folder, but it holds something else, {}",
+                crate::storage::quoted(&name)
+            ))
+            .in_file(&self.folder)
+            .help("move it away, or choose another name for the output")),
+        }
+    }
+}
+
+/// What to make of a saved file that is not what was saved: a failure of the environment, after which the rest is still good.
+pub(super) fn damaged(problem: Problem) -> Problem {
+    Problem::environment(problem.to_string())
+        .help("remove this file to do its site again, or give --restart to begin anew")
+}
+
+/// Takes the lock of a folder, which has to exist.
+fn lock(folder: &Path) -> Result<File, Problem> {
+    let path = folder.join(LOCK);
+    let failed = |error: io::Error| Problem::io("cannot lock it", &error).in_file(&path);
+    loop {
+        let file = File::options().create(true).append(true).open(&path).map_err(failed)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(Problem::environment("another run is at work on this output")
+                    .in_file(folder)
+                    .help("wait until it has ended, or choose another name for the output"));
+            }
+            Err(TryLockError::Error(error)) => return Err(failed(error)),
+        }
+        // A run that ended between the two steps has removed the file that was locked, and perhaps its folder.
+        let locked = file.metadata().map_err(failed)?.ino();
+        match fs::metadata(&path) {
+            Ok(there) if there.ino() == locked => return Ok(file),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                fs::create_dir_all(folder).map_err(failed)?;
+            }
+            Err(error) => return Err(failed(error)),
+        }
+    }
+}
+
+fn digits(site: &str) -> String {
+    let mut hashing = Hashing::default();
+    hashing.update(site.as_bytes());
+    let mut digits = hashing.finish();
+    digits.truncate(DIGITS);
+    digits
+}
+
+/// Whether a file name is one that this module gives.
+fn is_ours(name: &str) -> bool {
+    let of_a_site = || {
+        let digits = name.bytes().take_while(u8::is_ascii_hexdigit).count();
+        digits == DIGITS && (name.ends_with(SUMS) || name.ends_with(LAYERS))
+    };
+    name == LOCK || name == JOB || is_unfinished(name) || of_a_site()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::Category;
+
+    const INTERVAL: Duration = Duration::from_secs(1);
+
+    fn open(folder: &Path, job: &Job, restart: bool) -> Result<PartialRun, Problems> {
+        PartialRun::open(folder, job, INTERVAL, restart)
+    }
+
+    #[test]
+    fn the_folder_is_beside_the_output() {
+        for (output, folder) in [
+            ("adapter", "adapter.partial"),
+            ("out/adapter/", "out/adapter.partial"),
+            ("m.moments.safetensors", "m.moments.safetensors.partial"),
+            (".", "./cntlora.partial"),
+            ("..", "../cntlora.partial"),
+        ] {
+            assert_eq!(PartialRun::folder_of(Path::new(output)), Path::new(folder));
+        }
+    }
+
+    #[test]
+    fn two_runs_do_not_share_a_folder() {
+        let parent = tempfile::tempdir().unwrap();
+        let folder = parent.path().join("out.partial");
+        let job = Job::example(1);
+        let first = open(&folder, &job, false).unwrap();
+        for restart in [false, true] {
+            let problems = open(&folder, &job, restart).unwrap_err();
+            assert_eq!(problems.category(), Category::Io);
+            assert!(problems.to_string().contains("out.partial: another run is at work"), "{problems}");
+        }
+        drop(first);
+        let second = open(&folder, &job, false).unwrap();
+        second.discard().unwrap();
+        assert!(!folder.exists());
+    }
+
+    #[test]
+    fn other_jobs_are_refused_by_what_differs_unless_the_run_begins_anew() {
+        let parent = tempfile::tempdir().unwrap();
+        let folder = parent.path().join("out.partial");
+        let partial = open(&folder, &Job::example(1), false).unwrap();
+        fs::write(partial.layers("site"), "progress").unwrap();
+        fs::write(folder.join(".job.json.tmpAb12cd"), "left by a kill").unwrap();
+        drop(partial);
+        assert!(PartialRun::is_there(&folder));
+        let problems = open(&folder, &Job::example(2), false).unwrap_err();
+        assert_eq!((problems.0.len(), problems.category()), (1, Category::Usage));
+        let words = "out.partial: holds the progress of another run: options.seed was 1, and is 2 now";
+        assert!(problems.to_string().contains(words), "{problems}");
+
+        let partial = open(&folder, &Job::example(1), false).unwrap();
+        assert!(partial.layers("site").exists(), "the same job goes on");
+        assert!(!folder.join(".job.json.tmpAb12cd").exists());
+        drop(partial);
+        let partial = open(&folder, &Job::example(2), true).unwrap();
+        assert!(!partial.layers("site").exists());
+        drop(partial);
+        assert!(open(&folder, &Job::example(2), false).is_ok());
+    }
+
+    #[test]
+    fn files_of_others_are_neither_mixed_with_nor_removed() {
+        let parent = tempfile::tempdir().unwrap();
+        let folder = parent.path().join("out.partial");
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join("notes"), "mine").unwrap();
+        let problems = open(&folder, &Job::example(1), false).unwrap_err();
+        assert!(problems.to_string().contains("it holds something else, \"notes\""), "{problems}");
+        fs::rename(folder.join("notes"), parent.path().join("notes")).unwrap();
+        let partial = open(&folder, &Job::example(1), false).unwrap();
+        fs::write(folder.join("notes"), "mine").unwrap();
+        fs::write(folder.join("mine.layers.safetensors"), "mine").unwrap();
+        fs::write(partial.layers("site"), "ours").unwrap();
+        partial.discard().unwrap();
+        let mut left: Vec<_> =
+            fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["mine.layers.safetensors", "notes"]);
+    }
+
+    #[test]
+    fn a_file_in_the_way_and_a_damaged_job_are_told() {
+        let parent = tempfile::tempdir().unwrap();
+        let folder = parent.path().join("out.partial");
+        fs::write(&folder, "").unwrap();
+        assert_eq!(open(&folder, &Job::example(1), false).unwrap_err().category(), Category::Io);
+        fs::remove_file(&folder).unwrap();
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join(JOB), "{").unwrap();
+        let problems = open(&folder, &Job::example(1), false).unwrap_err();
+        assert!(problems.to_string().contains("job.json: cannot be understood"), "{problems}");
+        assert!(open(&folder, &Job::example(1), true).is_ok());
+    }
+}

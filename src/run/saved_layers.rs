@@ -1,0 +1,300 @@
+//! The decomposed layers of a finished site, saved: a safetensors file.
+//!
+//! Of each layer `<module>/u` and `<module>/a` (F32), `<module>/sigma` and `<module>/activation_energy` (F64), and `<module>/figures`
+//! (F64): energy, residual, output energy and seconds. The metadata entry `cntlora` is JSON: the identity of the job, the
+//! report of the site, and of each layer what is no number of its own. The entry `sha256` is the hash of that text and of the
+//! data of all tensors in order of name.
+
+use crate::factors::Components;
+use crate::method::cntlora::Decomposition;
+use crate::report::SiteReport;
+use crate::storage::safetensors::{Header, write};
+use crate::storage::{AtomicFile, Hashing, Problem, Source, quoted};
+use faer::{Mat, MatRef};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+const METADATA: &str = "cntlora";
+const HASH: &str = "sha256";
+const FORMAT: &str = "decomposed-site";
+const VERSION: u64 = 1;
+
+/// What a finished site gave.
+#[derive(Debug)]
+pub struct SavedLayers {
+    /// The identity of the job that it belongs to.
+    pub job: String,
+    /// What was measured.
+    pub report: SiteReport,
+    /// The decompositions by module, and how many seconds each took.
+    pub layers: BTreeMap<String, (Decomposition, f64)>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Text {
+    format: String,
+    version: u64,
+    job: String,
+    report: SiteReport,
+    /// Whether the energy of each layer is exact.
+    energy_exact: BTreeMap<String, bool>,
+}
+
+type Tensors = BTreeMap<String, (String, Vec<u64>, Vec<u8>)>;
+
+impl SavedLayers {
+    /// Writes a file, atomically.
+    ///
+    /// # Errors
+    /// I/O problems of writing.
+    pub fn write(&self, path: &Path) -> Result<(), Problem> {
+        let text = serde_json::to_string(&Text {
+            format: FORMAT.into(),
+            version: VERSION,
+            job: self.job.clone(),
+            report: self.report.clone(),
+            energy_exact: self
+                .layers
+                .iter()
+                .map(|(name, (layer, _))| (name.clone(), layer.energy_exact))
+                .collect(),
+        })
+        .map_err(|error| Problem::environment(error.to_string()).in_file(path))?;
+        let mut tensors = Tensors::new();
+        for (module, (layer, seconds)) in &self.layers {
+            let Decomposition { components, energy, residual, .. } = layer;
+            let Components { u, sigma, a, activation_energy, output_energy } = components;
+            let mut put = |name: &str, tensor| tensors.insert(format!("{module}/{name}"), tensor);
+            put("u", matrix(u.as_ref()));
+            put("a", matrix(a.as_ref()));
+            put("sigma", vector(sigma));
+            put("activation_energy", vector(activation_energy));
+            put("figures", vector(&[*energy, *residual, *output_energy, *seconds]));
+        }
+        let data = tensors.values().map(|(_, _, data)| data.as_slice());
+        let metadata = BTreeMap::from([(HASH.to_owned(), hash(&text, data)), (METADATA.to_owned(), text)]);
+        let mut file = AtomicFile::create(path)?;
+        write(&mut file, &metadata, &tensors)
+            .map_err(|error| Problem::io("cannot write", &error).in_file(path))?;
+        file.commit()
+    }
+
+    /// Reads a file, and checks that it is what was written.
+    ///
+    /// # Errors
+    /// An I/O problem if it cannot be read; a data problem if it is another kind of file, or its hash is another.
+    pub fn read(source: &Source) -> Result<Self, Problem> {
+        let header = Header::read(source)?;
+        let refused = |what: String| Problem::data(what).in_file(source.path());
+        let (Some(text), Some(expected)) = (header.metadata.get(METADATA), header.metadata.get(HASH)) else {
+            return Err(refused("expected the layers of a run, found another safetensors file".into()));
+        };
+        let mut data = BTreeMap::new();
+        for (name, tensor) in &header.tensors {
+            data.insert(name.as_str(), source.read_vec(tensor.offset, tensor.length)?);
+        }
+        if hash(text, data.values().map(Vec::as_slice)) != *expected {
+            return Err(refused("it is not what was written: its hash is another".into()));
+        }
+        let text: Text = serde_json::from_str(text)
+            .map_err(|error| refused(format!("its metadata cannot be understood: {error}")))?;
+        if (text.format.as_str(), text.version) != (FORMAT, VERSION) {
+            let (format, version) = (quoted(&text.format), text.version);
+            return Err(refused(format!(
+                "expected version {VERSION} of \"{FORMAT}\", found version {version} of {format}"
+            )));
+        }
+        let stored = Stored { header: &header, data: &data };
+        let mut layers = BTreeMap::new();
+        for (module, energy_exact) in text.energy_exact {
+            let layer = stored.layer(&module, energy_exact).ok_or_else(|| {
+                refused("expected the five tensors of a layer, and shapes that fit together".into())
+                    .in_tensor(&module)
+            })?;
+            layers.insert(module, layer);
+        }
+        Ok(Self { job: text.job, report: text.report, layers })
+    }
+}
+
+struct Stored<'a> {
+    header: &'a Header,
+    data: &'a BTreeMap<&'a str, Vec<u8>>,
+}
+
+impl Stored<'_> {
+    /// `None` if tensors are missing or do not fit.
+    fn layer(&self, module: &str, energy_exact: bool) -> Option<(Decomposition, f64)> {
+        let [u, a] = ["u", "a"].map(|name| self.matrix(&format!("{module}/{name}")));
+        let [sigma, activation_energy, figures] =
+            ["sigma", "activation_energy", "figures"].map(|name| self.vector(&format!("{module}/{name}")));
+        let (u, a, sigma, activation_energy) = (u?, a?, sigma?, activation_energy?);
+        let [energy, residual, output_energy, seconds] = figures?.try_into().ok()?;
+        let components = sigma.len();
+        if [u.ncols(), a.ncols(), activation_energy.len()] != [components; 3] {
+            return None;
+        }
+        let components = Components { u, sigma, a, activation_energy, output_energy };
+        Some((Decomposition { components, energy, energy_exact, residual }, seconds))
+    }
+
+    fn numbers<const N: usize>(&self, name: &str, dtype: &str) -> Option<Vec<[u8; N]>> {
+        let tensor = self.header.tensors.get(name).filter(|tensor| tensor.dtype == dtype)?;
+        debug_assert_eq!(tensor.length, self.data[name].len() as u64);
+        let (numbers, []) = self.data.get(name)?.as_chunks::<N>() else { return None };
+        Some(numbers.to_vec())
+    }
+
+    fn matrix(&self, name: &str) -> Option<Mat<f32>> {
+        let numbers = self.numbers(name, "F32")?;
+        let &[rows, columns] = self.header.tensors.get(name)?.shape.as_slice() else { return None };
+        // The header was checked: there are this many numbers. A side may still be any, where the other is zero.
+        let (rows, columns) = (usize::try_from(rows).ok()?, usize::try_from(columns).ok()?);
+        if numbers.is_empty() {
+            return None;
+        }
+        Some(Mat::from_fn(rows, columns, |i, j| f32::from_le_bytes(numbers[i * columns + j])))
+    }
+
+    fn vector(&self, name: &str) -> Option<Vec<f64>> {
+        let numbers = self.numbers(name, "F64")?;
+        Some(numbers.into_iter().map(f64::from_le_bytes).collect())
+    }
+}
+
+fn matrix(matrix: MatRef<'_, f32>) -> (String, Vec<u64>, Vec<u8>) {
+    let rows = (0..matrix.nrows()).flat_map(|i| (0..matrix.ncols()).map(move |j| (i, j)));
+    let data = rows.flat_map(|(i, j)| matrix[(i, j)].to_le_bytes()).collect();
+    ("F32".into(), vec![matrix.nrows() as u64, matrix.ncols() as u64], data)
+}
+
+fn vector(numbers: &[f64]) -> (String, Vec<u64>, Vec<u8>) {
+    let data = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+    ("F64".into(), vec![numbers.len() as u64], data)
+}
+
+fn hash<'a>(text: &str, data: impl Iterator<Item = &'a [u8]>) -> String {
+    let mut hashing = Hashing::default();
+    hashing.update(text.as_bytes());
+    data.for_each(|bytes| hashing.update(bytes));
+    hashing.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::gaussian;
+    use quickcheck::quickcheck;
+    use std::fs;
+
+    fn example(seed: u64) -> SavedLayers {
+        let layer = |name: &str, outputs, inputs, rank: usize| {
+            let figures: Vec<f64> = (0..rank).map(|i| 1.0 / (seed % 1000 + i as u64 + 3) as f64).collect();
+            let components = Components {
+                u: gaussian(outputs, rank, seed, name),
+                sigma: figures.clone(),
+                a: gaussian(inputs, rank, seed, name),
+                activation_energy: figures,
+                output_energy: 0.1 + 0.2,
+            };
+            (Decomposition { components, energy: 1.0 / 3.0, energy_exact: rank == 2, residual: 1e-300 }, 0.5)
+        };
+        let report = SiteReport {
+            name: "site".into(),
+            width: 5,
+            rows: 10,
+            source_rows: Some(7),
+            skipped_rows: 1,
+            damping: 0.01,
+            moments_seconds: 1.5,
+            constraint_seconds: 2.5,
+        };
+        let layers = [("q", layer("q", 3, 5, 2)), ("v/u", layer("v", 4, 5, 3))];
+        let layers = layers.into_iter().map(|(name, layer)| (name.to_owned(), layer)).collect();
+        SavedLayers { job: "job".into(), report, layers }
+    }
+
+    fn written(layers: &SavedLayers) -> Vec<u8> {
+        let folder = tempfile::tempdir().unwrap();
+        layers.write(&folder.path().join("x")).unwrap();
+        fs::read(folder.path().join("x")).unwrap()
+    }
+
+    fn read(bytes: Vec<u8>) -> Result<SavedLayers, Problem> {
+        SavedLayers::read(&Source::from_bytes("x.safetensors", bytes))
+    }
+
+    quickcheck! {
+        /// Every bit comes back.
+        fn what_is_written_reads_back(seed: u64) -> bool {
+            let (saved, read) = (example(seed), read(written(&example(seed))).unwrap());
+            saved.job == read.job && saved.report == read.report && saved.layers.len() == read.layers.len()
+                && saved.layers.iter().zip(&read.layers).all(|((m, (a, s)), (n, (b, t)))| {
+                    (m, s, a.energy, a.energy_exact, a.residual) == (n, t, b.energy, b.energy_exact, b.residual)
+                        && a.components.u == b.components.u
+                        && a.components.a == b.components.a
+                        && a.components.sigma == b.components.sigma
+                        && a.components.activation_energy == b.components.activation_energy
+                        && a.components.output_energy == b.components.output_energy
+                })
+        }
+
+        /// No change of what was written goes unnoticed, save in how the header is written, and none panics.
+        fn damage_is_noticed(at: usize, bit: u8) -> bool {
+            let mut bytes = written(&example(0));
+            let data = Header::read(&Source::from_bytes("x", bytes.clone())).unwrap().data_start as usize;
+            let at = at % bytes.len();
+            bytes[at] ^= 1 << (bit % 8);
+            read(bytes).is_err() || at < data
+        }
+    }
+
+    #[test]
+    fn other_files_are_refused() {
+        let refused = |bytes: Vec<u8>, words: &str| {
+            let problem = read(bytes).map(|_| ()).expect_err(words);
+            assert!(problem.to_string().contains(words), "expected {words:?} in: {problem}");
+        };
+        let file = |text: &str, tensors: Tensors| {
+            let data = tensors.values().map(|(_, _, data)| data.as_slice());
+            let metadata =
+                BTreeMap::from([(HASH.to_owned(), hash(text, data)), (METADATA.to_owned(), text.to_owned())]);
+            let mut bytes = Vec::new();
+            write(&mut bytes, &metadata, &tensors).unwrap();
+            bytes
+        };
+        let mut bytes = Vec::new();
+        write(&mut bytes, &BTreeMap::new(), &Tensors::new()).unwrap();
+        refused(bytes, "expected the layers of a run");
+        refused(file("{}", Tensors::new()), "its metadata cannot be understood: missing field `format`");
+        let text = |version: u64, layers: &str| {
+            let report = serde_json::to_string(&example(0).report).unwrap();
+            format!(
+                r#"{{"format":"decomposed-site","version":{version},"job":"","report":{report},"energy_exact":{layers}}}"#
+            )
+        };
+        refused(
+            file(&text(2, "{}"), Tensors::new()),
+            "expected version 1 of \"decomposed-site\", found version 2",
+        );
+        refused(
+            file(&text(1, r#"{"q":true}"#), Tensors::new()),
+            "tensor \"q\": expected the five tensors of a layer",
+        );
+        let matrix = matrix(Mat::<f32>::zeros(2, 2).as_ref());
+        let tensors = |sigma: &[f64]| {
+            let vectors = [
+                ("q/sigma", vector(sigma)),
+                ("q/activation_energy", vector(&[1.0; 2])),
+                ("q/figures", vector(&[1.0; 4])),
+            ];
+            let all = [("q/u", matrix.clone()), ("q/a", matrix.clone())].into_iter().chain(vectors);
+            all.map(|(name, tensor)| (name.to_owned(), tensor)).collect::<Tensors>()
+        };
+        let text = text(1, r#"{"q":true}"#);
+        assert!(read(file(&text, tensors(&[1.0; 2]))).is_ok());
+        refused(file(&text, tensors(&[1.0; 3])), "shapes that fit together");
+    }
+}

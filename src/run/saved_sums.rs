@@ -1,0 +1,174 @@
+//! The sums of a site that is being measured, saved from time to time: a moments file with one site, whose one source stands for
+//! all rows of the site together, and bears the identity of the job.
+
+use super::partial::damaged;
+use super::{Observer, interrupted};
+use crate::moments::Moments;
+use crate::moments_file::{Content, MeasuredSite, MeasuredSource, MomentsFile, write};
+use crate::simd::Precision;
+use crate::storage::{Access, Problem};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// Where the sums of a site are kept, and how often.
+#[derive(Clone, Debug)]
+pub(super) struct SavedSums {
+    pub path: PathBuf,
+    pub job: String,
+    pub interval: Duration,
+}
+
+/// Sums over the first rows of a range.
+pub(super) struct Sums {
+    pub moments: Moments,
+    /// The first row that is not in them.
+    pub next_row: u64,
+    pub skipped_rows: u64,
+}
+
+/// What is measured: these rows of a site.
+#[derive(Clone)]
+pub(super) struct Extent<'a> {
+    pub site: &'a str,
+    /// Numbers per row; those of both sides where pairs are measured.
+    pub width: usize,
+    pub rows: Range<u64>,
+    pub precision: Precision,
+}
+
+impl SavedSums {
+    /// What was saved, if anything was.
+    pub(super) fn load(&self, extent: &Extent<'_>) -> Result<Option<Sums>, Problem> {
+        if !self.path.exists() {
+            return Ok(None);
+        }
+        let file = MomentsFile::open(&self.path, Access::Read).map_err(damaged)?;
+        let content = file.content();
+        let foreign = || {
+            damaged(
+                Problem::data("expected the progress of this run, found other moments").in_file(&self.path),
+            )
+        };
+        let [MeasuredSource { fingerprint, .. }] = content.sources.as_slice() else { return Err(foreign()) };
+        let Some(measured) = content.sites.get(extent.site) else { return Err(foreign()) };
+        let next_row =
+            extent.rows.start.checked_add(content.rows(extent.site)).filter(|row| *row <= extent.rows.end);
+        let (Some(next_row), true) = (next_row, *fingerprint == self.job && measured.width == extent.width)
+        else {
+            return Err(foreign());
+        };
+        let moments = file.read(extent.site).map_err(damaged)?;
+        Ok(Some(Sums { moments, next_row, skipped_rows: measured.skipped_rows }))
+    }
+
+    /// Saves sums over at least one row.
+    pub(super) fn save(
+        &self,
+        extent: &Extent<'_>,
+        moments: &Moments,
+        next_row: u64,
+        skipped_rows: u64,
+    ) -> Result<(), Problem> {
+        let site = extent.site.to_owned();
+        let rows = std::iter::once(extent.rows.start..next_row).collect();
+        let source = MeasuredSource {
+            path: site.clone(),
+            bytes: 0,
+            fingerprint: self.job.clone(),
+            rows: BTreeMap::from([(site.clone(), rows)]),
+        };
+        let measured = MeasuredSite { width: extent.width, modules: vec![site.clone()], skipped_rows };
+        let content = Content {
+            precision: extent.precision,
+            sites: BTreeMap::from([(site, measured)]),
+            sources: vec![source],
+        };
+        write(&self.path, &content, &|_| Ok(Cow::Borrowed(moments)))
+    }
+}
+
+/// Saves sums when it is time, and ends the run when it is asked to.
+pub(super) struct Keeper<'a> {
+    saved: Option<&'a SavedSums>,
+    extent: &'a Extent<'a>,
+    observer: &'a dyn Observer,
+    last: Instant,
+}
+
+impl<'a> Keeper<'a> {
+    pub(super) fn new(
+        saved: Option<&'a SavedSums>,
+        extent: &'a Extent<'a>,
+        observer: &'a dyn Observer,
+    ) -> Self {
+        Self { saved, extent, observer, last: Instant::now() }
+    }
+
+    /// To be called after every block.
+    pub(super) fn block_added(
+        &mut self,
+        moments: &Moments,
+        next_row: u64,
+        skipped_rows: u64,
+    ) -> Result<(), Problem> {
+        let stop = self.observer.stop_requested();
+        if let Some(saved) = self.saved
+            && (stop || self.last.elapsed() >= saved.interval)
+        {
+            saved.save(self.extent, moments, next_row, skipped_rows)?;
+            self.last = Instant::now();
+        }
+        if stop { Err(interrupted()) } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::gaussian;
+    use std::fs;
+
+    fn moments(rows: usize) -> Moments {
+        Moments::of(gaussian::<f32>(rows, 3, 0, "rows").as_ref()).unwrap()
+    }
+
+    fn extent(rows: Range<u64>, width: usize) -> Extent<'static> {
+        Extent { site: "s", width, rows, precision: Precision::F32 }
+    }
+
+    #[test]
+    fn sums_are_taken_up_where_they_ended() {
+        let folder = tempfile::tempdir().unwrap();
+        let saved = SavedSums { path: folder.path().join("s"), job: "job".into(), interval: Duration::ZERO };
+        let rows = extent(10..30, 3);
+        assert!(saved.load(&rows).unwrap().is_none());
+        saved.save(&rows, &moments(5), 17, 2).unwrap();
+        let Sums { moments: loaded, next_row, skipped_rows } = saved.load(&rows).unwrap().unwrap();
+        assert_eq!((loaded, next_row, skipped_rows), (moments(5), 17, 2));
+    }
+
+    /// Sums of another job, site or extent are never added to.
+    #[test]
+    fn other_sums_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let saved = SavedSums { path: folder.path().join("s"), job: "job".into(), interval: Duration::ZERO };
+        saved.save(&extent(10..30, 3), &moments(15), 25, 0).unwrap();
+        let refused = |saved: &SavedSums, extent: &Extent<'_>, words: &str| {
+            let problem = saved.load(extent).map(|_| ()).expect_err(words);
+            assert!(problem.to_string().contains(words), "{problem}");
+            assert!(problem.next_step().unwrap().starts_with("remove this file"), "{problem}");
+        };
+        let foreign = "expected the progress of this run, found other moments";
+        refused(&SavedSums { job: "other".into(), ..saved.clone() }, &extent(10..30, 3), foreign);
+        refused(&saved, &extent(10..30, 2), foreign);
+        refused(&saved, &extent(10..24, 3), foreign);
+        refused(&saved, &Extent { site: "t", ..extent(10..30, 3) }, foreign);
+        let mut bytes = fs::read(&saved.path).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        fs::write(&saved.path, bytes).unwrap();
+        refused(&saved, &extent(10..30, 3), "their hash is another");
+    }
+}

@@ -1,0 +1,143 @@
+//! Moments as files: measured once, merged, and initialized from, with the real binary.
+
+mod small;
+
+use serde_json::Value;
+use small::Small;
+use std::fs;
+
+fn json(output: &std::process::Output) -> Value {
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// Going through a file changes no bit of the adapter, on either side, whatever the number of threads.
+#[test]
+fn moments_give_the_adapter_that_activations_give() {
+    let small = Small::new();
+    small.succeed("moments target -o t.moments.safetensors --threads 1");
+    small.succeed("moments source -o s.moments.safetensors --threads 3");
+    small.succeed("init model.safetensors -a target -o rows --rank 4");
+    small.succeed("init model.safetensors --moments t.moments.safetensors -o moments --rank 4");
+    small.succeed("init model.safetensors -a target --source source -o rows-source --rank 4 --preserve 0.1");
+    for (index, inputs) in [
+        "--moments t.moments.safetensors --source source",
+        "--moments t.moments.safetensors --source-moments s.moments.safetensors",
+        "-a target --source-moments s.moments.safetensors",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        small.succeed(&format!("init model.safetensors {inputs} -o source-{index} --rank 4 --preserve 0.1"));
+    }
+    let same = |one: &str, other: &str| {
+        let (mut one, mut other) = (small.bytes(one), small.bytes(other));
+        // The records name their inputs.
+        assert!(one.remove("cntlora.json").is_some() && other.remove("cntlora.json").is_some());
+        assert_eq!(one.len(), 2);
+        assert!(one == other);
+    };
+    same("rows", "moments");
+    (0..3).for_each(|index| same("rows-source", &format!("source-{index}")));
+    let record: Value = serde_json::from_slice(&small.bytes("moments")["cntlora.json"]).unwrap();
+    assert_eq!(record["moments"][0]["path"], "t.moments.safetensors");
+    assert_eq!(record["activations"].as_array().unwrap().len(), 3, "where the moments came from");
+    small.succeed("verify moments --base model.safetensors");
+}
+
+/// The moments of parts, whatever the number of files that they are merged through, are those of the same parts again.
+#[test]
+fn merging_adds_in_the_order_given() {
+    let small = Small::new();
+    for index in 0..3 {
+        small.succeed(&format!("moments target/{index}.safetensors -o {index}.m"));
+    }
+    small.succeed("merge 0.m 1.m 2.m -o all.m");
+    small.succeed("merge 0.m 1.m -o two.m");
+    small.succeed("merge two.m 2.m -o again.m");
+    assert!(small.bytes("all.m") == small.bytes("again.m"));
+    small.succeed("init model.safetensors --moments 0.m 1.m 2.m -o parts --rank 4");
+    small.succeed("init model.safetensors --moments all.m -o all --rank 4");
+    assert!(
+        small.bytes("parts")["adapter_model.safetensors"] == small.bytes("all")["adapter_model.safetensors"]
+    );
+
+    let merged = json(&small.succeed("merge 2.m 0.m 1.m -o other.m --json"));
+    let inspected = json(&small.succeed("inspect other.m --json"));
+    assert_eq!(inspected["kind"], "moments");
+    assert_eq!(inspected["sites"], merged["sites"]);
+    assert_eq!(merged["sites"][0]["rows"], small::ROWS.iter().sum::<usize>());
+    assert_eq!(merged["sites"][0]["modules"], serde_json::json!(["block.query", "block.value"]));
+    assert_eq!(merged["sources"].as_array().unwrap().len(), 3);
+}
+
+/// No row counts twice, under whatever name.
+#[test]
+fn nothing_is_counted_twice() {
+    let small = Small::new();
+    small.succeed("moments target -o all.m");
+    small.succeed("moments target/1.safetensors -o one.m");
+    let words = "are counted in \"all.m\" as well";
+    small.refused("merge all.m one.m -o sum.m", 1, words);
+    small.refused("init model.safetensors --moments all.m one.m -o adapter", 1, words);
+    small.refused("merge all.m all.m -o sum.m", 1, words);
+    fs::rename(small.path("target/1.safetensors"), small.path("target/renamed.safetensors")).unwrap();
+    small.succeed("moments target/renamed.safetensors -o renamed.m");
+    small.refused("merge one.m renamed.m -o sum.m", 1, "are counted in \"one.m\" as well");
+    fs::copy(small.path("target/renamed.safetensors"), small.path("target/copy.safetensors")).unwrap();
+    small.refused("moments target -o copied.m", 1, "its rows would count twice: it has the content of");
+}
+
+#[test]
+fn what_cannot_be_done_is_refused_before_any_work() {
+    let small = Small::new();
+    small.succeed("moments target -o t.m");
+    small.refused("moments target -o t.m", 2, "t.m: is there already");
+    small.refused("merge t.m -o t.m --force", 2, "t.m: the output is one of the inputs");
+    small.refused("moments target -o target/m.safetensors", 2, "the output would be among the inputs");
+    small.refused("moments nowhere -o m", 3, "nowhere: cannot open");
+    small.refused("moments target -o m --include nothing", 2, "leave out all 2 sites");
+    small.refused("moments target --checkpoint-every soon -o m", 2, "invalid value 'soon'");
+    small.refused("merge model.safetensors -o m", 1, "without the metadata of one");
+    small.refused(
+        "merge target/0.safetensors -o m",
+        1,
+        "expected a file of moments, found one of \"activations\"",
+    );
+    small.refused(
+        "init model.safetensors -a t.m -o a",
+        2,
+        "expected a folder, a .safetensors file or a .npy file",
+    );
+    small.refused(
+        "init model.safetensors --moments t.m --source source --coupling paired -o a",
+        2,
+        "cannot start from moments",
+    );
+    small.refused("init model.safetensors --moments t.m --nonfinite skip-rows -o a", 2, "no rows are read");
+    small.refused(
+        "init model.safetensors --moments t.m --precision bf16 -o a",
+        2,
+        "expected moments in precision bf16, found f32",
+    );
+    small.refused("init model.safetensors --moments t.m -a target -o a", 2, "cannot be used with");
+    assert_eq!(small.names(), ["model.safetensors", "source", "t.m", "target"]);
+}
+
+/// Some sites are enough for some layers, and files of different sites make up one set.
+#[test]
+fn sites_can_be_measured_apart() {
+    let small = Small::new();
+    small.succeed("moments target -o mlp.m --include mlp");
+    small.refused(
+        "init model.safetensors --moments mlp.m -o a --target query",
+        2,
+        "no recorded module is named \"query\"",
+    );
+    small.succeed("moments target -o rest.m --exclude mlp");
+    small.succeed("moments target -o whole.m");
+    small.succeed("merge mlp.m rest.m -o both.m");
+    let (both, whole) =
+        (json(&small.succeed("inspect both.m --json")), json(&small.succeed("inspect whole.m --json")));
+    assert_eq!(both["sites"], whole["sites"]);
+    assert!(small.bytes("both.m") == small.bytes("whole.m"));
+}

@@ -1,0 +1,195 @@
+//! Runs that are interrupted end with the bits of runs that are not.
+
+mod small;
+
+use small::{Small, names};
+use std::fs;
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+/// Starts a run and kills it when it has saved something.
+fn leave_progress(small: &Small, words: &str, out: &str) {
+    let partial = small.path(&format!("{out}.partial"));
+    let saved = || partial.is_dir() && names(&partial).iter().any(|name| name.ends_with(".safetensors"));
+    for _ in 0..100 {
+        let mut command = small.command(words);
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        while !saved() && child.try_wait().unwrap().is_none() {
+            sleep(Duration::from_micros(200));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        if saved() {
+            return;
+        }
+    }
+    panic!("every run ended before it was killed");
+}
+
+/// Every way to measure: one kind of activations, both, and pairs; and a run that writes a base as well.
+const JOBS: [(&str, &str); 4] = [
+    ("adapter", "init model.safetensors -a target -o adapter --rank 4 --threads 2"),
+    ("base", "init model.safetensors -a target --source source -o base --rank 4 --start residual"),
+    ("paired", "init model.safetensors -a target --source source -o paired --rank 4 --coupling paired"),
+    ("t.moments.safetensors", "moments target -o t.moments.safetensors"),
+];
+
+fn is_complete(small: &Small, out: &str) -> bool {
+    let path = small.path(out);
+    path.is_file() || path.join("adapter_config.json").is_file()
+}
+
+/// A random number below 1, of a sequence that is the same every time.
+fn random(state: &mut u64) -> f64 {
+    *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+    (*state >> 11) as f64 / (1u64 << 53) as f64
+}
+
+/// The real binary, killed at a hundred and more moments from its start to its end, and begun again with the same command
+/// until it ends by itself.
+#[test]
+fn killed_runs_resume_to_the_same_bytes() {
+    let mut state = 1;
+    for (out, words) in JOBS {
+        let whole = Small::new();
+        let begun = Instant::now();
+        whole.succeed(&format!("{words} --checkpoint-every 0"));
+        let duration = begun.elapsed();
+
+        let small = Small::new();
+        let mut kills = 0;
+        while kills < 30 {
+            let mut progress = 0;
+            loop {
+                let mut command = small.command(&format!("{words} --checkpoint-every 0"));
+                let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+                sleep(duration.mul_f64(random(&mut state)));
+                child.kill().unwrap();
+                if child.wait().unwrap().success() {
+                    break;
+                }
+                kills += 1;
+                progress += 1;
+                if is_complete(&small, out) {
+                    // Killed after the last file, and before its progress was removed: `--force` says that this may be written again.
+                    small.succeed(&format!("{words} --force"));
+                    break;
+                }
+                assert!(progress < 1000, "{words}: no progress in all these runs");
+            }
+            assert!(small.bytes(out) == whole.bytes(out), "{words}: other bytes after {kills} kills");
+            assert!(!small.path(&format!("{out}.partial")).exists());
+            let path = small.path(out);
+            if path.is_dir() {
+                assert!(names(&path).iter().all(|name| !name.contains(".tmp")), "{:?}", names(&path));
+                fs::remove_dir_all(path).unwrap();
+            } else {
+                fs::remove_file(path).unwrap();
+            }
+            assert_eq!(small.names(), ["model.safetensors", "source", "target"], "{words}");
+        }
+    }
+}
+
+/// SIGTERM ends a run after the block that it is at, with its progress saved whatever the interval.
+#[test]
+fn terminated_runs_save_and_say_so() {
+    let (out, words) = JOBS[0];
+    let whole = Small::new();
+    whole.succeed(words);
+    let small = Small::new();
+    for attempt in 0.. {
+        assert!(attempt < 100, "every run ended before the signal came");
+        let mut command = small.command(words);
+        let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let job = small.path("adapter.partial/job.json");
+        while !job.exists() && !is_complete(&small, out) {
+            sleep(Duration::from_micros(200));
+        }
+        // Without effect on a run that has ended.
+        Command::new("kill").args(["-TERM", &child.id().to_string()]).stderr(Stdio::null()).status().unwrap();
+        let output = child.wait_with_output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        if output.status.code() == Some(130)
+            && stderr.contains("adapter.partial: stopped before it was finished")
+        {
+            assert!(stderr.contains("give the same command again to go on"), "{stderr}");
+            break;
+        }
+        let _ = fs::remove_dir_all(small.path(out));
+        let _ = fs::remove_dir_all(small.path("adapter.partial"));
+    }
+    assert!(!is_complete(&small, out));
+    let output = small.succeed(words);
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("Going on from the progress in \"adapter.partial\"")
+    );
+    assert!(small.bytes(out) == whole.bytes(out));
+}
+
+/// Progress is of one job: others are refused by what differs, and go on only when they begin anew.
+#[test]
+fn progress_of_another_job_is_refused_by_name() {
+    let small = Small::new();
+    let words = "init model.safetensors -a target -o adapter --rank 4 --checkpoint-every 0";
+    leave_progress(&small, words, "adapter");
+    let refused = |options: &str, difference: &str| {
+        let words = format!("{words} {options}");
+        small.refused(
+            &words,
+            2,
+            &format!("adapter.partial: holds the progress of another run: {difference}"),
+        );
+    };
+    refused("--ridge 0.5", "options.method.ridge was 0.01, and is 0.5 now");
+    refused("--nonfinite skip-rows", "options.nonfinite was \"refuse\", and is \"skip-rows\" now");
+    refused("--exclude mlp", "sites.block.mlp is missing now");
+    refused("--source source", "inputs.source.source/0.safetensors was not there");
+    small.succeed(&format!("{words} --dtype bf16 --threads 1"));
+    assert!(!small.path("adapter.partial").exists());
+
+    leave_progress(&small, &format!("{words} --force"), "adapter");
+    let touched = fs::File::options().append(true).open(small.path("target/1.safetensors")).unwrap();
+    touched.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+    refused("--force", "inputs.activations.target/1.safetensors.modified was");
+    small.succeed(&format!("{words} --force --restart"));
+    assert!(!small.path("adapter.partial").exists());
+}
+
+/// Damaged progress is told by name, never gone on from.
+#[test]
+fn damaged_progress_is_refused() {
+    let small = Small::new();
+    let words = "moments target -o t.m --checkpoint-every 0";
+    leave_progress(&small, words, "t.m");
+    let folder = small.path("t.m.partial");
+    let saved = names(&folder).into_iter().find(|name| name.ends_with(".moments.safetensors")).unwrap();
+    let mut bytes = fs::read(folder.join(&saved)).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(folder.join(&saved), bytes).unwrap();
+    let output = small.run(words);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{stderr}");
+    assert!(
+        stderr.contains("their hash is another") && stderr.contains("remove this file to do its site again"),
+        "{stderr}"
+    );
+    assert!(folder.exists(), "the rest is still good");
+    fs::remove_file(folder.join(&saved)).unwrap();
+    small.succeed(words);
+}
+
+/// Two runs into one output do not mix: the second is told of the first.
+#[test]
+fn a_second_run_is_refused_while_the_first_works() {
+    let small = Small::new();
+    let words = "moments target -o t.m --checkpoint-every 0";
+    leave_progress(&small, words, "t.m");
+    let lock = fs::File::options().append(true).open(small.path("t.m.partial/lock")).unwrap();
+    lock.lock().unwrap();
+    small.refused(words, 3, "t.m.partial: another run is at work on this output");
+    small.refused(&format!("{words} --restart"), 3, "another run is at work");
+    lock.unlock().unwrap();
+    small.succeed(words);
+}
