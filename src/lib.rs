@@ -16,6 +16,7 @@
 //! | [`simd`] | the kernels of the activation statistics | files, layers |
 //! | [`moments`] | what is remembered of a site | weights |
 //! | [`dense`], [`random`] | decompositions between finite checks; seeded streams | the method |
+//! | [`spread`] | how activations spread about their mean | constraints |
 //! | [`constraint`] | couplings and terms, factored once per site | ranks |
 //! | [`low_rank`] | truncated SVD of operators that are never formed | LoRA |
 //! | [`rank`] | spectra to ranks | everything else |
@@ -54,6 +55,7 @@ pub mod moments;
 
 pub mod dense;
 pub mod random;
+pub mod spread;
 
 pub mod constraint;
 pub mod factors;

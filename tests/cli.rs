@@ -42,12 +42,13 @@ fn help_is_complete() {
     let global = "--json --verbose --quiet --color --progress";
     let job = "--activations --source --rename --io --nonfinite --precision --target --include --exclude --coupling --preserve \
                --ridge --norm --max-shift --strength --start --seed --rank --energy --budget --min-rank --max-rank \
-               --rank-multiple --scale --out --dtype --base-out --force --threads";
+               --rank-multiple --scale --out --dtype --base-out --report --force --threads --events";
     for (command, options) in [
         ("init", job),
         ("plan", job),
-        ("inspect", ""),
+        ("inspect", "--values"),
         ("verify", "--base"),
+        ("report", "--out --force"),
         ("demo", "--force"),
         ("generate", ""),
     ] {
@@ -159,8 +160,9 @@ fn adapters_are_reproducible() {
     let mut names: Vec<_> =
         fs::read_dir(folder.join("one")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     names.sort();
-    assert_eq!(names, ["adapter_config.json", "adapter_model.safetensors", "cntlora.json"]);
-    for name in names {
+    assert_eq!(names, ["adapter_config.json", "adapter_model.safetensors", "cntlora.json", "report.json"]);
+    // The report tells how long it took.
+    for name in names.into_iter().filter(|name| name != "report.json") {
         let read = |out: &str| fs::read(folder.join(out).join(&name)).unwrap();
         assert!(read("one") == read("three"), "{name:?} differs");
     }
@@ -221,4 +223,111 @@ fn a_closed_stdout_is_quiet() {
     drop(child.stdout.take());
     let output = child.wait_with_output().unwrap();
     assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), &[][..]));
+}
+
+/// `--report` writes a page, `report.json` beside the adapter is what `--json` prints, and `report` makes the same page of it.
+#[test]
+fn reports_are_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = cntlora(folder.path(), &["demo", "d", "--json"]);
+    let saved = fs::read_to_string(folder.path().join("d/adapter/report.json")).unwrap();
+    assert_eq!(saved.trim_end(), run.stdout.trim_end());
+    let report: Report = serde_json::from_str(&saved).unwrap();
+    assert!(report.command.is_some_and(|command| command.starts_with("cntlora init d/model")));
+    assert!(report.inputs.checkpoint[0].sha256.is_some());
+
+    let run = cntlora(folder.path(), &["report", "d/adapter", "--out", "pages/again.html"]);
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    let page = |name: &str| fs::read_to_string(folder.path().join(name)).unwrap();
+    assert!(page("d/report.html") == page("pages/again.html"));
+    assert_eq!(cntlora(folder.path(), &["report", "d/adapter", "--out", "pages/again.html"]).code, 2);
+    assert_eq!(cntlora(folder.path(), &["report", "d/model", "--out", "b.html"]).code, 3);
+    assert!(
+        cntlora(folder.path(), &["inspect", "d/adapter/report.json"]).stdout.starts_with("report of a run")
+    );
+}
+
+/// What an adapter adds is shown in numbers and as bars, in letters where the locale has no blocks.
+#[test]
+fn spectra_are_shown() {
+    let demo = demo();
+    let inspect = |locale: &str| {
+        let mut command = Command::cargo_bin("cntlora").unwrap();
+        let words = ["inspect", "cntlora-demo/adapter/adapter_model.safetensors"];
+        let output = command.current_dir(demo.path()).env("LC_ALL", locale).args(words).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let (blocks, letters) = (inspect("C.UTF-8"), inspect("C"));
+    assert!(blocks.contains("PEFT adapter") && blocks.contains('█'), "{blocks}");
+    assert!(!letters.contains('█') && letters.contains('@'), "{letters}");
+    assert!(blocks.lines().skip(1).all(|line| line.chars().count() <= 80), "{blocks}");
+
+    let run = cntlora(demo.path(), &["inspect", "cntlora-demo/adapter", "--json"]);
+    let found: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
+    let report = fs::read_to_string(demo.path().join("cntlora-demo/adapter/report.json")).unwrap();
+    let report: Report = serde_json::from_str(&report).unwrap();
+    for (shown, layer) in found["layers"].as_array().unwrap().iter().zip(report.layers) {
+        assert_eq!(shown["module"], layer.module);
+        assert_eq!(shown["singular_values"].as_array().unwrap().len(), layer.rank);
+    }
+    let run = cntlora(demo.path(), &["inspect", "cntlora-demo/model/model.safetensors", "--values"]);
+    assert!(run.stdout.contains(": norm "), "{}", run.stdout);
+}
+
+/// Programs follow a run line by line, to a last line that says how it ended.
+#[test]
+fn events_are_lines_of_json() {
+    let demo = demo();
+    let folder = demo.path().join("cntlora-demo");
+    let init = |out: &str, options: &[&str]| {
+        cntlora(&folder, &[&["init", "model", "-a", "activations", "-o", out], options].concat())
+    };
+    let run = init("one", &["--events", "-"]);
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    let lines: Vec<serde_json::Value> =
+        run.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let sum = |event: &str| -> u64 {
+        lines.iter().filter(|line| line["event"] == event).map(|line| line["rows"].as_u64().unwrap()).sum()
+    };
+    assert_eq!(lines[0]["event"], "started");
+    assert_eq!(lines[0]["rows"], sum("site-started"));
+    assert_eq!(lines[0]["rows"], sum("rows-added"));
+    let decomposed = lines.iter().filter(|line| line["event"] == "layer-decomposed").count();
+    assert_eq!(lines[0]["layers"], decomposed);
+    let last = lines.last().unwrap();
+    assert_eq!(last["event"], "finished");
+    serde_json::from_value::<Report>(last["report"].clone()).unwrap();
+
+    assert_eq!(init("two", &["--events", "-", "--json"]).code, 2);
+    assert_eq!(init("two", &["--events", "no/such/folder"]).code, 3);
+    // The last number of the last row is not one.
+    let part = folder.join("activations/target-00002-of-00002.safetensors");
+    let mut bytes = fs::read(&part).unwrap();
+    let end = bytes.len() - 2;
+    bytes[end..].copy_from_slice(&0x7fc0u16.to_le_bytes());
+    fs::write(&part, bytes).unwrap();
+    let run = init("three", &["--events", "log"]);
+    assert_eq!(run.code, 1, "{}", run.stderr);
+    let log = fs::read_to_string(folder.join("log")).unwrap();
+    assert!(log.lines().last().unwrap().contains("\"event\":\"failed\""), "{log}");
+}
+
+/// `--color` and the conventions of the environment reach help and complaints alike.
+#[test]
+fn colours_are_as_asked() {
+    let coloured = |words: &[&str], variables: &[(&str, &str)]| {
+        let mut command = Command::cargo_bin("cntlora").unwrap();
+        command.env_remove("NO_COLOR").env_remove("CLICOLOR_FORCE").envs(variables.iter().copied());
+        let output = command.args(words).output().unwrap();
+        [output.stdout, output.stderr].concat().contains(&0x1b)
+    };
+    assert!(!coloured(&["--help"], &[]), "not to a pipe");
+    assert!(coloured(&["--help", "--color", "always"], &[("NO_COLOR", "1")]));
+    assert!(coloured(&["verify", "nothing", "--color=always"], &[]));
+    assert!(coloured(&["--help"], &[("CLICOLOR_FORCE", "1")]));
+    assert!(coloured(&["verify", "nothing"], &[("CLICOLOR_FORCE", "1")]));
+    for words in [["--help", "--color=never"], ["verify", "--color=never"]] {
+        assert!(!coloured(&words, &[("CLICOLOR_FORCE", "1")]));
+    }
+    assert!(!coloured(&["verify", "nothing"], &[("CLICOLOR_FORCE", "1"), ("NO_COLOR", "1")]));
 }

@@ -2,9 +2,10 @@
 
 mod small;
 
+use rustix::process::{Pid, Signal, kill_process};
 use small::{Small, names};
 use std::fs;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -108,7 +109,7 @@ fn terminated_runs_save_and_say_so() {
             sleep(Duration::from_micros(200));
         }
         // Without effect on a run that has ended.
-        Command::new("kill").args(["-TERM", &child.id().to_string()]).stderr(Stdio::null()).status().unwrap();
+        let _ = kill_process(Pid::from_child(&child), Signal::TERM);
         let output = child.wait_with_output().unwrap();
         let stderr = String::from_utf8_lossy(&output.stderr);
         if output.status.code() == Some(130)

@@ -88,6 +88,7 @@ impl Fixture {
             },
             nonfinite: Nonfinite::Refuse,
             precision: Precision::F32,
+            element: Element::F32,
             access: Access::Auto,
             threads: 1,
             max_memory: None,

@@ -1,11 +1,11 @@
 //! What the benchmarks measure: the kernels, and what they are measured against.
 
+pub use cntlora::simd::peak;
 use cntlora::simd::{BLOCK_ROWS, Precision, Rows, Sums, Tier, Values, Workspace, accumulate};
 use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::{Accum, MatMut, MatRef, Par};
 use half::bf16;
 use pulp::{Simd, WithSimd};
-use std::hint::black_box;
 
 /// A site of a real model, and as many rows as take a few tenths of a second.
 #[derive(Clone, Copy)]
@@ -169,49 +169,5 @@ impl WithSimd for Lanes {
 
     fn with_simd<S: Simd>(self, _simd: S) -> usize {
         S::F32_LANES
-    }
-}
-
-/// The processor's own peak: fused multiply-adds of f32 between registers, with the best tier of vectors.
-pub mod peak {
-    use super::*;
-
-    const CHAINS: usize = 24;
-    const LINKS: usize = 1_000_000;
-
-    struct Chains;
-
-    impl WithSimd for Chains {
-        type Output = ();
-
-        #[inline(always)]
-        fn with_simd<S: Simd>(self, simd: S) {
-            let (factor, term) = (simd.splat_f32s(black_box(0.999)), simd.splat_f32s(black_box(0.001)));
-            let mut chains = [simd.splat_f32s(0.5); CHAINS];
-            for _ in 0..LINKS {
-                for chain in &mut chains {
-                    *chain = simd.mul_add_f32s(*chain, factor, term);
-                }
-            }
-            black_box(chains.into_iter().map(|chain| simd.reduce_sum_f32s(chain)).sum::<f32>());
-        }
-    }
-
-    /// Runs the chains on each of several threads.
-    pub fn run(threads: usize) {
-        let arch = pulp::Arch::new();
-        if threads == 1 {
-            return arch.dispatch(Chains);
-        }
-        rayon::scope(|scope| {
-            for _ in 0..threads {
-                scope.spawn(|_| arch.dispatch(Chains));
-            }
-        });
-    }
-
-    /// Floating-point operations of one run.
-    pub fn operations(threads: usize) -> u64 {
-        (2 * CHAINS * LINKS * pulp::Arch::new().dispatch(Lanes) * threads) as u64
     }
 }

@@ -19,7 +19,7 @@ use std::path::Path;
 ///
 /// `element` is the number format of the factors, which are rounded to nearest even. `other_modules` are modules of the
 /// model that are not adapted, as far as they are known (see [`other_modules`]): `target_modules` is written such that
-/// it does not match them. The folder is created if its parent exists; an adapter in it is replaced. The same arguments
+/// it does not match them. `beside` are further files of the folder, by name. The folder is created if its parent exists; an adapter in it is replaced. The same arguments
 /// give the same bytes.
 ///
 /// # Errors
@@ -33,6 +33,7 @@ pub fn write_peft(
     element: Element,
     provenance: &Map<String, Value>,
     other_modules: &BTreeSet<String>,
+    beside: &[(&str, &[u8])],
 ) -> Result<(), Problems> {
     check(adapter, element)?;
     let output = OutputFolder::open(folder)?;
@@ -63,12 +64,21 @@ pub fn write_peft(
     record.insert("files".into(), json!({ TENSORS_FILE: FileRecord::from(hashing) }));
     let mut record_file = output.create(RECORD_FILE)?;
     write_all(&mut record_file, pretty(&Value::Object(record)).as_bytes())?;
+    let mut further_files = Vec::new();
+    for (name, bytes) in beside {
+        let mut file = output.create(name)?;
+        write_all(&mut file, bytes)?;
+        further_files.push(file);
+    }
     let mut config_file = output.create(CONFIG_FILE)?;
     write_all(&mut config_file, pretty(&to_json(adapter, other_modules)).as_bytes())?;
 
     output.remove(CONFIG_FILE)?;
     tensors_file.commit()?;
     record_file.commit()?;
+    for file in further_files {
+        file.commit()?;
+    }
     config_file.commit()?;
     Ok(())
 }
@@ -159,7 +169,7 @@ mod tests {
     fn refused(adapter: &Adapter, element: Element) -> Problems {
         let parent = tempfile::tempdir().unwrap();
         let folder = parent.path().join("adapter");
-        let result = write_peft(&folder, adapter, element, &Map::new(), &BTreeSet::new());
+        let result = write_peft(&folder, adapter, element, &Map::new(), &BTreeSet::new(), &[]);
         assert!(!folder.exists(), "a refused adapter must leave nothing behind");
         result.unwrap_err()
     }
@@ -170,7 +180,7 @@ mod tests {
             let adapter = layers.adapter();
             let folder = tempfile::tempdir().unwrap();
             let element = [Element::F32, Element::F16, Element::Bf16][usize::from(format) % 3];
-            write_peft(folder.path(), &adapter, element, &Map::new(), &BTreeSet::new()).unwrap();
+            write_peft(folder.path(), &adapter, element, &Map::new(), &BTreeSet::new(), &[]).unwrap();
             let read = PeftAdapter::open(folder.path()).unwrap();
             read.layers().keys().eq(adapter.layers.keys())
                 && read.layers().iter().all(|(module, layer)| {
@@ -228,7 +238,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let a = Mat::from_fn(1, 3, |_, j| [1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, 1e-30][j]);
         let adapter = adapter([("q", Factors { a, b: Mat::full(1, 1, 3.0) })]);
-        write_peft(folder.path(), &adapter, Element::Bf16, &Map::new(), &BTreeSet::new()).unwrap();
+        write_peft(folder.path(), &adapter, Element::Bf16, &Map::new(), &BTreeSet::new(), &[]).unwrap();
         let read = PeftAdapter::open(folder.path()).unwrap();
         let found = rows(&read.factors(&read.layers()["q"]).unwrap().a);
         assert_eq!(found[..2], [1.0, 1.0 + 4.0 / 256.0]);
@@ -264,7 +274,7 @@ mod tests {
         let adapter = adapter([("q", factors(2, 3, 1))]);
         for folder in [file.clone(), file.join("below"), parent.path().join("missing/adapter")] {
             let problems =
-                write_peft(&folder, &adapter, Element::F32, &Map::new(), &BTreeSet::new()).unwrap_err();
+                write_peft(&folder, &adapter, Element::F32, &Map::new(), &BTreeSet::new(), &[]).unwrap_err();
             assert_eq!(problems.category(), Category::Io, "{problems}");
         }
         assert_eq!(files(parent.path()), BTreeMap::from([("file".into(), b"kept".to_vec())]));
@@ -279,8 +289,8 @@ mod tests {
         fs::remove_file(folder.path().join(CONFIG_FILE)).unwrap();
         fs::create_dir(folder.path().join(CONFIG_FILE)).unwrap();
         let adapter = adapter([("v", factors(2, 3, 1))]);
-        let problems =
-            write_peft(folder.path(), &adapter, Element::F32, &Map::new(), &BTreeSet::new()).unwrap_err();
+        let problems = write_peft(folder.path(), &adapter, Element::F32, &Map::new(), &BTreeSet::new(), &[])
+            .unwrap_err();
         assert_eq!(problems.category(), Category::Io);
         fs::remove_dir(folder.path().join(CONFIG_FILE)).unwrap();
         let mut after = files(folder.path());

@@ -39,7 +39,7 @@ pub(super) fn provenance(start: &str, layers: &[(&str, &str)]) -> Map<String, Va
 
 /// Writes an adapter in f32 that starts as an update.
 pub(super) fn write(folder: &Path, adapter: &Adapter) {
-    write_peft(folder, adapter, Element::F32, &provenance("update", &[]), &BTreeSet::new()).unwrap();
+    write_peft(folder, adapter, Element::F32, &provenance("update", &[]), &BTreeSet::new(), &[]).unwrap();
 }
 
 /// Writes tensors of f64 values, each in a format of its own.

@@ -50,7 +50,7 @@ pub struct GlobalArgs {
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub quiet: bool,
 
-    /// When messages on stderr are coloured; `auto` honours NO_COLOR
+    /// When help and messages are coloured; `auto` honours NO_COLOR, CLICOLOR_FORCE and TERM=dumb
     #[arg(long, global = true, value_enum, value_name = "WHEN", default_value_t)]
     pub color: When,
 
@@ -101,9 +101,10 @@ pub enum Command {
     /// Say in words what a file or folder holds
     ///
     /// Understands safetensors and .npy files, checkpoint, activation and adapter folders, and the JSON of init
-    /// and plan. Reads headers, never whole tensors.
+    /// and plan. Of adapters it shows what each layer adds: norm and singular values of the product. Of other tensors it reads
+    /// headers only, unless asked for their --values.
     #[command(after_help = after_help(
-        "  cntlora inspect adapter\n  cntlora inspect activations/part-00001.safetensors"
+        "  cntlora inspect adapter\n  cntlora inspect activations/part-00001.safetensors --values"
     ))]
     Inspect(InspectArgs),
 
@@ -111,10 +112,17 @@ pub enum Command {
     #[command(after_help = after_help("  cntlora verify adapter --base model"))]
     Verify(VerifyArgs),
 
+    /// Make a page of the report of an adapter
+    ///
+    /// One self-contained HTML file, from the report.json that init leaves beside every adapter: ranks, spectra, activations,
+    /// sizes, what was left out, the command and the inputs. init --report writes the same.
+    #[command(after_help = after_help("  cntlora report adapter --out report.html"))]
+    Report(ReportArgs),
+
     /// Make a small model and its activations, and compute an adapter for them
     ///
     /// Nothing is downloaded: the model, the activations that follow from it, and the adapter are made on the spot,
-    /// in DIR/model, DIR/activations, DIR/activations-source and DIR/adapter.
+    /// in DIR/model, DIR/activations, DIR/activations-source and DIR/adapter, and a page about it in DIR/report.html.
     #[command(after_help = after_help("  cntlora demo\n  cntlora demo try --force"))]
     Demo(DemoArgs),
 
@@ -345,7 +353,11 @@ pub struct OutputArgs {
     #[arg(long, value_name = "DIR")]
     pub base_out: Option<PathBuf>,
 
-    /// Replace an adapter or base that is already there
+    /// Write a page about the run: one self-contained HTML file
+    #[arg(long, value_name = "FILE.html")]
+    pub report: Option<PathBuf>,
+
+    /// Replace an adapter, base or page that is already there
     #[arg(long)]
     pub force: bool,
 }
@@ -364,6 +376,15 @@ pub struct RunArgs {
     /// What activation statistics are computed with
     #[arg(long, value_enum, value_name = "WHAT", default_value_t)]
     pub precision: Precision,
+
+    /// Write what happens as lines of JSON, for programs; - for stdout, in place of the table. init only
+    ///
+    /// Each line has `event` and `seconds` since the start. The events and their further fields: `started` (schema_version,
+    /// tool_version, sites, layers, rows, operations, memory), `site-started` (site, rows), `rows-added` (site, rows),
+    /// `moments-ready` (site), `layer-decomposed` (module), `warning` (message), and last `finished` (report, as with --json)
+    /// or `failed` (error). New events and fields may come within a schema_version.
+    #[arg(long, value_name = "FILE")]
+    pub events: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -382,6 +403,10 @@ pub struct SavedProgressArgs {
 pub struct InspectArgs {
     /// File or folder
     pub file: PathBuf,
+
+    /// Read the numbers of a file too: norms, largest values, zeros, NaN and infinity
+    #[arg(long)]
+    pub values: bool,
 }
 
 #[derive(Debug, Args)]
@@ -392,6 +417,20 @@ pub struct VerifyArgs {
     /// Checkpoint that the adapter belongs to: its weights are checked against the factors
     #[arg(long, value_name = "MODEL")]
     pub base: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct ReportArgs {
+    /// Adapter folder, or a report.json
+    pub report: PathBuf,
+
+    /// Page to write
+    #[arg(short, long, value_name = "FILE.html")]
+    pub out: PathBuf,
+
+    /// Replace a page that is already there
+    #[arg(long)]
+    pub force: bool,
 }
 
 #[derive(Debug, Args)]

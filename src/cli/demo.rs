@@ -1,6 +1,7 @@
 //! A small model and its activations, made on the spot, and the main job on them.
 
 use super::args::{Cli, Command, DemoArgs};
+use super::command_line::command_line;
 use super::demo_model::{HEIGHT, Model, pre_training_inputs, tuning_inputs};
 use super::init;
 use super::interrupt::Interruption;
@@ -45,14 +46,16 @@ pub fn run(args: &DemoArgs, terminal: &Terminal) -> anyhow::Result<()> {
         words
     };
     let mut words = job(&[], &["--rank", "8"], &adapter);
+    words.extend(["--report".into(), folder("report.html").into()]);
     if args.force {
         words.extend(["--force".into(), "--restart".into()]);
     }
-    terminal.note(&format!("\n    {}\n", command_line(&words)));
+    let line = command_line(words.clone());
+    terminal.note(&format!("\n    {line}\n"));
     let Command::Init(init) = Cli::try_parse_from(&words)?.command else {
-        anyhow::bail!("{} is not the main job", command_line(&words));
+        anyhow::bail!("{line} is not the main job");
     };
-    init::execute(&init, terminal, &interruption)?;
+    init::execute(&init, &line, terminal, &interruption)?;
 
     let next = job(
         &["--source".into(), source.clone().into()],
@@ -61,7 +64,7 @@ pub fn run(args: &DemoArgs, terminal: &Terminal) -> anyhow::Result<()> {
     );
     terminal.note(&format!(
         "\nNext, with the pre-training activations, and the same number of parameters where they keep most:\n\n    {}",
-        command_line(&next)
+        command_line(next)
     ));
     Ok(())
 }
@@ -122,26 +125,9 @@ fn write_matrices<'a>(
     file.commit()
 }
 
-/// Words as one would type them.
-fn command_line(words: &[OsString]) -> String {
-    let plain = |character: char| character.is_ascii_alphanumeric() || "-_./=,:".contains(character);
-    let words = words.iter().map(|word| match word.to_string_lossy() {
-        word if !word.is_empty() && word.chars().all(plain) => word.into_owned(),
-        word => format!("'{}'", word.replace('\'', r"'\''")),
-    });
-    words.collect::<Vec<_>>().join(" ")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// What is printed can be pasted into a shell.
-    #[test]
-    fn words_are_quoted_where_needed() {
-        let words = ["cntlora", "init", "a/b-c_d.e", "two words", "it's", ""].map(OsString::from);
-        assert_eq!(command_line(&words), r"cntlora init a/b-c_d.e 'two words' 'it'\''s' ''");
-    }
 
     /// Somebody's folder is refused, an empty one and a missing one are not.
     #[test]

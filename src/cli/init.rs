@@ -1,19 +1,22 @@
 //! The main job: plan, run, write, and say what happened.
 
 use super::args::InitArgs;
+use super::command_line::command_line;
+use super::events::{Events, is_stdout};
 use super::interrupt::Interruption;
 use super::plan::summary;
 use super::prepare::{create_parent, prepare, refuse_occupied};
 use super::progress::Progress;
 use super::provenance::provenance;
+use super::report::write_page;
 use super::resolve::{self, Output};
 use super::saved;
 use super::terminal::Terminal;
 use cntlora::adapter::{Adapter, other_modules, write_peft, write_residual_base};
 use cntlora::factors::Factors;
 use cntlora::plan::{Inputs, Plan};
-use cntlora::report::text;
-use cntlora::run::{Job, PartialRun, run_resumable};
+use cntlora::report::{REPORT_FILE, Report, text};
+use cntlora::run::{Event, Job, Observer, PartialRun, run_resumable};
 use cntlora::storage::{Problem, Problems, quoted};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -23,40 +26,78 @@ pub fn run(args: &InitArgs, terminal: &Terminal) -> anyhow::Result<()> {
     let output = resolve::output(&args.out, &args.job);
     let mut outputs: Vec<_> = output.folders().into_iter().map(Path::to_path_buf).collect();
     outputs.push(PartialRun::folder_of(&output.folder));
-    execute(args, terminal, &Interruption::handle(outputs, terminal)?)
+    execute(args, &command_line(std::env::args_os()), terminal, &Interruption::handle(outputs, terminal)?)
 }
 
-/// Computes an adapter.
-pub fn execute(args: &InitArgs, terminal: &Terminal, interruption: &Interruption) -> anyhow::Result<()> {
+/// Computes an adapter. `command` is the command line, for the record.
+pub fn execute(
+    args: &InitArgs,
+    command: &str,
+    terminal: &Terminal,
+    interruption: &Interruption,
+) -> anyhow::Result<()> {
     let output = resolve::output(&args.out, &args.job);
+    resolve::check_streams(&args.job, terminal.json())?;
     let (plan, inputs) = prepare(Some(&output), &args.job)?;
     terminal.note(&summary(&plan));
+    let events_path = args.job.run.events.as_deref();
+    let events = events_path.map(Events::open).transpose()?;
+    if let Some(events) = &events {
+        events.started(&plan);
+    }
 
     let check = || if output.force { Ok(()) } else { refuse_occupied(&output) };
     let job = Job::of_run(&plan, &inputs);
     let partial = saved::open(&output.folder, &job, &args.job.progress, check, terminal)?;
-    let rows = plan.sites.iter().map(|site| site.rows_to_read).fold(0, u64::saturating_add);
-    let progress = Progress::new(terminal, interruption, rows);
-    let outcome = interruption.while_polled(|| run_resumable(&plan, &inputs, &progress, &partial));
+    let progress = Progress::of_run(terminal, interruption, &plan);
+    let watching = Watching { progress: &progress, events: events.as_ref() };
+    let outcome = interruption.while_polled(|| run_resumable(&plan, &inputs, &watching, &partial));
     progress.finish();
-    let written = outcome.and_then(|outcome| {
-        let provenance = provenance(&plan, &inputs, &outcome.report);
-        write(outcome.adapter, &output, &plan, &inputs, &provenance, terminal)?;
+    let written = outcome.and_then(|mut outcome| {
+        outcome.report.command = Some(command.into());
+        write(outcome.adapter, &outcome.report, &output, &plan, &inputs, terminal)?;
+        if let Some(page) = &output.page {
+            write_page(page, &outcome.report, terminal)?;
+        }
         Ok(outcome.report)
     });
-    let report = saved::close(partial, written)?;
-    terminal.result(&report, |report| text::render(report, output.element))?;
+    let result = saved::close(partial, written);
+    let told = events.map_or(Ok(()), |events| events.end(&result));
+    let report = result?;
+    told?;
+    if !events_path.is_some_and(is_stdout) {
+        terminal.result(&report, text::render)?;
+    }
     terminal.note(&next_step(&output, report.layers.iter().map(|layer| layer.rank).max().unwrap_or(0)));
     Ok(())
+}
+
+/// Those who are told what happens.
+struct Watching<'a> {
+    progress: &'a Progress<'a>,
+    events: Option<&'a Events>,
+}
+
+impl Observer for Watching<'_> {
+    fn event(&self, event: Event<'_>) {
+        if let Some(events) = self.events {
+            events.event(event.clone());
+        }
+        self.progress.event(event);
+    }
+
+    fn stop_requested(&self) -> bool {
+        self.progress.stop_requested()
+    }
 }
 
 /// Writes the changed base, if there is one, and then the adapter, whose presence says that all is there.
 fn write(
     mut adapter: Adapter,
+    report: &Report,
     output: &Output,
     plan: &Plan,
     inputs: &Inputs,
-    provenance: &serde_json::Map<String, serde_json::Value>,
     terminal: &Terminal,
 ) -> Result<(), Problems> {
     if adapter.layers.is_empty() {
@@ -69,8 +110,7 @@ fn write(
     if let Some(base) = &output.base {
         create_parent(base)?;
         let factors = by_tensor(&adapter, plan);
-        let left_out =
-            write_residual_base(base, &inputs.checkpoint, &factors, adapter.scale, output.element)?;
+        let left_out = write_residual_base(base, &inputs.checkpoint, &factors, adapter.scale, plan.element)?;
         if !left_out.is_empty() {
             let names: Vec<String> = left_out.iter().map(|name| quoted(name)).collect();
             terminal.warning(&format!("not copied to the changed base: {}", names.join(", ")));
@@ -79,7 +119,11 @@ fn write(
     }
     let tensors = plan.layers().map(|layer| layer.tensor.as_str()).collect();
     let others = other_modules(&inputs.checkpoint, &tensors);
-    write_peft(&output.folder, &adapter, output.element, provenance, &others)
+    let provenance = provenance(plan, inputs, report);
+    // Numbers and words of our own always become JSON.
+    let report = serde_json::to_vec_pretty(report).map_err(|error| Problem::data(error.to_string()))?;
+    let beside = [(REPORT_FILE, report.as_slice())];
+    write_peft(&output.folder, &adapter, plan.element, &provenance, &others, &beside)
 }
 
 /// The factors by the name of the weight that they belong to.

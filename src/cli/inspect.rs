@@ -1,19 +1,24 @@
-//! What a file or folder holds, as one serialisable value. Reads headers, never whole tensors.
+//! What a file or folder holds, as one serialisable value. Reads headers and the factors of adapters, and other tensors
+//! only when asked.
 
+mod bars;
 mod text;
+mod values;
 
 use super::args::InspectArgs;
 use super::moments::Summary;
 use super::terminal::Terminal;
 use cntlora::activations::ActivationSet;
 use cntlora::adapter::{CONFIG_FILE, PeftAdapter, TENSORS_FILE};
+use cntlora::element::Element;
 use cntlora::moments_file::MomentsFile;
 use cntlora::plan::Plan;
 use cntlora::report::Report;
-use cntlora::storage::{Access, Checkpoint, Problem, Problems, Source, npy, safetensors};
+use cntlora::storage::{Access, Checkpoint, Problem, Problems, Source, npy, quoted, safetensors};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use values::{Place, Values};
 
 /// Files of JSON that are larger are not ours.
 const LARGEST_JSON: u64 = 1 << 28;
@@ -47,6 +52,8 @@ struct TensorEntry {
     name: String,
     dtype: String,
     shape: Vec<u64>,
+    /// What its numbers are, if asked for and if they are of a format that is known.
+    values: Option<Values>,
 }
 
 #[derive(Debug, Serialize)]
@@ -65,6 +72,8 @@ struct NpyFile {
     big_endian: bool,
     fortran_order: bool,
     shape: Vec<u64>,
+    /// What its numbers are, if asked for.
+    values: Option<Values>,
 }
 
 #[derive(Debug, Serialize)]
@@ -105,22 +114,34 @@ struct AdapterLayer {
     rank: usize,
     scale: f64,
     dtype: &'static str,
+    /// Singular values of the product that the layer adds, its scale included.
+    singular_values: Vec<f64>,
+    /// Its Frobenius norm.
+    norm: f64,
 }
 
 /// Inspects, and prints what was found.
 pub fn run(args: &InspectArgs, terminal: &Terminal) -> anyhow::Result<()> {
-    terminal.result(&inspect(&args.file)?, text::render)?;
+    let blocks = bars::blocks_shown(|name| std::env::var(name).ok());
+    terminal.result(&inspect(&args.file, args.values)?, |inspection| text::render(inspection, blocks))?;
     Ok(())
 }
 
-fn inspect(path: &Path) -> Result<Inspection, Problems> {
+fn inspect(path: &Path, values: bool) -> Result<Inspection, Problems> {
     if path.is_dir() {
         return folder(path);
     }
+    // The tensors of an adapter say the more beside their configuration.
+    if let (Some(name), Some(parent)) = (path.file_name(), path.parent())
+        && name == TENSORS_FILE
+        && parent.join(CONFIG_FILE).exists()
+    {
+        return adapter(parent);
+    }
     match path.extension().and_then(|extension| extension.to_str()) {
-        Some("npy") => npy_file(path).map_err(Into::into),
+        Some("npy") => npy_file(path, values).map_err(Into::into),
         Some("json") => json_file(path).map_err(Into::into),
-        _ => safetensors_file(path),
+        _ => safetensors_file(path, values),
     }
 }
 
@@ -138,19 +159,33 @@ fn folder(path: &Path) -> Result<Inspection, Problems> {
 
 fn adapter(path: &Path) -> Result<Inspection, Problems> {
     let adapter = PeftAdapter::open(path)?;
-    let layers = adapter.layers().iter().map(|(module, layer)| AdapterLayer {
-        module: module.clone(),
-        outputs: layer.outputs,
-        inputs: layer.inputs,
-        rank: layer.rank,
-        scale: layer.scale,
-        dtype: layer.element.name(),
-    });
+    let mut problems = Problems::default();
+    let mut layers = Vec::new();
+    for (module, layer) in adapter.layers() {
+        let added = problems.collect(adapter.factors(layer).and_then(|factors| {
+            factors.singular_values().map_err(|error| {
+                Problem::data(format!("module {}: {error}", quoted(module))).in_file(adapter.source().path())
+            })
+        }));
+        let singular_values: Vec<f64> =
+            added.unwrap_or_default().iter().map(|value| value * layer.scale.abs()).collect();
+        layers.push(AdapterLayer {
+            module: module.clone(),
+            outputs: layer.outputs,
+            inputs: layer.inputs,
+            rank: layer.rank,
+            scale: layer.scale,
+            dtype: layer.element.name(),
+            norm: singular_values.iter().map(|value| value * value).sum::<f64>().sqrt(),
+            singular_values,
+        });
+    }
+    problems.or_ok(())?;
     Ok(Inspection::Adapter(AdapterFolder {
         path: path.into(),
         base: adapter.config().base_model_name_or_path.clone(),
         bytes: adapter.source().length(),
-        layers: layers.collect(),
+        layers,
     }))
 }
 
@@ -159,7 +194,7 @@ fn checkpoint(path: &Path) -> Result<Inspection, Problems> {
     let model_type =
         checkpoint.config().and_then(|config| config.get("model_type")).and_then(|value| value.as_str());
     let stored = checkpoint.names().filter_map(|name| Some((name, &checkpoint.get(name)?.tensor)));
-    let tensors: Vec<TensorEntry> = stored.map(|(name, tensor)| entry(name, tensor)).collect();
+    let tensors: Vec<TensorEntry> = stored.map(|(name, tensor)| entry(name, tensor, None)).collect();
     Ok(Inspection::Checkpoint(CheckpointFiles {
         path: path.into(),
         model_type: model_type.map(str::to_owned),
@@ -169,7 +204,7 @@ fn checkpoint(path: &Path) -> Result<Inspection, Problems> {
     }))
 }
 
-fn safetensors_file(path: &Path) -> Result<Inspection, Problems> {
+fn safetensors_file(path: &Path, values: bool) -> Result<Inspection, Problems> {
     let source = Source::open(path, Access::Auto)?;
     let header = safetensors::Header::read(&source)?;
     if MomentsFile::claims(&header) {
@@ -180,18 +215,38 @@ fn safetensors_file(path: &Path) -> Result<Inspection, Problems> {
         true => Some(sites(&ActivationSet::open(&[path.into()], Access::Auto)?)),
         false => None,
     };
+    let mut tensors = Vec::new();
+    for (name, tensor) in &header.tensors {
+        let known = Element::from_name(&tensor.dtype).filter(|_| values);
+        let place = known.map(|element| Place {
+            element,
+            big_endian: false,
+            offset: tensor.offset,
+            length: tensor.length,
+        });
+        let values = place.map(|place| Values::of(&source, &place)).transpose()?;
+        tensors.push(entry(name, tensor, values));
+    }
     Ok(Inspection::Safetensors(SafetensorsFile {
         path: path.into(),
         bytes: source.length(),
-        tensors: header.tensors.iter().map(|(name, tensor)| entry(name, tensor)).collect(),
+        tensors,
         metadata: header.metadata,
         sites,
     }))
 }
 
-fn npy_file(path: &Path) -> Result<Inspection, Problem> {
+fn npy_file(path: &Path, values: bool) -> Result<Inspection, Problem> {
     let source = Source::open(path, Access::Auto)?;
     let header = npy::Header::read(&source)?;
+    let place = Place {
+        element: header.element,
+        big_endian: header.big_endian,
+        offset: header.offset,
+        // The header was checked against the length of the file.
+        length: source.length().saturating_sub(header.offset),
+    };
+    let values = values.then(|| Values::of(&source, &place)).transpose()?;
     Ok(Inspection::Npy(NpyFile {
         path: path.into(),
         bytes: source.length(),
@@ -199,6 +254,7 @@ fn npy_file(path: &Path) -> Result<Inspection, Problem> {
         big_endian: header.big_endian,
         fortran_order: header.fortran_order,
         shape: header.shape,
+        values,
     }))
 }
 
@@ -224,8 +280,8 @@ fn not_ours(path: &Path, found: &str) -> Problem {
         .help("inspect the folder that the file belongs to, if it describes a model or an adapter")
 }
 
-fn entry(name: &str, tensor: &safetensors::Tensor) -> TensorEntry {
-    TensorEntry { name: name.into(), dtype: tensor.dtype.clone(), shape: tensor.shape.clone() }
+fn entry(name: &str, tensor: &safetensors::Tensor, values: Option<Values>) -> TensorEntry {
+    TensorEntry { name: name.into(), dtype: tensor.dtype.clone(), shape: tensor.shape.clone(), values }
 }
 
 fn sites(set: &ActivationSet) -> Vec<SiteEntry> {
@@ -263,7 +319,7 @@ mod tests {
     }
 
     fn words(path: &Path) -> String {
-        text::render(&inspect(path).unwrap())
+        text::render(&inspect(path, true).unwrap(), true)
     }
 
     /// Files and folders are told apart by what they hold.
@@ -283,6 +339,7 @@ mod tests {
 
         let file = words(&at("model/model.safetensors"));
         assert!(file.contains("safetensors") && file.contains("q.weight") && file.contains("3×2"), "{file}");
+        assert!(file.contains("6 zeros"), "{file}");
 
         fs::create_dir(at("activations")).unwrap();
         let metadata = r#"{"format":"activations","version":1,"sites":{"in":["q","k"]}}"#;
@@ -302,7 +359,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("list.json");
         fs::write(&path, "[]").unwrap();
-        let problems = inspect(&path).unwrap_err();
+        let problems = inspect(&path, false).unwrap_err();
         assert!(problems.to_string().contains("expected the JSON of a report or a plan"), "{problems}");
     }
 }

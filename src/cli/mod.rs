@@ -2,8 +2,10 @@
 
 mod args;
 mod byte_size;
+mod command_line;
 mod demo;
 mod demo_model;
+mod events;
 mod exit;
 mod generate;
 mod init;
@@ -14,13 +16,14 @@ mod plan;
 mod prepare;
 mod progress;
 mod provenance;
+mod report;
 mod resolve;
 mod saved;
 mod terminal;
 mod verify;
 
 use args::{Cli, Command};
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches};
 use std::process::ExitCode;
 use terminal::Terminal;
 
@@ -31,7 +34,9 @@ pub fn main() -> ExitCode {
 }
 
 fn parse_and_run() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let description = Cli::command().color(terminal::colours_of_help(std::env::args_os()));
+    let parsed = description.try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match parsed {
         Ok(cli) => cli,
         Err(error) => return exit::of_arguments(&error),
     };
@@ -50,6 +55,7 @@ fn run(command: &Command, terminal: &Terminal) -> anyhow::Result<()> {
         Command::Plan(args) => plan::run(args, terminal),
         Command::Inspect(args) => inspect::run(args, terminal),
         Command::Verify(args) => verify::run(args, terminal),
+        Command::Report(args) => report::run(args, terminal),
         Command::Demo(args) => demo::run(args, terminal),
         Command::Generate(command) => generate::run(command, terminal),
     }

@@ -30,9 +30,7 @@ pub fn run(args: &MomentsArgs, terminal: &Terminal) -> anyhow::Result<()> {
     let check = || refuse_existing(&args.out, args.force).map_err(Into::into);
     let job = Job::of_measurement(&measurement, &set);
     let partial = saved::open(&args.out, &job, &args.progress, check, terminal)?;
-    let rows =
-        measurement.sites.iter().map(|site| site.rows.end - site.rows.start).fold(0, u64::saturating_add);
-    let progress = Progress::new(terminal, &interruption, rows);
+    let progress = Progress::of_measurement(terminal, &interruption, &measurement);
     let content = interruption.while_polled(|| measure(&measurement, &set, &args.out, &progress, &partial));
     progress.finish();
     let content = saved::close(partial, content)?;

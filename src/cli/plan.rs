@@ -4,7 +4,6 @@ use super::args::PlanArgs;
 use super::prepare::prepare;
 use super::resolve;
 use super::terminal::Terminal;
-use cntlora::element::Element;
 use cntlora::plan::{Plan, PlannedLayer};
 use cntlora::rank::Policy;
 use cntlora::report::table::{Align, Table, bytes, count};
@@ -14,13 +13,12 @@ use std::fmt::Write as _;
 pub fn run(args: &PlanArgs, terminal: &Terminal) -> anyhow::Result<()> {
     let output = args.out.as_ref().map(|folder| resolve::output(folder, &args.job));
     let (plan, _) = prepare(output.as_ref(), &args.job)?;
-    let element = resolve::element(args.job.output.dtype);
-    terminal.result(&plan, |plan| render(plan, element))?;
+    terminal.result(&plan, render)?;
     Ok(())
 }
 
 /// The layers and a summary, within 80 columns.
-pub fn render(plan: &Plan, element: Element) -> String {
+pub fn render(plan: &Plan) -> String {
     let mut table = Table::new([
         ("module", Align::Left),
         ("shape", Align::Right),
@@ -47,7 +45,7 @@ pub fn render(plan: &Plan, element: Element) -> String {
         "{:.1e} operations, adapter of at most {} in {}",
         plan.work.moments + plan.work.factors,
         count(parameters, "parameter"),
-        bytes(parameters.saturating_mul(element.size() as u64)),
+        bytes(parameters.saturating_mul(plan.element.size() as u64)),
     );
     for skipped in &plan.skipped {
         let _ =
@@ -82,16 +80,17 @@ fn most_parameters(plan: &Plan) -> u64 {
     }
 }
 
+/// Plans for the tests of what is said of them.
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use cntlora::constraint::{Coupling, Norm};
-    use cntlora::factors::{Start, Strength};
+pub mod testing {
+    use cntlora::element::Element;
+    use cntlora::factors::Strength;
     use cntlora::method::Options;
-    use cntlora::plan::{Nonfinite, PlannedSite, Skipped, Work};
-    use cntlora::rank::Limits;
+    use cntlora::plan::{Nonfinite, Plan, PlannedLayer, PlannedSite, Skipped, Work};
+    use cntlora::rank::{Limits, Policy};
+    use cntlora::simd::Precision;
 
-    fn plan_of(ranks: Policy) -> Plan {
+    pub fn plan_of(ranks: Policy) -> Plan {
         let layer = |module: &str, outputs| PlannedLayer {
             module: module.into(),
             tensor: format!("{module}.weight"),
@@ -113,25 +112,26 @@ mod tests {
             }],
             skipped: vec![Skipped { name: "conv".into(), reason: "its weight is not a matrix".into() }],
             method: Options {
-                coupling: Coupling::Transport,
-                preserve: 0.0,
-                ridge: 0.01,
-                norm: Norm::Activations,
                 strength: Strength::MaxShift(0.05),
-                start: Start::Update,
                 ranks,
                 limits: Limits { min: 0, max: 3, multiple: 1 },
-                scale: 1.0,
-                seed: 0,
+                ..Options::default()
             },
             nonfinite: Nonfinite::Refuse,
-            precision: cntlora::simd::Precision::F32,
+            precision: Precision::F32,
+            element: Element::F16,
             threads: 1,
             side_by_side: 1,
             peak_memory: 2_000_000,
             work: Work { moments: 2000.0, factors: 3000.0 },
         }
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::plan_of;
+    use super::*;
 
     /// The whole text, byte for byte.
     #[test]
@@ -145,7 +145,7 @@ value     2×4  BF16             3   100
 5.0e3 operations, adapter of at most 48 parameters in 96 B
 left out: conv: its weight is not a matrix
 ";
-        assert_eq!(render(&plan_of(Policy::Fixed(3)), Element::F16), expected);
+        assert_eq!(render(&plan_of(Policy::Fixed(3))), expected);
     }
 
     /// No policy is promised more than it may spend, nor more than the largest ranks come to.

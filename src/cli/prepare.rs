@@ -56,6 +56,9 @@ fn check_output(output: &Output, request: &Request) -> Result<(), Problems> {
                 .help("give --base-out a folder of its own"),
         );
     }
+    if let Some(page) = &output.page {
+        problems.collect(check_page(page, output.force));
+    }
     problems.or_ok(())
 }
 
@@ -110,6 +113,22 @@ pub fn refuse_existing(file: &Path, force: bool) -> Result<(), Problem> {
             .help("choose another name, or give --force to replace it"));
     }
     Ok(())
+}
+
+/// Refuses a page that would replace something, unless forced, and one whose name is that of something else.
+pub fn check_page(path: &Path, force: bool) -> Result<(), Problem> {
+    let page = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("html"));
+    if !page {
+        return Err(Problem::usage("expected the name of a page to write, which ends in .html")
+            .in_file(path)
+            .help("give a name such as report.html"));
+    }
+    if path.exists() && !force {
+        return Err(Problem::usage("there is a page of this name")
+            .in_file(path)
+            .help("choose another name, or give --force to replace it"));
+    }
+    path.parent().map_or(Ok(()), |folder| refuse_unwritable(or_here(folder)))
 }
 
 /// Refuses a folder that cannot be written to, or made, before the work rather than after it.
@@ -195,6 +214,20 @@ mod tests {
         assert!(refusal(true).is_ok());
         let problem = refuse_existing(folder.path(), true).unwrap_err();
         assert!(problem.to_string().ends_with("found a folder"), "{problem}");
+    }
+
+    /// A page replaces a page when forced, and never a file of another kind.
+    #[test]
+    fn pages_do_not_replace_by_accident() {
+        let folder = tempfile::tempdir().unwrap();
+        let (page, weights) = (folder.path().join("a.html"), folder.path().join("model.safetensors"));
+        assert!(check_page(&page, false).is_ok());
+        fs::write(&page, "").unwrap();
+        let problem = check_page(&page, false).unwrap_err();
+        assert!(problem.next_step().unwrap().contains("--force"), "{problem}");
+        assert!(check_page(&page, true).is_ok());
+        let problem = check_page(&weights, true).unwrap_err();
+        assert!(problem.to_string().contains("ends in .html"), "{problem}");
     }
 
     /// An output never goes where an input is, whatever the folder is called.

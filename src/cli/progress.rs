@@ -1,12 +1,18 @@
-//! Progress on stderr: a bar on a terminal, plain lines elsewhere.
+//! Progress on stderr: bars on a terminal, plain lines elsewhere.
+
+mod tally;
 
 use super::args::ProgressStyle;
 use super::interrupt::Interruption;
 use super::terminal::Terminal;
+use cntlora::plan::{Measurement, Plan};
 use cntlora::run::{Event, Observer};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle as BarStyle};
-use std::sync::Mutex;
+use cntlora::simd::peak;
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle as BarStyle};
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use tally::Tally;
 
 /// Time between two plain lines, and before the first.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(5);
@@ -15,58 +21,84 @@ const PLAIN_INTERVAL: Duration = Duration::from_secs(5);
 pub struct Progress<'a> {
     terminal: &'a Terminal,
     interruption: &'a Interruption,
-    display: Display,
+    display: Option<Mutex<Display>>,
 }
 
-enum Display {
-    Bar(ProgressBar),
-    Plain(Mutex<Lines>),
-    Nothing,
+struct Display {
+    started: Instant,
+    tally: Tally,
+    kind: Kind,
+}
+
+enum Kind {
+    Bars(Bars),
+    /// When the next line is due.
+    Plain(Duration),
 }
 
 impl<'a> Progress<'a> {
-    /// Starts the display of a run that is about to read this many rows.
-    pub fn new(terminal: &'a Terminal, interruption: &'a Interruption, rows: u64) -> Self {
-        let display = match terminal.progress() {
-            ProgressStyle::Bar => Display::Bar(bar(rows)),
-            ProgressStyle::Plain => Display::Plain(Mutex::new(Lines::new(rows))),
-            ProgressStyle::Auto | ProgressStyle::None => Display::Nothing,
+    /// Starts the display of a run.
+    pub fn of_run(terminal: &'a Terminal, interruption: &'a Interruption, plan: &Plan) -> Self {
+        Self::new(terminal, interruption, plan.threads, |peak| Tally::of_run(plan, peak))
+    }
+
+    /// Starts the display of a measurement.
+    pub fn of_measurement(
+        terminal: &'a Terminal,
+        interruption: &'a Interruption,
+        measurement: &Measurement,
+    ) -> Self {
+        Self::new(terminal, interruption, measurement.threads, |peak| {
+            Tally::of_measurement(measurement, peak)
+        })
+    }
+
+    /// Measures the processor's peak, some ten milliseconds, if there is something to display.
+    fn new(
+        terminal: &'a Terminal,
+        interruption: &'a Interruption,
+        threads: usize,
+        tally: impl FnOnce(f64) -> Tally,
+    ) -> Self {
+        let kind = match terminal.progress() {
+            ProgressStyle::Bar => Some(Kind::Bars(Bars::new())),
+            ProgressStyle::Plain => Some(Kind::Plain(PLAIN_INTERVAL)),
+            ProgressStyle::Auto | ProgressStyle::None => None,
         };
+        let display = kind.map(|kind| {
+            let tally = tally(peak::rate(threads));
+            Mutex::new(Display { started: Instant::now(), tally, kind })
+        });
         Self { terminal, interruption, display }
     }
 
     /// Takes the display away.
     pub fn finish(self) {
-        if let Display::Bar(bar) = self.display {
-            bar.finish_and_clear();
-        }
-    }
-
-    fn on_bar(&self, bar: &ProgressBar, event: &Event<'_>) {
-        match event {
-            Event::SiteStarted { site, .. } => bar.set_message(site.escape_debug().to_string()),
-            Event::RowsAdded { rows, .. } | Event::Resumed { rows, .. } => bar.inc(*rows),
-            Event::MomentsReady { site } => bar.set_message(format!("{} (factors)", site.escape_debug())),
-            _ => {}
+        if let Some(display) = self.display
+            && let Kind::Bars(bars) = display.into_inner().unwrap_or_else(PoisonError::into_inner).kind
+        {
+            bars.finish();
         }
     }
 }
 
 impl Observer for Progress<'_> {
     fn event(&self, event: Event<'_>) {
-        match (&event, &self.display) {
-            (Event::Warning { message }, Display::Bar(bar)) => bar.suspend(|| self.terminal.warning(message)),
+        // A panic elsewhere ends the run anyway; until then counting goes on.
+        let mut display =
+            self.display.as_ref().map(|display| display.lock().unwrap_or_else(PoisonError::into_inner));
+        match (&event, display.as_deref_mut()) {
+            (Event::Warning { message }, Some(Display { kind: Kind::Bars(bars), .. })) => {
+                bars.all.suspend(|| self.terminal.warning(message));
+            }
             (Event::Warning { message }, _) => self.terminal.warning(message),
-            (_, Display::Bar(bar)) => self.on_bar(bar, &event),
-            (_, Display::Plain(lines)) => {
-                // A panic elsewhere ends the run anyway; until then counting goes on.
-                let mut lines = lines.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                let elapsed = lines.started.elapsed();
-                if let Some(line) = lines.event(&event, elapsed) {
+            (_, Some(display)) => {
+                let elapsed = display.started.elapsed();
+                if let Some(line) = display.event(&event, elapsed) {
                     self.terminal.note(&line);
                 }
             }
-            (_, Display::Nothing) => {}
+            (_, None) => {}
         }
     }
 
@@ -75,86 +107,93 @@ impl Observer for Progress<'_> {
     }
 }
 
-fn bar(rows: u64) -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(Some(rows), ProgressDrawTarget::stderr());
-    let template = "{bar:20} {human_pos}/{human_len} rows, {per_sec}, {eta} left  {wide_msg}";
-    if let Ok(style) = BarStyle::with_template(template) {
-        bar.set_style(style);
-    }
-    bar
-}
-
-/// Counts, and says a line every few seconds.
-struct Lines {
-    started: Instant,
-    rows: u64,
-    rows_done: u64,
-    rows_resumed: u64,
-    layers_done: usize,
-    next: Duration,
-}
-
-impl Lines {
-    fn new(rows: u64) -> Self {
-        Self {
-            started: Instant::now(),
-            rows,
-            rows_done: 0,
-            rows_resumed: 0,
-            layers_done: 0,
-            next: PLAIN_INTERVAL,
-        }
-    }
-
-    /// Counts an event; the line that is due after `elapsed`, if one is.
+impl Display {
+    /// Counts an event and draws it; the line that is due after `elapsed`, if one is.
     fn event(&mut self, event: &Event<'_>, elapsed: Duration) -> Option<String> {
-        let site = match event {
-            Event::SiteStarted { site, .. } | Event::MomentsReady { site } => Some(*site),
-            Event::RowsAdded { site, rows } => {
-                self.rows_done += rows;
-                Some(*site)
-            }
-            Event::Resumed { rows, .. } => {
-                self.rows_done += rows;
-                self.rows_resumed += rows;
+        let site = self.tally.count(event).map(str::to_owned);
+        let site_line = site.as_deref().and_then(|site| self.tally.site_line(site));
+        match &mut self.kind {
+            Kind::Bars(bars) => {
+                bars.show(self.tally.share(), self.tally.line(elapsed), site, site_line);
                 None
             }
-            Event::LayerDecomposed { .. } => {
-                self.layers_done += 1;
-                None
+            Kind::Plain(next) if elapsed >= *next => {
+                *next = elapsed + PLAIN_INTERVAL;
+                let place = site_line.map(|line| format!("; {line}")).unwrap_or_default();
+                Some(format!("{}{place}", self.tally.line(elapsed)))
             }
-            _ => None,
-        };
-        if elapsed < self.next {
-            return None;
+            Kind::Plain(_) => None,
         }
-        self.next = elapsed + PLAIN_INTERVAL;
-        let rate = (self.rows_done - self.rows_resumed) as f64 / elapsed.as_secs_f64();
-        let place = site.map(|site| format!(", at {}", site.escape_debug())).unwrap_or_default();
-        Some(format!(
-            "{} of {} rows, {} layers, {rate:.0} rows/s{place}",
-            self.rows_done, self.rows, self.layers_done
-        ))
+    }
+}
+
+/// A bar for the run, and below it a line for each site in work.
+struct Bars {
+    all: MultiProgress,
+    run: ProgressBar,
+    sites: BTreeMap<String, ProgressBar>,
+}
+
+impl Bars {
+    /// Steps of the bar.
+    const LENGTH: u64 = 1000;
+
+    fn new() -> Self {
+        let all = MultiProgress::with_draw_target(ProgressDrawTarget::stderr());
+        let run = all.add(styled(ProgressBar::new(Self::LENGTH), "{bar:8} {wide_msg}"));
+        Self { all, run, sites: BTreeMap::new() }
+    }
+
+    /// Shows the share that is done, and what there is to say of a site; a site of which there is nothing to say goes.
+    fn show(&mut self, share: f64, line: String, site: Option<String>, site_line: Option<String>) {
+        self.run.set_position((share * Self::LENGTH as f64) as u64);
+        self.run.set_message(line);
+        match (site, site_line) {
+            (Some(site), Some(line)) => {
+                let new = || self.all.add(styled(ProgressBar::no_length(), "  {wide_msg}"));
+                self.sites.entry(site).or_insert_with(new).set_message(line);
+            }
+            (Some(site), None) => {
+                if let Some(bar) = self.sites.remove(&site) {
+                    bar.finish_and_clear();
+                }
+            }
+            (None, _) => {}
+        }
+    }
+
+    fn finish(self) {
+        for bar in self.sites.values() {
+            bar.finish_and_clear();
+        }
+        self.run.finish_and_clear();
+    }
+}
+
+fn styled(bar: ProgressBar, template: &str) -> ProgressBar {
+    match BarStyle::with_template(template) {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::plan::testing::plan_of;
     use super::*;
+    use cntlora::rank::Policy;
 
     /// Short runs stay silent, long ones speak at the interval and not at every event.
     #[test]
     fn lines_come_at_the_interval() {
-        let mut lines = Lines::new(2000);
-        let resumed = Event::Resumed { site: "a", rows: 100 };
-        assert_eq!(lines.event(&resumed, Duration::from_secs(0)), None);
-        let added = Event::RowsAdded { site: "a\u{1b}b", rows: 500 };
-        let decomposed = Event::LayerDecomposed { module: "q" };
-        assert_eq!(lines.event(&added, Duration::from_secs(1)), None);
-        let line = lines.event(&added, Duration::from_secs(5));
-        assert_eq!(line.as_deref(), Some("1100 of 2000 rows, 0 layers, 200 rows/s, at a\\u{1b}b"));
-        assert_eq!(lines.event(&decomposed, Duration::from_secs(9)), None);
-        let line = lines.event(&decomposed, Duration::from_secs(10));
-        assert_eq!(line.as_deref(), Some("1100 of 2000 rows, 2 layers, 100 rows/s"));
+        let tally = Tally::of_run(&plan_of(Policy::Fixed(3)), 1e9);
+        let mut display = Display { started: Instant::now(), tally, kind: Kind::Plain(PLAIN_INTERVAL) };
+        let added = Event::RowsAdded { site: "in", rows: 25 };
+        let mut line = |seconds| display.event(&added, Duration::from_secs(seconds));
+        assert_eq!(line(1), None);
+        let spoken = line(5).expect("a line is due");
+        assert!(spoken.ends_with("; in: 50 of 100 rows"), "{spoken}");
+        assert_eq!(line(9), None);
+        assert!(line(10).is_some());
     }
 }

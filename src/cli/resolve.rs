@@ -2,6 +2,7 @@
 
 use super::args::{self, InputArgs, JobArgs, MethodArgs, MomentsArgs, RankArgs, ReadingArgs, RunArgs};
 use super::byte_size::ByteSize;
+use super::events::is_stdout;
 use cntlora::constraint::Coupling;
 use cntlora::constraint::Norm;
 use cntlora::element::Element;
@@ -38,6 +39,7 @@ pub fn request(job: &JobArgs) -> Request {
         method: method(&job.method, &job.ranks),
         nonfinite: nonfinite(reading),
         precision: precision(&job.run),
+        element: element(job.output.dtype),
         access: access(reading),
         threads: threads(&job.run),
         max_memory: job.run.max_memory.map(|ByteSize(bytes)| bytes),
@@ -133,8 +135,8 @@ pub struct Output {
     pub folder: PathBuf,
     /// Folder of the changed base, with `--start residual`.
     pub base: Option<PathBuf>,
-    /// Format of the factors.
-    pub element: Element,
+    /// Page about the run.
+    pub page: Option<PathBuf>,
     /// Whether what is there may be replaced.
     pub force: bool,
 }
@@ -152,7 +154,7 @@ pub fn output(folder: &Path, job: &JobArgs) -> Output {
     Output {
         folder: folder.into(),
         base: (job.method.start == args::Start::Residual).then(base),
-        element: element(job.output.dtype),
+        page: job.output.report.clone(),
         force: job.output.force,
     }
 }
@@ -182,8 +184,17 @@ pub fn check_effects(job: &JobArgs) -> Result<(), Problems> {
     problems.or_ok(())
 }
 
+/// Refuses two kinds of data on one stdout.
+pub fn check_streams(job: &JobArgs, json: bool) -> Result<(), Problem> {
+    if json && job.run.events.as_deref().is_some_and(is_stdout) {
+        return Err(Problem::usage("--json and --events - would both write to stdout")
+            .help("leave --json out: the last event holds the report"));
+    }
+    Ok(())
+}
+
 /// The number format of the factors.
-pub fn element(dtype: args::Dtype) -> Element {
+fn element(dtype: args::Dtype) -> Element {
     match dtype {
         args::Dtype::F32 => Element::F32,
         args::Dtype::Bf16 => Element::Bf16,
@@ -251,7 +262,7 @@ mod tests {
         };
         assert_eq!(request.method, expected);
         assert_eq!(expected, Options::default());
-        let expected = Output { folder: "out".into(), base: None, element: Element::F32, force: false };
+        let expected = Output { folder: "out".into(), base: None, page: None, force: false };
         assert_eq!(output_of(""), expected);
     }
 
@@ -361,12 +372,21 @@ mod tests {
 
     #[test]
     fn outputs() {
-        assert_eq!(output_of("--dtype bf16").element, Element::Bf16);
-        assert_eq!(output_of("--dtype f16").element, Element::F16);
-        assert_eq!(output_of("--dtype f32").element, Element::F32);
+        assert_eq!(request_of("--dtype bf16").element, Element::Bf16);
+        assert_eq!(request_of("--dtype f16").element, Element::F16);
+        assert_eq!(request_of("--dtype f32").element, Element::F32);
         assert!(output_of("--force").force);
+        assert_eq!(output_of("--report page.html").page, Some("page.html".into()));
         assert_eq!(output_of("--start residual").base, Some("out/base".into()));
         assert_eq!(output_of("--start residual --base-out b").base, Some("b".into()));
+    }
+
+    /// Two programs that read one stream would both be misled.
+    #[test]
+    fn stdout_holds_one_kind_of_data() {
+        let refused = |options, json| check_streams(&init(options).job, json).is_err();
+        assert!(refused("--events -", true));
+        assert!(!refused("--events -", false) && !refused("--events file", true) && !refused("", true));
     }
 
     #[test]

@@ -77,6 +77,7 @@ pub struct Constraint {
     /// Lower `F` with `F Fᵀ = C + λ I`, where that is not `G`.
     metric: Option<Mat<f32>>,
     damping: f64,
+    frechet_distance: Option<f64>,
 }
 
 /// Each failure of a factorization multiplies the relative damping by this …
@@ -120,6 +121,7 @@ impl Constraint {
         let source = evidence.source.map(|source| Source::measured(source, width, ridge)).transpose()?;
         let source_mean = source.as_ref().map_or(&mean, |source| &source.mean);
 
+        let mut frechet_distance = None;
         let mut change = match terms.coupling {
             Coupling::Uncorrelated => source_mean * mean.transpose(),
             Coupling::Transport => {
@@ -127,11 +129,16 @@ impl Constraint {
                     return Err(Error::NoVariation { what: "all rows of activations are equal" });
                 }
                 let covariance = &second - &mean * mean.transpose();
-                let source = source.as_ref().map(|source| source.covariance.as_ref());
-                let Some(moved) = transport::cross_covariance(covariance, source, ridge, par)? else {
+                let covariances = source.as_ref().map(|source| source.covariance.as_ref());
+                let Some(moved) = transport::transport(covariance, covariances, ridge, par)? else {
                     return Ok(None);
                 };
-                moved + source_mean * mean.transpose()
+                if let (Some(source), Some(overlap)) = (&source, moved.overlap) {
+                    let traces = width as f64 * ((1.0 + ridge) * variance + source.covariance.trace_mean());
+                    let square = (&mean - source_mean).squared_norm_l2() + traces - 2.0 * overlap;
+                    frechet_distance = Some(square.max(0.0).sqrt());
+                }
+                moved.cross + source_mean * mean.transpose()
             }
             Coupling::Paired => evidence.cross.ok_or(Error::MissingSource)?.to_owned(),
         };
@@ -161,7 +168,7 @@ impl Constraint {
                 None => return Ok(None),
             },
         };
-        Ok(Some(Self { second_moment, change, denominator, metric, damping: ridge }))
+        Ok(Some(Self { second_moment, change, denominator, metric, damping: ridge, frechet_distance }))
     }
 
     /// Bytes that [`Self::new`] needs at its peak for a site of width `d`, and bytes that its result holds.
@@ -188,6 +195,13 @@ impl Constraint {
     /// The relative damping that was used: the one asked for, or the first of the ladder that worked.
     pub fn damping(&self) -> f64 {
         self.damping
+    }
+
+    /// Fréchet distance between Gaussians with the means and the damped covariances of fine-tuning and pre-training
+    /// activations, in their units: `(|μ − μ_z|² + tr Σ̃ + tr Σ̃_z − 2 tr (Σ̃^½ Σ̃_z Σ̃^½)^½)^½`. The last term is a by-product of
+    /// [`Coupling::Transport`] with measured pre-training activations; otherwise there is `None`. (Dowson and Landau 1982.)
+    pub fn frechet_distance(&self) -> Option<f64> {
+        self.frechet_distance
     }
 
     /// `(K − C) (C + ρ_p S + λI)⁻¹ F V` for a thin block `V (d × k)`, where `F` is the identity in [`Norm::Weights`].

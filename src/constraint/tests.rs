@@ -197,3 +197,25 @@ fn degenerate_columns_are_damped() {
         assert!(update(&constraint).norm_max().is_finite());
     }
 }
+
+/// The Fréchet distance is that of the definition where it is known in closed form: none from itself, the length of a
+/// shift, and the difference of the scales times the root of the variance. It is a by-product: other couplings have none.
+#[test]
+fn frechet_distances_of_shifts_and_scales() {
+    let rows = sample(400, 6, 1, 1.0);
+    let changed =
+        |scale: f32, shift: f32| moments(&Mat::from_fn(rows.nrows(), 6, |i, j| scale * rows[(i, j)] + shift));
+    let x = changed(1.0, 0.0);
+    let terms = Terms { ridge: 0.01, ..TERMS };
+    let distance = |z: &Moments| constraint(&x, Some(z), terms).frechet_distance().unwrap();
+    let mean = x.mean().unwrap();
+    let damped =
+        1.01 * (x.second_moment().unwrap() - &mean * mean.transpose()).diagonal().column_vector().sum();
+    assert!(distance(&x) < 1e-3 * damped.sqrt());
+    assert!((distance(&changed(1.0, 2.0)) - 2.0 * 6f64.sqrt()).abs() < 1e-3);
+    let scaled = (mean.squared_norm_l2() + damped).sqrt();
+    assert!((distance(&changed(2.0, 0.0)) - scaled).abs() < 1e-3 * scaled);
+    assert_eq!(constraint(&x, None, terms).frechet_distance(), None);
+    let uncorrelated = Terms { coupling: Coupling::Uncorrelated, ..terms };
+    assert_eq!(constraint(&x, Some(&x), uncorrelated).frechet_distance(), None);
+}

@@ -10,18 +10,26 @@ use crate::error::Result;
 use faer::linalg::triangular_solve::solve_upper_triangular_in_place;
 use faer::{Mat, MatRef, Par};
 
-/// `T Σ`, the covariance between the transported and the given activations, where `T` takes the damped covariance
-/// `Σ + ρ (tr Σ / d) I` to `source`, or, without one, to the isotropic `(tr Σ / d) I`. `None` if the damped covariance is not
-/// positive definite.
+/// What the transport gives.
+pub(super) struct Transported {
+    /// `T Σ`, the covariance between the transported and the given activations.
+    pub(super) cross: Mat<f64>,
+    /// `tr T Σ̃ = tr (Σ̃^½ Σ_z Σ̃^½)^½`, with the damped covariance `Σ̃`: the cross term of the Fréchet distance. Only with a
+    /// source.
+    pub(super) overlap: Option<f64>,
+}
+
+/// The transport, where `T` takes the damped covariance `Σ̃ = Σ + ρ (tr Σ / d) I` to `source`, or, without one, to the isotropic
+/// `(tr Σ / d) I`. `None` if the damped covariance is not positive definite.
 ///
 /// # Errors
 /// What the eigendecomposition returns.
-pub(super) fn cross_covariance(
+pub(super) fn transport(
     covariance: Mat<f64>,
     source: Option<MatRef<'_, f64>>,
     ridge: f64,
     par: Par,
-) -> Result<Option<Mat<f64>>> {
+) -> Result<Option<Transported>> {
     let variance = covariance.trace_mean();
     let lambda = ridge * variance;
     match source {
@@ -39,7 +47,7 @@ pub(super) fn cross_covariance(
 }
 
 /// With `Σ_z = v I`, `T = √v (Σ + λI)^-½`: a function of the eigenvalues.
-fn isotropic(damped: Mat<f64>, lambda: f64, variance: f64, par: Par) -> Result<Option<Mat<f64>>> {
+fn isotropic(damped: Mat<f64>, lambda: f64, variance: f64, par: Par) -> Result<Option<Transported>> {
     let (values, vectors) = dense::self_adjoint_eigen("covariance of the activations", damped.as_ref(), par)?;
     if values.iter().any(|value| *value <= 0.0) {
         return Ok(None);
@@ -48,7 +56,8 @@ fn isotropic(damped: Mat<f64>, lambda: f64, variance: f64, par: Par) -> Result<O
     let scaled = Mat::from_fn(vectors.nrows(), vectors.ncols(), |i, j| {
         vectors[(i, j)] * (variance / values[j]).sqrt() * (values[j] - lambda)
     });
-    Ok(Some(dense::product(scaled.as_ref(), vectors.transpose(), par)))
+    let cross = dense::product(scaled.as_ref(), vectors.transpose(), par);
+    Ok(Some(Transported { cross, overlap: None }))
 }
 
 fn measured(
@@ -56,18 +65,20 @@ fn measured(
     damped: Mat<f64>,
     source: MatRef<'_, f64>,
     par: Par,
-) -> Result<Option<Mat<f64>>> {
+) -> Result<Option<Transported>> {
     let Some(root) = dense::cholesky(damped, par) else { return Ok(None) };
     let right = dense::product(source, root.as_ref(), par);
     let inner = dense::product(root.transpose(), right.as_ref(), par);
     drop(right);
     let (values, vectors) = dense::self_adjoint_eigen("transported covariance", inner.as_ref(), par)?;
     drop(inner);
+    let overlap = values.iter().map(|value| value.max(0.0).sqrt()).sum();
     // T = Y Yᵀ with Y = R⁻ᵀ Q E^¼; rounding may leave a zero eigenvalue slightly negative.
     let mut y = Mat::from_fn(vectors.nrows(), vectors.ncols(), |i, j| {
         vectors[(i, j)] * values[j].max(0.0).sqrt().sqrt()
     });
     solve_upper_triangular_in_place(root.transpose(), y.as_mut(), par);
     let right = dense::product(y.transpose(), covariance.as_ref(), par);
-    Ok(Some(dense::product(y.as_ref(), right.as_ref(), par)))
+    let cross = dense::product(y.as_ref(), right.as_ref(), par);
+    Ok(Some(Transported { cross, overlap: Some(overlap) }))
 }

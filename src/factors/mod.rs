@@ -2,6 +2,8 @@
 //!
 //! Knows nothing of files, nor of how the update came about.
 
+mod spectrum;
+
 use crate::dense;
 use crate::error::Result;
 use faer::{Mat, Par};

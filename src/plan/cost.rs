@@ -100,12 +100,18 @@ fn site_memory(site: &PlannedSite, options: &Options) -> u64 {
     (moments + building).max(layers)
 }
 
+/// Floating-point operations of adding rows to moments.
+pub(super) fn work_of_rows(rows: u64, width: usize) -> f64 {
+    let d = width as f64;
+    rows as f64 * d * (d + 1.0)
+}
+
 /// Floating-point operations of the run.
 pub(super) fn work(sites: &[PlannedSite], options: &Options) -> Work {
     let mut work = Work::default();
     for site in sites {
         let d = site.width as f64;
-        work.moments += site.rows_to_read as f64 * d * (d + 1.0);
+        work.moments += work_of_rows(site.rows_to_read, site.width);
         let eigendecompositions = if options.coupling == Coupling::Transport { 10.0 } else { 0.0 };
         work.factors += (12.0 + eigendecompositions) * d * d * d;
         work.factors += site.layers.iter().map(|layer| 2.0 * layer.outputs as f64 * d * d).sum::<f64>();

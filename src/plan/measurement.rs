@@ -3,7 +3,7 @@
 use super::cost::Memory;
 use super::options::check_precision;
 use super::select::Selector;
-use super::{Nonfinite, Selection, is_narrow, schedule};
+use super::{Nonfinite, Selection, cost, is_narrow, schedule};
 use crate::activations::{ActivationSet, Site};
 use crate::moments_file::MeasuredSource;
 use crate::simd::Precision;
@@ -71,6 +71,11 @@ impl SiteRows {
     fn all(site: &Site) -> Self {
         let Site { name, width, modules, .. } = site.clone();
         Self { name, width, modules, rows: 0..site.rows(), bytes: site.bytes() }
+    }
+
+    /// Floating-point operations.
+    pub fn work(&self) -> f64 {
+        cost::work_of_rows(self.rows.end - self.rows.start, self.width)
     }
 
     /// Whether this site is worked on beside others, on one thread.

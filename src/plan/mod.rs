@@ -53,6 +53,8 @@ pub struct Request {
     pub nonfinite: Nonfinite,
     /// What Gram matrices are computed with.
     pub precision: Precision,
+    /// Number format in which the factors will be stored.
+    pub element: Element,
     /// How files are read.
     pub access: Access,
     /// Threads to work with.
@@ -98,6 +100,8 @@ pub struct Plan {
     pub nonfinite: Nonfinite,
     /// What Gram matrices are computed with.
     pub precision: Precision,
+    /// Number format in which the factors will be stored.
+    pub element: Element,
     /// Threads to work with.
     pub threads: usize,
     /// How many narrow sites are worked on side by side.
@@ -112,6 +116,11 @@ impl Plan {
     /// The layers of all sites.
     pub fn layers(&self) -> impl Iterator<Item = &PlannedLayer> {
         self.sites.iter().flat_map(|site| &site.layers)
+    }
+
+    /// The part of [`Self::work`] that a site asks for.
+    pub fn site_work(&self, site: &PlannedSite) -> Work {
+        cost::work(std::slice::from_ref(site), &self.method)
     }
 }
 
@@ -254,6 +263,7 @@ pub fn plan(request: &Request) -> Result<(Plan, Inputs), Problems> {
                 method: request.method.clone(),
                 nonfinite: request.nonfinite,
                 precision: request.precision,
+                element: request.element,
                 threads: request.threads,
                 side_by_side,
             };

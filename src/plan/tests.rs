@@ -113,6 +113,7 @@ fn request(folder: &Path) -> Request {
         },
         nonfinite: Nonfinite::Refuse,
         precision: Precision::F32,
+        element: Element::F32,
         access: Access::Auto,
         threads: 1,
         max_memory: None,

@@ -1,13 +1,21 @@
 //! What happened, as one serialisable value, and its renderings. Knows nothing of running.
 
+pub mod html;
 pub mod table;
+#[cfg(test)]
+mod testing;
 pub mod text;
 
+use crate::element::Element;
 use crate::method::Options;
 use crate::plan::Skipped;
 use crate::simd::Precision;
+use crate::spread::Spread;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
+
+/// The file beside an adapter that holds the [`Report`] of its run.
+pub const REPORT_FILE: &str = "report.json";
 
 /// Version of [`Report`].
 pub const SCHEMA_VERSION: u32 = 1;
@@ -24,8 +32,12 @@ pub struct Report {
     pub instruction_set: String,
     /// What Gram matrices were computed with.
     pub precision: Precision,
+    /// The command line, where there was one.
+    pub command: Option<String>,
     /// The model as it was named.
     pub model: PathBuf,
+    /// The files that were read.
+    pub inputs: InputFiles,
     /// How the factors came about.
     pub method: Options,
     /// Per site, in order of name.
@@ -34,10 +46,38 @@ pub struct Report {
     pub layers: Vec<LayerReport>,
     /// What was left out, and why.
     pub skipped: Vec<Skipped>,
+    /// Number format in which the factors are stored.
+    pub element: Element,
     /// Parameters of the adapter.
     pub parameters: u64,
     /// Seconds from the first row to the last factor.
     pub seconds: f64,
+}
+
+/// The files that a run read.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InputFiles {
+    /// The weights.
+    pub checkpoint: Vec<InputFile>,
+    /// Fine-tuning activations.
+    pub activations: Vec<InputFile>,
+    /// Pre-training activations.
+    pub source: Vec<InputFile>,
+}
+
+/// Which version of which file was read.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InputFile {
+    /// Path as it was opened.
+    pub path: PathBuf,
+    /// Length in bytes.
+    pub bytes: u64,
+    /// Time of last modification, in seconds since 1970; none for what is not a file.
+    pub modified: Option<i64>,
+    /// SHA-256 in hexadecimal digits, where the files of its kind are small enough together to be read once more.
+    pub sha256: Option<String>,
 }
 
 /// What was measured at a site.
@@ -56,6 +96,13 @@ pub struct SiteReport {
     pub skipped_rows: u64,
     /// Damping used, relative to the mean eigenvalue of the second moment.
     pub damping: f64,
+    /// Spread of the fine-tuning activations.
+    pub spread: Spread,
+    /// Spread of the pre-training activations, if there were any.
+    pub source_spread: Option<Spread>,
+    /// Distance between both, in units of the activations, where the coupling gives it: see
+    /// [`Constraint::frechet_distance`](crate::constraint::Constraint::frechet_distance).
+    pub frechet_distance: Option<f64>,
     /// Seconds for reading and Gram updates.
     pub moments_seconds: f64,
     /// Seconds for the factorizations of the site.

@@ -69,7 +69,7 @@ impl<const N: usize> Table<N> {
 }
 
 /// `text` in at most `width` characters, its middle replaced by an ellipsis.
-fn shortened(text: &str, width: usize) -> String {
+pub(super) fn shortened(text: &str, width: usize) -> String {
     let characters: Vec<char> = text.chars().collect();
     if characters.len() <= width {
         return text.into();

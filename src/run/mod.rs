@@ -3,6 +3,7 @@
 //! `site` works on one site, with `moments` for its rows; `measure` stops there, and writes the moments. `partial` is the folder
 //! of an unfinished run, `job` what it is about, and `saved_sums` and `saved_layers` are what is in it.
 
+mod inputs;
 mod job;
 mod measure;
 mod moments;
@@ -25,6 +26,7 @@ use crate::simd::Tier;
 use crate::simd::threads::share;
 use crate::storage::{Problem, Problems};
 use rayon::prelude::*;
+use serde::Serialize;
 use site::{DecomposedLayer, FinishedSite};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,7 +34,8 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 /// What happens during a run.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Event<'a> {
     /// The rows of a site are about to be read.
@@ -162,21 +165,26 @@ fn carry_out(
         }
         layer_reports.push(report);
     }
+    let seconds = started.elapsed().as_secs_f64();
+    let files = inputs::files(inputs)?;
     let report = Report {
         schema_version: SCHEMA_VERSION,
         tool_version: env!("CARGO_PKG_VERSION").into(),
         instruction_set: Tier::best().name().into(),
         precision: plan.precision,
+        command: None,
         model: plan.model.clone(),
+        inputs: files,
         method: plan.method.clone(),
         sites: reports,
+        element: plan.element,
         parameters: layer_reports
             .iter()
             .map(|layer| (layer.rank * (layer.inputs + layer.outputs)) as u64)
             .sum(),
         layers: layer_reports,
         skipped: plan.skipped.clone(),
-        seconds: started.elapsed().as_secs_f64(),
+        seconds,
     };
     Ok(Outcome { adapter, report })
 }

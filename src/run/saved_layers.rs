@@ -186,6 +186,7 @@ fn hash<'a>(text: &str, data: impl Iterator<Item = &'a [u8]>) -> String {
 mod tests {
     use super::*;
     use crate::random::gaussian;
+    use crate::spread::Spread;
     use quickcheck::quickcheck;
     use std::fs;
 
@@ -210,6 +211,9 @@ mod tests {
             damping: 0.01,
             moments_seconds: 1.5,
             constraint_seconds: 2.5,
+            spread: Spread { mean_square: 3.0, variance: 2.0, effective_rank: 1.5, top_share: 0.75 },
+            source_spread: None,
+            frechet_distance: Some(0.5),
         };
         let layers = [("q", layer("q", 3, 5, 2)), ("v/u", layer("v", 4, 5, 3))];
         let layers = layers.into_iter().map(|(name, layer)| (name.to_owned(), layer)).collect();

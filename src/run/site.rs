@@ -10,6 +10,7 @@ use crate::method::cntlora::{self, Decomposition};
 use crate::moments::Moments;
 use crate::plan::{Inputs, Plan, PlannedLayer, PlannedSite, Recording};
 use crate::report::SiteReport;
+use crate::spread::Spread;
 use crate::storage::{Access, Checkpoint, Problem, Source, quoted};
 use faer::{Mat, MatRef, Par};
 use std::time::Instant;
@@ -105,6 +106,10 @@ fn work<'a>(
     observer.event(Event::MomentsReady { site: &planned.name });
 
     let started = Instant::now();
+    let spread =
+        |moments: &Moments| Spread::of(moments).map_err(|error| describe(error).in_tensor(&planned.name));
+    let (target_spread, source_spread) =
+        (spread(&measured.target)?, measured.source.as_ref().map(spread).transpose()?);
     let evidence = Evidence {
         target: &measured.target,
         source: measured.source.as_ref(),
@@ -126,6 +131,9 @@ fn work<'a>(
         source_rows: measured.source.as_ref().map(Moments::count),
         skipped_rows: measured.skipped_rows,
         damping: constraint.damping(),
+        spread: target_spread,
+        source_spread,
+        frechet_distance: constraint.frechet_distance(),
         moments_seconds,
         constraint_seconds: started.elapsed().as_secs_f64(),
     };

@@ -21,6 +21,7 @@ mod gram;
 mod kernel;
 mod pack;
 mod packed;
+pub mod peak;
 mod precision;
 #[allow(unsafe_code, reason = "an instruction that pulp does not offer")]
 mod prefetch;

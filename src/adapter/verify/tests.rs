@@ -14,7 +14,7 @@ fn balanced() -> Factors {
 
 fn written(adapter: &Adapter, element: Element, start: &str, layers: &[(&str, &str)]) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
-    write_peft(folder.path(), adapter, element, &provenance(start, layers), &BTreeSet::new()).unwrap();
+    write_peft(folder.path(), adapter, element, &provenance(start, layers), &BTreeSet::new(), &[]).unwrap();
     folder
 }
 
@@ -71,7 +71,7 @@ fn the_relative_update_is_that_of_the_formed_product() {
     let mut record = provenance("update", &[("q", "bert.q.weight")]);
     record.remove("method");
     let folder = tempfile::tempdir().unwrap();
-    write_peft(folder.path(), &adapter([("q", pair)]), Element::F32, &record, &BTreeSet::new()).unwrap();
+    write_peft(folder.path(), &adapter([("q", pair)]), Element::F32, &record, &BTreeSet::new(), &[]).unwrap();
     let given = BTreeMap::from([("q".to_owned(), "bert.q.weight".to_owned())]);
     for tensors in [BTreeMap::new(), given.clone()] {
         let found = verify(folder.path(), Some(&base), &tensors).unwrap();

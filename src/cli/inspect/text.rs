@@ -1,26 +1,26 @@
 //! An inspection in words.
 
 use super::super::plan;
+use super::bars::bars;
+use super::values::Values;
 use super::{Activations, AdapterFolder, CheckpointFiles, FileEntry, Inspection, NpyFile, SafetensorsFile};
 use super::{SiteEntry, TensorEntry};
-use cntlora::element::Element;
 use cntlora::report::table::{Align, Table, bytes, count, number};
 use cntlora::report::text as report;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-/// A sentence on what it is, and a table of what it holds.
-pub fn render(inspection: &Inspection) -> String {
+/// A sentence on what it is, and a table of what it holds. `blocks` says whether the terminal shows bars of blocks.
+pub fn render(inspection: &Inspection, blocks: bool) -> String {
     match inspection {
         Inspection::Safetensors(file) => safetensors(file),
         Inspection::Npy(file) => npy(file),
         Inspection::Checkpoint(checkpoint) => self::checkpoint(checkpoint),
         Inspection::Activations(activations) => self::activations(activations),
         Inspection::Moments(summary) => summary.render(),
-        Inspection::Adapter(adapter) => self::adapter(adapter),
-        // The report and the plan do not say in which format the factors are stored; the default is the likeliest.
-        Inspection::Report(report) => format!("report of a run\n\n{}", report::render(report, Element::F32)),
-        Inspection::Plan(plan) => format!("plan of a run\n\n{}", plan::render(plan, Element::F32)),
+        Inspection::Adapter(adapter) => self::adapter(adapter, blocks),
+        Inspection::Report(report) => format!("report of a run\n\n{}", report::render(report)),
+        Inspection::Plan(plan) => format!("plan of a run\n\n{}", plan::render(plan)),
     }
 }
 
@@ -43,14 +43,16 @@ fn safetensors(file: &SafetensorsFile) -> String {
 }
 
 fn npy(file: &NpyFile) -> String {
+    let values = file.values.as_ref().map(|values| format!("{}\n", self::values(values)));
     format!(
-        "{}: NumPy array, {}, {} {}, {} byte first, {} axis fastest\n",
+        "{}: NumPy array, {}, {} {}, {} byte first, {} axis fastest\n{}",
         shown(&file.path),
         bytes(file.bytes),
         shape(&file.shape),
         file.dtype,
         if file.big_endian { "most significant" } else { "least significant" },
         if file.fortran_order { "first" } else { "last" },
+        values.unwrap_or_default(),
     )
 }
 
@@ -71,13 +73,14 @@ fn activations(activations: &Activations) -> String {
     format!("activations in {}\n\n{}", file_sizes(&activations.files), sites(&activations.sites))
 }
 
-fn adapter(adapter: &AdapterFolder) -> String {
+fn adapter(adapter: &AdapterFolder, blocks: bool) -> String {
     let mut table = Table::new([
         ("module", Align::Left),
         ("shape", Align::Right),
         ("rank", Align::Right),
         ("scale", Align::Right),
-        ("format", Align::Left),
+        ("norm", Align::Right),
+        ("spectrum", Align::Left),
     ]);
     for layer in &adapter.layers {
         table.row([
@@ -85,15 +88,19 @@ fn adapter(adapter: &AdapterFolder) -> String {
             format!("{}×{}", layer.outputs, layer.inputs),
             layer.rank.to_string(),
             number(layer.scale),
-            layer.dtype.into(),
+            number(layer.norm),
+            bars(&layer.singular_values, blocks),
         ]);
     }
+    let formats: BTreeSet<&str> = adapter.layers.iter().map(|layer| layer.dtype).collect();
+    let formats = formats.into_iter().collect::<Vec<_>>().join(", ");
     let base = adapter.base.as_ref().map(|base| format!(", for {}", base.escape_debug()));
     format!(
-        "{}: PEFT adapter{}, {}, {}\n\n{}",
+        "{}: PEFT adapter{}, {} in {}, {}\n\n{}\nnorm and spectrum: of what each layer adds to its weight\n",
         shown(&adapter.path),
         base.unwrap_or_default(),
         bytes(adapter.bytes),
+        formats,
         count(adapter.layers.len() as u64, "layer"),
         table.render()
     )
@@ -105,7 +112,26 @@ fn tensors(tensors: &[TensorEntry]) -> String {
         let name = tensor.name.escape_debug().to_string();
         table.row([name, tensor.dtype.escape_debug().to_string(), shape(&tensor.shape)]);
     }
-    table.render()
+    let mut text = table.render();
+    for tensor in tensors {
+        if let Some(values) = &tensor.values {
+            text.push_str(&format!("{}: {}\n", tensor.name.escape_debug(), self::values(values)));
+        }
+    }
+    text
+}
+
+fn values(values: &Values) -> String {
+    let nonfinite = match values.nonfinite {
+        0 => String::new(),
+        many => format!(", {many} NaN or infinite"),
+    };
+    format!(
+        "norm {}, largest {}, {}{nonfinite}",
+        number(values.norm),
+        number(values.abs_max),
+        count(values.zeros, "zero")
+    )
 }
 
 fn sites(sites: &[SiteEntry]) -> String {

@@ -1,0 +1,223 @@
+//! How far a run is: counts events against the plan, and says so in a line. Draws nothing and reads no clock.
+
+use cntlora::plan::{Measurement, Plan, Work};
+use cntlora::run::Event;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// What is done of a plan.
+pub struct Tally {
+    sites: BTreeMap<String, Site>,
+    site_of_module: BTreeMap<String, String>,
+    rows_done: u64,
+    layers: usize,
+    layers_done: usize,
+    /// Floating-point operations.
+    work: f64,
+    work_done: f64,
+    /// What an earlier run did, which says nothing of this one's speed.
+    rows_resumed: u64,
+    work_resumed: f64,
+    /// Floating-point operations per second that the processor can do at most.
+    peak: f64,
+}
+
+struct Site {
+    rows: u64,
+    rows_done: u64,
+    layers: usize,
+    layers_done: usize,
+    work_per_row: f64,
+    work_per_layer: f64,
+}
+
+impl Tally {
+    /// Nothing done yet of a run.
+    pub fn of_run(plan: &Plan, peak: f64) -> Self {
+        let modules = plan
+            .sites
+            .iter()
+            .flat_map(|site| site.layers.iter().map(|layer| (layer.module.clone(), site.name.clone())));
+        let sites = plan.sites.iter().map(|site| {
+            (site.name.clone(), Site::new(site.rows_to_read, site.layers.len(), plan.site_work(site)))
+        });
+        Self::new(sites.collect(), modules.collect(), peak)
+    }
+
+    /// Nothing done yet of a measurement, which has no layers.
+    pub fn of_measurement(measurement: &Measurement, peak: f64) -> Self {
+        let sites = measurement.sites.iter().map(|site| {
+            let work = Work { moments: site.work(), factors: 0.0 };
+            (site.name.clone(), Site::new(site.rows.end - site.rows.start, 0, work))
+        });
+        Self::new(sites.collect(), BTreeMap::new(), peak)
+    }
+
+    fn new(sites: BTreeMap<String, Site>, site_of_module: BTreeMap<String, String>, peak: f64) -> Self {
+        let work =
+            |site: &Site| site.work_per_row * site.rows as f64 + site.work_per_layer * site.layers as f64;
+        Self {
+            site_of_module,
+            rows_done: 0,
+            layers: sites.values().map(|site| site.layers).sum(),
+            layers_done: 0,
+            work: sites.values().map(work).sum(),
+            work_done: 0.0,
+            rows_resumed: 0,
+            work_resumed: 0.0,
+            peak,
+            sites,
+        }
+    }
+
+    /// Counts an event, and gives the name of the site that it is of.
+    pub fn count<'a>(&'a mut self, event: &Event<'a>) -> Option<&'a str> {
+        match *event {
+            Event::SiteStarted { site, .. } | Event::MomentsReady { site } => Some(site),
+            Event::RowsAdded { site, rows } => {
+                self.rows_done += rows;
+                if let Some(entry) = self.sites.get_mut(site) {
+                    entry.rows_done += rows;
+                    self.work_done += entry.work_per_row * rows as f64;
+                }
+                Some(site)
+            }
+            Event::Resumed { site, rows } => {
+                self.rows_done += rows;
+                self.rows_resumed += rows;
+                if let Some(entry) = self.sites.get_mut(site) {
+                    entry.rows_done += rows;
+                    let work = entry.work_per_row * rows as f64;
+                    self.work_done += work;
+                    self.work_resumed += work;
+                }
+                Some(site)
+            }
+            Event::LayerDecomposed { module } => {
+                self.layers_done += 1;
+                let site = self.site_of_module.get(module)?;
+                if let Some(entry) = self.sites.get_mut(site) {
+                    entry.layers_done += 1;
+                    self.work_done += entry.work_per_layer;
+                }
+                Some(site)
+            }
+            _ => None,
+        }
+    }
+
+    /// Share of the work that is done.
+    pub fn share(&self) -> f64 {
+        if self.work > 0.0 { (self.work_done / self.work).clamp(0.0, 1.0) } else { 1.0 }
+    }
+
+    /// The whole run, after this much time. The last part is the first to go where a terminal is narrow.
+    pub fn line(&self, elapsed: Duration) -> String {
+        let seconds = elapsed.as_secs_f64().max(1e-3);
+        let left = self.left(elapsed).map(|left| format!("about {} left, ", words(left))).unwrap_or_default();
+        let layers = match self.layers {
+            0 => String::new(),
+            layers => format!("{} of {layers} layers, ", self.layers_done),
+        };
+        format!(
+            "{:.0} %, {left}{layers}{:.0} rows/s, {:.0} % of peak",
+            100.0 * self.share(),
+            (self.rows_done - self.rows_resumed) as f64 / seconds,
+            100.0 * (self.work_done - self.work_resumed) / seconds / self.peak,
+        )
+    }
+
+    /// What is left, if it goes on as fast as so far.
+    fn left(&self, elapsed: Duration) -> Option<Duration> {
+        let rate = (self.work_done - self.work_resumed) / elapsed.as_secs_f64();
+        Duration::try_from_secs_f64((self.work - self.work_done).max(0.0) / rate).ok()
+    }
+
+    /// One site; nothing once all of it is done.
+    pub fn site_line(&self, name: &str) -> Option<String> {
+        let unfinished = |site: &&Site| site.rows_done < site.rows || site.layers_done < site.layers;
+        let site = self.sites.get(name).filter(unfinished)?;
+        let name = name.escape_debug();
+        Some(match site.rows_done < site.rows {
+            true => format!("{name}: {} of {} rows", site.rows_done, site.rows),
+            false => format!("{name}: layer {} of {}", site.layers_done + 1, site.layers),
+        })
+    }
+}
+
+impl Site {
+    fn new(rows: u64, layers: usize, work: Work) -> Self {
+        Self {
+            rows,
+            rows_done: 0,
+            layers,
+            layers_done: 0,
+            work_per_row: work.moments / rows.max(1) as f64,
+            work_per_layer: work.factors / layers.max(1) as f64,
+        }
+    }
+}
+
+/// A time as one would say it.
+fn words(time: Duration) -> String {
+    match time.as_secs() {
+        seconds @ ..60 => format!("{seconds} s"),
+        seconds @ ..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
+        seconds => format!("{} h {} min", seconds / 3600, seconds / 60 % 60),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::plan::testing::plan_of;
+    use super::*;
+    use cntlora::rank::Policy;
+
+    /// Of a plan of one site with 100 rows and two layers, all counts, rates and shares at two moments.
+    #[test]
+    fn the_lines_are_these() {
+        let plan = plan_of(Policy::Fixed(3));
+        let Work { moments, factors } = plan.site_work(&plan.sites[0]);
+        let work = moments + factors;
+        let mut tally = Tally::of_run(&plan, work / 10.0);
+        assert_eq!(tally.count(&Event::SiteStarted { site: "in", rows: 100 }), Some("in"));
+        assert_eq!(tally.site_line("in").as_deref(), Some("in: 0 of 100 rows"));
+        assert!(tally.line(Duration::ZERO).ends_with("0 %, 0 of 2 layers, 0 rows/s, 0 % of peak"));
+
+        tally.count(&Event::RowsAdded { site: "in", rows: 100 });
+        assert_eq!(tally.site_line("in").as_deref(), Some("in: layer 1 of 2"));
+        let share = moments / work;
+        let line = tally.line(Duration::from_secs(5));
+        let expected = format!(
+            "{0:.0} %, about {2} s left, 0 of 2 layers, 20 rows/s, {1:.0} % of peak",
+            100.0 * share,
+            100.0 * share * 10.0 / 5.0,
+            (5.0 * (1.0 - share) / share) as u64,
+        );
+        assert_eq!(line, expected);
+
+        for module in ["query", "value"] {
+            assert_eq!(tally.count(&Event::LayerDecomposed { module }), Some("in"));
+        }
+        assert_eq!(tally.site_line("in"), None);
+        let line = tally.line(Duration::from_secs(10));
+        assert_eq!(line, "100 %, about 0 s left, 2 of 2 layers, 10 rows/s, 100 % of peak");
+    }
+
+    /// What an earlier run did counts as done, and not as speed.
+    #[test]
+    fn resumed_rows_are_no_speed() {
+        let plan = plan_of(Policy::Fixed(3));
+        let mut tally = Tally::of_run(&plan, 1e9);
+        tally.count(&Event::Resumed { site: "in", rows: 60 });
+        assert!(tally.line(Duration::from_secs(2)).contains("0 of 2 layers, 0 rows/s, 0 % of peak"));
+        tally.count(&Event::RowsAdded { site: "in", rows: 20 });
+        assert!(tally.line(Duration::from_secs(2)).contains("0 of 2 layers, 10 rows/s"));
+    }
+
+    #[test]
+    fn times_are_said_in_two_units() {
+        let said = [5, 65, 7265].map(|seconds| words(Duration::from_secs(seconds)));
+        assert_eq!(said, ["5 s", "1 min 5 s", "2 h 1 min"]);
+    }
+}

@@ -1,0 +1,87 @@
+//! The page as a whole. That a browser shows it is checked in `tests/report_page.rs`.
+
+use super::super::testing::{layer, report};
+use super::*;
+use crate::plan::Skipped;
+use quickcheck::quickcheck;
+
+/// The elements and attributes of a page, without the text between them.
+fn tags(page: &str) -> Vec<&str> {
+    page.split('<').skip(1).filter_map(|rest| rest.split_once('>')).map(|(tag, _)| tag).collect()
+}
+
+/// A report with this text in every place that outsiders fill.
+fn with_text(text: &str) -> Report {
+    let mut report = report(vec![layer(text, 8), layer(&format!("m.0.{text}"), 0)]);
+    report.tool_version = text.into();
+    report.instruction_set = text.into();
+    report.command = Some(text.into());
+    report.model = text.into();
+    report.inputs.activations[0].path = text.into();
+    report.inputs.checkpoint[0].sha256 = Some(text.into());
+    report.sites[0].name = text.into();
+    report.skipped = vec![Skipped { name: text.into(), reason: text.into() }];
+    report
+}
+
+quickcheck! {
+    /// No text makes an element, or changes one: the page of any text has the tags of the page of a word.
+    fn text_never_becomes_markup(text: String) -> bool {
+        let attributes_of_ours = |tags: Vec<&str>| -> Vec<String> {
+            tags.into_iter().map(|tag| tag.split(" data-key").next().unwrap_or(tag).to_owned()).collect()
+        };
+        // Points and digits would move the layer to another chart.
+        let text: String = text.chars().filter(|c| *c != '.' && !c.is_ascii_digit()).collect();
+        let (found, wanted) = (render(&with_text(&format!("a{text}"))), render(&with_text("a")));
+        attributes_of_ours(tags(&found)) == attributes_of_ours(tags(&wanted))
+    }
+}
+
+/// What an attacker would try in the name of a layer.
+#[test]
+fn hostile_names_are_harmless() {
+    for hostile in [
+        "<script>alert(1)</script>",
+        "\" onload=\"alert(1)",
+        "</title><img src=x>",
+        "'a\n\u{202e}b",
+        "--><b>",
+    ] {
+        let page = render(&with_text(hostile));
+        assert!(!page.contains(hostile), "{hostile}");
+        assert!(!page.contains('\u{202e}'));
+    }
+}
+
+/// The page loads nothing and refers to nothing outside; every chart has a text in its place.
+#[test]
+fn the_page_stands_alone() {
+    let page = render(&report(vec![layer("m.0.q", 8), layer("m.1.q", 4), layer("head", 0)]));
+    for outside in ["http:", "https:", "src=", "href=", "url(", "@import"] {
+        assert!(!page.contains(outside), "{outside}");
+    }
+    assert_eq!(page.matches("<svg role=\"img\"").count(), page.matches("</title><desc>").count());
+    assert_eq!(page.matches("<svg").count(), 6, "ranks, sizes, three spectra, effective ranks");
+    for open in ["section", "figure", "details", "table", "div", "span", "bdi", "p", "ul", "dl"] {
+        let starts =
+            tags(&page).iter().filter(|tag| **tag == open || tag.starts_with(&format!("{open} "))).count();
+        assert_eq!(starts, page.matches(&format!("</{open}>")).count(), "<{open}>");
+    }
+}
+
+/// What the issue of a run is: size, ranks, what was left out and why, the command.
+#[test]
+fn the_page_says_what_happened() {
+    let page = render(&report(vec![layer("m.0.q", 8), layer("m.1.q", 4), layer("head", 0)]));
+    for said in [
+        "From 97 rows of fine-tuning activations at 1 site, cntlora 0.1.0 computed in 1.2 s an adapter of 2 layers",
+        "23\u{202f}040 parameters in ranks 4 to 8",
+        "<bdi>head</bdi>: rank 0",
+        "its weight is not a matrix",
+        "3 rows of <bdi>in</bdi>: NaN or infinity",
+        "<pre><code>cntlora init model</code></pre>",
+        "0123456789abcdef",
+    ] {
+        assert!(page.contains(said), "{said} is missing");
+    }
+}

@@ -1,0 +1,63 @@
+//! Which versions of which files a run read.
+
+use crate::adapter::FileRecord;
+use crate::plan::{Inputs, Recording};
+use crate::report::{InputFile, InputFiles};
+use crate::storage::{Problem, Source};
+
+/// The files of a kind are hashed if they have at most this many bytes together: a fraction of a second. Recordings can be
+/// far larger, and are not read twice.
+const HASHED: u64 = 1 << 28;
+
+pub(super) fn files(inputs: &Inputs) -> Result<InputFiles, Problem> {
+    Ok(InputFiles {
+        checkpoint: identify(&inputs.checkpoint.files().iter().map(|(file, _)| file).collect::<Vec<_>>())?,
+        activations: identify(&inputs.target.files())?,
+        source: identify(&inputs.source.as_ref().map(Recording::files).unwrap_or_default())?,
+    })
+}
+
+fn identify(files: &[&Source]) -> Result<Vec<InputFile>, Problem> {
+    let bytes = files.iter().map(|file| file.length()).fold(0, u64::saturating_add);
+    let identify = |file: &&Source| {
+        let seconds = |nanoseconds: i128| i64::try_from(nanoseconds.div_euclid(1_000_000_000)).ok();
+        Ok(InputFile {
+            path: file.path().into(),
+            bytes: file.length(),
+            modified: file.identity().and_then(|identity| seconds(identity.modified)),
+            sha256: (bytes <= HASHED).then(|| FileRecord::of(file)).transpose()?.map(|record| record.sha256),
+        })
+    };
+    files.iter().map(identify).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::ReadAt;
+    use std::io;
+
+    /// A file that is as large as it says, and must not be read.
+    struct Large;
+
+    impl ReadAt for Large {
+        fn len(&self) -> u64 {
+            HASHED
+        }
+        fn read_exact_at(&self, _buffer: &mut [u8], _offset: u64) -> io::Result<()> {
+            Err(io::Error::other("read in spite of its size"))
+        }
+    }
+
+    /// Small files have a hash; where they are large together, none is read.
+    #[test]
+    fn only_small_files_are_hashed() {
+        let small = Source::from_bytes("small", b"abc".into());
+        let large = Source::from_reader("large".into(), Box::new(Large));
+        let alone = identify(&[&small]).unwrap();
+        let hash = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert_eq!((alone[0].bytes, alone[0].sha256.as_deref()), (3, Some(hash)));
+        let both = identify(&[&small, &large]).unwrap();
+        assert!(both.iter().all(|file| file.sha256.is_none()));
+    }
+}

@@ -1,0 +1,176 @@
+//! How activations spread about their mean, in a few numbers: what a reader is told of a site. No factor depends on them.
+//!
+//! With the covariance `Σ`: the effective rank is the participation ratio `(tr Σ)² / |Σ|²_F`, which is `d` for an isotropic
+//! distribution and 1 for one on a line; the top share is `λ₁(Σ) / tr Σ`. Both come from the stored sums without a
+//! further matrix and without its eigendecomposition: `O(d²)` operations and `O(d)` memory.
+
+use crate::dense;
+use crate::error::Result;
+use crate::moments::Moments;
+use crate::random;
+use faer::{Col, Mat, Par};
+use serde::{Deserialize, Serialize};
+
+/// The spread of the activations of a site.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Spread {
+    /// `E|x|²`, in squared units of the activations.
+    pub mean_square: f64,
+    /// `tr Σ = E|x − μ|²`.
+    pub variance: f64,
+    /// `(tr Σ)² / |Σ|²_F`, from 1 to `d`; 0 where all rows are equal.
+    pub effective_rank: f64,
+    /// Share of the variance along the direction that has most of it; 0 where all rows are equal. Approached from below:
+    /// the error is far below a per cent unless many directions are nearly as strong.
+    pub top_share: f64,
+}
+
+/// Steps of the Lanczos iteration.
+const STEPS: usize = 24;
+
+impl Spread {
+    /// What the moments of a site say of its spread.
+    ///
+    /// # Errors
+    /// [`Error::NoRows`](crate::error::Error::NoRows);
+    /// [`Error::NonFinite`](crate::error::Error::NonFinite) if sums overflowed.
+    pub fn of(moments: &Moments) -> Result<Self> {
+        let covariance = Covariance { moments, mean: moments.mean()?, scale: 1.0 / moments.count() as f64 };
+        let variance = covariance.trace().max(0.0);
+        let mean_square = variance + covariance.mean.squared_norm_l2();
+        if variance <= f64::from(f32::EPSILON) * mean_square {
+            return Ok(Self { mean_square, variance, effective_rank: 0.0, top_share: 0.0 });
+        }
+        let top_share = (largest_eigenvalue(&covariance)? / variance).clamp(0.0, 1.0);
+        let effective_rank = variance * variance / covariance.squared_norm();
+        Ok(Self { mean_square, variance, effective_rank, top_share })
+    }
+}
+
+/// `Σ = gram / n − μ μᵀ`, never formed.
+struct Covariance<'a> {
+    moments: &'a Moments,
+    mean: Col<f64>,
+    scale: f64,
+}
+
+impl Covariance<'_> {
+    /// The rows of the upper triangle of the Gram matrix: row i begins at column i.
+    fn rows(&self) -> impl Iterator<Item = (usize, &[f64])> {
+        let mut rest = self.moments.gram_triangle();
+        (0..self.mean.nrows()).map(move |i| {
+            let (row, later) = rest.split_at(self.mean.nrows() - i);
+            rest = later;
+            (i, row)
+        })
+    }
+
+    fn trace(&self) -> f64 {
+        self.rows().map(|(i, row)| row[0] * self.scale - self.mean[i] * self.mean[i]).sum()
+    }
+
+    fn squared_norm(&self) -> f64 {
+        let entry = |i: usize, j: usize, gram: f64| gram * self.scale - self.mean[i] * self.mean[j];
+        self.rows()
+            .map(|(i, row)| {
+                let beside: f64 =
+                    row.iter().zip(i..).skip(1).map(|(gram, j)| entry(i, j, *gram).powi(2)).sum();
+                entry(i, i, row[0]).powi(2) + 2.0 * beside
+            })
+            .sum()
+    }
+
+    fn apply(&self, v: &Col<f64>) -> Col<f64> {
+        let along_mean: f64 = self.mean.transpose() * v;
+        let mut out = Col::from_fn(v.nrows(), |i| -self.mean[i] * along_mean);
+        for (i, row) in self.rows() {
+            let scaled = v[i] * self.scale;
+            let mut sum = row[0] * v[i];
+            for (gram, j) in row.iter().zip(i..).skip(1) {
+                sum += gram * v[j];
+                out[j] += gram * scaled;
+            }
+            out[i] += sum * self.scale;
+        }
+        out
+    }
+}
+
+/// Lanczos iteration with full reorthogonalization (Golub and Van Loan, Matrix Computations, 10.1 and 10.3).
+fn largest_eigenvalue(covariance: &Covariance<'_>) -> Result<f64> {
+    let width = covariance.mean.nrows();
+    let mut basis: Vec<Col<f64>> = Vec::new();
+    let (mut diagonal, mut beside) = (Vec::new(), Vec::new());
+    let mut next = random::gaussian::<f64>(width, 1, 0, "spread").col(0).to_owned();
+    for _ in 0..STEPS.min(width) {
+        let norm = next.norm_l2();
+        let direction = &next * faer::Scale(1.0 / norm);
+        next = covariance.apply(&direction);
+        diagonal.push(direction.transpose() * &next);
+        basis.push(direction);
+        // Twice is enough to stay orthogonal to working precision.
+        for _ in 0..2 {
+            for earlier in &basis {
+                let overlap: f64 = earlier.transpose() * &next;
+                next -= earlier * faer::Scale(overlap);
+            }
+        }
+        let rest = next.norm_l2();
+        // The space that was visited is invariant: it holds the eigenvector.
+        if rest <= f64::EPSILON * covariance.trace() {
+            break;
+        }
+        beside.push(rest);
+    }
+    let size = diagonal.len();
+    let tridiagonal = Mat::from_fn(size, size, |i, j| match i.abs_diff(j) {
+        0 => diagonal[i],
+        1 => beside[i.min(j)],
+        _ => 0.0,
+    });
+    let (values, _) = dense::self_adjoint_eigen("spread of the activations", tridiagonal.as_ref(), Par::Seq)?;
+    Ok(values.last().copied().unwrap_or(0.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Error;
+    use crate::random::gaussian;
+    use quickcheck::quickcheck;
+
+    quickcheck! {
+        /// Against the definitions, from all eigenvalues of the covariance.
+        fn agrees_with_the_eigenvalues(width: u8, strength: u8, seed: u64) -> bool {
+            let width = usize::from(width % 60) + 1;
+            let mut rows = gaussian::<f32>(300, width, seed, "rows");
+            // A direction that stands out, and a mean.
+            for i in 0..300 {
+                rows[(i, 0)] = rows[(i, 0)] * f32::from(strength % 20) + 3.0;
+            }
+            let moments = Moments::of(rows.as_ref()).unwrap();
+            let mean = moments.mean().unwrap();
+            let covariance = moments.second_moment().unwrap() - &mean * mean.transpose();
+            let (values, _) = dense::self_adjoint_eigen("covariance", covariance.as_ref(), Par::Seq).unwrap();
+            let trace: f64 = values.iter().sum();
+            let squares: f64 = values.iter().map(|value| value * value).sum();
+            let spread = Spread::of(&moments).unwrap();
+            if trace <= 1e-6 { return spread.effective_rank == 0.0; }
+            let near = |found: f64, wanted: f64, tolerance: f64| (found - wanted).abs() <= tolerance * wanted;
+            near(spread.variance, trace, 1e-9)
+                && near(spread.mean_square, trace + mean.squared_norm_l2(), 1e-9)
+                && near(spread.effective_rank, trace * trace / squares, 1e-9)
+                && near(spread.top_share, values[width - 1] / trace, 0.02)
+                && spread.top_share <= values[width - 1] / trace * (1.0 + 1e-9)
+        }
+    }
+
+    /// No variance is no spread, and no division by zero; no rows are an error.
+    #[test]
+    fn equal_rows_have_no_spread() {
+        let spread = Spread::of(&Moments::of(Mat::from_fn(9, 3, |_, _| 2.0f32).as_ref()).unwrap()).unwrap();
+        assert_eq!((spread.mean_square, spread.effective_rank, spread.top_share), (12.0, 0.0, 0.0));
+        assert_eq!(Spread::of(&Moments::new(3)), Err(Error::NoRows));
+    }
+}
