@@ -40,12 +40,20 @@ fn demo() -> tempfile::TempDir {
 #[test]
 fn help_is_complete() {
     let global = "--json --verbose --quiet --color --progress";
-    let job = "--activations --source --rename --io --nonfinite --precision --target --include --exclude --coupling --preserve \
+    let saved = "--checkpoint-every --restart";
+    let job = "--activations --moments --source --source-moments --rename --io --nonfinite --precision --target --include --exclude --coupling --preserve \
                --ridge --norm --max-shift --strength --start --seed --rank --energy --budget --min-rank --max-rank \
                --rank-multiple --scale --out --dtype --base-out --report --force --threads --events";
     for (command, options) in [
         ("init", job),
         ("plan", job),
+        ("init", saved),
+        ("init", "--shard"),
+        ("plan", "--nodes"),
+        ("moments", "--shard"),
+        ("moments", saved),
+        ("moments", "--out --include --exclude --io --nonfinite --threads --precision --force"),
+        ("merge", "--out --force"),
         ("inspect", "--values"),
         ("verify", "--base"),
         ("report", "--out --force"),
@@ -207,6 +215,21 @@ fn manuals_are_generated() {
     for shell in ["bash", "zsh", "fish"] {
         assert!(here(&["generate", "completions", shell]).stdout.contains("rank-multiple"), "{shell}");
     }
+}
+
+/// A plan for several nodes is one object with the plan in it.
+#[test]
+fn plans_for_several_nodes() {
+    let demo = demo();
+    let words = "plan cntlora-demo/model -a cntlora-demo/activations --rank 8 --nodes 3";
+    let run = cntlora(demo.path(), &words.split(' ').collect::<Vec<_>>());
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    assert!(run.stdout.contains("\nphase ") && run.stdout.contains("\nmoments      3 "), "{}", run.stdout);
+    let run = cntlora(demo.path(), &format!("{words} --json").split(' ').collect::<Vec<_>>());
+    let divided: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
+    let plan: Plan = serde_json::from_value(divided["plan"].clone()).unwrap();
+    let division: cntlora::plan::Division = serde_json::from_value(divided["division"].clone()).unwrap();
+    assert!(division.nodes == 3 && division.moments.operations < plan.work.moments);
 }
 
 /// A reader that goes away, as `head` does, is no error.

@@ -2,6 +2,8 @@
 
 mod small;
 
+use cntlora::moments_file::MomentsSet;
+use cntlora::storage::Access;
 use serde_json::Value;
 use small::Small;
 use std::fs;
@@ -120,7 +122,61 @@ fn what_cannot_be_done_is_refused_before_any_work() {
         "expected moments in precision bf16, found f32",
     );
     small.refused("init model.safetensors --moments t.m -a target -o a", 2, "cannot be used with");
-    assert_eq!(small.names(), ["model.safetensors", "source", "t.m", "target"]);
+    assert_eq!(small::names(&small.path("")), ["model.safetensors", "source", "t.m", "target"]);
+}
+
+/// Parts of the rows add up to the whole: for one number of parts always to the same bits, in whatever order they were made and are
+/// given, and to 1e-12 whatever their number.
+#[test]
+fn parts_add_up() {
+    let small = Small::new();
+    small.succeed("moments target -o whole.moments.safetensors");
+    let whole = MomentsSet::open(&[small.path("whole.moments.safetensors")], Access::Auto).unwrap();
+    for count in [1, 2, 3, 8, 30] {
+        for (folder, threads) in [("parts", 1), ("again", 3)] {
+            for index in (0..count).rev() {
+                small.succeed(&format!(
+                    "moments target --shard {index}/{count} -o {folder} --threads {threads}"
+                ));
+            }
+        }
+        let files = |folder: &str| small::names(&small.path(folder)).into_iter();
+        let given: Vec<String> = files("again").rev().map(|name| format!("again/{name}")).collect();
+        small.succeed(&format!("merge parts -o {count}.m"));
+        small.succeed(&format!("merge {} -o again.m", given.join(" ")));
+        assert!(small.bytes(&format!("{count}.m")) == small.bytes("again.m"));
+        let parts = MomentsSet::open(&[small.path("parts")], Access::Auto).unwrap();
+        for site in whole.content().sites.keys() {
+            let (parts, whole) = (parts.read(site).unwrap(), whole.read(site).unwrap());
+            assert_eq!((parts.count(), parts.abs_max()), (whole.count(), whole.abs_max()));
+            for (a, b) in [(parts.sum(), whole.sum()), (parts.gram_triangle(), whole.gram_triangle())] {
+                let largest = b.iter().fold(0.0f64, |largest, b| largest.max(b.abs()));
+                let error = a.iter().zip(b).fold(0.0f64, |error, (a, b)| error.max((a - b).abs()));
+                assert!(error <= 1e-12 * largest, "{site}: {error} of {largest} in {count} parts");
+                assert!(count > 1 || error == 0.0);
+            }
+        }
+        for name in ["parts", "again"] {
+            fs::remove_dir_all(small.path(name)).unwrap();
+        }
+        fs::remove_file(small.path("again.m")).unwrap();
+    }
+    small.succeed("moments target --shard 0/2 -o parts");
+    small.refused("merge parts -o m", 1, "of its 2 parts, counted from 0, 1 is missing: 1");
+    small.refused("init model.safetensors --moments parts -o a", 1, "1 is missing: 1");
+    small.succeed("moments target --shard 1/2 -o parts --exclude mlp");
+    small.refused("merge parts -o m", 1, "found one of another");
+    small.refused("moments target --shard 2/2 -o parts", 2, "expected I/N with I from 0 to N - 1");
+    let mut auto = small.command("moments target --shard auto -o parts");
+    assert!(
+        auto.env("SLURM_ARRAY_TASK_ID", "1")
+            .env("SLURM_ARRAY_TASK_COUNT", "2")
+            .arg("--force")
+            .status()
+            .unwrap()
+            .success()
+    );
+    small.succeed("init model.safetensors --moments parts -o a --rank 4");
 }
 
 /// Some sites are enough for some layers, and files of different sites make up one set.

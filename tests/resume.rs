@@ -2,10 +2,19 @@
 
 mod small;
 
+use cntlora::constraint::Coupling;
+use cntlora::element::Element;
+use cntlora::method::Options;
+use cntlora::plan::{Nonfinite, Request, Selection, plan};
+use cntlora::rank::{Limits, Policy};
+use cntlora::run::{Event, Job, Observer, PartialRun, run, run_resumable};
+use cntlora::simd::Precision;
+use cntlora::storage::{Access, Category};
 use rustix::process::{Pid, Signal, kill_process};
 use small::{Small, names};
 use std::fs;
 use std::process::Stdio;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -52,6 +61,7 @@ fn random(state: &mut u64) -> f64 {
 #[test]
 fn killed_runs_resume_to_the_same_bytes() {
     let mut state = 1;
+    let mut saved = 0;
     for (out, words) in JOBS {
         let whole = Small::new();
         let begun = Instant::now();
@@ -72,6 +82,10 @@ fn killed_runs_resume_to_the_same_bytes() {
                 }
                 kills += 1;
                 progress += 1;
+                let partial = small.path(&format!("{out}.partial"));
+                saved += usize::from(
+                    partial.is_dir() && names(&partial).iter().any(|name| name.ends_with(".safetensors")),
+                );
                 if is_complete(&small, out) {
                     // Killed after the last file, and before its progress was removed: `--force` says that this may be written again.
                     small.succeed(&format!("{words} --force"));
@@ -88,8 +102,91 @@ fn killed_runs_resume_to_the_same_bytes() {
             } else {
                 fs::remove_file(path).unwrap();
             }
-            assert_eq!(small.names(), ["model.safetensors", "source", "target"], "{words}");
+            assert_eq!(names(&small.path("")), ["model.safetensors", "source", "target"], "{words}");
         }
+    }
+    assert!(saved >= 20, "only {saved} of the kills left something to go on from");
+}
+
+/// Stopped after every block in turn, with nothing saved but at the stop; through the library, so that no block is missed.
+#[test]
+fn runs_stopped_after_any_block_go_on_to_the_same_bits() {
+    struct StopAfter {
+        blocks: AtomicU64,
+        resumed: AtomicU64,
+    }
+    impl Observer for StopAfter {
+        fn event(&self, event: Event<'_>) {
+            match event {
+                Event::RowsAdded { .. } => {
+                    let _ = self.blocks.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1));
+                }
+                Event::Resumed { rows, .. } => {
+                    self.resumed.fetch_add(rows, SeqCst);
+                }
+                _ => {}
+            }
+        }
+        fn stop_requested(&self) -> bool {
+            self.blocks.load(SeqCst) == 0
+        }
+    }
+    let small = Small::new();
+    for coupling in [Coupling::Transport, Coupling::Paired] {
+        let request = Request {
+            model: small.path("model.safetensors"),
+            activations: vec![small.path("target")],
+            moments: Vec::new(),
+            source: vec![small.path("source")],
+            source_moments: Vec::new(),
+            selection: Selection::default(),
+            renames: Vec::new(),
+            method: Options {
+                coupling,
+                ranks: Policy::Fixed(4),
+                limits: Limits { min: 0, max: 4, multiple: 1 },
+                ..Options::default()
+            },
+            nonfinite: Nonfinite::Refuse,
+            precision: Precision::F32,
+            element: Element::F32,
+            access: Access::Auto,
+            threads: 1,
+            max_memory: None,
+        };
+        let (plan, inputs) = plan(&request).unwrap();
+        let whole = run(&plan, &inputs, &()).unwrap();
+        let job = Job::of_run(&plan, &inputs);
+        let folder = small.path("out.partial");
+        let mut stopped = 0;
+        for blocks in 1.. {
+            let partial = PartialRun::open(&folder, &job, Duration::MAX, false).unwrap();
+            let observer = StopAfter { blocks: blocks.into(), resumed: 0.into() };
+            let end = run_resumable(&plan, &inputs, &observer, &partial);
+            let resumed = match end {
+                Ok(_) => 0,
+                Err(problems) => {
+                    assert_eq!(problems.category(), Category::Interrupted, "{problems}");
+                    stopped += 1;
+                    let observer = StopAfter { blocks: u64::MAX.into(), resumed: 0.into() };
+                    let outcome = run_resumable(&plan, &inputs, &observer, &partial).unwrap();
+                    for (module, factors) in &whole.adapter.layers {
+                        let resumed = &outcome.adapter.layers[module];
+                        assert!(
+                            resumed.a == factors.a && resumed.b == factors.b,
+                            "{module} after {blocks} blocks"
+                        );
+                    }
+                    observer.resumed.load(SeqCst)
+                }
+            };
+            partial.discard().unwrap();
+            if resumed == 0 {
+                break;
+            }
+        }
+        // Two sites, and nine blocks of each side or of pairs of rows.
+        assert_eq!(stopped, if coupling == Coupling::Paired { 18 } else { 36 });
     }
 }
 

@@ -106,6 +106,32 @@ pub(super) fn site_of_parts(rows: &[u8]) -> Site {
 }
 
 quickcheck! {
+    /// Begun at any row, the stream is the rest of the whole, and the files are told that hold those rows.
+    fn streams_begin_at_any_row(splits: Vec<u8>, first: u64, block: u8) -> bool {
+        let splits: Vec<u64> = splits.into_iter().take(6).map(|rows| u64::from(rows % 7)).chain([3]).collect();
+        let files: Vec<_> =
+            splits.iter().map(|&rows| ("q.safetensors", tensors(None, &[("q", "F32", &[rows, 2])]))).collect();
+        let set = set(&files).unwrap();
+        let site = set.site("q").unwrap();
+        let first = first % (site.rows() + 3);
+        let numbers = |first: u64| {
+            let spans = site.spans(first..site.rows(), usize::from(block % 4) + 1, Vec::new());
+            let mut blocks = set.blocks(site, spans);
+            let mut numbers: Vec<f32> = Vec::new();
+            while let Some(block) = blocks.next().unwrap() {
+                let Values::F32(values) = block.rows.values else { panic!("as stored") };
+                numbers.extend(values);
+            }
+            numbers
+        };
+        let whole = numbers(0);
+        let rest = whole.get(2 * first as usize..).unwrap_or_default();
+        let rows: Vec<(usize, u64)> =
+            site.in_files(first..site.rows()).into_iter().flat_map(|(file, rows)| rows.map(move |row| (file, row))).collect();
+        let all = splits.iter().enumerate().flat_map(|(file, &rows)| (0..rows).map(move |row| (file, row)));
+        numbers(first) == rest && rows == all.skip(first as usize).collect::<Vec<_>>()
+    }
+
     /// Whatever the formats and the blocks, and however the rows are split into files, the rows come out as they went in.
     fn the_stream_equals_the_data(splits: Vec<(u8, u8)>, width: u8, block: u8) -> bool {
         let width = usize::from(width % 5) + 1;

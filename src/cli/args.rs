@@ -1,10 +1,13 @@
 //! The arguments, as clap reads them. Opens nothing and checks nothing that needs a file.
 
+mod work;
+
 use super::byte_size::ByteSize;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, builder::NonEmptyStringValueParser};
 use cntlora::plan::Rename;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+pub use work::{MergeArgs, MomentsArgs, SavedProgressArgs, ShardArg, SlurmArgs};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -78,17 +81,21 @@ pub enum Command {
     /// activations. Needs no model. Progress is saved: give the same command again after an interruption.
     #[command(after_help = after_help(
         "  cntlora moments activations --out target.moments.safetensors\n  \
-           cntlora moments activations --include q_proj -o q.moments.safetensors\n  \
+           cntlora moments activations --shard 3/8 --out parts\n  \
            cntlora init model --moments target.moments.safetensors --out adapter"
     ))]
     Moments(MomentsArgs),
 
-    /// Add moments files up
+    /// Add moments files up, or join the parts of an adapter
     ///
-    /// The sums are added in the order in which the files are given: the same files in the same order give the same bits. Rows that
-    /// are counted in two of the files are refused.
+    /// Sums are added in the order in which the files are given, and parts in their own: the same files in the same order give the same
+    /// bits. Rows that are counted in two of the files are refused, and so are parts that are missing, doubled or of different runs.
+    ///
+    /// Of the parts that `cntlora init --shard` left, this chooses the ranks and writes the adapter that init alone would have written.
+    /// Give it in the folder where they were made, since it looks at the model and the activations again.
     #[command(after_help = after_help(
-        "  cntlora merge monday.moments.safetensors tuesday.moments.safetensors --out both.moments.safetensors"
+        "  cntlora merge monday.moments.safetensors tuesday.moments.safetensors --out both.moments.safetensors\n  \
+           cntlora merge parts --out adapter"
     ))]
     Merge(MergeArgs),
 
@@ -126,7 +133,7 @@ pub enum Command {
     #[command(after_help = after_help("  cntlora demo\n  cntlora demo try --force"))]
     Demo(DemoArgs),
 
-    /// Generate manual pages or shell completions
+    /// Generate manual pages, shell completions, or a script for a cluster
     #[command(subcommand, after_help = after_help(
         "  cntlora generate man --out man\n  cntlora generate completions bash > cntlora.bash"
     ))]
@@ -137,63 +144,29 @@ pub enum Command {
 pub struct InitArgs {
     #[command(flatten)]
     pub job: JobArgs,
-    /// Folder to write the adapter to
+    /// Folder to write the adapter to; with --shard, the folder for the parts
     #[arg(short, long, value_name = "DIR", help_heading = "Output")]
     pub out: PathBuf,
+
+    /// Only part I of N of the layers, counted from 0, into the folder --out; `auto` asks the launcher
+    ///
+    /// Layers are dealt out by their work, and those of one site stay together. `cntlora merge` joins the parts when all are there: it
+    /// chooses the ranks and writes the adapter. `auto` is as for `cntlora moments`.
+    #[arg(long, value_name = "I/N", help_heading = "Run")]
+    pub shard: Option<ShardArg>,
 }
 
 #[derive(Debug, Args)]
 pub struct PlanArgs {
     #[command(flatten)]
     pub job: JobArgs,
+    /// Show how the job divides over this many nodes: memory, work, and bytes of the busiest node, and its time at the rate of this one
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    pub nodes: Option<u64>,
+
     /// Folder that init would write the adapter to
     #[arg(short, long, value_name = "DIR", help_heading = "Output")]
     pub out: Option<PathBuf>,
-}
-
-#[derive(Debug, Args)]
-pub struct MomentsArgs {
-    /// Activations: .safetensors and .npy files, and folders of them
-    #[arg(value_name = "PATH", required = true)]
-    pub activations: Vec<PathBuf>,
-
-    /// File to write the moments to
-    #[arg(short, long, value_name = "FILE")]
-    pub out: PathBuf,
-
-    /// Only sites in whose name, or the name of a module that reads them, this is found; repeatable
-    #[arg(long, value_name = "REGEX")]
-    pub include: Vec<String>,
-
-    /// No sites in whose name, or the names of all modules that read them, this is found; repeatable
-    #[arg(long, value_name = "REGEX")]
-    pub exclude: Vec<String>,
-
-    #[command(flatten)]
-    pub reading: ReadingArgs,
-    #[command(flatten)]
-    pub run: RunArgs,
-    #[command(flatten)]
-    pub progress: SavedProgressArgs,
-
-    /// Replace a file that is already there
-    #[arg(long)]
-    pub force: bool,
-}
-
-#[derive(Debug, Args)]
-pub struct MergeArgs {
-    /// Moments files, as `cntlora moments` or `cntlora merge` wrote them
-    #[arg(value_name = "FILE", required = true)]
-    pub files: Vec<PathBuf>,
-
-    /// File to write the sum to
-    #[arg(short, long, value_name = "FILE")]
-    pub out: PathBuf,
-
-    /// Replace a file that is already there
-    #[arg(long)]
-    pub force: bool,
 }
 
 /// What init and plan share.
@@ -224,7 +197,7 @@ pub struct InputArgs {
     #[arg(short, long, value_name = "PATH", num_args = 1.., required_unless_present = "moments")]
     pub activations: Vec<PathBuf>,
 
-    /// Their moments, in place of them: files of `cntlora moments`
+    /// Their moments, in place of them: files of `cntlora moments`, or a folder of them
     #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with = "activations")]
     pub moments: Vec<PathBuf>,
 
@@ -388,18 +361,6 @@ pub struct RunArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(next_help_heading = "Progress that outlives an interruption")]
-pub struct SavedProgressArgs {
-    /// How often progress is saved, beside the output in OUT.partial; 0 for after every block of rows
-    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
-    pub checkpoint_every: u64,
-
-    /// Begin anew, and throw away what an unfinished run left
-    #[arg(long)]
-    pub restart: bool,
-}
-
-#[derive(Debug, Args)]
 pub struct InspectArgs {
     /// File or folder
     pub file: PathBuf,
@@ -452,6 +413,14 @@ pub enum GenerateCommand {
         #[arg(short, long, value_name = "DIR")]
         out: Option<PathBuf>,
     },
+    /// Script that divides a job over a Slurm cluster, on stdout
+    ///
+    /// It submits an array job that measures the moments of the activations in parts, and a job that waits for the parts, merges them
+    /// and computes the adapter. The moments are left beside the adapter, for further runs of `cntlora init`.
+    #[command(after_help = after_help(
+        "  cntlora generate slurm model --activations acts --out adapter --parts 8 --cpus 16 -- --rank 8 | sh"
+    ))]
+    Slurm(SlurmArgs),
     /// Completions of a shell, on stdout
     Completions {
         /// The shell

@@ -2,6 +2,7 @@
 
 use super::args::{Cli, GenerateCommand};
 use super::prepare::create_folder;
+use super::slurm;
 use super::terminal::Terminal;
 use clap::CommandFactory;
 use clap_mangen::Man;
@@ -17,6 +18,7 @@ pub fn run(command: &GenerateCommand, terminal: &Terminal) -> anyhow::Result<()>
             terminal.note(&format!("{} pages in {}", pages.len(), folder.display()));
         }
         GenerateCommand::Man { out: None } => terminal.data(&rendered(&Man::new(tool()))?)?,
+        GenerateCommand::Slurm(args) => slurm::run(args, terminal)?,
         GenerateCommand::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "cntlora", &mut script);

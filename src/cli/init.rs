@@ -4,6 +4,8 @@ use super::args::InitArgs;
 use super::command_line::command_line;
 use super::events::{Events, is_stdout};
 use super::interrupt::Interruption;
+use super::launcher;
+use super::parts;
 use super::plan::summary;
 use super::prepare::{create_parent, prepare, refuse_occupied};
 use super::progress::Progress;
@@ -16,13 +18,16 @@ use cntlora::adapter::{Adapter, other_modules, write_peft, write_residual_base};
 use cntlora::factors::Factors;
 use cntlora::plan::{Inputs, Plan};
 use cntlora::report::{REPORT_FILE, Report, text};
-use cntlora::run::{Event, Job, Observer, PartialRun, run_resumable};
+use cntlora::run::{Event, Job, Observer, Outcome, PartialRun, run_resumable};
 use cntlora::storage::{Problem, Problems, quoted};
 use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Computes an adapter; an interruption leaves nothing half-written.
 pub fn run(args: &InitArgs, terminal: &Terminal) -> anyhow::Result<()> {
+    if let Some(shard) = args.shard {
+        return parts::run(args, launcher::shard(shard)?, terminal);
+    }
     let output = resolve::output(&args.out, &args.job);
     let mut outputs: Vec<_> = output.folders().into_iter().map(Path::to_path_buf).collect();
     outputs.push(PartialRun::folder_of(&output.folder));
@@ -53,22 +58,20 @@ pub fn execute(
     let watching = Watching { progress: &progress, events: events.as_ref() };
     let outcome = interruption.while_polled(|| run_resumable(&plan, &inputs, &watching, &partial));
     progress.finish();
-    let written = outcome.and_then(|mut outcome| {
-        outcome.report.command = Some(command.into());
-        write(outcome.adapter, &outcome.report, &output, &plan, &inputs, terminal)?;
-        if let Some(page) = &output.page {
-            write_page(page, &outcome.report, terminal)?;
-        }
-        Ok(outcome.report)
-    });
+    let written = outcome.and_then(|outcome| write(outcome, command, &output, &plan, &inputs, terminal));
     let result = saved::close(partial, written);
     let told = events.map_or(Ok(()), |events| events.end(&result));
     let report = result?;
     told?;
-    if !events_path.is_some_and(is_stdout) {
-        terminal.result(&report, text::render)?;
+    tell(&report, &output, !events_path.is_some_and(is_stdout), terminal)
+}
+
+/// Says what to do next, after printing the report if stdout is for it.
+pub fn tell(report: &Report, output: &Output, print: bool, terminal: &Terminal) -> anyhow::Result<()> {
+    if print {
+        terminal.result(report, text::render)?;
     }
-    terminal.note(&next_step(&output, report.layers.iter().map(|layer| layer.rank).max().unwrap_or(0)));
+    terminal.note(&next_step(output, report.layers.iter().map(|layer| layer.rank).max().unwrap_or(0)));
     Ok(())
 }
 
@@ -91,15 +94,18 @@ impl Observer for Watching<'_> {
     }
 }
 
-/// Writes the changed base, if there is one, and then the adapter, whose presence says that all is there.
-fn write(
-    mut adapter: Adapter,
-    report: &Report,
+/// Writes the changed base, if there is one, the adapter, whose presence says that all is there, and the page. `command` is for the
+/// record.
+pub fn write(
+    outcome: Outcome,
+    command: &str,
     output: &Output,
     plan: &Plan,
     inputs: &Inputs,
     terminal: &Terminal,
-) -> Result<(), Problems> {
+) -> Result<Report, Problems> {
+    let Outcome { mut adapter, mut report } = outcome;
+    report.command = Some(command.into());
     if adapter.layers.is_empty() {
         return Err(Problem::data("every layer got rank 0, so there is no adapter to write")
             .help("raise --min-rank, --energy or --budget")
@@ -119,11 +125,15 @@ fn write(
     }
     let tensors = plan.layers().map(|layer| layer.tensor.as_str()).collect();
     let others = other_modules(&inputs.checkpoint, &tensors);
-    let provenance = provenance(plan, inputs, report);
+    let provenance = provenance(plan, inputs, &report);
     // Numbers and words of our own always become JSON.
-    let report = serde_json::to_vec_pretty(report).map_err(|error| Problem::data(error.to_string()))?;
-    let beside = [(REPORT_FILE, report.as_slice())];
-    write_peft(&output.folder, &adapter, plan.element, &provenance, &others, &beside)
+    let json = serde_json::to_vec_pretty(&report).map_err(|error| Problem::data(error.to_string()))?;
+    let beside = [(REPORT_FILE, json.as_slice())];
+    write_peft(&output.folder, &adapter, plan.element, &provenance, &others, &beside)?;
+    if let Some(page) = &output.page {
+        write_page(page, &report, terminal)?;
+    }
+    Ok(report)
 }
 
 /// The factors by the name of the weight that they belong to.

@@ -11,14 +11,18 @@ mod generate;
 mod init;
 mod inspect;
 mod interrupt;
+mod launcher;
 mod moments;
+mod parts;
 mod plan;
 mod prepare;
 mod progress;
 mod provenance;
+mod rate;
 mod report;
 mod resolve;
 mod saved;
+mod slurm;
 mod terminal;
 mod verify;
 

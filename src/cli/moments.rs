@@ -2,15 +2,17 @@
 
 use super::args::{MergeArgs, MomentsArgs};
 use super::interrupt::Interruption;
+use super::launcher;
+use super::parts;
 use super::prepare::{check_output_file, create_parent, refuse_existing};
 use super::progress::Progress;
 use super::resolve;
 use super::saved;
 use super::terminal::Terminal;
-use cntlora::moments_file::{Content, MomentsSet, write};
-use cntlora::plan::{Measurement, plan_measurement};
+use cntlora::moments_file::{Content, ENDING, MomentsSet, write};
+use cntlora::plan::{Measurement, Shard, plan_measurement};
 use cntlora::report::table::{Align, Table, bytes, count};
-use cntlora::run::{Job, PartialRun, measure};
+use cntlora::run::{Job, PartialRun, Parts, measure};
 use cntlora::storage::{Access, Problems};
 use serde::Serialize;
 use std::borrow::Cow;
@@ -18,28 +20,37 @@ use std::path::{Path, PathBuf};
 
 /// Measures the moments of activations, and prints what was measured.
 pub fn run(args: &MomentsArgs, terminal: &Terminal) -> anyhow::Result<()> {
+    let shard = args.shard.map(launcher::shard).transpose()?;
+    let out = match shard {
+        None => args.out.clone(),
+        Some(shard) => args.out.join(shard.file_name(ENDING)),
+    };
     let mut problems = Problems::default();
-    problems.collect(check_output_file(&args.out, args.force, &args.activations));
-    let planned = problems.collect(plan_measurement(&resolve::measurement(args)));
+    problems.collect(check_output_file(&out, args.force, &args.activations));
+    let planned = problems.collect(plan_measurement(&resolve::measurement(args, shard)));
     let Some((measurement, set)) = planned else { return Err(problems.into()) };
     problems.or_ok(())?;
     terminal.note(&announcement(&measurement));
 
-    let outputs = vec![args.out.clone(), PartialRun::folder_of(&args.out)];
+    let outputs = vec![out.clone(), PartialRun::folder_of(&out)];
     let interruption = Interruption::handle(outputs, terminal)?;
-    let check = || refuse_existing(&args.out, args.force).map_err(Into::into);
+    let check = || refuse_existing(&out, args.force).map_err(Into::into);
     let job = Job::of_measurement(&measurement, &set);
-    let partial = saved::open(&args.out, &job, &args.progress, check, terminal)?;
+    let partial = saved::open(&out, &job, &args.progress, check, terminal)?;
     let progress = Progress::of_measurement(terminal, &interruption, &measurement);
-    let content = interruption.while_polled(|| measure(&measurement, &set, &args.out, &progress, &partial));
+    let content = interruption.while_polled(|| measure(&measurement, &set, &out, &progress, &partial));
     progress.finish();
     let content = saved::close(partial, content)?;
-    terminal.result(&Summary::of(&args.out, &content), Summary::render)?;
+    terminal.result(&Summary::of(&out, &content), Summary::render)?;
     Ok(())
 }
 
-/// Adds moments files up, and prints what they come to.
+/// Adds moments files up, and prints what they come to; or joins the parts of an adapter.
 pub fn merge(args: &MergeArgs, terminal: &Terminal) -> anyhow::Result<()> {
+    let folders = Parts::folders(&args.files);
+    if !folders.is_empty() {
+        return parts::join(args, &folders, terminal);
+    }
     let mut problems = Problems::default();
     problems.collect(check_output_file(&args.out, args.force, &args.files));
     let set = problems.collect(MomentsSet::open(&args.files, Access::Auto));
@@ -68,6 +79,8 @@ fn announcement(measurement: &Measurement) -> String {
 pub struct Summary {
     path: PathBuf,
     precision: &'static str,
+    /// Which part of a divided measurement it is, if it is one.
+    part: Option<Shard>,
     sites: Vec<SiteSummary>,
     sources: Vec<SourceSummary>,
 }
@@ -101,8 +114,10 @@ impl Summary {
             .sources
             .iter()
             .map(|source| SourceSummary { path: source.path.clone(), bytes: source.bytes });
+        let part = content.part.as_ref().map(|part| Shard { index: part.index, count: part.count });
         Self {
             path: path.into(),
+            part,
             precision: content.precision.name(),
             sites: sites.collect(),
             sources: sources.collect(),
@@ -122,9 +137,10 @@ impl Summary {
             table.row([name, site.width.to_string(), site.rows.to_string(), site.skipped_rows.to_string()]);
         }
         format!(
-            "{}\n{}: moments of {} in precision {}, from {} of {}\n",
+            "{}\n{}: {}moments of {} in precision {}, from {} of {}\n",
             table.render(),
             self.path.display().to_string().escape_debug(),
+            self.part.map(|part| format!("part {part}, ")).unwrap_or_default(),
             count(self.sites.len() as u64, "site"),
             self.precision,
             count(self.sources.len() as u64, "file"),
@@ -150,6 +166,7 @@ mod tests {
         let summary = Summary {
             path: "m.moments.safetensors".into(),
             precision: "f32",
+            part: Some(Shard { index: 1, count: 2 }),
             sites: vec![site("attention", 1300, 0), site("mlp", 1298, 2)],
             sources: vec![SourceSummary { path: "a.safetensors".into(), bytes: 1600 }],
         };
@@ -158,7 +175,7 @@ site       width  rows  skipped
 attention     24  1300        0
 mlp           24  1298        2
 
-m.moments.safetensors: moments of 2 sites in precision f32, from 1 file of 1.6 kB
+m.moments.safetensors: part 1/2, moments of 2 sites in precision f32, from 1 file of 1.6 kB
 ";
         assert_eq!(summary.render(), expected);
     }

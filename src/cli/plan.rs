@@ -2,19 +2,85 @@
 
 use super::args::PlanArgs;
 use super::prepare::prepare;
+use super::rate::Rate;
 use super::resolve;
 use super::terminal::Terminal;
-use cntlora::plan::{Plan, PlannedLayer};
+use cntlora::plan::{Division, Plan, PlannedLayer};
 use cntlora::rank::Policy;
 use cntlora::report::table::{Align, Table, bytes, count};
+use serde::Serialize;
 use std::fmt::Write as _;
 
 /// Plans, and prints the plan.
 pub fn run(args: &PlanArgs, terminal: &Terminal) -> anyhow::Result<()> {
     let output = args.out.as_ref().map(|folder| resolve::output(folder, &args.job));
-    let (plan, _) = prepare(output.as_ref(), &args.job)?;
-    terminal.result(&plan, render)?;
+    let (plan, inputs) = prepare(output.as_ref(), &args.job)?;
+    let Some(nodes) = args.nodes else {
+        terminal.result(&plan, render)?;
+        return Ok(());
+    };
+    let rate = Rate::measure(plan.threads, plan.precision)?;
+    let division = Division::new(&plan, &inputs, nodes);
+    let divided = DividedPlan { plan, division, rate };
+    terminal.result(&divided, |DividedPlan { plan, division, rate }| {
+        format!("{}\n{}", render(plan), render_division(division, rate, plan.threads))
+    })?;
     Ok(())
+}
+
+/// A plan, and what it comes to on several nodes.
+#[derive(Debug, Serialize)]
+struct DividedPlan {
+    plan: Plan,
+    division: Division,
+    rate: Rate,
+}
+
+/// The phases of a divided run, and what the busiest node does in each.
+fn render_division(division: &Division, rate: &Rate, threads: usize) -> String {
+    let mut table = Table::new([
+        ("phase", Align::Left),
+        ("nodes", Align::Right),
+        ("memory", Align::Right),
+        ("operations", Align::Right),
+        ("reads", Align::Right),
+        ("writes", Align::Right),
+        ("time", Align::Right),
+    ]);
+    let phases = [
+        ("moments", division.nodes, &division.moments, rate.moments),
+        ("layers", division.nodes, &division.layers, rate.factors),
+        ("joining", 1, &division.joining, rate.factors),
+    ];
+    for (phase, nodes, share, rate) in phases {
+        table.row([
+            phase.into(),
+            nodes.to_string(),
+            bytes(share.memory),
+            format!("{:.1e}", share.operations),
+            bytes(share.read),
+            bytes(share.written),
+            duration(share.operations / rate),
+        ]);
+    }
+    format!(
+        "{}\nEach figure is that of the busiest node. Ranks are chosen when the spectra of all layers are\n\
+         there, in the last phase. Times are those of computing alone, at {:.0} and {:.0} GFLOP/s for\n\
+         moments and layers, as measured here just now with {}.\n",
+        table.render(),
+        rate.moments / 1e9,
+        rate.factors / 1e9,
+        count(threads as u64, "thread"),
+    )
+}
+
+fn duration(seconds: f64) -> String {
+    match seconds {
+        ..1.0 => format!("{seconds:.2} s"),
+        ..120.0 => format!("{seconds:.0} s"),
+        ..7200.0 => format!("{:.0} min", seconds / 60.0),
+        _ => format!("{:.1} h", seconds / 3600.0),
+    }
 }
 
 /// The layers and a summary, within 80 columns.
@@ -132,6 +198,7 @@ pub mod testing {
 mod tests {
     use super::testing::plan_of;
     use super::*;
+    use cntlora::plan::Share;
 
     /// The whole text, byte for byte.
     #[test]
@@ -146,6 +213,39 @@ value     2×4  BF16             3   100
 left out: conv: its weight is not a matrix
 ";
         assert_eq!(render(&plan_of(Policy::Fixed(3))), expected);
+    }
+
+    /// The table of a divided run, byte for byte.
+    #[test]
+    fn the_division_is_this() {
+        let share = |memory, operations, read, written| Share { memory, operations, read, written };
+        let division = Division {
+            nodes: 8,
+            moments: share(1_000_000, 3e13, 20_000_000_000, 5_000_000),
+            layers: share(2_000_000, 5e11, 3_000_000, 4_000),
+            joining: share(30_000, 1e6, 20_000, 10_000),
+        };
+        let expected = "\
+phase    nodes  memory  operations    reads   writes    time
+moments      8  1.0 MB      3.0e13  20.0 GB   5.0 MB   5 min
+layers       8  2.0 MB      5.0e11   3.0 MB   4.0 kB    10 s
+joining      1 30.0 kB       1.0e6  20.0 kB  10.0 kB  0.00 s
+";
+        let text = render_division(&division, &Rate { moments: 1e11, factors: 5e10 }, 2);
+        assert!(text.starts_with(expected), "{text}");
+        assert!(
+            text.ends_with(
+                "at 100 and 50 GFLOP/s for\nmoments and layers, as measured here just now with 2 threads.\n"
+            ),
+            "{text}"
+        );
+        assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
+    }
+
+    #[test]
+    fn durations_have_a_unit_that_fits() {
+        let texts = [0.0, 59.6, 119.0, 150.0, 7100.0, 7300.0].map(duration);
+        assert_eq!(texts, ["0.00 s", "60 s", "119 s", "2 min", "118 min", "2.0 h"]);
     }
 
     /// No policy is promised more than it may spend, nor more than the largest ranks come to.

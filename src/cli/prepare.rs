@@ -24,7 +24,7 @@ pub fn prepare(output: Option<&Output>, job: &JobArgs) -> Result<(Plan, Inputs),
 }
 
 /// Refuses an output that would replace something, unless forced, and one that would mix with the inputs.
-fn check_output(output: &Output, request: &Request) -> Result<(), Problems> {
+pub fn check_output(output: &Output, request: &Request) -> Result<(), Problems> {
     let mut problems = Problems::default();
     let folders = output.folders();
     if !output.force {
@@ -98,6 +98,16 @@ pub fn check_output_file(file: &Path, force: bool, inputs: &[PathBuf]) -> Result
     }
     problems.collect(refuse_unwritable(folder));
     problems.or_ok(())
+}
+
+/// Refuses a part that is there already, unless forced.
+pub fn refuse_existing_part(folder: &Path, force: bool) -> Result<(), Problem> {
+    if folder.exists() && !force {
+        return Err(Problem::usage("this part is there already")
+            .in_file(folder)
+            .help("choose another folder for the parts, or give --force to make it again"));
+    }
+    Ok(())
 }
 
 /// Refuses an output file that is there already, unless forced.

@@ -5,7 +5,7 @@ mod tally;
 use super::args::ProgressStyle;
 use super::interrupt::Interruption;
 use super::terminal::Terminal;
-use cntlora::plan::{Measurement, Plan};
+use cntlora::plan::{Measurement, Plan, PlannedSite, Shard};
 use cntlora::run::{Event, Observer};
 use cntlora::simd::peak;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle as BarStyle};
@@ -39,7 +39,26 @@ enum Kind {
 impl<'a> Progress<'a> {
     /// Starts the display of a run.
     pub fn of_run(terminal: &'a Terminal, interruption: &'a Interruption, plan: &Plan) -> Self {
-        Self::new(terminal, interruption, plan.threads, |peak| Tally::of_run(plan, peak))
+        Self::of_sites(terminal, interruption, plan, plan.sites.iter().collect())
+    }
+
+    /// Starts the display of a part of a run.
+    pub fn of_part(
+        terminal: &'a Terminal,
+        interruption: &'a Interruption,
+        plan: &Plan,
+        shard: Shard,
+    ) -> Self {
+        Self::of_sites(terminal, interruption, plan, plan.sites_of(shard))
+    }
+
+    fn of_sites(
+        terminal: &'a Terminal,
+        interruption: &'a Interruption,
+        plan: &Plan,
+        sites: Vec<&PlannedSite>,
+    ) -> Self {
+        Self::new(terminal, interruption, plan.threads, |peak| Tally::of_sites(plan, &sites, peak))
     }
 
     /// Starts the display of a measurement.
@@ -186,7 +205,8 @@ mod tests {
     /// Short runs stay silent, long ones speak at the interval and not at every event.
     #[test]
     fn lines_come_at_the_interval() {
-        let tally = Tally::of_run(&plan_of(Policy::Fixed(3)), 1e9);
+        let plan = plan_of(Policy::Fixed(3));
+        let tally = Tally::of_sites(&plan, &[&plan.sites[0]], 1e9);
         let mut display = Display { started: Instant::now(), tally, kind: Kind::Plain(PLAIN_INTERVAL) };
         let added = Event::RowsAdded { site: "in", rows: 25 };
         let mut line = |seconds| display.event(&added, Duration::from_secs(seconds));

@@ -8,7 +8,7 @@ use cntlora::constraint::Norm;
 use cntlora::element::Element;
 use cntlora::factors::{Start, Strength};
 use cntlora::method::Options;
-use cntlora::plan::{MeasurementRequest, Nonfinite, Request, Selection};
+use cntlora::plan::{MeasurementRequest, Nonfinite, Request, Selection, Shard};
 use cntlora::rank::{Limits, Policy};
 use cntlora::simd::Precision;
 use cntlora::storage::{Access, Problem, Problems};
@@ -47,7 +47,7 @@ pub fn request(job: &JobArgs) -> Request {
 }
 
 /// What is asked for of a measurement.
-pub fn measurement(args: &MomentsArgs) -> MeasurementRequest {
+pub fn measurement(args: &MomentsArgs, shard: Option<Shard>) -> MeasurementRequest {
     MeasurementRequest {
         activations: args.activations.clone(),
         selection: Selection {
@@ -57,6 +57,7 @@ pub fn measurement(args: &MomentsArgs) -> MeasurementRequest {
         },
         nonfinite: nonfinite(&args.reading),
         precision: precision(&args.run),
+        shard,
         access: access(&args.reading),
         threads: threads(&args.run),
         max_memory: args.run.max_memory.map(|ByteSize(bytes)| bytes),
@@ -314,7 +315,7 @@ mod tests {
         let Command::Moments(args) = Cli::try_parse_from(words.split(' ')).unwrap().command else {
             panic!("expected moments")
         };
-        let request = measurement(&args);
+        let request = measurement(&args, None);
         assert_eq!(request.activations, ["a", "b"].map(PathBuf::from));
         assert_eq!(
             (request.selection.include, request.selection.exclude),

@@ -36,22 +36,34 @@ pub fn open(
     Ok(partial)
 }
 
-/// Throws the progress away where it is of no more use, which is unless the run was interrupted, or its environment failed.
+/// Throws the progress away when a run has ended, unless it can go on: unless it was interrupted, or its environment failed.
 pub fn close<T>(partial: PartialRun, result: Result<T, Problems>) -> Result<T, Problems> {
+    let value = match result {
+        Ok(value) => value,
+        Err(problems) => return Err(failed(partial, problems)),
+    };
+    partial.discard()?;
+    Ok(value)
+}
+
+/// As [`close`], but leaves the progress of a success, which is the output.
+pub fn keep(partial: PartialRun, result: Result<(), Problems>) -> Result<PartialRun, Problems> {
     match result {
-        Err(problems) if problems.category() == Category::Interrupted => {
+        Ok(()) => Ok(partial),
+        Err(problems) => Err(failed(partial, problems)),
+    }
+}
+
+fn failed(partial: PartialRun, mut problems: Problems) -> Problems {
+    match problems.category() {
+        Category::Interrupted => {
             let problem = Problem::interrupted("stopped before it was finished; the progress is saved here");
-            let help = "give the same command again to go on";
-            Err(problem.in_file(partial.folder()).help(help).into())
+            problem.in_file(partial.folder()).help("give the same command again to go on").into()
         }
-        Err(problems) if problems.category() == Category::Io => Err(problems),
-        Err(mut problems) => {
+        Category::Io => problems,
+        Category::Data | Category::Usage => {
             problems.collect(partial.discard());
-            Err(problems)
-        }
-        Ok(value) => {
-            partial.discard()?;
-            Ok(value)
+            problems
         }
     }
 }

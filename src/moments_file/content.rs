@@ -23,6 +23,20 @@ pub struct Content {
     pub sites: BTreeMap<String, MeasuredSite>,
     /// The files that rows were read from, in reading order.
     pub sources: Vec<MeasuredSource>,
+    /// Which part of a divided measurement this is, if it is one. It may be one without sites.
+    pub part: Option<Part>,
+}
+
+/// A part of a measurement that was divided.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Part {
+    /// Which one, from 0.
+    pub index: u64,
+    /// How many there are.
+    pub count: u64,
+    /// What the parts of one measurement have in common, and those of others do not.
+    pub whole: String,
 }
 
 /// A site that was measured.
@@ -83,6 +97,7 @@ impl Content {
             precision: self.precision,
             sites: sites.collect(),
             sources: self.sources.clone(),
+            part: self.part.clone(),
         };
         serde_json::to_string(&text).expect("text and integers can be written to memory")
     }
@@ -121,7 +136,12 @@ impl Content {
             hashes.insert(name.clone(), sha256);
             sites.insert(name, MeasuredSite { width, modules, skipped_rows });
         }
-        let content = Self { precision: text.precision, sites, sources: text.sources };
+        if let Some(Part { index, count, .. }) = text.part
+            && index >= count
+        {
+            return Err(Problem::data(format!("expected a part below {count}, found part {index}")));
+        }
+        let content = Self { precision: text.precision, sites, sources: text.sources, part: text.part };
         content.check_rows()?;
         Ok((content, hashes))
     }
@@ -164,6 +184,8 @@ struct Text {
     #[serde(deserialize_with = "unique_keys")]
     sites: BTreeMap<String, SiteText>,
     sources: Vec<MeasuredSource>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    part: Option<Part>,
 }
 
 #[derive(Serialize, Deserialize)]

@@ -13,16 +13,18 @@
 //! `"format":"moments"` and a version: the sites with their modules, and the files that the rows came from, with which rows of
 //! each. So no row is counted twice ([`MomentsSet`]). It also holds a hash of the sums of each site, which is checked whenever they are read.
 //!
-//! `content` is the metadata, `ranges` which rows were used, `write` the writer, `set` several files taken together; the reader is here.
+//! `content` is the metadata, `ranges` which rows were used, `write` the writer, `set` several files taken together, `parts` those of one
+//! measurement; the reader is here.
 
 mod content;
+mod parts;
 mod ranges;
 mod set;
 #[cfg(test)]
 mod tests;
 mod write;
 
-pub use content::{Content, MeasuredSite, MeasuredSource};
+pub use content::{Content, MeasuredSite, MeasuredSource, Part};
 pub use ranges::RowRanges;
 pub use set::MomentsSet;
 pub use write::write;
@@ -33,6 +35,9 @@ use crate::storage::{Access, Problem, Source, quoted};
 use bytemuck::{Pod, Zeroable, cast_slice_mut};
 use std::collections::BTreeMap;
 use std::path::Path;
+
+/// What the names of moments files end in, so that they are found in a folder.
+pub const ENDING: &str = ".moments.safetensors";
 
 /// The metadata entry.
 const METADATA: &str = "cntlora";

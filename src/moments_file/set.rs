@@ -1,10 +1,11 @@
 //! Several moments files taken together: their sums are added, and no row counts twice.
 
-use super::{Content, MomentsFile};
+use super::{Content, ENDING, MomentsFile, parts};
 use crate::moments::Moments;
 use crate::storage::{Access, Problem, Problems, Source, quoted};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -17,13 +18,17 @@ pub struct MomentsSet {
 }
 
 impl MomentsSet {
-    /// Opens files; all complaints are reported together.
+    /// Opens files, and the files in folders whose names end in `.moments.safetensors`, in order of name; all complaints are reported
+    /// together. The parts of a measurement that was divided are put in their order.
     ///
     /// # Errors
-    /// A usage problem if there are no paths; I/O and data problems of each file; data problems if the files disagree on the width or the
-    /// modules of a site, or on the precision, and if rows of a recording are counted in two of them, be it under another name.
+    /// A usage problem if there are no paths, or no moments files in a folder; I/O and data problems of each file; data problems if the
+    /// files disagree on the width or the modules of a site, or on the precision, if rows of a recording are counted in two of them,
+    /// be it under another name, and if parts are missing, given twice, or of different measurements.
     pub fn open(paths: &[PathBuf], access: Access) -> Result<Self, Problems> {
         let mut problems = Problems::default();
+        let paths: Vec<PathBuf> =
+            paths.iter().filter_map(|path| problems.collect(files_of(path))).flatten().collect();
         let files =
             paths.iter().filter_map(|path| problems.collect(MomentsFile::open(path, access))).collect();
         problems.or_ok(files).and_then(Self::from_files)
@@ -34,12 +39,13 @@ impl MomentsSet {
     /// # Errors
     /// As [`open`](Self::open), for how they fit together.
     pub fn from_files(files: Vec<MomentsFile>) -> Result<Self, Problems> {
+        let files = parts::in_order(files)?;
         let Some((first, others)) = files.split_first() else {
             return Err(Problem::usage("expected at least one moments file, found none").into());
         };
         let mut problems = Problems::default();
         refuse_double_counting(&files, &mut problems);
-        let mut content = first.content.clone();
+        let mut content = Content { part: None, ..first.content.clone() };
         for other in others {
             join(&mut content, first, other, &mut problems);
         }
@@ -98,6 +104,28 @@ impl MomentsSet {
         }
         problems.or_ok(())
     }
+}
+
+/// The file itself, or the moments files in a folder, in order of name.
+fn files_of(path: &Path) -> Result<Vec<PathBuf>, Problem> {
+    if !path.is_dir() {
+        return Ok(vec![path.into()]);
+    }
+    let failed = |error| Problem::io("cannot list the folder", &error).in_file(path);
+    let mut files = Vec::new();
+    for entry in fs::read_dir(path).map_err(failed)? {
+        let file = entry.map_err(failed)?.path();
+        let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if name.ends_with(ENDING) && !name.starts_with('.') {
+            files.push(file);
+        }
+    }
+    files.sort();
+    if files.is_empty() {
+        let what = format!("expected files whose names end in {ENDING} in the folder, found none");
+        return Err(Problem::usage(what).in_file(path).help("give the moments files themselves"));
+    }
+    Ok(files)
 }
 
 /// Adds what another file says, which must agree with what the first one and those after it say.

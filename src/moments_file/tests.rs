@@ -60,7 +60,8 @@ impl Fixture {
 }
 
 fn content_of(entries: &[Entry<'_>]) -> Content {
-    let mut content = Content { precision: Precision::F32, sites: BTreeMap::new(), sources: Vec::new() };
+    let mut content =
+        Content { precision: Precision::F32, sites: BTreeMap::new(), sources: Vec::new(), part: None };
     for (site, recording, rows, width) in entries {
         let measured = MeasuredSite {
             width: *width,
@@ -194,6 +195,51 @@ fn files_that_do_not_fit_together_are_refused() {
     assert_eq!((problems.0.len(), problems.category()), (2, Category::Io));
 }
 
+/// Parts come in their order, whatever that of their files, and only when all are there.
+#[test]
+fn parts_are_put_in_order_and_must_be_complete() {
+    let fixture = Fixture::new();
+    let part = |name: &str, index: u64, count: u64, whole: &str| {
+        let entries: &[Entry<'_>] = &[("a", "r", 10 * index..10 * index + 10, 2)];
+        // The last part has no rows, as happens where there are more parts than blocks.
+        let entries = if index == 2 { &[] } else { entries };
+        let part = Part { index, count, whole: whole.into() };
+        fixture.write_changed(name, entries, |content| content.part = Some(part.clone()));
+    };
+    for index in 0..3 {
+        part(&format!("{index}.moments.safetensors"), index, 3, "whole");
+    }
+    let name =
+        |index: usize| ["0.moments.safetensors", "1.moments.safetensors", "2.moments.safetensors"][index];
+    let forwards = fixture.set(&[name(0), name(1), name(2)]).unwrap();
+    let backwards = fixture.set(&[name(2), name(1), name(0)]).unwrap();
+    let mut sum = moments(10, 2, 0);
+    sum.merge(&moments(10, 2, 10)).unwrap();
+    assert_eq!(forwards.read("a").unwrap(), sum);
+    assert_eq!(backwards.read("a").unwrap(), sum);
+    assert_eq!((forwards.content().part.clone(), forwards.content().rows("a")), (None, 20));
+    assert_eq!(fixture.set(&[""]).unwrap().read("a").unwrap(), sum, "found in the folder");
+
+    fixture.refused(&[name(1)], "of its 3 parts, counted from 0, 2 are missing: 0, 2");
+    fixture.refused(&[name(0), name(2)], "of its 3 parts, counted from 0, 1 is missing: 1");
+    fixture.refused(&[name(0), name(0), name(1)], "part 0 of 3 is given twice, also as");
+    fixture.write("whole", &[("a", "s", 0..4, 2)]);
+    fixture.refused(&["whole", name(0)], "whole: expected a part of the measurement of");
+    part("other", 1, 3, "other");
+    fixture.refused(&[name(0), "other", name(2)], "found one of another");
+    part("more", 1, 4, "whole");
+    fixture.refused(&[name(0), "more", name(2)], "found one of another");
+    part("many", 0, 20, "whole");
+    fixture.refused(&["many"], "8, 9, 10, and 9 more");
+    part("countless", 0, u64::MAX, "whole");
+    fixture.refused(&["countless"], "18446744073709551614 are missing: 1, 2,");
+    fs::create_dir(fixture.path("empty")).unwrap();
+    fixture.refused(
+        &["empty"],
+        "expected files whose names end in .moments.safetensors in the folder, found none",
+    );
+}
+
 #[test]
 fn foreign_newer_and_contradictory_files_are_refused() {
     let content = content_of(&[("s", "r", 0..4, 2)]);
@@ -209,6 +255,10 @@ fn foreign_newer_and_contradictory_files_are_refused() {
         assert!(text.contains(from), "{from} in {text}");
         Some(text.replace(from, to))
     };
+    refused(
+        replaced("}]}", "}],\"part\":{\"index\":2,\"count\":2,\"whole\":\"\"}}"),
+        "expected a part below 2, found part 2",
+    );
     refused(None, "without the metadata of one");
     refused(Some("[]".into()), "is not that of a moments file");
     refused(replaced("\"moments\"", "\"activations\""), "found one of \"activations\"");

@@ -42,10 +42,7 @@ pub(super) struct Memory {
 impl Memory {
     /// Of a whole run.
     pub(super) fn of_run(sites: &[PlannedSite], options: &Options) -> Self {
-        let layers = sites.iter().flat_map(|site| &site.layers);
-        let size =
-            |layer: &PlannedLayer| 4 * components(layer, options) * (layer.outputs + layer.inputs) as u64;
-        let kept = layers.map(size).fold(0, u64::saturating_add);
+        let kept = components_memory(sites.iter().flat_map(|site| &site.layers), options);
         Self::new(sites.iter().map(|site| (site.is_narrow(), site_memory(site, options))), kept)
     }
 
@@ -75,6 +72,16 @@ impl Memory {
 /// Blocks of rows, as read and as packed.
 fn block_memory(width: u64) -> u64 {
     (8 * Blocks::HELD as u64 + 4) * width * BLOCK_ROWS as u64
+}
+
+/// Bytes of the components of layers.
+pub(super) fn components_memory<'a>(
+    layers: impl Iterator<Item = &'a PlannedLayer>,
+    options: &Options,
+) -> u64 {
+    let memory =
+        |layer: &PlannedLayer| 4 * components(layer, options) * (layer.outputs + layer.inputs) as u64;
+    layers.map(memory).fold(0, u64::saturating_add)
 }
 
 fn components(layer: &PlannedLayer, options: &Options) -> u64 {

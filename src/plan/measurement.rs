@@ -3,15 +3,17 @@
 use super::cost::Memory;
 use super::options::check_precision;
 use super::select::Selector;
-use super::{Nonfinite, Selection, cost, is_narrow, schedule};
+use super::shard::part_of;
+use super::{Nonfinite, Selection, Shard, cost, is_narrow, schedule};
 use crate::activations::{ActivationSet, Site};
-use crate::moments_file::MeasuredSource;
+use crate::moments_file::{MeasuredSource, Part};
 use crate::simd::Precision;
-use crate::storage::{Access, Problem, Problems, fingerprint, quoted};
+use crate::storage::{Access, Hashing, Problem, Problems, fingerprint, quoted};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What a user asks for.
 #[derive(Clone, Debug)]
@@ -25,6 +27,8 @@ pub struct MeasurementRequest {
     pub nonfinite: Nonfinite,
     /// What Gram matrices are computed with.
     pub precision: Precision,
+    /// Which part of the work, if not all.
+    pub shard: Option<Shard>,
     /// How files are read.
     pub access: Access,
     /// Threads to work with.
@@ -40,6 +44,8 @@ pub struct Measurement {
     pub sites: Vec<SiteRows>,
     /// The files that they are read from, in reading order.
     pub sources: Vec<MeasuredSource>,
+    /// Which part of which whole this is, if not all.
+    pub part: Option<Part>,
     /// What happens to rows with NaN or infinity.
     pub nonfinite: Nonfinite,
     /// What Gram matrices are computed with.
@@ -63,14 +69,22 @@ pub struct SiteRows {
     pub modules: Vec<String>,
     /// Its rows, counted over all files together.
     pub rows: Range<u64>,
-    /// Their bytes.
+    /// Their bytes, on average.
     pub bytes: u64,
 }
 
 impl SiteRows {
-    fn all(site: &Site) -> Self {
-        let Site { name, width, modules, .. } = site.clone();
-        Self { name, width, modules, rows: 0..site.rows(), bytes: site.bytes() }
+    /// These rows of a site.
+    pub(super) fn of(site: &Site, rows: Range<u64>) -> Self {
+        let bytes =
+            u128::from(site.bytes()) * u128::from(rows.end - rows.start) / u128::from(site.rows().max(1));
+        Self {
+            name: site.name.clone(),
+            width: site.width,
+            modules: site.modules.clone(),
+            rows,
+            bytes: u64::try_from(bytes).unwrap_or(u64::MAX),
+        }
     }
 
     /// Floating-point operations.
@@ -95,24 +109,35 @@ pub fn plan_measurement(request: &MeasurementRequest) -> Result<(Measurement, Ac
     let set = problems.collect(ActivationSet::open(&request.activations, request.access));
     let (Some(selector), Some(set)) = (selector, set) else { return Err(problems) };
 
-    let sites: Vec<SiteRows> =
-        set.sites().filter(|site| selector.selects_site(site)).map(SiteRows::all).collect();
-    if sites.is_empty() {
+    let selected: Vec<&Site> = set.sites().filter(|site| selector.selects_site(site)).collect();
+    if selected.is_empty() {
         let what = format!(
             "nothing is selected: --include and --exclude leave out all {} sites",
             set.sites().count()
         );
         problems.push(Problem::usage(what).help("loosen one of them"));
     }
-    let sources = problems.collect(sources(&set, &sites));
-    let memory = Memory::of_moments(sites.iter().map(|site| site.width));
+    let all: Vec<SiteRows> = selected.iter().map(|site| SiteRows::of(site, 0..site.rows())).collect();
+    let memory = Memory::of_moments(all.iter().map(|site| site.width));
     let side_by_side = schedule::side_by_side(&memory, request.threads, request.max_memory);
-    let Some(side_by_side) = problems.collect(side_by_side) else { return Err(problems) };
+    let side_by_side = problems.collect(side_by_side);
+    let fingerprints = problems.collect(fingerprints(&set));
+    let (Some(side_by_side), Some(fingerprints)) = (side_by_side, fingerprints) else { return Err(problems) };
+    problems.collect(refuse_copies(&sources(&set, &all, &fingerprints)));
     problems.or_ok(())?;
+
+    let (sites, part) = match request.shard {
+        None => (all, None),
+        Some(shard) => {
+            let whole = identity(request, &all, &sources(&set, &all, &fingerprints), shard.count);
+            (part_of(shard, &selected), Some(Part { index: shard.index, count: shard.count, whole }))
+        }
+    };
     let measurement = Measurement {
-        peak_memory: memory.peak(side_by_side),
+        peak_memory: Memory::of_moments(sites.iter().map(|site| site.width)).peak(side_by_side),
+        sources: sources(&set, &sites, &fingerprints),
         sites,
-        sources: sources.unwrap_or_default(),
+        part,
         nonfinite: request.nonfinite,
         precision: request.precision,
         threads: request.threads,
@@ -121,30 +146,56 @@ pub fn plan_measurement(request: &MeasurementRequest) -> Result<(Measurement, Ac
     Ok((measurement, set))
 }
 
-/// The files that rows are read from, and which rows of each. Copies of a file would count its rows twice.
-fn sources(set: &ActivationSet, sites: &[SiteRows]) -> Result<Vec<MeasuredSource>, Problems> {
+fn fingerprints(set: &ActivationSet) -> Result<Vec<String>, Problems> {
     let mut problems = Problems::default();
+    let fingerprints = set.files().iter().filter_map(|file| problems.collect(fingerprint(file))).collect();
+    problems.or_ok(fingerprints)
+}
+
+/// What tells the cut of one measurement from that of another: its rows, its options and the number of parts.
+fn identity(
+    request: &MeasurementRequest,
+    sites: &[SiteRows],
+    sources: &[MeasuredSource],
+    count: u64,
+) -> String {
+    let rows: Vec<_> = sources.iter().map(|source| (&source.fingerprint, &source.rows)).collect();
+    let widths: Vec<_> = sites.iter().map(|site| (&site.name, site.width, &site.modules)).collect();
+    let whole = json!([rows, widths, request.nonfinite, request.precision, count]);
+    let mut hashing = Hashing::default();
+    hashing.update(whole.to_string().as_bytes());
+    hashing.finish()
+}
+
+/// The files that rows are read from, and which rows of each.
+fn sources(set: &ActivationSet, sites: &[SiteRows], fingerprints: &[String]) -> Vec<MeasuredSource> {
     let mut rows = vec![BTreeMap::new(); set.files().len()];
     for SiteRows { name, rows: read, .. } in sites {
         for (file, range) in set.site(name).into_iter().flat_map(|site| site.in_files(read.clone())) {
             rows[file].insert(name.clone(), std::iter::once(range).collect());
         }
     }
-    let mut sources: Vec<MeasuredSource> = Vec::new();
-    for (file, rows) in set.files().iter().zip(rows).filter(|(_, rows)| !rows.is_empty()) {
-        let Some(fingerprint) = problems.collect(fingerprint(file)) else { continue };
+    let sources = set.files().iter().zip(rows).zip(fingerprints).map(|((file, rows), fingerprint)| {
         let path = file.path().display().to_string();
-        let source = MeasuredSource { path, bytes: file.length(), fingerprint, rows };
-        let copied = |known: &&MeasuredSource| {
-            known.fingerprint == source.fingerprint && known.first_in_common(&source).is_some()
-        };
-        if let Some(known) = sources.iter().find(copied) {
-            let what = format!("its rows would count twice: it has the content of {}", quoted(&known.path));
-            problems.push(Problem::data(what).in_file(file.path()).help("leave one of the two out"));
+        MeasuredSource { path, bytes: file.length(), fingerprint: fingerprint.clone(), rows }
+    });
+    sources.filter(|source| !source.rows.is_empty()).collect()
+}
+
+/// Copies of a file would count its rows twice.
+fn refuse_copies(sources: &[MeasuredSource]) -> Result<(), Problems> {
+    let mut problems = Problems::default();
+    let mut seen: BTreeMap<&str, Vec<&MeasuredSource>> = BTreeMap::new();
+    for source in sources {
+        let known = seen.entry(&source.fingerprint).or_default();
+        if let Some(copied) = known.iter().find(|known| known.first_in_common(source).is_some()) {
+            let what = format!("its rows would count twice: it has the content of {}", quoted(&copied.path));
+            problems
+                .push(Problem::data(what).in_file(Path::new(&source.path)).help("leave one of the two out"));
         }
-        sources.push(source);
+        known.push(source);
     }
-    problems.or_ok(sources)
+    problems.or_ok(())
 }
 
 #[cfg(test)]
@@ -152,7 +203,6 @@ mod tests {
     use super::*;
     use crate::storage::safetensors;
     use std::fs::{self, File};
-    use std::path::Path;
 
     /// Two sites, of which the first is shared by two modules, and one that is named after its module.
     fn write(path: &Path, rows: u64) {
@@ -170,6 +220,7 @@ mod tests {
             selection: Selection { targets: vec![], include: owned(include), exclude: owned(exclude) },
             nonfinite: Nonfinite::Refuse,
             precision: Precision::F32,
+            shard: None,
             access: Access::Auto,
             threads: 1,
             max_memory: None,

@@ -3,8 +3,10 @@
 //! Runs nothing: a [`Plan`] is data. `select` says which modules are adapted, `names` finds the weight of a module in the
 //! checkpoint with the renames of `presets`, `layers` puts sites, modules and weights together, `options` checks what the
 //! user asks for against them, `cost` estimates memory and work, and `schedule` says how many sites fit side by side.
+//! `measurement` plans the measurement of moments, `shard` cuts work into parts, and `division` says what that comes to.
 
 mod cost;
+mod division;
 mod layers;
 mod measurement;
 mod names;
@@ -15,12 +17,14 @@ mod recording;
 mod renames;
 mod schedule;
 mod select;
+mod shard;
 
 use crate::element::Element;
 use crate::method::Options;
 use crate::simd::Precision;
 use crate::storage::{Access, Checkpoint, Problem, Problems};
 use cost::Memory;
+pub use division::{Division, Share};
 use layers::Found;
 pub use measurement::{Measurement, MeasurementRequest, SiteRows, plan_measurement};
 pub use recording::Recording;
@@ -28,10 +32,12 @@ pub use renames::Rename;
 use renames::Renames;
 use select::Selector;
 use serde::{Deserialize, Serialize};
+pub use shard::Shard;
 use std::path::PathBuf;
 
 /// What a user asks for.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Request {
     /// Checkpoint folder or file.
     pub model: PathBuf,
@@ -121,6 +127,11 @@ impl Plan {
     /// The part of [`Self::work`] that a site asks for.
     pub fn site_work(&self, site: &PlannedSite) -> Work {
         cost::work(std::slice::from_ref(site), &self.method)
+    }
+
+    /// The sites of a part of the run. Every site is of one part, and all parts have about the same work.
+    pub fn sites_of(&self, shard: Shard) -> Vec<&PlannedSite> {
+        shard::sites_of(self, shard)
     }
 }
 

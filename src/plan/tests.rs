@@ -321,3 +321,65 @@ fn renames_are_split_at_the_first_equals_sign() {
     assert!("a".parse::<Rename>().is_err());
     assert!("=a".parse::<Rename>().is_err());
 }
+
+/// The parts of a run are the run: no work is lost or done twice, and what a node holds does not grow with their number.
+#[test]
+fn a_divided_run_is_the_whole() {
+    let mut fixture = Fixture::bert();
+    fixture.activations("target", 9000, WIDTH);
+    fixture.request.source = vec![fixture.activations("source", 3000, WIDTH)];
+    let (plan, inputs) = plan(&fixture.request).unwrap();
+    let alone = Division::new(&plan, &inputs, 1);
+    assert_eq!(alone.layers.operations, plan.work.factors);
+    assert_eq!(alone.layers.memory, plan.peak_memory);
+    assert_eq!(alone.moments.operations, plan.work.moments);
+    for nodes in [2, 3, 8] {
+        let division = Division::new(&plan, &inputs, nodes);
+        for (part, whole) in [(division.moments, alone.moments), (division.layers, alone.layers)] {
+            assert!(
+                part.operations * nodes as f64 >= whole.operations * (1.0 - 1e-12),
+                "{part:?} of {whole:?}"
+            );
+            assert!(part.operations <= whole.operations && part.memory <= whole.memory);
+        }
+        assert_eq!(division.joining, alone.joining);
+        let mut sites: Vec<_> =
+            (0..nodes).flat_map(|index| plan.sites_of(Shard { index, count: nodes })).collect();
+        sites.sort_by(|a, b| a.name.cmp(&b.name));
+        assert!(sites.into_iter().eq(&plan.sites));
+    }
+}
+
+/// Moments in place of rows: nothing is read but them, and pairs and other precisions are refused.
+#[test]
+fn moments_take_the_place_of_rows() {
+    use crate::moments::Moments;
+    use crate::moments_file::{Content, MeasuredSite, MeasuredSource, write};
+    let mut fixture = Fixture::bert();
+    let modules = vec!["encoder.layer.0.attention.self.query".to_owned()];
+    let width = WIDTH as usize;
+    let content = Content {
+        precision: Precision::F32,
+        sites: [(QUERY.to_owned(), MeasuredSite { width, modules, skipped_rows: 5 })].into(),
+        sources: vec![MeasuredSource {
+            path: "a.safetensors".into(),
+            bytes: 100,
+            fingerprint: String::new(),
+            rows: [(QUERY.to_owned(), std::iter::once(0..5).collect())].into(),
+        }],
+        part: None,
+    };
+    let path = fixture.folder.path().join("m.moments.safetensors");
+    write(&path, &content, &|_| Ok(std::borrow::Cow::Owned(Moments::new(width)))).unwrap();
+    fixture.request.activations = Vec::new();
+    fixture.request.moments = vec![path.clone()];
+    let (plan, inputs) = plan(&fixture.request).unwrap();
+    assert_eq!((plan.sites[0].rows, plan.sites[0].rows_to_read, plan.work.moments), (5, 0, 0.0));
+    assert_eq!(Division::new(&plan, &inputs, 4).moments, Share::default());
+    fixture.request.precision = Precision::Bf16;
+    fixture.refused_with("expected moments in precision bf16, found f32", Category::Usage);
+    fixture.request.precision = Precision::F32;
+    fixture.request.source_moments = vec![path];
+    fixture.request.method.coupling = Coupling::Paired;
+    fixture.refused_with("cannot start from moments", Category::Usage);
+}

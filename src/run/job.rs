@@ -38,7 +38,11 @@ impl Job {
         let sites = measurement.sites.iter().map(|site| (site.name.clone(), json!(site)));
         Self::new(
             "moments",
-            json!({ "nonfinite": measurement.nonfinite, "precision": measurement.precision }),
+            json!({
+                "nonfinite": measurement.nonfinite,
+                "precision": measurement.precision,
+                "part": measurement.part,
+            }),
             Map::from_iter(sites),
             [files("activations", set.files().iter().collect())],
         )
@@ -50,16 +54,14 @@ impl Job {
         sites: Map<String, Value>,
         inputs: [(String, Value); N],
     ) -> Self {
-        let job = json!({
+        Self(json!({
             "version": VERSION,
             "tool_version": env!("CARGO_PKG_VERSION"),
             "command": command,
             "options": options,
             "sites": sites,
             "inputs": Map::from_iter(inputs),
-        });
-        // As it will be read again: not every number comes back from text with its last bit.
-        Self(serde_json::from_str(&job.to_string()).unwrap_or(job))
+        }))
     }
 
     /// As it is saved.

@@ -35,14 +35,16 @@ pub fn measure(
     };
     let work = |site, threads| measure_site(reading(threads), set, site);
     let threads = Threads { all: measurement.threads, side_by_side: measurement.side_by_side };
+    let sites: Vec<&SiteRows> = measurement.sites.iter().collect();
     let measured = super::with_threads(measurement.threads, || {
-        work_side_by_side(&measurement.sites, |site| site.is_narrow(), threads, work)
+        work_side_by_side(&sites, |site| site.is_narrow(), threads, work)
     })?;
     set.check_unchanged()?;
     let content = Content {
         precision: measurement.precision,
         sites: measured.into_iter().collect::<BTreeMap<_, _>>(),
         sources: measurement.sources.clone(),
+        part: measurement.part.clone(),
     };
     let extents: BTreeMap<&str, Extent<'_>> =
         measurement.sites.iter().map(|site| (site.name.as_str(), extent(site, measurement))).collect();

@@ -1,13 +1,14 @@
 //! Carries a plan out and tells an observer what happens. Prints nothing.
 //!
 //! `site` works on one site, with `moments` for its rows; `measure` stops there, and writes the moments. `partial` is the folder
-//! of an unfinished run, `job` what it is about, and `saved_sums` and `saved_layers` are what is in it.
+//! of an unfinished run, `job` what it is about, and `saved_sums` and `saved_layers` are what is in it. `parts` divides a run.
 
 mod inputs;
 mod job;
 mod measure;
 mod moments;
 mod partial;
+mod parts;
 mod saved_layers;
 mod saved_sums;
 mod site;
@@ -15,6 +16,7 @@ mod site;
 pub use job::Job;
 pub use measure::measure;
 pub use partial::PartialRun;
+pub use parts::{Part, Parts, run_part};
 pub use saved_layers::SavedLayers;
 
 use crate::activations::{ActivationSet, Site};
@@ -133,6 +135,12 @@ fn carry_out(
 ) -> Result<Outcome, Problems> {
     let started = Instant::now();
     let sites = with_threads(plan.threads, || work_on_sites(plan, inputs, observer, partial))?;
+    check_unchanged(inputs)?;
+    assemble(plan, inputs, sites, started)
+}
+
+/// Refuses inputs that changed since they were opened.
+fn check_unchanged(inputs: &Inputs) -> Result<(), Problems> {
     inputs.target.check_unchanged()?;
     if let Some(source) = &inputs.source {
         source.check_unchanged()?;
@@ -140,7 +148,16 @@ fn carry_out(
     for (file, _) in inputs.checkpoint.files() {
         file.check_unchanged()?;
     }
+    Ok(())
+}
 
+/// Chooses the ranks, when the spectra of all layers are known, and makes the factors.
+fn assemble(
+    plan: &Plan,
+    inputs: &Inputs,
+    sites: Vec<FinishedSite<'_>>,
+    started: Instant,
+) -> Result<Outcome, Problems> {
     let (reports, layers): (Vec<_>, Vec<_>) =
         sites.into_iter().map(|site| (site.report, site.layers)).unzip();
     let mut layers: Vec<DecomposedLayer<'_>> = layers.into_iter().flatten().collect();
@@ -209,8 +226,8 @@ fn work_on_sites<'a>(
     partial: Option<&PartialRun>,
 ) -> Result<Vec<FinishedSite<'a>>, Problem> {
     let work = |site: &'a PlannedSite, threads| site::finish(plan, site, inputs, threads, observer, partial);
-    let threads = Threads { all: plan.threads, side_by_side: plan.side_by_side };
-    let mut finished = work_side_by_side(&plan.sites, |site| site.is_narrow(), threads, work)?;
+    let sites: Vec<&PlannedSite> = plan.sites.iter().collect();
+    let mut finished = work_side_by_side(&sites, |site| site.is_narrow(), Threads::of(plan), work)?;
     finished.sort_by(|a, b| a.report.name.cmp(&b.report.name));
     Ok(finished)
 }
@@ -222,15 +239,21 @@ struct Threads {
     side_by_side: usize,
 }
 
+impl Threads {
+    fn of(plan: &Plan) -> Self {
+        Self { all: plan.threads, side_by_side: plan.side_by_side }
+    }
+}
+
 /// Works on narrow sites side by side, and then on wide ones one after the other, with all threads inside. Begins none after
 /// one has failed.
 fn work_side_by_side<'a, S: Sync, T: Send>(
-    sites: &'a [S],
+    sites: &[&'a S],
     is_narrow: impl Fn(&S) -> bool,
     threads: Threads,
     work: impl Fn(&'a S, usize) -> Result<T, Problem> + Sync,
 ) -> Result<Vec<T>, Problem> {
-    let (narrow, wide): (Vec<_>, Vec<_>) = sites.iter().partition(|site| is_narrow(site));
+    let (narrow, wide): (Vec<&S>, Vec<&S>) = sites.iter().partition(|site| is_narrow(site));
     let results = Mutex::new(Vec::with_capacity(sites.len()));
     let failed = AtomicBool::new(false);
     let unless_failed = narrow.into_iter().take_while(|_| !failed.load(Ordering::Relaxed));

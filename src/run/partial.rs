@@ -11,6 +11,7 @@
 //! still what was written.
 
 use super::job::Job;
+use super::parts::{PART, Part};
 use super::saved_sums::SavedSums;
 use crate::storage::{Access, Hashing, Problem, Problems, Source, is_unfinished, write_atomically};
 use std::fs::{self, File, TryLockError};
@@ -20,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 const LOCK: &str = "lock";
-const JOB: &str = "job.json";
+pub(super) const JOB: &str = "job.json";
 const SUMS: &str = ".moments.safetensors";
 const LAYERS: &str = ".layers.safetensors";
 
@@ -111,15 +112,41 @@ impl PartialRun {
         Ok(())
     }
 
+    /// Makes the folder the output of a part of a run, `to`, which is absent or complete, and replaced if it is there.
+    ///
+    /// # Errors
+    /// I/O problems of writing and renaming; a usage problem if something other than a part is in its place.
+    pub fn complete(self, part: &Part, to: &Path) -> Result<(), Problem> {
+        write_atomically(&self.folder.join(PART), part.text()?.as_bytes())?;
+        if to.join(PART).is_file() {
+            remove_files(to, is_ours)?;
+        }
+        let failed = |error: io::Error| match error.kind() {
+            io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotADirectory => {
+                Problem::usage("expected a part of a run or nothing, found something else")
+                    .in_file(to)
+                    .help("choose another folder for the parts")
+            }
+            _ => Problem::io("cannot rename to it", &error).in_file(to),
+        };
+        fs::rename(&self.folder, to).map_err(failed)?;
+        remove_files(to, |name| name == LOCK)
+    }
+
+    /// Where the layers of a finished site are kept in a folder.
+    pub(super) fn layers_in(folder: &Path, site: &str) -> PathBuf {
+        folder.join(format!("{}{LAYERS}", digits(site)))
+    }
+
     /// Where the sums of a site are kept. `kind` tells those of the same site from each other.
     pub(super) fn sums(&self, site: &str, kind: &str) -> SavedSums {
-        let path = self.path(site, &format!(".{kind}{SUMS}"));
+        let path = self.folder.join(format!("{}.{kind}{SUMS}", digits(site)));
         SavedSums { path, job: self.job.clone(), interval: self.interval }
     }
 
     /// Where the layers of a finished site are kept.
     pub(super) fn layers(&self, site: &str) -> PathBuf {
-        self.path(site, LAYERS)
+        Self::layers_in(&self.folder, site)
     }
 
     /// What tells this job from others.
@@ -133,35 +160,13 @@ impl PartialRun {
         self.remove_files(|name| name.starts_with(&digits) && name.ends_with(SUMS))
     }
 
-    fn path(&self, site: &str, ending: &str) -> PathBuf {
-        self.folder.join(format!("{}{ending}", digits(site)))
-    }
-
-    fn names(&self) -> Result<Vec<String>, Problem> {
-        let failed = |error: io::Error| Problem::io("cannot list the folder", &error).in_file(&self.folder);
-        let mut names = Vec::new();
-        for entry in fs::read_dir(&self.folder).map_err(failed)? {
-            names.push(entry.map_err(failed)?.file_name().to_string_lossy().into_owned());
-        }
-        Ok(names)
-    }
-
     fn remove_files(&self, unwanted: impl Fn(&str) -> bool) -> Result<(), Problem> {
-        for name in self.names()?.iter().filter(|name| unwanted(name)) {
-            let path = self.folder.join(name);
-            match fs::remove_file(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(Problem::io("cannot remove it", &error).in_file(&path));
-                }
-                _ => {}
-            }
-        }
-        Ok(())
+        remove_files(&self.folder, unwanted)
     }
 
     /// A folder that holds something else is not ours to fill.
     fn refuse_strangers(&self) -> Result<(), Problem> {
-        match self.names()?.into_iter().find(|name| name != LOCK) {
+        match names(&self.folder)?.into_iter().find(|name| name != LOCK) {
             None => Ok(()),
             Some(name) => Err(Problem::usage(format!(
                 "the progress of this run is kept in this folder, but it holds something else, {}",
@@ -171,6 +176,28 @@ impl PartialRun {
             .help("move it away, or choose another name for the output")),
         }
     }
+}
+
+fn names(folder: &Path) -> Result<Vec<String>, Problem> {
+    let failed = |error: io::Error| Problem::io("cannot list the folder", &error).in_file(folder);
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder).map_err(failed)? {
+        names.push(entry.map_err(failed)?.file_name().to_string_lossy().into_owned());
+    }
+    Ok(names)
+}
+
+fn remove_files(folder: &Path, unwanted: impl Fn(&str) -> bool) -> Result<(), Problem> {
+    for name in names(folder)?.iter().filter(|name| unwanted(name)) {
+        let path = folder.join(name);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(Problem::io("cannot remove it", &error).in_file(&path));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// What to make of a saved file that is not what was saved: a failure of the environment, after which the rest is still good.
@@ -221,7 +248,7 @@ fn is_ours(name: &str) -> bool {
         let digits = name.bytes().take_while(u8::is_ascii_hexdigit).count();
         digits == DIGITS && (name.ends_with(SUMS) || name.ends_with(LAYERS))
     };
-    name == LOCK || name == JOB || is_unfinished(name) || of_a_site()
+    name == LOCK || name == JOB || name == PART || is_unfinished(name) || of_a_site()
 }
 
 #[cfg(test)]

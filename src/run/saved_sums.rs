@@ -85,6 +85,7 @@ impl SavedSums {
             precision: extent.precision,
             sites: BTreeMap::from([(site, measured)]),
             sources: vec![source],
+            part: None,
         };
         write(&self.path, &content, &|_| Ok(Cow::Borrowed(moments)))
     }

@@ -13,6 +13,7 @@ use crate::report::SiteReport;
 use crate::spread::Spread;
 use crate::storage::{Access, Checkpoint, Problem, Source, quoted};
 use faer::{Mat, MatRef, Par};
+use std::path::Path;
 use std::time::Instant;
 
 /// A layer whose update is decomposed, and waits for its rank.
@@ -41,7 +42,7 @@ pub(super) fn finish<'a>(
     let Some(partial) = partial else { return work(plan, planned, inputs, threads, observer, None) };
     let path = partial.layers(&planned.name);
     if path.exists() {
-        let finished = load(planned, partial)?;
+        let finished = load(planned, &path, partial.job())?;
         observer.event(Event::SiteStarted { site: &planned.name, rows: planned.rows_to_read });
         observer.event(Event::Resumed { site: &planned.name, rows: planned.rows_to_read });
         for layer in &finished.layers {
@@ -61,13 +62,16 @@ pub(super) fn finish<'a>(
     Ok(finished)
 }
 
-/// The layers that an earlier run saved.
-fn load<'a>(planned: &'a PlannedSite, partial: &PartialRun) -> Result<FinishedSite<'a>, Problem> {
-    let path = partial.layers(&planned.name);
-    let mut saved = SavedLayers::read(&Source::open(&path, Access::Read)?).map_err(damaged)?;
+/// The layers that an earlier run of a job saved.
+pub(super) fn load<'a>(
+    planned: &'a PlannedSite,
+    path: &Path,
+    job: &str,
+) -> Result<FinishedSite<'a>, Problem> {
+    let mut saved = SavedLayers::read(&Source::open(path, Access::Read)?).map_err(damaged)?;
     let foreign =
-        || damaged(Problem::data("expected the layers of this run, found other ones").in_file(&path));
-    if saved.job != partial.job() || saved.report.name != planned.name {
+        || damaged(Problem::data("expected the layers of this run, found other ones").in_file(path));
+    if saved.job != job || saved.report.name != planned.name {
         return Err(foreign());
     }
     let mut layers = Vec::new();

@@ -68,11 +68,6 @@ impl Small {
         assert!(stderr.contains(message), "{words}: expected {message:?} in: {stderr}");
     }
 
-    /// The names in the folder.
-    pub fn names(&self) -> Vec<String> {
-        names(self.folder.path())
-    }
-
     /// The files of an output, which is a file or a folder, by name: those whose bytes are promised.
     pub fn bytes(&self, output: &str) -> BTreeMap<String, Vec<u8>> {
         let path = self.path(output);

@@ -1,6 +1,6 @@
 //! How far a run is: counts events against the plan, and says so in a line. Draws nothing and reads no clock.
 
-use cntlora::plan::{Measurement, Plan, Work};
+use cntlora::plan::{Measurement, Plan, PlannedSite, Work};
 use cntlora::run::Event;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -32,13 +32,12 @@ struct Site {
 }
 
 impl Tally {
-    /// Nothing done yet of a run.
-    pub fn of_run(plan: &Plan, peak: f64) -> Self {
-        let modules = plan
-            .sites
+    /// Nothing done yet of these sites of a plan.
+    pub fn of_sites(plan: &Plan, sites: &[&PlannedSite], peak: f64) -> Self {
+        let modules = sites
             .iter()
             .flat_map(|site| site.layers.iter().map(|layer| (layer.module.clone(), site.name.clone())));
-        let sites = plan.sites.iter().map(|site| {
+        let sites = sites.iter().map(|site| {
             (site.name.clone(), Site::new(site.rows_to_read, site.layers.len(), plan.site_work(site)))
         });
         Self::new(sites.collect(), modules.collect(), peak)
@@ -179,7 +178,7 @@ mod tests {
         let plan = plan_of(Policy::Fixed(3));
         let Work { moments, factors } = plan.site_work(&plan.sites[0]);
         let work = moments + factors;
-        let mut tally = Tally::of_run(&plan, work / 10.0);
+        let mut tally = Tally::of_sites(&plan, &[&plan.sites[0]], work / 10.0);
         assert_eq!(tally.count(&Event::SiteStarted { site: "in", rows: 100 }), Some("in"));
         assert_eq!(tally.site_line("in").as_deref(), Some("in: 0 of 100 rows"));
         assert!(tally.line(Duration::ZERO).ends_with("0 %, 0 of 2 layers, 0 rows/s, 0 % of peak"));
@@ -208,7 +207,7 @@ mod tests {
     #[test]
     fn resumed_rows_are_no_speed() {
         let plan = plan_of(Policy::Fixed(3));
-        let mut tally = Tally::of_run(&plan, 1e9);
+        let mut tally = Tally::of_sites(&plan, &[&plan.sites[0]], 1e9);
         tally.count(&Event::Resumed { site: "in", rows: 60 });
         assert!(tally.line(Duration::from_secs(2)).contains("0 of 2 layers, 0 rows/s, 0 % of peak"));
         tally.count(&Event::RowsAdded { site: "in", rows: 20 });

@@ -1,0 +1,100 @@
+//! A run that is divided among processes gives the adapter of one that is not.
+
+mod small;
+
+use serde_json::Value;
+use small::{Small, names};
+use std::collections::BTreeSet;
+use std::fs;
+
+/// Makes all parts, the last first, each with another number of threads.
+fn make(small: &Small, words: &str, count: usize) {
+    let mut layers = BTreeSet::new();
+    for index in (0..count).rev() {
+        let threads = index % 2 + 1;
+        let output =
+            small.succeed(&format!("{words} --shard {index}/{count} -o parts --threads {threads} --json"));
+        let part: Value = serde_json::from_slice(&output.stdout).unwrap();
+        for layer in part["layers"].as_array().unwrap() {
+            assert!(layers.insert(layer.to_string()), "{layer} is in two parts");
+        }
+    }
+    assert_eq!(layers.len(), 3);
+}
+
+/// The same bytes, whatever the number of parts; with ranks that depend on all spectra, and with a changed base.
+#[test]
+fn joined_parts_are_the_whole() {
+    for options in
+        ["--rank 4 --budget", "--energy 0.6 --source source", "--rank 4 --start residual --dtype bf16"]
+    {
+        let small = Small::new();
+        let words = format!("init model.safetensors -a target {options}");
+        // More parts than sites are no harm.
+        for count in [1, 2, 3] {
+            make(&small, &words, count);
+            small.succeed("merge parts -o adapter");
+            let joined = small.bytes("adapter");
+            fs::remove_dir_all(small.path("adapter")).unwrap();
+            small.succeed(&format!("{words} -o adapter"));
+            assert!(joined == small.bytes("adapter"), "{options} in {count} parts");
+            fs::remove_dir_all(small.path("adapter")).unwrap();
+            fs::remove_dir_all(small.path("parts")).unwrap();
+        }
+    }
+}
+
+#[test]
+fn parts_that_do_not_make_up_a_run_are_refused() {
+    let small = Small::new();
+    let words = "init model.safetensors -a target --rank 4";
+    small.succeed(&format!("{words} --shard 0/2 -o parts"));
+    small.refused("merge parts -o adapter", 1, "of its 2 parts, counted from 0, 1 are missing, such as 1");
+    small.refused(&format!("{words} --shard 0/2 -o parts"), 2, "this part is there already");
+    small.refused("merge parts parts -o adapter", 1, "part 0/2 is given twice");
+    small.succeed(&format!("{words} --shard 1/3 -o parts"));
+    small.refused("merge parts -o adapter", 1, "expected one of 2 parts as");
+    fs::remove_dir_all(small.path("parts/part-00001-of-00003")).unwrap();
+    small.succeed(&format!("{words} --ridge 0.5 --shard 1/2 -o parts"));
+    small.refused("merge parts -o adapter", 1, "is a part of another run than");
+    small.succeed(&format!("{words} --shard 1/2 -o parts --force"));
+    assert_eq!(names(&small.path("parts")), ["part-00000-of-00002", "part-00001-of-00002"]);
+
+    let part = small.path("parts/part-00000-of-00002/part.json");
+    let text = fs::read_to_string(&part).unwrap();
+    let refused = |from: &str, to: &str, words: &str| {
+        assert!(text.contains(from), "{from} in {text}");
+        fs::write(&part, text.replace(from, to)).unwrap();
+        small.refused("merge parts -o adapter", 1, words);
+    };
+    refused("\"version\": 1", "\"version\": 2", "found version 2 of \"adapter-part\"");
+    refused("\"index\": 0", "\"index\": 2", "expected a part I/N with I below N, found 2/2");
+    refused("\"element\"", "\"elements\"", "expected the description of a part: unknown field `elements`");
+    fs::write(&part, text).unwrap();
+    let layers = names(&small.path("parts/part-00000-of-00002"));
+    let layers = layers.iter().find(|name| name.ends_with(".layers.safetensors")).unwrap();
+    let layers = small.path(&format!("parts/part-00000-of-00002/{layers}"));
+    fs::rename(&layers, small.path("away")).unwrap();
+    small.refused(
+        "merge parts -o adapter",
+        3,
+        "expected the layers of this site in one of the parts, found none",
+    );
+    fs::rename(small.path("away"), &layers).unwrap();
+    small.succeed("merge parts -o adapter");
+
+    let touched = fs::File::options().append(true).open(small.path("target/1.safetensors")).unwrap();
+    touched.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+    small.refused("merge parts -o other", 1, "the inputs are not those of the parts any more: inputs.activations.target/1.safetensors.modified was");
+    assert!(!small.path("other").exists());
+}
+
+/// What is in a part's place and is none stays.
+#[test]
+fn other_folders_are_not_replaced() {
+    let small = Small::new();
+    fs::create_dir_all(small.path("parts/part-00000-of-00001/mine")).unwrap();
+    let words = "init model.safetensors -a target --rank 4 --shard 0/1 -o parts --force";
+    small.refused(words, 2, "expected a part of a run or nothing, found something else");
+    assert!(small.path("parts/part-00000-of-00001/mine").exists());
+}
