@@ -1,0 +1,133 @@
+//! What each fuzz target does with its bytes. The tests of the project replay the corpus through the same functions.
+//!
+//! A function returns for every input: an error of the library is a fine answer, a panic is a finding.
+
+use cntlora::activations::ActivationSet;
+use cntlora::method::Options;
+use cntlora::plan::{self, Nonfinite, Rename, Request, Selection};
+use cntlora::rank::{Limits, Policy};
+use cntlora::simd::Precision;
+use cntlora::storage::{Access, Checkpoint, Source, npy, safetensors};
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::Path;
+
+/// A `.npy` file: what its header says is within the file.
+pub fn npy_header(bytes: &[u8]) {
+    let source = Source::from_bytes("fuzz.npy", bytes.to_vec());
+    if let Ok(header) = npy::Header::read(&source) {
+        let numbers: u64 = header.shape.iter().product();
+        assert_eq!(header.offset + numbers * header.element.size() as u64, source.length());
+    }
+}
+
+/// A safetensors file: its tensors follow each other to the end.
+pub fn safetensors_header(bytes: &[u8]) {
+    let source = Source::from_bytes("fuzz.safetensors", bytes.to_vec());
+    if let Ok(header) = safetensors::Header::read(&source) {
+        let end = header.in_file_order().iter().fold(header.data_start, |end, (name, tensor)| {
+            assert_eq!(tensor.offset, end, "{name}");
+            end + tensor.length
+        });
+        assert_eq!(end, source.length());
+    }
+}
+
+/// The index of a checkpoint of two shards: every tensor of a folder that is accepted can be read.
+pub fn checkpoint_index(bytes: &[u8]) {
+    let folder = tempfile::tempdir().unwrap();
+    write(&folder.path().join("1.safetensors"), &[("a", &[2, 2]), ("b", &[0])]);
+    write(&folder.path().join("2.safetensors"), &[("c", &[1])]);
+    fs::write(folder.path().join("model.safetensors.index.json"), bytes).unwrap();
+    if let Ok(checkpoint) = Checkpoint::open(folder.path(), Access::Read) {
+        for name in checkpoint.names() {
+            checkpoint.read(name).unwrap();
+        }
+    }
+}
+
+/// Rename rules, one to a line, against the names of a small model.
+pub fn rename_rules(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    let renames: Vec<Rename> = text.lines().filter_map(|line| line.parse().ok()).collect();
+    let folder = tempfile::tempdir().unwrap();
+    let activations = folder.path().join("activations.safetensors");
+    write(&activations, &[("layers.0.query", &[3, 2]), ("layers.10.mlp.up", &[3, 2])]);
+    let _ = plan::plan(&Request { renames, ..request(folder.path(), &activations) });
+}
+
+/// A whole set of activations: each file is a byte of its kind, two of its length, and its content.
+///
+/// The rows of a set that is accepted can be read, as many as its headers say.
+pub fn activation_set(bytes: &[u8]) {
+    let folder = tempfile::tempdir().unwrap();
+    let activations = folder.path().join("activations");
+    fs::create_dir(&activations).unwrap();
+    let mut rest = bytes;
+    for number in 0..4 {
+        let [kind, low, high, content @ ..] = rest else { break };
+        let length = usize::from(u16::from_le_bytes([*low, *high])).min(content.len());
+        let (content, others) = content.split_at(length);
+        let name = match kind % 4 {
+            0 => format!("{number}.safetensors"),
+            1 => "layers.0.query.npy".into(),
+            kind => format!("layers.0.query.{}.npy", number * usize::from(kind)),
+        };
+        fs::write(activations.join(name), content).unwrap();
+        rest = others;
+    }
+    if let Ok((plan, inputs)) = plan::plan(&request(folder.path(), &activations)) {
+        assert!(!plan.sites.is_empty());
+        for site in &plan.sites {
+            assert_eq!(rows_of(&inputs.target, &site.name), site.rows);
+        }
+    }
+}
+
+/// Reads a site to its end and counts its rows.
+fn rows_of(set: &ActivationSet, site: &str) -> u64 {
+    let mut blocks = set.blocks(set.site(site).expect("the plan takes sites of the set"));
+    let mut count = 0;
+    while let Some(block) = blocks.next(7).unwrap() {
+        count += block.rows.rows as u64;
+    }
+    count
+}
+
+/// A plan for the activations and a model of three layers, which is written.
+fn request(folder: &Path, activations: &Path) -> Request {
+    let model = folder.join("model.safetensors");
+    write(
+        &model,
+        &[
+            ("model.layers.0.query.weight", &[3, 2]),
+            ("model.layers.10.mlp.up.weight", &[4, 2]),
+            ("model.norm.weight", &[2]),
+        ],
+    );
+    Request {
+        model,
+        activations: vec![activations.into()],
+        source: Vec::new(),
+        selection: Selection::default(),
+        renames: Vec::new(),
+        method: Options {
+            ranks: Policy::Fixed(1),
+            limits: Limits { min: 0, max: 1, multiple: 1 },
+            ..Options::default()
+        },
+        nonfinite: Nonfinite::Refuse,
+        precision: Precision::F32,
+        access: Access::Read,
+        threads: 1,
+    }
+}
+
+/// A safetensors file of zeros.
+fn write(path: &Path, tensors: &[(&str, &[u64])]) {
+    let tensors = tensors.iter().map(|(name, shape)| {
+        let length = shape.iter().product::<u64>() as usize * size_of::<f32>();
+        ((*name).to_owned(), ("F32".to_owned(), shape.to_vec(), vec![0; length]))
+    });
+    safetensors::write(&mut File::create(path).unwrap(), &BTreeMap::new(), &tensors.collect()).unwrap();
+}

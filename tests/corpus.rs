@@ -1,0 +1,44 @@
+//! Replays the inputs under `fuzz/corpus` through the functions of the fuzz targets: what once broke stays mended.
+
+use std::fs;
+use std::path::Path;
+
+#[path = "../fuzz/src/lib.rs"]
+mod targets;
+
+/// Whatever the bytes are, the library answers with a value or an error.
+fn replay(target: &str, run: fn(&[u8])) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
+    let mut paths: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    assert!(!paths.is_empty(), "{target} has no corpus");
+    for path in paths {
+        println!("{}", path.display());
+        run(&fs::read(path).unwrap());
+    }
+}
+
+#[test]
+fn npy_headers() {
+    replay("npy_header", targets::npy_header);
+}
+
+#[test]
+fn safetensors_headers() {
+    replay("safetensors_header", targets::safetensors_header);
+}
+
+#[test]
+fn checkpoint_indexes() {
+    replay("checkpoint_index", targets::checkpoint_index);
+}
+
+#[test]
+fn rename_rules() {
+    replay("rename_rules", targets::rename_rules);
+}
+
+#[test]
+fn activation_sets() {
+    replay("activation_set", targets::activation_set);
+}
