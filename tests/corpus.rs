@@ -42,3 +42,13 @@ fn rename_rules() {
 fn activation_sets() {
     replay("activation_set", targets::activation_set);
 }
+
+#[test]
+fn moments_files() {
+    replay("moments_file", targets::moments_file);
+}
+
+#[test]
+fn saved_runs() {
+    replay("saved_run", targets::saved_run);
+}

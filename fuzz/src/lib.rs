@@ -3,9 +3,12 @@
 //! A function returns for every input: an error of the library is a fine answer, a panic is a finding.
 
 use cntlora::activations::ActivationSet;
+use cntlora::element::Element;
 use cntlora::method::Options;
-use cntlora::plan::{self, Nonfinite, Rename, Request, Selection};
+use cntlora::moments_file::MomentsFile;
+use cntlora::plan::{self, Nonfinite, Recording, Rename, Request, Selection};
 use cntlora::rank::{Limits, Policy};
+use cntlora::run::{Job, SavedLayers};
 use cntlora::simd::Precision;
 use cntlora::storage::{Access, Checkpoint, Source, npy, safetensors};
 use std::collections::BTreeMap;
@@ -79,16 +82,40 @@ pub fn activation_set(bytes: &[u8]) {
     if let Ok((plan, inputs)) = plan::plan(&request(folder.path(), &activations)) {
         assert!(!plan.sites.is_empty());
         for site in &plan.sites {
-            assert_eq!(rows_of(&inputs.target, &site.name), site.rows);
+            let Recording::Activations(set) = &inputs.target else { panic!("no moments were given") };
+            assert_eq!(rows_of(set, &site.name), site.rows);
+        }
+    }
+}
+
+/// A moments file: what is accepted can be read, site by site, or is refused as damaged.
+pub fn moments_file(bytes: &[u8]) {
+    if let Ok(file) = MomentsFile::from_source(Source::from_bytes("fuzz.safetensors", bytes.to_vec())) {
+        for (name, site) in &file.content().sites {
+            if let Ok(moments) = file.read(name) {
+                assert_eq!(moments.width(), site.width, "{name}");
+            }
+        }
+    }
+}
+
+/// What an unfinished run saves: the layers of a site, and the job.
+pub fn saved_run(bytes: &[u8]) {
+    let source = Source::from_bytes("fuzz", bytes.to_vec());
+    let _ = Job::read(&source);
+    if let Ok(saved) = SavedLayers::read(&source) {
+        for (module, (layer, _)) in &saved.layers {
+            assert_eq!(layer.components.u.ncols(), layer.components.sigma.len(), "{module}");
         }
     }
 }
 
 /// Reads a site to its end and counts its rows.
 fn rows_of(set: &ActivationSet, site: &str) -> u64 {
-    let mut blocks = set.blocks(set.site(site).expect("the plan takes sites of the set"));
+    let site = set.site(site).expect("the plan takes sites of the set");
+    let mut blocks = set.blocks(site, site.spans(0..site.rows(), 7, Vec::new()));
     let mut count = 0;
-    while let Some(block) = blocks.next(7).unwrap() {
+    while let Some(block) = blocks.next().unwrap() {
         count += block.rows.rows as u64;
     }
     count
@@ -108,7 +135,9 @@ fn request(folder: &Path, activations: &Path) -> Request {
     Request {
         model,
         activations: vec![activations.into()],
+        moments: Vec::new(),
         source: Vec::new(),
+        source_moments: Vec::new(),
         selection: Selection::default(),
         renames: Vec::new(),
         method: Options {
@@ -118,8 +147,10 @@ fn request(folder: &Path, activations: &Path) -> Request {
         },
         nonfinite: Nonfinite::Refuse,
         precision: Precision::F32,
+        element: Element::F32,
         access: Access::Read,
         threads: 1,
+        max_memory: None,
     }
 }
 

@@ -1,6 +1,7 @@
 //! The folder that files are written to.
 
 use super::{CONFIG_FILE, TENSORS_FILE};
+use crate::storage::faults::{Step, step};
 use crate::storage::{AtomicFile, Problem, quoted};
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -48,10 +49,12 @@ impl<'a> OutputFolder<'a> {
     /// Removes a file, if it is there, and makes sure that it stays removed.
     pub(super) fn remove(&self, name: &str) -> Result<(), Problem> {
         let path = self.path.join(name);
-        match fs::remove_file(&path) {
-            Ok(()) => File::open(self.path).and_then(|folder| folder.sync_all()).map_err(|error| {
-                Problem::io("cannot bring the folder to the disk", &error).in_file(self.path)
-            }),
+        match step(Step::Remove).and_then(|()| fs::remove_file(&path)) {
+            Ok(()) => {
+                step(Step::SyncFolder).and_then(|()| File::open(self.path)?.sync_all()).map_err(|error| {
+                    Problem::io("cannot bring the folder to the disk", &error).in_file(self.path)
+                })
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(Problem::io("cannot remove the old file", &error).in_file(&path)),
         }

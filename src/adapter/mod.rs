@@ -2,10 +2,13 @@
 //! was written. How the factors came about is not known here.
 
 mod config;
+#[cfg(test)]
+mod faults;
 mod folder;
 mod peft;
 mod read;
 mod record;
+mod replace;
 mod residual;
 #[cfg(test)]
 mod testing;
@@ -13,10 +16,11 @@ mod verify;
 
 pub use config::{Config, Patterns, Targets};
 pub use folder::refuse_occupied;
-pub use peft::{other_modules, write_peft};
+pub use peft::{other_modules, retire_peft, write_peft};
 pub use read::{PeftAdapter, PeftLayer};
 pub use record::{FileRecord, RECORD_FILE};
-pub use residual::{refuse_model_folder, write_residual_base};
+pub use replace::remove_residual_base;
+pub use residual::{StagedBase, refuse_model_folder, stage_residual_base, write_residual_base};
 pub use verify::{Check, Outcome, Verification, verify};
 
 use crate::element::Element;

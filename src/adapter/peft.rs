@@ -83,6 +83,14 @@ pub fn write_peft(
     Ok(())
 }
 
+/// Removes the configuration of an adapter, so that it is none: to be done before the base that it belongs to changes.
+///
+/// # Errors
+/// An I/O problem if it cannot be removed.
+pub fn retire_peft(folder: &Path) -> Result<(), Problem> {
+    if folder.is_dir() { OutputFolder::open(folder)?.remove(CONFIG_FILE) } else { Ok(()) }
+}
+
 /// The modules of a checkpoint, other than those of the adapted tensors, that have a weight.
 ///
 /// They go by their checkpoint names, which for some models differ from the runtime names.

@@ -1,7 +1,8 @@
 //! The residual base: the checkpoint again, with `W − s B A` in place of each adapted weight.
 
 use super::folder::{OutputFolder, write_all};
-use super::{check_shapes, encode};
+use super::replace::{BaseRecord, remove_all, standing};
+use super::{RECORD_FILE, check_shapes, encode};
 use crate::element::Element;
 use crate::factors::Factors;
 use crate::storage::safetensors::Tensor;
@@ -28,12 +29,14 @@ const BLOCK: u64 = 1 << 20;
 /// order.
 ///
 /// Memory: one block of a weight, and the factors. The folder is created if its parent exists. Files of the same names
-/// in it are replaced, and an old index is removed; other files stay.
+/// in it are replaced; an old index goes, and all files that the record `cntlora.json` of an earlier base names. Other
+/// files stay.
 ///
 /// # Errors
 /// Data: a tensor that is not in the checkpoint, is not a matrix of floating-point numbers, does not fit its factors, or
 /// holds a value that is not finite or would not be. Usage: the model's own folder. I/O: what reading and writing meet.
-/// All files are complete before the first is put in place; the index is put in place last.
+/// All files are complete before the first is put in place. Old weights go before new ones come, and the index comes
+/// last: what loads is never a mixture.
 pub fn write_residual_base(
     folder: &Path,
     checkpoint: &Checkpoint,
@@ -41,6 +44,29 @@ pub fn write_residual_base(
     scale: f64,
     element: Element,
 ) -> Result<Vec<String>, Problems> {
+    stage_residual_base(folder, checkpoint, layers, scale, element)?.commit()
+}
+
+/// A residual base that is written to the disk, but not yet in place. Dropping it leaves no trace.
+pub struct StagedBase<'a> {
+    written: Vec<AtomicFile>,
+    // After the files, so that a folder that was made for them is empty when it goes.
+    output: OutputFolder<'a>,
+    folder: &'a Path,
+    left_out: Vec<String>,
+}
+
+/// As [`write_residual_base`] up to the point where old files change.
+///
+/// # Errors
+/// As [`write_residual_base`].
+pub fn stage_residual_base<'a>(
+    folder: &'a Path,
+    checkpoint: &Checkpoint,
+    layers: &BTreeMap<String, &Factors>,
+    scale: f64,
+    element: Element,
+) -> Result<StagedBase<'a>, Problems> {
     let residuals = residuals(checkpoint, layers, scale, element)?;
     refuse_model_folder(folder, checkpoint)?;
     let Companions { copied, left_out } = companions(checkpoint)?;
@@ -60,13 +86,49 @@ pub fn write_residual_base(
         copy(&source, 0, source.length(), &mut file)?;
         written.push(file);
     }
-    // An old index would claim that old shards are the model.
-    output.remove(INDEX_FILE)?;
-    written.sort_by_key(|file| file.path().ends_with(INDEX_FILE));
-    for file in written {
-        file.commit()?;
+    Ok(StagedBase { written, output, folder, left_out })
+}
+
+impl StagedBase<'_> {
+    /// Puts all files in place of those of an earlier base. Returns what was left out of it.
+    ///
+    /// # Errors
+    /// I/O: what replacing meets. The folder then holds no model that loads, or the old one, or the new one. Data: the
+    /// record of an earlier base that names files elsewhere.
+    pub fn commit(self) -> Result<Vec<String>, Problems> {
+        let Self { mut written, output, folder, left_out } = self;
+        let name =
+            |file: &AtomicFile| file.path().file_name().map(|name| name.to_string_lossy().into_owned());
+        let names: Vec<String> = written.iter().filter_map(name).collect();
+        let mut old = BaseRecord::of(folder)?.map_or_else(Vec::new, |record| record.files);
+        // Of the old files that have a successor only those go at once that would make a mixture load.
+        old.extend(names.iter().filter(|name| standing(name) > 0).cloned());
+        old.push(INDEX_FILE.into());
+        old.retain(|old| standing(old) > 0 || !names.contains(old));
+
+        // It names all that may be ours from here on, so that the next run finds it if this one is killed.
+        let mut ours = [old.as_slice(), &names].concat();
+        ours.sort();
+        ours.dedup();
+        write_record(&output, ours)?;
+        remove_all(&output, &old)?;
+        written.sort_by_key(|file| name(file).map_or(0, |name| standing(&name)));
+        // What makes the folder load comes after the record that is right for it.
+        let last = written.pop();
+        for file in written {
+            file.commit()?;
+        }
+        write_record(&output, names)?;
+        last.map_or(Ok(()), AtomicFile::commit)?;
+        Ok(left_out)
     }
-    Ok(left_out)
+}
+
+fn write_record(output: &OutputFolder<'_>, files: Vec<String>) -> Result<(), Problem> {
+    let mut file = output.create(RECORD_FILE)?;
+    let record = serde_json::json!(BaseRecord::new(files));
+    write_all(&mut file, format!("{record:#}\n").as_bytes())?;
+    file.commit()
 }
 
 /// Refuses the folder that holds the model as the output folder of its residual base.
@@ -255,7 +317,8 @@ fn companions(checkpoint: &Checkpoint) -> Result<Companions, Problem> {
     for entry in fs::read_dir(&folder).map_err(failed)? {
         let name = entry.map_err(failed)?.file_name();
         let path = folder.join(&name);
-        if weights.iter().any(|weights| weights.as_os_str() == name) {
+        // The record of a model that is a residual base itself is not that of this one.
+        if name == RECORD_FILE || weights.iter().any(|weights| weights.as_os_str() == name) {
             continue;
         }
         if path.is_file() && !holds_weights(Path::new(&name)) {

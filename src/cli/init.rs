@@ -11,10 +11,12 @@ use super::prepare::{create_parent, prepare, refuse_occupied};
 use super::progress::Progress;
 use super::provenance::provenance;
 use super::report::write_page;
-use super::resolve::{self, Output};
+use super::resolve::{self, Output, default_base};
 use super::saved;
 use super::terminal::Terminal;
-use cntlora::adapter::{Adapter, other_modules, write_peft, write_residual_base};
+use cntlora::adapter::{
+    Adapter, other_modules, remove_residual_base, retire_peft, stage_residual_base, write_peft,
+};
 use cntlora::factors::Factors;
 use cntlora::plan::{Inputs, Plan};
 use cntlora::report::{REPORT_FILE, Report, text};
@@ -116,7 +118,10 @@ pub fn write(
     if let Some(base) = &output.base {
         create_parent(base)?;
         let factors = by_tensor(&adapter, plan);
-        let left_out = write_residual_base(base, &inputs.checkpoint, &factors, adapter.scale, plan.element)?;
+        let staged = stage_residual_base(base, &inputs.checkpoint, &factors, adapter.scale, plan.element)?;
+        // On the new base, an old adapter would mean something else.
+        retire_peft(&output.folder)?;
+        let left_out = staged.commit()?;
         if !left_out.is_empty() {
             let names: Vec<String> = left_out.iter().map(|name| quoted(name)).collect();
             terminal.warning(&format!("not copied to the changed base: {}", names.join(", ")));
@@ -125,6 +130,12 @@ pub fn write(
     }
     let tensors = plan.layers().map(|layer| layer.tensor.as_str()).collect();
     let others = other_modules(&inputs.checkpoint, &tensors);
+    let default_base = default_base(&output.folder);
+    if output.base.as_ref() != Some(&default_base) {
+        // The base of an adapter that is replaced goes with it.
+        retire_peft(&output.folder)?;
+        remove_residual_base(&default_base)?;
+    }
     let provenance = provenance(plan, inputs, &report);
     // Numbers and words of our own always become JSON.
     let json = serde_json::to_vec_pretty(&report).map_err(|error| Problem::data(error.to_string()))?;

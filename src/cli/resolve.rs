@@ -151,13 +151,18 @@ impl Output {
 
 /// Where the results of a job go.
 pub fn output(folder: &Path, job: &JobArgs) -> Output {
-    let base = || job.output.base_out.clone().unwrap_or_else(|| folder.join("base"));
+    let base = || job.output.base_out.clone().unwrap_or_else(|| default_base(folder));
     Output {
         folder: folder.into(),
         base: (job.method.start == args::Start::Residual).then(base),
         page: job.output.report.clone(),
         force: job.output.force,
     }
+}
+
+/// Where the changed base of an adapter goes unless it is told.
+pub fn default_base(folder: &Path) -> PathBuf {
+    folder.join("base")
 }
 
 /// Refuses options that would have no effect.

@@ -1,6 +1,7 @@
 //! Files that are absent, old or complete, whatever happens.
 
 use super::Problem;
+use super::faults::{Step, step};
 use std::ffi::OsString;
 use std::fs::{self, File, Permissions};
 use std::io::{self, BufWriter, Write};
@@ -44,10 +45,13 @@ impl AtomicFile {
         let mut prefix = OsString::from(".");
         prefix.push(name);
         prefix.push(".tmp");
-        let file = tempfile::Builder::new()
-            .prefix(&prefix)
-            .permissions(Permissions::from_mode(0o666))
-            .tempfile_in(folder_of(path))
+        let file = step(Step::Create)
+            .and_then(|()| {
+                tempfile::Builder::new()
+                    .prefix(&prefix)
+                    .permissions(Permissions::from_mode(0o666))
+                    .tempfile_in(folder_of(path))
+            })
             .map_err(failed)?;
         if let Some(permissions) = replaced {
             file.as_file().set_permissions(permissions).map_err(failed)?;
@@ -64,10 +68,13 @@ impl AtomicFile {
         let failed = |doing| move |error: io::Error| Problem::io(doing, &error);
         let complete = || {
             let file = writer.into_inner().map_err(|error| failed("cannot write")(error.into_error()))?;
-            file.as_file().sync_all().map_err(failed("cannot bring it to the disk"))?;
+            step(Step::Sync)
+                .and_then(|()| file.as_file().sync_all())
+                .map_err(failed("cannot bring it to the disk"))?;
+            step(Step::Rename).map_err(failed("cannot rename to it"))?;
             file.persist(&path).map_err(|error| failed("cannot rename to it")(error.error))?;
-            File::open(folder_of(&path))
-                .and_then(|folder| folder.sync_all())
+            step(Step::SyncFolder)
+                .and_then(|()| File::open(folder_of(&path))?.sync_all())
                 .map_err(failed("cannot bring its folder to the disk"))
         };
         complete().map_err(|problem: Problem| problem.in_file(&path))
@@ -81,6 +88,7 @@ impl AtomicFile {
 
 impl Write for AtomicFile {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        step(Step::Write)?;
         self.writer.write(buffer)
     }
 

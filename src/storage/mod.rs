@@ -2,6 +2,7 @@
 
 mod atomic;
 mod checkpoint;
+pub(crate) mod faults;
 mod hash;
 pub(crate) mod json;
 mod mapping;

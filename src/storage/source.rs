@@ -1,6 +1,7 @@
 //! Input files: opened with reasons where they cannot be, read at offsets, and checked to have stayed the same.
 
 use super::Problem;
+use super::faults::{Step, step};
 use super::mapping::Mapping;
 use super::read_at::{ReadAt, ended};
 use std::fs::{self, File, Metadata};
@@ -68,7 +69,7 @@ impl Source {
             }
         };
         refuse_irregular(path, &fs::metadata(path).map_err(failed)?)?;
-        let file = File::open(path).map_err(failed)?;
+        let file = step(Step::Open).and_then(|()| File::open(path)).map_err(failed)?;
         let metadata = file.metadata().map_err(failed)?;
         refuse_irregular(path, &metadata)?;
         let bytes: Box<dyn ReadAt> = match access {
@@ -110,7 +111,7 @@ impl Source {
     /// # Errors
     /// An I/O problem that names the file.
     pub fn read(&self, buffer: &mut [u8], offset: u64) -> Result<(), Problem> {
-        self.bytes.read_exact_at(buffer, offset).map_err(|error| {
+        step(Step::Read).and_then(|()| self.bytes.read_exact_at(buffer, offset)).map_err(|error| {
             let problem = match error.kind() {
                 io::ErrorKind::UnexpectedEof => {
                     Problem::environment(format!("{error}: was it truncated during the run?"))

@@ -1,0 +1,149 @@
+//! Every step of the writers fails in turn, once and from then on: what is left is old, complete, or does not load.
+
+use super::testing::{adapter, factors, files, provenance, write_tensors};
+use super::*;
+use crate::storage::faults::{Faults, Step, inject};
+use crate::storage::{Access, Category, Checkpoint, Problems};
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::Path;
+
+type Files = BTreeMap<String, Vec<u8>>;
+
+/// Does `write` into a folder that `prepare` filled, with each of its steps failing. `loads` says of what is left whether
+/// it is taken for a complete output.
+fn all_faults(
+    prepare: impl Fn(&Path),
+    write: impl Fn(&Path) -> Result<(), Problems>,
+    loads: impl Fn(&Files) -> bool,
+) {
+    let outcome = |faults: Faults| {
+        let parent = tempfile::tempdir().unwrap();
+        let folder = parent.path().join("out");
+        prepare(&folder);
+        let old = files(&folder);
+        let (result, faults) = inject(faults, || write(&folder));
+        (result, faults, old, files(&folder))
+    };
+    let faults = |pass, sticky, kind| Faults { pass, sticky, kind, met: Vec::new() };
+    let (result, all, old, new) = outcome(faults(usize::MAX, false, ErrorKind::Other));
+    result.unwrap();
+    assert!(loads(&new) && old != new);
+    for kind in [Step::Create, Step::Write, Step::Sync, Step::Rename, Step::SyncFolder, Step::Remove] {
+        assert!(all.met.contains(&kind), "{kind:?} is not met");
+    }
+    for pass in 0..all.met.len() {
+        for sticky in [false, true] {
+            for kind in [ErrorKind::StorageFull, ErrorKind::Other] {
+                let (result, met, old, left) = outcome(faults(pass, sticky, kind));
+                let place = format!("{:?} number {pass}, sticky: {sticky}", all.met[pass]);
+                assert!(met.failed(), "{place}");
+                let problems = result.expect_err(&place);
+                assert_eq!(problems.category(), Category::Io, "{place}: {problems}");
+                assert!(!left.keys().any(|name| name.contains(".tmp")), "{place}: {:?}", left.keys());
+                // The last step of all is to bring a folder to the disk, when everything is in place.
+                let complete = [&old, &new].map(loaded).contains(&loaded(&left));
+                assert!(!loads(&left) || complete, "{place}: {:?}", left.keys());
+            }
+        }
+    }
+    // A call that is interrupted by a signal is repeated where the system asks for it.
+    for pass in (0..all.met.len()).filter(|&pass| all.met[pass] == Step::Write) {
+        let (result, _, _, left) = outcome(faults(pass, false, ErrorKind::Interrupted));
+        result.unwrap();
+        assert!(left == new);
+    }
+}
+
+/// The files without the record of a base, which only says what may be removed and changes before they do.
+fn loaded(files: &Files) -> Files {
+    let mut files = files.clone();
+    files.retain(|name, bytes| {
+        name != RECORD_FILE || !String::from_utf8_lossy(bytes).contains("cntlora-base")
+    });
+    files
+}
+
+fn write_adapter(folder: &Path, module: &'static str) -> Result<(), Problems> {
+    let adapter = adapter([(module, factors(2, 3, 1))]);
+    write_peft(folder, &adapter, Element::F32, &provenance("update", &[]), &BTreeSet::new(), &[])
+}
+
+#[test]
+fn an_adapter_is_old_complete_or_none() {
+    let prepare = |folder: &Path| {
+        fs::create_dir(folder).unwrap();
+        write_adapter(folder, "old").unwrap();
+    };
+    all_faults(prepare, |folder| write_adapter(folder, "new"), |files| files.contains_key(CONFIG_FILE));
+}
+
+/// A model of two shards or of one file, with a configuration that differs between them.
+fn model(folder: &Path, sharded: bool) -> Result<Checkpoint, Problems> {
+    fs::create_dir_all(folder).unwrap();
+    let weight = |name| (name, Element::F32, vec![2, 3], vec![1.0; 6]);
+    if sharded {
+        write_tensors(&folder.join("one.safetensors"), &[weight("q")]);
+        write_tensors(&folder.join("two.safetensors"), &[weight("v")]);
+        let index = r#"{"weight_map":{"q":"one.safetensors","v":"two.safetensors"}}"#;
+        fs::write(folder.join("model.safetensors.index.json"), index).unwrap();
+        fs::write(folder.join("vocabulary.txt"), "old").unwrap();
+    } else {
+        write_tensors(&folder.join("model.safetensors"), &[weight("q")]);
+    }
+    fs::write(folder.join("config.json"), format!("{{\"sharded\":{sharded}}}")).unwrap();
+    Checkpoint::open(folder, Access::Read)
+}
+
+fn write_base(folder: &Path, sharded: bool) -> Result<(), Problems> {
+    let parent = tempfile::tempdir().unwrap();
+    let checkpoint = model(&parent.path().join("model"), sharded)?;
+    let factors = factors(2, 3, 1);
+    let layers = BTreeMap::from([("q".to_owned(), &factors)]);
+    write_residual_base(folder, &checkpoint, &layers, 1.0, Element::F32).map(drop)
+}
+
+/// The weights of a base of shards must not stay beside those of one file, nor the other way round.
+#[test]
+fn a_base_is_old_complete_or_does_not_load() {
+    for sharded in [false, true] {
+        let prepare = |folder: &Path| {
+            fs::create_dir(folder).unwrap();
+            write_base(folder, !sharded).unwrap();
+            fs::write(folder.join("notes.txt"), "of the user").unwrap();
+        };
+        let loads = |files: &Files| {
+            files.contains_key("model.safetensors") || files.contains_key("model.safetensors.index.json")
+        };
+        all_faults(prepare, |folder| write_base(folder, sharded), loads);
+
+        let parent = tempfile::tempdir().unwrap();
+        let (replaced, fresh) = (parent.path().join("replaced"), parent.path().join("fresh"));
+        prepare(&replaced);
+        write_base(&replaced, sharded).unwrap();
+        write_base(&fresh, sharded).unwrap();
+        let mut left = files(&replaced);
+        assert_eq!(left.remove("notes.txt").unwrap(), b"of the user", "what we did not write stays");
+        assert_eq!(left, files(&fresh), "nothing of the old base is left");
+
+        remove_residual_base(&replaced).unwrap();
+        assert_eq!(files(&replaced).into_keys().collect::<Vec<_>>(), ["notes.txt"]);
+        remove_residual_base(&fresh).unwrap();
+        assert!(!fresh.exists());
+    }
+}
+
+/// A record from elsewhere must not make us remove files outside of the folder.
+#[test]
+fn a_record_reaches_no_other_folder() {
+    let parent = tempfile::tempdir().unwrap();
+    let folder = parent.path().join("base");
+    write_base(&folder, false).unwrap();
+    fs::write(parent.path().join("kept"), "").unwrap();
+    let record = r#"{"format":"cntlora-base","version":1,"files":["../kept"]}"#;
+    fs::write(folder.join(RECORD_FILE), record).unwrap();
+    let problem = remove_residual_base(&folder).unwrap_err();
+    assert!(problem.to_string().ends_with("found \"../kept\""), "{problem}");
+    assert!(parent.path().join("kept").exists());
+}

@@ -1,0 +1,83 @@
+//! What an earlier run left in the folder of a residual base: its own record names it, and nothing else is removed.
+
+use super::RECORD_FILE;
+use super::folder::OutputFolder;
+use crate::storage::{Problem, quoted};
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::io;
+use std::path::{Component, Path};
+
+const FORMAT: &str = "cntlora-base";
+const VERSION: u64 = 1;
+
+/// The record in the folder of a residual base: which files are ours.
+#[derive(Serialize, Deserialize)]
+pub(super) struct BaseRecord {
+    format: String,
+    version: u64,
+    /// Names within the folder, in order.
+    pub(super) files: Vec<String>,
+}
+
+impl BaseRecord {
+    pub(super) fn new(mut files: Vec<String>) -> Self {
+        files.sort();
+        Self { format: FORMAT.into(), version: VERSION, files }
+    }
+
+    /// The record in a folder; `None` if there is none of a residual base.
+    pub(super) fn of(folder: &Path) -> Result<Option<Self>, Problem> {
+        let path = folder.join(RECORD_FILE);
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Problem::io("cannot read", &error).in_file(&path)),
+        };
+        let Ok(record) = serde_json::from_slice::<Self>(&bytes) else { return Ok(None) };
+        if record.format != FORMAT || record.version != VERSION {
+            return Ok(None);
+        }
+        match record.files.iter().find(|name| !is_plain(name)) {
+            None => Ok(Some(record)),
+            Some(name) => Err(Problem::data(format!(
+                "expected the names of files in this folder, found {}",
+                quoted(name)
+            ))
+            .in_file(&path)
+            .help("choose another folder for the residual base")),
+        }
+    }
+}
+
+/// Removes a residual base that an earlier run left in a folder, weights first and its record last. Files that its
+/// record does not name stay, and so does the folder if any are left.
+///
+/// # Errors
+/// A data problem for a record that names files elsewhere; an I/O problem for what cannot be removed.
+pub fn remove_residual_base(folder: &Path) -> Result<(), Problem> {
+    let Some(record) = BaseRecord::of(folder)? else { return Ok(()) };
+    let output = OutputFolder::open(folder)?;
+    remove_all(&output, &record.files)?;
+    output.remove(RECORD_FILE)?;
+    // Fails, as it should, if a file of the user is in it.
+    let _ = fs::remove_dir(folder);
+    Ok(())
+}
+
+/// Removes files of a model such that what is left never loads: the index, the weights, all others.
+pub(super) fn remove_all(output: &OutputFolder<'_>, names: &[String]) -> Result<(), Problem> {
+    let mut names: Vec<&String> = names.iter().collect();
+    names.sort_by_key(|name| std::cmp::Reverse(standing(name)));
+    names.into_iter().try_for_each(|name| output.remove(name))
+}
+
+/// What makes a folder load comes last when it is written and goes first when it is removed.
+pub(super) fn standing(name: &str) -> u8 {
+    if name.ends_with(".safetensors.index.json") { 2 } else { u8::from(name.ends_with(".safetensors")) }
+}
+
+fn is_plain(name: &str) -> bool {
+    let mut components = Path::new(name).components();
+    matches!((components.next(), components.next()), (Some(Component::Normal(only)), None) if only == name)
+}
