@@ -226,10 +226,10 @@ left out: conv: its weight is not a matrix
             joining: share(30_000, 1e6, 20_000, 10_000),
         };
         let expected = "\
-phase    nodes  memory  operations    reads   writes    time
-moments      8  1.0 MB      3.0e13  20.0 GB   5.0 MB   5 min
-layers       8  2.0 MB      5.0e11   3.0 MB   4.0 kB    10 s
-joining      1 30.0 kB       1.0e6  20.0 kB  10.0 kB  0.00 s
+phase    nodes   memory  operations    reads   writes    time
+moments      8   1.0 MB      3.0e13  20.0 GB   5.0 MB   5 min
+layers       8   2.0 MB      5.0e11   3.0 MB   4.0 kB    10 s
+joining      1  30.0 kB       1.0e6  20.0 kB  10.0 kB  0.00 s
 ";
         let text = render_division(&division, &Rate { moments: 1e11, factors: 5e10 }, 2);
         assert!(text.starts_with(expected), "{text}");

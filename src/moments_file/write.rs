@@ -27,13 +27,13 @@ pub fn write<'a>(
     let mut hashes = BTreeMap::new();
     let mut shapes = BTreeMap::new();
     let mut owners = BTreeMap::new();
-    // Small, and far from the other sums of its site in the file, where wider numbers come first.
-    let mut maxima = BTreeMap::new();
+    // Small, and the maxima are far from the other sums of their site in the file, where wider numbers come first.
+    let mut small = BTreeMap::new();
     for (site, measured) in &content.sites {
         let moments = moments(site)?;
         assert_eq!(moments.width(), measured.width, "width of site {site:?}");
         hashes.insert(site.as_str(), hash(&moments));
-        maxima.insert(site.as_str(), moments.abs_max().to_vec());
+        small.insert(site.as_str(), (moments.count(), moments.abs_max().to_vec()));
         for sum in Stored::ALL {
             shapes.insert(sum.tensor(site), (sum.dtype().to_owned(), sum.shape(measured.width as u64)));
             owners.insert(sum.tensor(site), (site.as_str(), sum));
@@ -49,19 +49,20 @@ pub fn write<'a>(
     let mut current: Option<(&str, Cow<'_, Moments>)> = None;
     for tensor in layout.in_file_order() {
         let (site, sum) = owners[tensor];
-        if sum == Stored::AbsMax {
-            put(&little_endian(&maxima[site]))?;
-            continue;
-        }
-        let known = current.take_if(|(name, _)| *name == site);
-        let (_, moments) = current.insert(match known {
-            Some(known) => known,
-            None => (site, moments(site)?),
-        });
+        let (count, abs_max) = &small[site];
         match sum {
-            Stored::Count => put(&little_endian(&[moments.count()]))?,
-            Stored::Gram => put(&little_endian(moments.gram_triangle()))?,
-            Stored::Sum | Stored::AbsMax => put(&little_endian(moments.sum()))?,
+            Stored::Count => put(&little_endian(&[*count]))?,
+            Stored::AbsMax => put(&little_endian(abs_max))?,
+            Stored::Sum | Stored::Gram => {
+                // Another site goes before the next one comes.
+                let known = current.take().filter(|(name, _)| *name == site);
+                let (_, moments) = current.insert(match known {
+                    Some(known) => known,
+                    None => (site, moments(site)?),
+                });
+                let is_sum = sum == Stored::Sum;
+                put(&little_endian(if is_sum { moments.sum() } else { moments.gram_triangle() }))?;
+            }
         }
     }
     file.commit()
