@@ -53,10 +53,10 @@ pub fn execute(
         events.started(&plan);
     }
 
+    let progress = Progress::of_run(terminal, interruption, &plan);
     let check = || if output.force { Ok(()) } else { refuse_occupied(&output) };
     let job = Job::of_run(&plan, &inputs);
     let partial = saved::open(&output.folder, &job, &args.job.progress, check, terminal)?;
-    let progress = Progress::of_run(terminal, interruption, &plan);
     let watching = Watching { progress: &progress, events: events.as_ref() };
     let outcome = interruption.while_polled(|| run_resumable(&plan, &inputs, &watching, &partial));
     progress.finish();

@@ -34,10 +34,10 @@ pub fn run(args: &MomentsArgs, terminal: &Terminal) -> anyhow::Result<()> {
 
     let outputs = vec![out.clone(), PartialRun::folder_of(&out)];
     let interruption = Interruption::handle(outputs, terminal)?;
+    let progress = Progress::of_measurement(terminal, &interruption, &measurement);
     let check = || refuse_existing(&out, args.force).map_err(Into::into);
     let job = Job::of_measurement(&measurement, &set);
     let partial = saved::open(&out, &job, &args.progress, check, terminal)?;
-    let progress = Progress::of_measurement(terminal, &interruption, &measurement);
     let content = interruption.while_polled(|| measure(&measurement, &set, &out, &progress, &partial));
     progress.finish();
     let content = saved::close(partial, content)?;
