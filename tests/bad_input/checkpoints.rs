@@ -1,0 +1,99 @@
+//! Checkpoints in shards, and weights that get no adapter.
+
+use super::{matrix, safetensors};
+use crate::small::{Small, names};
+use serde_json::Value;
+use std::fs;
+
+/// A folder of two shards, with this index.
+fn write_shards(small: &Small, index: &str) {
+    let folder = small.path("model");
+    fs::create_dir_all(&folder).unwrap();
+    fs::write(folder.join("1.safetensors"), matrix("block.mlp.weight", 24, &[1.0; 24])).unwrap();
+    fs::write(folder.join("2.safetensors"), matrix("block.query.weight", 24, &[1.0; 24])).unwrap();
+    fs::write(folder.join("model.safetensors.index.json"), index).unwrap();
+}
+
+/// Shards that are missing, elsewhere or of another version.
+#[test]
+fn shards_and_their_index_must_agree() {
+    let small = Small::new();
+    let map = |entries: &str| format!(r#"{{"weight_map":{{{entries}}}}}"#);
+    for (index, code, message) in [
+        (map(r#""a":"3.safetensors""#), 3, "names this shard: download the checkpoint again"),
+        (
+            map(r#""a":"1.safetensors""#),
+            1,
+            r#"tensor "a": model.safetensors.index.json says that it is in this file"#,
+        ),
+        (map(r#""a":"../model.safetensors""#), 1, r#"found the path "../model.safetensors""#),
+        (
+            map(r#""a":"/etc/passwd""#),
+            1,
+            r#"expected shards within its own folder, found the path "/etc/passwd""#,
+        ),
+        (map(r#""a":"1.safetensors","a":"2.safetensors""#), 1, r#"duplicate key "a""#),
+        (map(""), 1, "its weight_map names no tensor"),
+        ("[]".into(), 1, "expected an index of shards"),
+        ("".into(), 1, "expected an index of shards, an object with weight_map, found: EOF"),
+    ] {
+        write_shards(&small, &index);
+        small.refused("plan model -a target --rank 1", code, message);
+    }
+    let both = r#""block.mlp.weight":"1.safetensors","block.query.weight":"2.safetensors""#;
+    write_shards(&small, &map(both));
+    small.succeed("plan model -a target --rank 1 --target block.mlp,block.query");
+    fs::copy(small.path("model/1.safetensors"), small.path("model/2.safetensors")).unwrap();
+    let twice = r#"tensor "block.mlp.weight": expected each tensor in one file, found it also in model/1.safetensors"#;
+    small.refused("plan model -a target --rank 1", 1, twice);
+}
+
+/// A configuration of a hundred thousand brackets does not exhaust the stack.
+#[test]
+fn deep_json_is_refused() {
+    let small = Small::new();
+    fs::write(small.path("config.json"), "[".repeat(100_000)).unwrap();
+    small.refused("plan model.safetensors -a target", 1, "recursion limit exceeded");
+}
+
+/// Weights that cannot have an adapter are left out and listed; whoever names them is told.
+#[test]
+fn weights_of_other_kinds_are_listed() {
+    let small = Small::new();
+    for (dtype, shape, bytes, reason) in [
+        ("I8", "[40,24]", 960, r#"its weight holds "I8" and not F64, F32, F16 or BF16 numbers"#),
+        ("F8_E4M3", "[40,24]", 960, r#"its weight holds "F8_E4M3" and not"#),
+        ("F32", "[2,20,24]", 3840, "its weight has the shape [2, 20, 24] and not two axes"),
+        ("F32", "[]", 4, "its weight has the shape [] and not two axes"),
+        ("F32", "[0,24]", 0, "its weight has 0 outputs"),
+    ] {
+        let begin = bytes;
+        let end = begin + 4 * 24 * 20;
+        let header = format!(
+            r#"{{"block.mlp.weight":{{"dtype":"{dtype}","shape":{shape},"data_offsets":[0,{begin}]}},
+                "block.query.weight":{{"dtype":"F32","shape":[20,24],"data_offsets":[{begin},{end}]}}}}"#
+        );
+        fs::write(small.path("odd.safetensors"), safetensors(header, end)).unwrap();
+        let plan = small.succeed("plan odd.safetensors -a target --rank 4 --exclude value --json");
+        let plan: Value = serde_json::from_slice(&plan.stdout).unwrap();
+        assert_eq!(plan["skipped"][0]["name"], "block.mlp");
+        let said = plan["skipped"][0]["reason"].as_str().unwrap();
+        assert!(said.contains(reason), "expected {reason:?} in: {said}");
+        small.refused("plan odd.safetensors -a target --target mlp", 1, reason);
+    }
+}
+
+/// Activations of another model, and files that disagree, are refused before anything is read or written.
+#[test]
+fn widths_must_agree() {
+    let small = Small::new();
+    let before = names(&small.path(""));
+    fs::create_dir(small.path("other")).unwrap();
+    fs::write(small.path("other/0.safetensors"), matrix("block.mlp", 23, &[1.0; 23])).unwrap();
+    let words = "init model.safetensors -a other -o out";
+    small.refused(words, 1, r#"expected 24 numbers in each row of site "block.mlp", found 23"#);
+    fs::write(small.path("other/1.safetensors"), matrix("block.mlp", 24, &[1.0; 24])).unwrap();
+    small.refused(words, 1, "expected rows of 23 numbers as in");
+    fs::remove_dir_all(small.path("other")).unwrap();
+    assert_eq!(names(&small.path("")), before);
+}

@@ -1,0 +1,141 @@
+//! Paths, names and streams that are not what they should be.
+
+use super::{matrix, safetensors};
+use crate::small::Small;
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{Seek, SeekFrom, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::symlink;
+use std::process::Command;
+
+/// What cannot be read at an offset is refused with what it is; nothing waits for a writer.
+#[test]
+fn irregular_inputs_are_refused() {
+    let small = Small::new();
+    assert!(Command::new("mkfifo").arg(small.path("pipe.npy")).status().unwrap().success());
+    symlink("circle.npy", small.path("circle.npy")).unwrap();
+    symlink("/dev/null", small.path("device.npy")).unwrap();
+    symlink("nowhere", small.path("broken.npy")).unwrap();
+    for (name, code, message) in [
+        ("pipe.npy", 3, "expected a regular file, found a pipe"),
+        ("circle.npy", 3, "circle.npy: cannot open: "),
+        ("device.npy", 3, "expected a regular file, found a device"),
+        ("broken.npy", 3, "broken.npy: cannot open: No such file"),
+    ] {
+        small.refused(&format!("plan model.safetensors -a {name}"), code, message);
+    }
+    fs::create_dir(small.path("model.npy")).unwrap();
+    small.refused("inspect pipe.npy", 3, "found a pipe");
+    small.refused("plan pipe.npy -a target", 3, "found a pipe");
+}
+
+/// Names from files reach the terminal without control characters, and long ones do no harm.
+#[test]
+fn names_cannot_take_over_the_terminal() {
+    let small = Small::new();
+    let long = "x".repeat(100_000);
+    for name in ["\u{1b}[2J\u{7}evil", "a/../../b", "line\nbreak", &long] {
+        fs::write(small.path("a.safetensors"), matrix(name, 24, &[1.0; 24])).unwrap();
+        for words in ["plan model.safetensors -a a.safetensors --rank 1", "inspect a.safetensors"] {
+            let output = small.run(words);
+            let text = [output.stdout, output.stderr].concat();
+            let code = output.status.code().unwrap();
+            assert!(code < 2, "{words}: {}", String::from_utf8_lossy(&text));
+            assert!(!text.iter().any(|&byte| byte == 0x1b || byte == 7), "{words}: {name:?}");
+            assert!(!String::from_utf8(text).unwrap().contains("line\nbreak"), "{words}");
+        }
+    }
+}
+
+/// A path of other bytes than UTF-8 is read, unless it has to name a module.
+#[test]
+#[cfg(target_os = "linux")]
+fn paths_need_not_be_text() {
+    let small = Small::new();
+    let folder = small.path("").join(OsStr::from_bytes(b"r\xf6ws"));
+    fs::rename(small.path("target"), &folder).unwrap();
+    let plan = |path: &OsStr| small.command("plan model.safetensors --rank 4 -a").arg(path).output().unwrap();
+    assert!(plan(folder.as_os_str()).status.success());
+    let unnamed = folder.join(OsStr::from_bytes(b"\xff.npy"));
+    fs::write(&unnamed, b"").unwrap();
+    let output = plan(unnamed.as_os_str());
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(text.contains("expected a file name of UTF-8 text, since it names the module"), "{text}");
+}
+
+/// No output takes the place of an input, by whatever name, or of something else without being told to.
+#[test]
+fn outputs_keep_off() {
+    let small = Small::new();
+    symlink("target", small.path("same")).unwrap();
+    fs::hard_link(small.path("target/0.safetensors"), small.path("hard.safetensors")).unwrap();
+    symlink("target/0.safetensors", small.path("soft.safetensors")).unwrap();
+    fs::write(small.path("file"), "mine").unwrap();
+    for (words, code, message) in [
+        ("init model.safetensors -a target -o same --force", 2, "this folder holds an input"),
+        (
+            "moments target/0.safetensors --out target/0.safetensors --force",
+            2,
+            "the output is one of the inputs",
+        ),
+        ("moments target/0.safetensors --out soft.safetensors --force", 2, "the output is one of the inputs"),
+        ("moments target/0.safetensors --out file", 2, "is there already"),
+        (
+            "moments target/0.safetensors --out source",
+            2,
+            "expected the name of a file to write, found a folder",
+        ),
+        ("moments target/0.safetensors --out file/moments", 3, "file"),
+        ("init model.safetensors -a target --rank 4 -o file", 3, "file"),
+        ("init model.safetensors -a target --rank 4 -o /proc/adapter", 3, "cannot write here"),
+    ] {
+        small.refused(words, code, message);
+    }
+    assert_eq!(fs::read(small.path("file")).unwrap(), b"mine");
+    // A hard link is replaced by the output; the input of the other name stays.
+    let input = fs::read(small.path("target/0.safetensors")).unwrap();
+    small.run("moments target/0.safetensors --out hard.safetensors --force");
+    assert!(fs::read(small.path("target/0.safetensors")).unwrap() == input);
+}
+
+/// Results that cannot be printed are a failure, not a success without them.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_full_stdout_is_an_io_error() {
+    let small = Small::new();
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let mut plan = small.command("plan model.safetensors -a target --rank 4");
+    let output = plan.stdout(full).output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(3), "{text}");
+    assert!(text.contains("No space left on device"), "{text}");
+}
+
+/// Rows beyond the first four gibibytes of a file are the same as those of a small one.
+#[test]
+fn offsets_beyond_32_bits_are_exact() {
+    const HOLE: u64 = 5 << 30;
+    let small = Small::new();
+    let values: Vec<f32> = (0..24 * 50).map(|i| (i * i % 97) as f32).collect();
+    let data: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    let (rows, end) = (HOLE / 4096, HOLE + data.len() as u64);
+    let header = format!(
+        r#"{{"a":{{"dtype":"F32","shape":[{rows},1024],"data_offsets":[0,{HOLE}]}},
+            "block.mlp":{{"dtype":"F32","shape":[50,24],"data_offsets":[{HOLE},{end}]}}}}"#
+    );
+    let header = safetensors(header, 0);
+    let mut file = File::create(small.path("large.safetensors")).unwrap();
+    file.write_all(&header).unwrap();
+    file.seek(SeekFrom::Start(header.len() as u64 + HOLE)).unwrap();
+    file.write_all(&data).unwrap();
+    fs::write(small.path("little.safetensors"), matrix("block.mlp", 24, &values)).unwrap();
+    for name in ["large", "little"] {
+        small.succeed(&format!(
+            "init model.safetensors -a {name}.safetensors --target mlp --rank 4 -o {name}"
+        ));
+    }
+    let factors = |name: &str| small.bytes(name).remove("adapter_model.safetensors").unwrap();
+    assert!(factors("large") == factors("little"));
+}

@@ -1,0 +1,127 @@
+//! Numbers that are hard to compute with.
+
+use super::{matrix, npy, safetensors};
+use crate::small::{ROWS, Small, WIDTH};
+use serde_json::Value;
+use std::fs;
+
+/// Rows without a pattern, but always the same.
+fn rows(count: usize) -> Vec<f32> {
+    let mut state = 1_u32;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..count * WIDTH).map(|_| next()).collect()
+}
+
+/// What becomes of activations: an adapter that verifies, and so is finite, or a refusal.
+#[test]
+fn unusual_activations_give_a_finite_adapter_or_a_reason() {
+    let small = Small::new();
+    let mut constant = rows(200);
+    let mut doubled = rows(200);
+    for (constant, doubled) in constant.chunks_mut(WIDTH).zip(doubled.chunks_mut(WIDTH)) {
+        constant[3] = 5.0;
+        doubled[3] = doubled[4];
+    }
+    let scaled = |factor: f32| rows(200).into_iter().map(|value| value * factor).collect();
+    let works = "";
+    let cases: [(&str, Vec<f32>, &str); 10] = [
+        ("a column that never changes", constant, works),
+        ("two columns alike", doubled, works),
+        ("fewer rows than columns", rows(10), works),
+        ("fewer rows than ranks", rows(2), works),
+        ("one row", rows(1), "all rows of activations are equal"),
+        ("no rows", vec![], "expected at least one row in all files together, found none"),
+        ("nothing but zeros", vec![0.0; 50 * WIDTH], "all activations are zero"),
+        ("subnormal numbers", scaled(1e-40), works),
+        ("squares beyond f32", scaled(1e30), works),
+        ("infinity", scaled(f32::INFINITY), "row 0, column 0 is not a finite f32 number"),
+    ];
+    for (case, values, message) in cases {
+        fs::write(small.path("a.safetensors"), matrix("block.mlp", WIDTH, &values)).unwrap();
+        let words = "init model.safetensors -a a.safetensors --rank 4 --force -o out";
+        if message == works {
+            println!("{case}");
+            small.succeed(words);
+            small.succeed("verify out --base model.safetensors");
+        } else {
+            small.refused(words, 1, message);
+        }
+    }
+}
+
+/// A number beyond f32 counts as infinite, and its place is said as for any other.
+#[test]
+fn numbers_beyond_f32_are_refused_with_their_place() {
+    let small = Small::new();
+    let dictionary = format!("{{'descr': '<f8', 'fortran_order': False, 'shape': (2, {WIDTH}), }}\n");
+    let mut bytes = npy(&dictionary, 16 * WIDTH);
+    let last = bytes.len() - 8;
+    bytes[last..].copy_from_slice(&1e300_f64.to_le_bytes());
+    fs::write(small.path("block.mlp.npy"), bytes).unwrap();
+    let words = "init model.safetensors -a block.mlp.npy --rank 4 -o out";
+    small.refused(words, 1, "row 1, column 23 is not a finite f32 number");
+}
+
+/// NaN ends the run with its place; rows with it can be left out, and are then counted.
+#[test]
+fn nan_is_refused_or_its_rows_are_left_out() {
+    let small = Small::new();
+    let mut values = rows(100);
+    values[7 * WIDTH + 5] = f32::NAN;
+    fs::write(small.path("target/9.safetensors"), matrix("block.mlp", WIDTH, &values)).unwrap();
+    let words = "init model.safetensors -a target --target mlp --rank 4 -o out";
+    small.refused(
+        words,
+        1,
+        r#"9.safetensors: tensor "block.mlp": row 7, column 5 is not a finite f32 number"#,
+    );
+    assert!(!small.path("out/adapter_config.json").exists());
+    let report = small.succeed(&format!("{words} --nonfinite skip-rows --restart --json"));
+    let report: Value = serde_json::from_slice(&report.stdout).unwrap();
+    let site = &report["sites"][0];
+    assert_eq!(site["skipped_rows"], 1);
+    assert_eq!(site["rows"], ROWS.iter().sum::<usize>() + 99);
+}
+
+/// Weights that are not finite, and factors that the format of the adapter cannot hold.
+#[test]
+fn weights_that_cannot_be_used() {
+    let small = Small::new();
+    let values = |value: f32| {
+        let mut values = rows(40);
+        values[30] = value;
+        matrix("block.mlp.weight", WIDTH, &values)
+    };
+    for value in [f32::NAN, f32::NEG_INFINITY] {
+        fs::write(small.path("bad.safetensors"), values(value)).unwrap();
+        let words = "init bad.safetensors -a target --target mlp --rank 4 -o out";
+        small.refused(words, 1, r#"tensor "block.mlp.weight": the weight holds a value that is not finite"#);
+    }
+    fs::write(small.path("large.safetensors"), values(1e18)).unwrap();
+    let words = "init large.safetensors -a target --target mlp --rank 4 --dtype f16 -o large";
+    small.refused(words, 1, "f16");
+}
+
+/// Files of one recording may have different number formats: numbers count, not how they are stored.
+#[test]
+fn number_formats_may_differ_between_files() {
+    let small = Small::new();
+    let words = "init model.safetensors -a rows --rank 4 --force -o out";
+    let values = rows(100);
+    fs::create_dir(small.path("rows")).unwrap();
+    fs::write(small.path("rows/0.safetensors"), matrix("block.mlp", WIDTH, &values)).unwrap();
+    fs::write(small.path("rows/1.safetensors"), matrix("block.mlp", WIDTH, &values)).unwrap();
+    small.succeed(words);
+    let alike = small.bytes("out").remove("adapter_model.safetensors");
+    let data: Vec<u8> = values.iter().flat_map(|&value| f64::from(value).to_le_bytes()).collect();
+    let header = format!(
+        r#"{{"block.mlp":{{"dtype":"F64","shape":[100,{WIDTH}],"data_offsets":[0,{}]}}}}"#,
+        data.len()
+    );
+    fs::write(small.path("rows/1.safetensors"), [safetensors(header, 0), data].concat()).unwrap();
+    small.succeed(words);
+    assert!(alike.is_some() && small.bytes("out").remove("adapter_model.safetensors") == alike);
+}
