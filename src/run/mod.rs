@@ -256,14 +256,16 @@ fn work_side_by_side<'a, S: Sync, T: Send>(
     let (narrow, wide): (Vec<&S>, Vec<&S>) = sites.iter().partition(|site| is_narrow(site));
     let results = Mutex::new(Vec::with_capacity(sites.len()));
     let failed = AtomicBool::new(false);
-    let unless_failed = narrow.into_iter().take_while(|_| !failed.load(Ordering::Relaxed));
-    share(threads.side_by_side, unless_failed, |site| {
+    let unless_failed = narrow.into_iter().enumerate().take_while(|_| !failed.load(Ordering::Relaxed));
+    share(threads.side_by_side, unless_failed, |(index, site)| {
         let result = work(site, threads.all / threads.side_by_side);
         failed.fetch_or(result.is_err(), Ordering::Relaxed);
-        results.lock().unwrap_or_else(PoisonError::into_inner).push(result);
+        results.lock().unwrap_or_else(PoisonError::into_inner).push((index, result));
     });
-    let results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let mut finished = results.into_iter().collect::<Result<Vec<_>, _>>()?;
+    // They were begun in order: so the first that fails is always among them, and is the one that is told of.
+    let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
+    results.sort_by_key(|(index, _)| *index);
+    let mut finished = results.into_iter().map(|(_, result)| result).collect::<Result<Vec<_>, _>>()?;
     for site in wide {
         finished.push(work(site, threads.all)?);
     }
