@@ -94,7 +94,8 @@ impl Constraint {
     ///
     /// # Errors
     /// [`Error::NoRows`]; [`Error::Shape`] for statistics of different widths; [`Error::NoVariation`] for activations that are all
-    /// zero, or all equal where the coupling needs a covariance; [`Error::MissingSource`] for [`Coupling::Paired`] without a cross
+    /// zero or whose squares are too small for f32, or all equal where the coupling needs a covariance; [`Error::NonFinite`] where
+    /// their squares are too large; [`Error::MissingSource`] for [`Coupling::Paired`] without a cross
     /// moment; [`Error::NotPositiveDefinite`] when even the largest damping does not help.
     pub fn new(evidence: Evidence<'_>, terms: Terms, par: Par) -> Result<Self> {
         let mut damping = terms.ridge;
@@ -114,8 +115,14 @@ impl Constraint {
         let mean = evidence.target.mean()?;
         let second = evidence.target.second_moment()?;
         let width = mean.nrows();
-        if second.trace_mean() <= 0.0 {
-            return Err(Error::NoVariation { what: "all activations are zero" });
+        if !second.trace_mean().is_finite() {
+            return Err(Error::NonFinite { what: "second moment of the activations" });
+        }
+        // Squares of smaller numbers lose their digits in f32, and then vanish.
+        if second.trace_mean() < f64::from(f32::MIN_POSITIVE) {
+            let is_zero = evidence.target.abs_max().iter().all(|&value| value == 0.0);
+            let tiny = "the squares of the activations are too small for f32";
+            return Err(Error::NoVariation { what: if is_zero { "all activations are zero" } else { tiny } });
         }
         let variance = second.trace_mean() - mean.squared_norm_l2() / width as f64;
         let source = evidence.source.map(|source| Source::measured(source, width, ridge)).transpose()?;

@@ -166,7 +166,12 @@ fn activations_without_content_are_refused() {
     };
     let zero = Error::NoVariation { what: "all activations are zero" };
     let constant = Error::NoVariation { what: "all rows of activations are equal" };
+    let tiny = Error::NoVariation { what: "the squares of the activations are too small for f32" };
+    let huge = Error::NonFinite { what: "second moment of the activations" };
     assert_eq!(refusal(Mat::zeros(9, 4), TERMS), zero);
+    assert_eq!(refusal(sample(9, 4, 0, 0.3) * faer::Scale(1e-21), TERMS), tiny);
+    assert_eq!(refusal(sample(9, 4, 0, 0.3) * faer::Scale(1e-30), TERMS), tiny);
+    assert_eq!(refusal(sample(9, 4, 0, 0.3) * faer::Scale(1e25), TERMS), huge);
     assert_eq!(refusal(Mat::from_fn(9, 4, |_, j| 0.1 + j as f32 / 3.0), TERMS), constant);
     assert_eq!(refusal(sample(1, 4, 0, 0.3), TERMS), constant);
     assert_eq!(

@@ -42,12 +42,12 @@ fn inputs_must_be_there_once() {
     }
 }
 
-/// More threads than any machine has change no bit.
+/// More threads than processors, and than sites, change no bit.
 #[test]
-fn a_thousand_threads_work() {
+fn many_threads_change_nothing() {
     let small = Small::new();
     let words = "init model.safetensors -a target --rank 4";
     small.succeed(&format!("{words} --threads 1 -o one"));
-    small.succeed(&format!("{words} --threads 1000 -o many"));
+    small.succeed(&format!("{words} --threads 64 -o many"));
     assert!(small.bytes("one") == small.bytes("many"));
 }
