@@ -46,7 +46,7 @@ fn main() -> Result<()> {
             "{name}: A {:?}, B {:?}, {:.0} % of the update's energy, moves the output by {:.1} %",
             made.factors.a.shape(),
             made.factors.b.shape(),
-            100.0 * update.energy_kept(rank),
+            100.0 * update.as_layer().energy_kept(rank),
             100.0 * made.shift,
         );
     }

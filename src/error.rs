@@ -58,6 +58,16 @@ pub enum Error {
         /// Which decomposition, of what.
         what: &'static str,
     },
+    /// A method does not have what is asked of it.
+    #[error("the method {method} has no {what}: {instead}")]
+    Combination {
+        /// The method.
+        method: &'static str,
+        /// What is asked for.
+        what: String,
+        /// What it has.
+        instead: String,
+    },
     /// An option has a value outside its range.
     #[error("{what} is {found}, but must be {expected}")]
     Option {

@@ -3,7 +3,7 @@
 use faer::Mat;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
-use rand_distr::{Distribution, StandardNormal};
+use rand_distr::{Distribution, Open01, StandardNormal};
 
 /// The generator of a name under a seed. The streams of two names are independent, so that adding a layer to a
 /// model changes no other layer.
@@ -30,6 +30,19 @@ pub fn gaussian<T: faer::traits::RealField>(rows: usize, columns: usize, seed: u
     out
 }
 
+/// A matrix of independent numbers that are uniform in (−1, 1), filled column after column.
+pub fn uniform(rows: usize, columns: usize, seed: u64, name: &str) -> Mat<f32> {
+    let mut generator = stream(seed, name);
+    let mut out = Mat::zeros(rows, columns);
+    for j in 0..columns {
+        for i in 0..rows {
+            let value: f32 = Open01.sample(&mut generator);
+            out[(i, j)] = 2.0 * value - 1.0;
+        }
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -41,6 +54,15 @@ mod tests {
         assert_eq!(matrix(0, "a"), matrix(0, "a"));
         assert_ne!(matrix(0, "a"), matrix(0, "b"));
         assert_ne!(matrix(0, "a"), matrix(1, "a"));
+    }
+
+    #[test]
+    fn numbers_are_uniform() {
+        let sample = uniform(100, 100, 7, "moments");
+        let mean = sample.as_ref().sum() / 1e4;
+        let square = sample.as_ref().squared_norm_l2() / 1e4;
+        assert!(sample.norm_max() < 1.0 && mean.abs() < 0.02, "{mean}");
+        assert!((square - 1.0 / 3.0).abs() < 0.02, "{square}");
     }
 
     #[test]

@@ -14,6 +14,9 @@ pub enum Policy {
     Budget(u64),
     /// A budget of what this fixed rank would spend.
     BudgetOfRank(usize),
+    /// As many ranks in all as this one everywhere, given one by one to the largest energy shares: EVA's rule, which counts
+    /// ranks and not parameters.
+    Shared(usize),
 }
 
 /// What every policy honours. A layer's full rank stands above all of them: no layer gets more.
@@ -36,6 +39,17 @@ pub struct Layer<'a> {
     pub energy: f64,
     /// Parameters that a unit of rank costs: `m + d`.
     pub cost: u64,
+}
+
+impl Layer<'_> {
+    /// Share of the energy that a rank keeps; 1 where there is none.
+    ///
+    /// # Panics
+    /// If the spectrum is shorter than `rank`.
+    pub fn energy_kept(&self, rank: usize) -> f64 {
+        let kept: f64 = self.spectrum[..rank].iter().map(|sigma| sigma * sigma).sum();
+        if self.energy > 0.0 { (kept / self.energy).min(1.0) } else { 1.0 }
+    }
 }
 
 impl Limits {
@@ -70,6 +84,11 @@ pub fn allocate(policy: Policy, limits: Limits, layers: &[Layer<'_>]) -> Result<
             let cost = |(rank, layer): (usize, &Layer<'_>)| (rank as u64).saturating_mul(layer.cost);
             let full = layers.iter().map(|layer| rank.min(layer.spectrum.len()));
             by_budget(full.zip(layers).map(cost).sum(), limits, layers)
+        }
+        Policy::Shared(rank) => {
+            let ranks = (rank as u64).saturating_mul(layers.len() as u64);
+            let equal: Vec<Layer<'_>> = layers.iter().map(|layer| Layer { cost: 1, ..*layer }).collect();
+            by_budget(ranks, limits, &equal)
         }
     }
 }
@@ -234,6 +253,28 @@ mod tests {
         let layer = Layer { spectrum: &spectrum, energy: 5.0, cost: 10 };
         let limits = Limits { min: 0, max: 2, multiple: 1 };
         assert_eq!(allocate(Policy::Budget(30), limits, &[layer; 2]), Ok(vec![2, 1]));
+    }
+
+    /// EVA's rule as PEFT states it: of all pairs of a layer and a share, the largest, as many as the budget has ranks.
+    #[test]
+    fn shared_ranks_go_to_the_largest_shares() {
+        let spectra = [[3.0, 2.0, 1.0, 0.5], [1.0, 0.9, 0.8, 0.1], [9.0, 0.3, 0.2, 0.1]];
+        let energies = [15.0, 3.0, 82.0];
+        let layers: Vec<Layer<'_>> = spectra
+            .iter()
+            .zip(energies)
+            .zip([7, 1000, 3])
+            .map(|((spectrum, energy), cost)| Layer { spectrum, energy, cost })
+            .collect();
+        let mut pool: Vec<(usize, f64)> = (0..3)
+            .flat_map(|layer| spectra[layer][..3].iter().map(move |s| (layer, s * s / energies[layer])))
+            .collect();
+        pool.sort_by(|a, b| b.1.total_cmp(&a.1));
+        let mut expected = vec![0; 3];
+        pool[..6].iter().for_each(|(layer, _)| expected[*layer] += 1);
+        let limits = Limits { min: 0, max: 3, multiple: 1 };
+        assert_eq!(allocate(Policy::Shared(2), limits, &layers), Ok(expected.clone()));
+        assert_eq!(expected, [2, 3, 1]);
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! The tool as users meet it: the real binary, its streams and its exit codes.
 
 use assert_cmd::Command;
-use cntlora::adapter::Verification;
+use cntlora::adapter::{PeftAdapter, Verification};
+use cntlora::method::Method;
 use cntlora::plan::Plan;
 use cntlora::report::Report;
 use std::fs;
@@ -41,9 +42,9 @@ fn demo() -> tempfile::TempDir {
 fn help_is_complete() {
     let global = "--json --verbose --quiet --color --progress";
     let saved = "--checkpoint-every --restart";
-    let job = "--activations --moments --source --source-moments --rename --io --nonfinite --precision --target --include --exclude --coupling --preserve \
-               --ridge --norm --max-shift --strength --start --seed --rank --energy --budget --min-rank --max-rank \
-               --rank-multiple --scale --out --dtype --base-out --report --force --threads --events";
+    let job = "--activations --moments --source --source-moments --rename --io --nonfinite --precision --target --include --exclude --method --coupling --preserve \
+               --ridge --norm --max-shift --strength --start --seed --rank --energy --budget --rho --min-rank --max-rank \
+               --rank-multiple --scale --out --dtype --format --component --residual --base-out --report --force --threads --events";
     for (command, options) in [
         ("init", job),
         ("plan", job),
@@ -57,6 +58,7 @@ fn help_is_complete() {
         ("inspect", "--values"),
         ("verify", "--base"),
         ("report", "--out --force"),
+        ("convert", "--init --rank --out --dtype --format --component --force"),
         ("demo", "--force"),
         ("generate", ""),
     ] {
@@ -187,6 +189,137 @@ fn the_residual_base_is_written() {
     assert!(folder.join("residual/base/model.safetensors").is_file());
     let config = fs::read_to_string(folder.join("residual/adapter_config.json")).unwrap();
     assert!(config.contains("residual/base"), "{config}");
+}
+
+/// One word changes the method. Each gives an adapter that keeps what its method promises; those that look at weights alone
+/// need no activations.
+#[test]
+fn every_method_runs_and_verifies() {
+    let demo = demo();
+    let folder = demo.path().join("cntlora-demo");
+    for method in Method::ALL {
+        let (name, all) = (method.name(), ["-a", "activations", "--rank", "4", "-q"]);
+        let run = cntlora(&folder, &[&["init", "model", "--method", name, "-o", name], &all[..]].concat());
+        assert_eq!((run.code, run.stderr.as_str()), (0, ""), "{name}");
+        let run = cntlora(&folder, &["verify", name, "--base", "model"]);
+        assert_eq!(run.code, 0, "{name}: {}", run.stderr);
+        assert!(!run.stdout.contains("not made"), "{name}: {}", run.stdout);
+        let record = fs::read_to_string(folder.join(name).join("cntlora.json")).unwrap();
+        assert!(record.contains(&format!("\"method\": \"{name}\"")), "{record}");
+
+        let out = format!("{name}-without");
+        let words =
+            ["init", "model", "--method", name, "-o", &out, "--target", "all-linear", "--rank", "4", "-q"];
+        let run = cntlora(&folder, &words);
+        if method.reads_activations() {
+            assert_eq!(run.code, 2, "{name}");
+            assert!(run.stderr.contains("give files or folders after --activations"), "{}", run.stderr);
+        } else {
+            assert_eq!((run.code, run.stderr.as_str()), (0, ""), "{name}");
+            let tensors = |out: &str| fs::read(folder.join(out).join("adapter_model.safetensors")).unwrap();
+            assert!(tensors(name) == tensors(&out), "{name}: activations matter");
+        }
+    }
+    let run = cntlora(&folder, &["plan", "model", "--method", "pissa"]);
+    assert_eq!(run.code, 2);
+    assert!(run.stderr.contains("give --target q_proj,v_proj"), "{}", run.stderr);
+    let words = ["plan", "model", "-a", "activations", "--method", "eva", "--source", "activations-source"];
+    let run = cntlora(&folder, &words);
+    assert!(
+        run.stderr.contains("the method eva does not look at pre-training activations"),
+        "{}",
+        run.stderr
+    );
+}
+
+/// The initial adapter taken from itself is an update of zero on the original base; cut without it, an adapter tells what it
+/// loses; and what makes no sense is refused.
+#[test]
+fn adapters_are_converted() {
+    let demo = demo();
+    let folder = demo.path().join("cntlora-demo");
+    let words =
+        ["init", "model", "-a", "activations", "--method", "pissa", "--rank", "4", "-o", "start", "-q"];
+    assert_eq!(cntlora(&folder, &words).code, 0);
+    let run = cntlora(&folder, &["convert", "start", "--init", "start", "--out", "plain", "--json"]);
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    let converted: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
+    assert_eq!(converted["base"], "model");
+    assert!(converted["layers"].as_array().unwrap().iter().all(|layer| layer["rank"] == 8));
+    let run = cntlora(&folder, &["verify", "plain", "--base", "model", "--json"]);
+    let verified: Verification = serde_json::from_str(&run.stdout).unwrap();
+    assert!(verified.largest_relative_update.unwrap() < 1e-6);
+
+    let run = cntlora(&folder, &["convert", "adapter", "--rank", "2", "--out", "cut"]);
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    assert!(run.stdout.contains("what is lost of an update is"), "{}", run.stdout);
+    assert_eq!(cntlora(&folder, &["verify", "cut"]).code, 0);
+
+    for (words, complaint) in [
+        ("convert adapter --out new", "found neither --init, --rank nor another --format"),
+        ("convert adapter --init adapter --out new", "found one from the start update"),
+        ("convert start --rank 2 --out start --force", "holds an input"),
+        ("convert start --rank 2 --out plain", "--force"),
+    ] {
+        let run = cntlora(&folder, &words.split(' ').collect::<Vec<_>>());
+        assert_eq!(run.code, 2, "{words}: {}", run.stderr);
+        assert!(run.stderr.contains(complaint), "{words}: {}", run.stderr);
+    }
+}
+
+/// An anchor in place of a changed base: two adapters whose updates cancel, on the model as it is.
+#[test]
+fn an_anchor_takes_the_update_away() {
+    let demo = demo();
+    let folder = demo.path().join("cntlora-demo");
+    let words = "init model -a activations -o anchored --method pissa --residual anchor --rank 4";
+    let run = cntlora(&folder, &words.split(' ').collect::<Vec<_>>());
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    assert!(run.stderr.contains("set_adapter([\"default\", \"anchor\"])"), "{}", run.stderr);
+    assert!(!folder.join("anchored/base").exists());
+    let open = |path: &str| PeftAdapter::open(&folder.join(path)).unwrap();
+    let (adapter, anchor) = (open("anchored"), open("anchored/anchor"));
+    assert_eq!(adapter.config().unwrap().base_model_name_or_path.as_deref(), Some("model"));
+    for (module, layer) in adapter.layers() {
+        let (one, other) =
+            (adapter.factors(layer).unwrap(), anchor.factors(&anchor.layers()[module]).unwrap());
+        assert!(
+            one.a == other.a && one.b == -other.b && layer.scale == anchor.layers()[module].scale,
+            "{module}"
+        );
+    }
+    for path in ["anchored", "anchored/anchor"] {
+        let run = cntlora(&folder, &["verify", path, "--base", "model"]);
+        assert_eq!(run.code, 0, "{}", run.stderr);
+        assert!(run.stdout.contains("its anchor belong together"), "{}", run.stdout);
+    }
+}
+
+/// The formats of one file are written, inspected, verified, and converted into each other.
+#[test]
+fn formats_of_one_file() {
+    let demo = demo();
+    let folder = demo.path().join("cntlora-demo");
+    for (format, file) in [("diffusers", "pytorch_lora_weights.safetensors"), ("kohya", "lora.safetensors")] {
+        let words = ["init", "model", "-a", "activations", "--rank", "4", "--scale", "2", "-q"];
+        let run = cntlora(&folder, &[&words[..], &["-o", format, "--format", format]].concat());
+        assert_eq!((run.code, run.stderr.as_str()), (0, ""));
+        assert!(folder.join(format).join(file).is_file());
+        let run = cntlora(&folder, &["verify", format, "--base", "model"]);
+        assert_eq!(run.code, 0, "{}", run.stderr);
+        assert!(run.stdout.contains("12 layers"), "{}", run.stdout);
+        let run = cntlora(&folder, &["inspect", format]);
+        assert!(run.code == 0 && run.stdout.contains("blocks.0.attention.query"), "{}", run.stdout);
+
+        let back = format!("{format}-back");
+        let run = cntlora(&folder, &["convert", format, "--rank", "4", "--out", &back]);
+        assert_eq!(run.code, 0, "{}", run.stderr);
+        let run = cntlora(&folder, &["verify", &back, "--base", "model"]);
+        assert_eq!(run.code, 0, "{}", run.stderr);
+        let run =
+            cntlora(&folder, &["convert", "adapter", "--format", format, "--out", &format!("{format}-too")]);
+        assert_eq!(run.code, 0, "{}", run.stderr);
+    }
 }
 
 /// Inputs are never written over, not even by force.

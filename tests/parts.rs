@@ -22,12 +22,17 @@ fn make(small: &Small, words: &str, count: usize) {
     assert_eq!(layers.len(), 3);
 }
 
-/// The same bytes, whatever the number of parts; with ranks that depend on all spectra, and with a changed base.
+/// The same bytes, whatever the number of parts; with ranks that depend on all spectra, with a changed base, and with other methods
+/// and formats.
 #[test]
 fn joined_parts_are_the_whole() {
-    for options in
-        ["--rank 4 --budget", "--energy 0.6 --source source", "--rank 4 --start residual --dtype bf16"]
-    {
+    for options in [
+        "--rank 4 --budget",
+        "--energy 0.6 --source source",
+        "--rank 4 --start residual --dtype bf16",
+        "--method eva --rank 4",
+        "--method pissa --rank 4 --residual anchor --format kohya --component text-encoder",
+    ] {
         let small = Small::new();
         let words = format!("init model.safetensors -a target {options}");
         // More parts than sites are no harm.

@@ -4,7 +4,7 @@
 
 use cntlora::activations::ActivationSet;
 use cntlora::element::Element;
-use cntlora::method::Options;
+use cntlora::method::{Draft, Options};
 use cntlora::moments_file::MomentsFile;
 use cntlora::plan::{self, Nonfinite, Recording, Rename, Request, Selection};
 use cntlora::rank::{Limits, Policy};
@@ -82,7 +82,7 @@ pub fn activation_set(bytes: &[u8]) {
     if let Ok((plan, inputs)) = plan::plan(&request(folder.path(), &activations)) {
         assert!(!plan.sites.is_empty());
         for site in &plan.sites {
-            let Recording::Activations(set) = &inputs.target else { panic!("no moments were given") };
+            let Some(Recording::Activations(set)) = &inputs.target else { panic!("no moments were given") };
             assert_eq!(rows_of(set, &site.name), site.rows);
         }
     }
@@ -105,7 +105,11 @@ pub fn saved_run(bytes: &[u8]) {
     let _ = Job::read(&source);
     if let Ok(saved) = SavedLayers::read(&source) {
         for (module, (layer, _)) in &saved.layers {
-            assert_eq!(layer.components.u.ncols(), layer.components.sigma.len(), "{module}");
+            let rank = match layer {
+                Draft::Update(update) => update.components.u.ncols(),
+                Draft::Nested(nested) => nested.factors.a.nrows(),
+            };
+            assert_eq!(layer.spectrum().len(), rank, "{module}");
         }
     }
 }

@@ -136,7 +136,7 @@ struct Reader {
     files: Arc<[Source]>,
     width: usize,
     parts: Vec<Part>,
-    /// A stretch of a column of a file in Fortran order.
+    /// A stretch of a column of a file in Fortran order, or the image that patches are cut from.
     column: Vec<u8>,
 }
 
@@ -162,7 +162,10 @@ fn fill(
     let length = span.rows.checked_mul(row_length).ok_or_else(|| out_of_memory(source))?;
     resize(buffer, length.div_ceil(size_of::<u64>()), source)?;
     let bytes = &mut cast_slice_mut(buffer)[..length];
-    if part.fortran_order {
+    if let Some(unfolding) = &part.unfolding {
+        resize(column_buffer, unfolding.image() * size, source)?;
+        unfolding.read(part, source, span.first_row, column_buffer, bytes)?;
+    } else if part.fortran_order {
         resize(column_buffer, span.rows * size, source)?;
         for column in 0..width {
             // In range: the header was checked to describe no more than the file holds.

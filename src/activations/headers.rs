@@ -1,6 +1,7 @@
 //! What one file of activations holds, from its header.
 
 use super::Part;
+use super::unfold::{Convolution, Unfolding};
 use crate::element::Element;
 use crate::storage::json::UniqueKeys;
 use crate::storage::{Problem, Problems, Source, npy, quoted, safetensors};
@@ -37,28 +38,49 @@ impl FileContent {
         }
         let mut problems = Problems::default();
         let header = safetensors::Header::read(source)?;
-        let sites = match header.metadata.get("cntlora") {
+        let named = match header.metadata.get("cntlora") {
             Some(text) => problems.collect(named_sites(text).map_err(|p| p.in_file(source.path()))),
             None => None,
         };
+        let NamedSites { sites, convolutions } = named.unwrap_or_default();
+        if let Some(site) = convolutions.keys().find(|site| !header.tensors.contains_key(*site)) {
+            let what = format!(
+                "the metadata describes the convolution {}, but there is no such tensor",
+                quoted(site)
+            );
+            problems.push(Problem::data(what).in_file(source.path()));
+        }
         let tensors = header
             .tensors
             .iter()
             .filter_map(|(name, tensor)| {
-                let rows = safetensors_rows(name, tensor);
+                let rows = safetensors_rows(name, tensor, convolutions.get(name));
                 problems.collect(rows.map_err(|p| p.in_file(source.path()).in_tensor(name)))
             })
             .collect();
-        problems.or_ok(Self { tensors, sites: sites.unwrap_or_default() })
+        problems.or_ok(Self { tensors, sites })
     }
 }
 
-fn safetensors_rows(name: &str, tensor: &safetensors::Tensor) -> Result<StoredRows, Problem> {
+fn safetensors_rows(
+    name: &str,
+    tensor: &safetensors::Tensor,
+    convolution: Option<&Convolution>,
+) -> Result<StoredRows, Problem> {
     let element = Element::from_name(&tensor.dtype).ok_or_else(|| {
         Problem::data(format!("expected F64, F32, F16 or BF16 numbers, found {}", quoted(&tensor.dtype)))
             .help("record activations as floating-point numbers, and keep other tensors in another file")
     })?;
-    let (rows, width) = flatten(&tensor.shape)?;
+    let (rows, width, unfolding) = match convolution {
+        None => {
+            let (rows, width) = flatten(&tensor.shape)?;
+            (rows, width, None)
+        }
+        Some(convolution) => {
+            let (rows, width, unfolding) = patches(convolution, &tensor.shape)?;
+            (rows, width, Some(unfolding))
+        }
+    };
     let part = Part {
         file: 0,
         rows,
@@ -67,6 +89,7 @@ fn safetensors_rows(name: &str, tensor: &safetensors::Tensor) -> Result<StoredRo
         offset: tensor.offset,
         big_endian: false,
         fortran_order: false,
+        unfolding,
     };
     Ok(StoredRows { site: name.into(), width, part })
 }
@@ -92,6 +115,7 @@ fn npy_rows(source: &Source) -> Result<StoredRows, Problem> {
         offset: header.offset,
         big_endian: header.big_endian,
         fortran_order: header.fortran_order,
+        unfolding: None,
     };
     Ok(StoredRows { site: module.into(), width, part })
 }
@@ -125,8 +149,30 @@ fn flatten(shape: &[u64]) -> Result<(u64, usize), Problem> {
     }
 }
 
-/// The `cntlora` metadata of an activation file: modules by site.
-fn named_sites(text: &str) -> Result<BTreeMap<String, BTreeSet<String>>, Problem> {
+/// Rows and width of the patches of a convolution's inputs, and how they are made.
+fn patches(convolution: &Convolution, shape: &[u64]) -> Result<(u64, usize, Unfolding), Problem> {
+    convolution.check()?;
+    let (images, unfolding) = convolution.unfolding(shape)?;
+    let rows = unfolding.patches().and_then(|patches| patches.checked_mul(images));
+    let numbers = rows.zip(unfolding.width()).and_then(|(rows, width)| rows.checked_mul(width as u64));
+    let size = numbers.and_then(|numbers| numbers.checked_mul(size_of::<f64>() as u64));
+    match (rows, unfolding.width(), size) {
+        (Some(rows), Some(width), Some(_)) => Ok((rows, width, unfolding)),
+        _ => Err(Problem::data(format!("expected patches that can be counted, found the shape {shape:?}"))),
+    }
+}
+
+/// What the metadata of an activation file says.
+#[derive(Default)]
+struct NamedSites {
+    /// Modules by site.
+    sites: BTreeMap<String, BTreeSet<String>>,
+    /// The sites that are the inputs of convolutions.
+    convolutions: BTreeMap<String, Convolution>,
+}
+
+/// The `cntlora` metadata of an activation file.
+fn named_sites(text: &str) -> Result<NamedSites, Problem> {
     let invalid = |error: serde_json::Error| {
         Problem::data(format!("the metadata entry \"cntlora\" cannot be understood: {error}"))
             .help(r#"expected {"format":"activations","version":1,"sites":{"<site>":["<module>", ...]}}"#)
@@ -152,6 +198,7 @@ fn named_sites(text: &str) -> Result<BTreeMap<String, BTreeSet<String>>, Problem
     #[derive(serde::Deserialize)]
     struct Content {
         sites: UniqueKeys<BTreeSet<String>>,
+        convolutions: Option<UniqueKeys<Convolution>>,
     }
     let content: Content = serde_json::from_str(text).map_err(invalid)?;
     let sites = content.sites.0;
@@ -160,6 +207,9 @@ fn named_sites(text: &str) -> Result<BTreeMap<String, BTreeSet<String>>, Problem
             Err(Problem::data(format!("the metadata names no module for site {}", quoted(site)))
                 .help("name the modules that read it, or leave the site out of the metadata"))
         }
-        None => Ok(sites),
+        None => {
+            let convolutions = content.convolutions.map(|keys| keys.0).unwrap_or_default();
+            Ok(NamedSites { sites, convolutions })
+        }
     }
 }

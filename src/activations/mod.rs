@@ -6,6 +6,11 @@
 //! metadata entry `cntlora`, `{"format":"activations","version":1,"sites":{"<site>":["<module>", …]}}`, says which modules
 //! read a site, for all files of the set. A tensor that no file names a site is the site of the module of its own name.
 //!
+//! The inputs of a convolution are given as rows of unfolded patches, `channels · Π kernel` numbers each in the order of the weight,
+//! or as they are, `[images, channels, space…]`: then the metadata has an entry
+//! `"convolutions":{"<site>":{"kernel":[3,3],"stride":[1,1],"padding":[1,1]}}`, and patches are unfolded while they are read.
+//! `dilation` and `groups` may be told too; what PEFT cannot adapt is refused.
+//!
 //! A **`.npy`** file `<module>.npy` holds the site of one module, in C order or, with two axes, in Fortran order, of either
 //! byte order. `<module>.<part>.npy` holds a part of it. Whatever stands after the last dot is a part number if it is all
 //! digits: a module whose own name ends in a number, such as `layers.3`, is stored as `layers.3.0.npy`.
@@ -16,12 +21,13 @@
 //! # Where things are
 //!
 //! `files` finds the files, `headers` says what one of them holds, this module puts the sites together, `spans` cuts their rows
-//! into blocks, and `blocks` reads these.
+//! into blocks, and `blocks` reads these, with the patches that `unfold` makes.
 
 mod blocks;
 mod files;
 mod headers;
 mod spans;
+mod unfold;
 
 pub use blocks::{Block, Blocks};
 pub use spans::Span;
@@ -34,6 +40,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
+use unfold::Unfolding;
 
 /// Files with recorded activations, opened and checked by their headers.
 #[derive(Debug)]
@@ -73,6 +80,18 @@ pub struct Part {
     big_endian: bool,
     /// Whether columns are stored one after the other, and not rows.
     fortran_order: bool,
+    /// How rows are made of the inputs of a convolution.
+    unfolding: Option<Unfolding>,
+}
+
+impl Part {
+    /// Numbers that are stored.
+    fn numbers(&self, width: usize) -> u64 {
+        match &self.unfolding {
+            None => self.rows * width as u64,
+            Some(unfolding) => self.rows / unfolding.patches().unwrap_or(1) * unfolding.image() as u64,
+        }
+    }
 }
 
 impl Site {
@@ -98,7 +117,7 @@ impl Site {
 
     /// Bytes in all parts.
     pub fn bytes(&self) -> u64 {
-        let bytes = |part: &Part| part.rows * self.width as u64 * part.element.size() as u64;
+        let bytes = |part: &Part| part.numbers(self.width) * part.element.size() as u64;
         self.parts.iter().map(bytes).fold(0, u64::saturating_add)
     }
 }

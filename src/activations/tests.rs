@@ -101,6 +101,7 @@ pub(super) fn site_of_parts(rows: &[u8]) -> Site {
         offset: 0,
         big_endian: false,
         fortran_order: false,
+        unfolding: None,
     };
     Site { name: "q".into(), width: 1, modules: Vec::new(), parts: rows.iter().map(part).collect() }
 }
@@ -335,6 +336,44 @@ fn paths_are_checked() {
         let (text, found) = problem(paths);
         assert!(text.contains(words), "expected {words:?} in: {text}");
         assert_eq!(found, category, "{text}");
+    }
+}
+
+/// Patches that are unfolded while they are read are those that the metadata describes, whatever the blocks and the files.
+#[test]
+fn inputs_of_convolutions_are_unfolded_while_they_are_read() {
+    let metadata = |convolutions: &str| {
+        let sites = r#"{"c":["c"]}"#;
+        format!(r#"{{"format":"activations","version":1,"sites":{sites},"convolutions":{convolutions}}}"#)
+    };
+    let line = metadata(r#"{"c":{"kernel":[2],"stride":[1],"padding":[1]}}"#);
+    let file = || tensors(Some(&line), &[("c", "BF16", &[2, 2, 3])]);
+    let set_of = set(&[("a.safetensors", file()), ("b.safetensors", file())]).unwrap();
+    let site = set_of.site("c").unwrap();
+    assert_eq!((site.width, site.rows(), site.bytes()), (4, 16, 2 * 12 * 2));
+    let image = |first: f64| {
+        let at = |channel: f64, place: usize| match place {
+            1..=3 => first + channel * 3.0 + place as f64 - 1.0,
+            _ => 0.0,
+        };
+        let patch = move |place| [at(0.0, place), at(0.0, place + 1), at(1.0, place), at(1.0, place + 1)];
+        (0..4).flat_map(patch).collect::<Vec<f64>>()
+    };
+    let expected = [image(0.0), image(6.0), image(0.0), image(6.0)].concat();
+    for rows in [1, 3, 100] {
+        assert_eq!(stream(&set_of, "c", rows), expected);
+    }
+
+    for (convolutions, complaint) in [
+        (r#"{"c":{"kernel":[2],"stride":[1],"padding":[1],"dilation":[2]}}"#, "dilation [2]"),
+        (r#"{"c":{"kernel":[2,2],"stride":[1,1],"padding":[0,0]}}"#, "2 axes of space], found [2, 2, 3]"),
+        (r#"{"d":{"kernel":[2],"stride":[1],"padding":[1]}}"#, r#"describes the convolution "d""#),
+        (r#"{"c":{"kernel":[2]}}"#, "missing field `stride`"),
+    ] {
+        let file = tensors(Some(&metadata(convolutions)), &[("c", "F32", &[2, 2, 3])]);
+        let problems = set(&[("a.safetensors", file)]).unwrap_err();
+        assert!(problems.to_string().contains(complaint), "{problems}");
+        assert_eq!(problems.category(), Category::Data);
     }
 }
 

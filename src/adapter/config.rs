@@ -4,6 +4,7 @@
 //! `rank_pattern` and `alpha_pattern`.
 
 use super::Adapter;
+use crate::factors::LayerShape;
 use crate::storage::quoted;
 use regex::Regex;
 use serde::Deserialize;
@@ -30,6 +31,9 @@ pub struct Config {
     /// Whether the scale is `alpha / √rank` instead of `alpha / rank`.
     #[serde(default)]
     pub use_rslora: bool,
+    /// Whether weights are stored as `[inputs, outputs]`, where the model has both kinds of layers.
+    #[serde(default)]
+    pub fan_in_fan_out: bool,
     /// Which modules are adapted.
     #[serde(default)]
     pub target_modules: Option<Targets>,
@@ -193,7 +197,7 @@ pub(super) fn to_json(adapter: &Adapter, other_modules: &BTreeSet<String>) -> Va
         "alpha_pattern": alpha_pattern,
         "base_model_name_or_path": adapter.base,
         "bias": "none",
-        "fan_in_fan_out": false,
+        "fan_in_fan_out": adapter.shapes.values().any(|shape| *shape == LayerShape::Transposed),
         "inference_mode": false,
         // Anything else would initialize again, or rewrite the base weights again, when the adapter is loaded.
         "init_lora_weights": true,

@@ -4,7 +4,6 @@ use super::testing::{adapter, factors, files, provenance, write_tensors};
 use super::*;
 use crate::storage::faults::{Faults, Step, inject};
 use crate::storage::{Access, Category, Checkpoint, Problems};
-use std::collections::BTreeSet;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
@@ -77,6 +76,36 @@ fn an_adapter_is_old_complete_or_none() {
         write_adapter(folder, "old").unwrap();
     };
     all_faults(prepare, |folder| write_adapter(folder, "new"), |files| files.contains_key(CONFIG_FILE));
+}
+
+/// Nor is there an adapter of one format beside what is left of one in another.
+#[test]
+fn an_adapter_of_one_file_is_old_complete_or_none() {
+    let adapter = |module| adapter([(module, factors(2, 3, 1))]);
+    let kohya = |folder: &Path, module| {
+        let format = (SingleFile::Kohya, Component::Unet);
+        write_single_file(folder, &adapter(module), Element::F32, &provenance("update", &[]), &[], format)
+    };
+    let loads = |files: &Files| files.contains_key(CONFIG_FILE) || files.contains_key("lora.safetensors");
+    let from_peft = |folder: &Path| {
+        fs::create_dir(folder).unwrap();
+        write_adapter(folder, "old").unwrap();
+    };
+    let from_kohya = |folder: &Path| {
+        fs::create_dir(folder).unwrap();
+        kohya(folder, "old").unwrap();
+    };
+    all_faults(from_peft, |folder| kohya(folder, "new"), loads);
+    all_faults(from_kohya, |folder| kohya(folder, "new"), loads);
+
+    let folder = tempfile::tempdir().unwrap();
+    write_adapter(folder.path(), "old").unwrap();
+    kohya(folder.path(), "new").unwrap();
+    let left: Vec<String> = files(folder.path()).into_keys().collect();
+    assert_eq!(left, [RECORD_FILE, SingleFile::Kohya.file_name()]);
+    assert!(is_complete(folder.path()));
+    retire(folder.path()).unwrap();
+    assert!(!is_complete(folder.path()));
 }
 
 /// A model of two shards or of one file, with a configuration that differs between them.

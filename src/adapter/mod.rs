@@ -2,6 +2,7 @@
 //! was written. How the factors came about is not known here.
 
 mod config;
+mod convert;
 #[cfg(test)]
 mod faults;
 mod folder;
@@ -10,24 +11,31 @@ mod read;
 mod record;
 mod replace;
 mod residual;
+mod single_file;
 #[cfg(test)]
 mod testing;
 mod verify;
 
 pub use config::{Config, Patterns, Targets};
+pub use convert::{Conversion, convert};
 pub use folder::refuse_occupied;
-pub use peft::{other_modules, retire_peft, write_peft};
+pub use peft::{other_modules, write_peft};
 pub use read::{PeftAdapter, PeftLayer};
-pub use record::{FileRecord, RECORD_FILE};
+pub use record::{FileRecord, Origin, RECORD_FILE};
 pub use replace::remove_residual_base;
 pub use residual::{StagedBase, refuse_model_folder, stage_residual_base, write_residual_base};
+pub use single_file::{Component, SingleFile, write_single_file};
 pub use verify::{Check, Outcome, Verification, verify};
 
 use crate::element::Element;
-use crate::factors::Factors;
-use crate::storage::Problem;
+use crate::factors::{Factors, LayerShape};
+use crate::storage::{Problem, Problems};
 use faer::MatRef;
-use std::collections::BTreeMap;
+use folder::OutputFolder;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 /// The tensors of a PEFT adapter.
 pub const TENSORS_FILE: &str = "adapter_model.safetensors";
@@ -38,10 +46,85 @@ pub const CONFIG_FILE: &str = "adapter_config.json";
 pub struct Adapter {
     /// Factors by module name.
     pub layers: BTreeMap<String, Factors>,
+    /// How the weights of the layers are stored that are not stored as those of linear layers.
+    pub shapes: BTreeMap<String, LayerShape>,
     /// The adapter adds `scale · B A`.
     pub scale: f64,
     /// `base_model_name_or_path` of its configuration.
     pub base: String,
+}
+
+impl Adapter {
+    /// How the weight of a layer is stored.
+    pub fn shape(&self, module: &str) -> &LayerShape {
+        self.shapes.get(module).unwrap_or(&LayerShape::Linear)
+    }
+
+    /// The adapter that takes away what this one adds. Beside it, the base computes what it does without either.
+    pub fn negated(&self) -> Self {
+        let negated = |factors: &Factors| Factors { a: factors.a.clone(), b: -&factors.b };
+        Self {
+            layers: self.layers.iter().map(|(module, factors)| (module.clone(), negated(factors))).collect(),
+            shapes: self.shapes.clone(),
+            scale: self.scale,
+            base: self.base.clone(),
+        }
+    }
+}
+
+/// How an adapter is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Format {
+    /// A folder of PEFT.
+    #[default]
+    Peft,
+    /// One file, for this part of a pipeline.
+    SingleFile(SingleFile, Component),
+}
+
+/// Writes an adapter in a format: [`write_peft`] or [`write_single_file`]. `beside` are further files of the folder, by name.
+///
+/// # Errors
+/// Those of the writer.
+pub fn write_adapter(
+    folder: &Path,
+    adapter: &Adapter,
+    element: Element,
+    provenance: &Map<String, Value>,
+    other_modules: &BTreeSet<String>,
+    beside: &[(&str, &[u8])],
+    format: Format,
+) -> Result<(), Problems> {
+    match format {
+        Format::Peft => write_peft(folder, adapter, element, provenance, other_modules, beside),
+        Format::SingleFile(format, component) => {
+            write_single_file(folder, adapter, element, provenance, beside, (format, component))
+        }
+    }
+}
+
+/// Whether a folder holds the file that a writer puts in place last: the adapter in it is complete.
+pub fn is_complete(folder: &Path) -> bool {
+    last_files().any(|name| folder.join(name).exists())
+}
+
+/// Removes the file that makes an adapter complete, in whatever format it is: to be done before the base that it belongs to
+/// changes.
+///
+/// # Errors
+/// An I/O problem if it cannot be removed.
+pub fn retire(folder: &Path) -> Result<(), Problem> {
+    if folder.is_dir() {
+        let output = OutputFolder::open(folder)?;
+        last_files().try_for_each(|name| output.remove(name))?;
+    }
+    Ok(())
+}
+
+/// The files that the writers put in place last.
+fn last_files() -> impl Iterator<Item = &'static str> {
+    [CONFIG_FILE].into_iter().chain(SingleFile::ALL.map(SingleFile::file_name))
 }
 
 /// The key prefix of every tensor of a PEFT adapter.

@@ -7,6 +7,7 @@ use super::{
     encode,
 };
 use crate::element::Element;
+use crate::factors::Factors;
 use crate::storage::safetensors::Layout;
 use crate::storage::{Checkpoint, Hashing, Problem, Problems, quoted};
 use faer::MatRef;
@@ -40,17 +41,15 @@ pub fn write_peft(
 
     let tensors = tensors(adapter);
     let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
-    let shapes = tensors.iter().map(|(key, factor)| {
-        let shape = vec![factor.nrows() as u64, factor.ncols() as u64];
-        (key.clone(), (element.name().to_owned(), shape))
-    });
+    let shapes =
+        tensors.iter().map(|(key, (_, shape))| (key.clone(), (element.name().to_owned(), shape.clone())));
     let layout = Layout::new(&metadata, &shapes.collect());
     let mut tensors_file = output.create(TENSORS_FILE)?;
     let mut hashing = Hashing::default();
     hashing.update(layout.header());
     write_all(&mut tensors_file, layout.header())?;
     let mut problems = Problems::default();
-    for (key, factor) in &tensors {
+    for (key, (factor, _)) in &tensors {
         if let Some(bytes) =
             problems.collect(finite_bytes(*factor, element).map_err(|problem| problem.in_tensor(key)))
         {
@@ -83,14 +82,6 @@ pub fn write_peft(
     Ok(())
 }
 
-/// Removes the configuration of an adapter, so that it is none: to be done before the base that it belongs to changes.
-///
-/// # Errors
-/// An I/O problem if it cannot be removed.
-pub fn retire_peft(folder: &Path) -> Result<(), Problem> {
-    if folder.is_dir() { OutputFolder::open(folder)?.remove(CONFIG_FILE) } else { Ok(()) }
-}
-
 /// The modules of a checkpoint, other than those of the adapted tensors, that have a weight.
 ///
 /// They go by their checkpoint names, which for some models differ from the runtime names.
@@ -99,18 +90,22 @@ pub fn other_modules(checkpoint: &Checkpoint, adapted: &BTreeSet<&str>) -> BTree
     others.filter_map(|name| name.strip_suffix(".weight")).map(str::to_owned).collect()
 }
 
-/// The factors by tensor name, whose order is that of the file.
-fn tensors(adapter: &Adapter) -> BTreeMap<String, MatRef<'_, f32>> {
+/// The factors and their shapes by tensor name, whose order is that of the file.
+fn tensors(adapter: &Adapter) -> BTreeMap<String, (MatRef<'_, f32>, Vec<u64>)> {
     let pairs = adapter.layers.iter().flat_map(|(module, factors)| {
+        let Factors { a, b } = factors;
+        let shape = adapter.shape(module);
+        let down = shape.of_down(a.nrows() as u64, a.ncols() as u64);
+        let up = shape.of_up(b.nrows() as u64, b.ncols() as u64);
         [
-            (format!("{PREFIX}{module}{A_SUFFIX}"), factors.a.as_ref()),
-            (format!("{PREFIX}{module}{B_SUFFIX}"), factors.b.as_ref()),
+            (format!("{PREFIX}{module}{A_SUFFIX}"), (a.as_ref(), down)),
+            (format!("{PREFIX}{module}{B_SUFFIX}"), (b.as_ref(), up)),
         ]
     });
     pairs.collect()
 }
 
-fn check(adapter: &Adapter, element: Element) -> Result<(), Problems> {
+pub(super) fn check(adapter: &Adapter, element: Element) -> Result<(), Problems> {
     let mut problems = Problems::default();
     if element == Element::F64 {
         problems.push(Problem::usage("expected F32, F16 or BF16 as the format of the factors, found F64"));
@@ -134,7 +129,7 @@ fn check(adapter: &Adapter, element: Element) -> Result<(), Problems> {
 }
 
 /// The bytes of a factor, all of them finite numbers.
-fn finite_bytes(factor: MatRef<'_, f32>, element: Element) -> Result<Vec<u8>, Problem> {
+pub(super) fn finite_bytes(factor: MatRef<'_, f32>, element: Element) -> Result<Vec<u8>, Problem> {
     let bytes = encode(factor, element);
     let mut rounded = vec![0.0; bytes.len() / element.size()];
     element.decode_f32(&bytes, &mut rounded);
@@ -155,7 +150,7 @@ fn finite_bytes(factor: MatRef<'_, f32>, element: Element) -> Result<Vec<u8>, Pr
 }
 
 /// JSON with sorted keys, indented, with a newline at the end.
-fn pretty(value: &Value) -> String {
+pub(super) fn pretty(value: &Value) -> String {
     format!("{value:#}\n")
 }
 
@@ -166,7 +161,7 @@ mod tests {
         AnyLayers, adapter, checkpoint, factors, files, provenance, rows, write, write_tensors,
     };
     use super::*;
-    use crate::factors::Factors;
+    use crate::factors::LayerShape;
     use crate::storage::{Category, Source};
     use faer::Mat;
     use quickcheck::quickcheck;
@@ -239,6 +234,35 @@ mod tests {
         let text = fs::read_to_string(folder.path().join(RECORD_FILE)).unwrap();
         assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), Value::Object(expected));
         assert!(text.starts_with("{\n  \"files\"") && text.ends_with("}\n"), "{text}");
+    }
+
+    /// The shapes that PEFT gives the factors of a convolution, and the flag that it wants for weights that are stored
+    /// transposed, come back as the kinds of layers.
+    #[test]
+    fn kinds_of_layers_are_written_and_read_back() {
+        let shapes = [("c", LayerShape::Convolution(vec![3, 2])), ("t", LayerShape::Transposed)];
+        for (module, shape) in shapes {
+            let folder = tempfile::tempdir().unwrap();
+            let mut adapter = adapter([(module, factors(5, 12, 2))]);
+            adapter.shapes.insert(module.into(), shape.clone());
+            write(folder.path(), &adapter);
+            let read = PeftAdapter::open(folder.path()).unwrap();
+            let layer = &read.layers()[module];
+            assert_eq!((&layer.shape, layer.outputs, layer.inputs, layer.rank), (&shape, 5, 12, 2));
+            assert_eq!(read.factors(layer).unwrap().a, adapter.layers[module].a);
+            assert_eq!(read.config().unwrap().fan_in_fan_out, shape == LayerShape::Transposed);
+            let bytes = fs::read(folder.path().join(TENSORS_FILE)).unwrap();
+            let stored = SafeTensors::deserialize(&bytes).unwrap();
+            let shape_of =
+                |suffix: &str| stored.tensor(&format!("{PREFIX}{module}{suffix}")).unwrap().shape().to_vec();
+            match shape {
+                LayerShape::Convolution(_) => {
+                    assert_eq!(shape_of(A_SUFFIX), [2, 2, 3, 2]);
+                    assert_eq!(shape_of(B_SUFFIX), [5, 2, 1, 1]);
+                }
+                _ => assert_eq!((shape_of(A_SUFFIX), shape_of(B_SUFFIX)), (vec![2, 12], vec![5, 2])),
+            }
+        }
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! The reader of PEFT folders: headers first, factors of one layer on demand.
 
+use super::single_file::{ALPHA_SUFFIX, DOWN_SUFFIX, SingleFile, UP_SUFFIX};
 use super::{A_SUFFIX, B_SUFFIX, CONFIG_FILE, Config, PREFIX, TENSORS_FILE};
 use crate::element::Element;
-use crate::factors::Factors;
+use crate::factors::{Factors, LayerShape};
+use crate::storage::json::UniqueKeys;
 use crate::storage::safetensors::{Header, Tensor};
 use crate::storage::{Access, Problem, Problems, Source, quoted};
 use faer::Mat;
@@ -11,10 +13,11 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-/// An opened adapter of linear layers.
+/// An opened adapter of linear layers and convolutions: of PEFT, or of one file.
 #[derive(Debug)]
 pub struct PeftAdapter {
-    config: Config,
+    config: Option<Config>,
+    single_file: Option<SingleFile>,
     layers: BTreeMap<String, PeftLayer>,
     source: Source,
 }
@@ -28,6 +31,8 @@ pub struct PeftLayer {
     pub inputs: usize,
     /// Output features `m`.
     pub outputs: usize,
+    /// How the weight is stored; of a linear layer as far as the configuration tells.
+    pub shape: LayerShape,
     /// Scale `s`.
     pub scale: f64,
     /// Number format of both factors.
@@ -41,7 +46,7 @@ impl PeftAdapter {
     ///
     /// # Errors
     /// All that is wrong, together: a missing file, a configuration that is not of LoRA, a tensor that is not the `A`
-    /// or `B` of a linear layer, a factor without its partner, shapes that do not fit each other or the configuration.
+    /// or `B` of such a layer, a factor without its partner, shapes that do not fit each other or the configuration.
     pub fn open(folder: &Path) -> Result<Self, Problems> {
         let mut problems = Problems::default();
         match Self::open_sound_layers(folder, &mut problems) {
@@ -56,22 +61,39 @@ impl PeftAdapter {
             problems.push(problem);
             return None;
         }
-        let config = problems.collect(read_config(&folder.join(CONFIG_FILE)));
-        let tensors = problems.collect(open_tensors(&folder.join(TENSORS_FILE)));
+        let single_file = single_file_in(folder);
+        let config = match single_file {
+            None => problems.collect(read_config(&folder.join(CONFIG_FILE))).map(Some),
+            Some(_) => Some(None),
+        };
+        let tensors = problems.collect(open_tensors(&folder.join(tensors_file(folder))));
         let (config, (source, header)) = (config?, tensors?);
+        let names =
+            problems.collect(module_names(&header).map_err(|problem| problem.in_file(source.path())))?;
+        let pairs = pairs(header, single_file, &source, problems);
+        let prefix = single_file.map_or("", |format| format.common_prefix(pairs.keys().map(String::as_str)));
         let mut layers = BTreeMap::new();
-        for (module, pair) in pairs(header, &source, problems) {
-            let layer = pair.layer(&module, &config).map_err(|problem| problem.in_file(source.path()));
+        for (name, pair) in pairs {
+            let known = names.get(&name).cloned();
+            let module = known.unwrap_or_else(|| name.strip_prefix(prefix).unwrap_or(&name).to_owned());
+            let layer = pair
+                .layer(&name, &module, config.as_ref(), single_file, &source)
+                .map_err(|problem| problem.in_file(source.path()));
             if let Some(layer) = problems.collect(layer) {
                 layers.insert(module, layer);
             }
         }
-        Some(Self { config, layers, source })
+        Some(Self { config, single_file, layers, source })
     }
 
-    /// The configuration.
-    pub fn config(&self) -> &Config {
-        &self.config
+    /// The configuration of an adapter of PEFT.
+    pub fn config(&self) -> Option<&Config> {
+        self.config.as_ref()
+    }
+
+    /// The format of an adapter of one file.
+    pub fn single_file(&self) -> Option<SingleFile> {
+        self.single_file
     }
 
     /// The layers, by runtime module name.
@@ -160,28 +182,71 @@ fn open_tensors(path: &Path) -> Result<(Source, Header), Problem> {
     Ok((source, header))
 }
 
-/// The two tensors of a module, as far as they are there.
+/// The format of the adapter in a folder, if it is of one file.
+fn single_file_in(folder: &Path) -> Option<SingleFile> {
+    let holds = |name: &str| !is_missing(&folder.join(name));
+    SingleFile::ALL
+        .into_iter()
+        .find(|format| holds(format.file_name()) && !holds(CONFIG_FILE) && !holds(TENSORS_FILE))
+}
+
+/// The file that holds the tensors of the adapter in a folder.
+pub(super) fn tensors_file(folder: &Path) -> &'static str {
+    single_file_in(folder).map_or(TENSORS_FILE, SingleFile::file_name)
+}
+
+/// What the metadata says of the modules that names stand for.
+fn module_names(header: &Header) -> Result<BTreeMap<String, String>, Problem> {
+    let Some(text) = header.metadata.get("cntlora_modules") else { return Ok(BTreeMap::new()) };
+    serde_json::from_str::<UniqueKeys<String>>(text).map(|names| names.0).map_err(|error| {
+        Problem::data(format!("the metadata entry \"cntlora_modules\" cannot be understood: {error}"))
+            .help("write the adapter again")
+    })
+}
+
+/// The tensors of a module, as far as they are there.
 #[derive(Default)]
 struct Pair {
     a: Option<Tensor>,
     b: Option<Tensor>,
+    alpha: Option<Tensor>,
 }
 
-fn pairs(header: Header, source: &Source, problems: &mut Problems) -> BTreeMap<String, Pair> {
+/// What stands before and after the name of a module, for `A`, for `B`, and for the number that kohya has.
+fn affixes(format: Option<SingleFile>) -> (&'static str, [&'static str; 2]) {
+    match format {
+        None => (PREFIX, [A_SUFFIX, B_SUFFIX]),
+        Some(SingleFile::Diffusers) => ("", [A_SUFFIX, B_SUFFIX]),
+        Some(SingleFile::Kohya) => ("", [DOWN_SUFFIX, UP_SUFFIX]),
+    }
+}
+
+fn pairs(
+    header: Header,
+    format: Option<SingleFile>,
+    source: &Source,
+    problems: &mut Problems,
+) -> BTreeMap<String, Pair> {
+    let (prefix, [down, up]) = affixes(format);
     let mut pairs: BTreeMap<String, Pair> = BTreeMap::new();
     for (key, tensor) in header.tensors {
-        let name = key.strip_prefix(PREFIX);
-        if let Some(module) = name.and_then(|name| name.strip_suffix(A_SUFFIX)) {
+        let name = key.strip_prefix(prefix);
+        if let Some(module) = name.and_then(|name| name.strip_suffix(down)) {
             pairs.entry(module.into()).or_default().a = Some(tensor);
-        } else if let Some(module) = name.and_then(|name| name.strip_suffix(B_SUFFIX)) {
+        } else if let Some(module) = name.and_then(|name| name.strip_suffix(up)) {
             pairs.entry(module.into()).or_default().b = Some(tensor);
+        } else if let Some(module) = name.and_then(|name| name.strip_suffix(ALPHA_SUFFIX))
+            && format == Some(SingleFile::Kohya)
+        {
+            pairs.entry(module.into()).or_default().alpha = Some(tensor);
         } else {
-            let expected =
-                format!("expected a name like {PREFIX}MODULE{A_SUFFIX} or {PREFIX}MODULE{B_SUFFIX}");
+            let expected = format!("expected a name like {prefix}MODULE{down} or {prefix}MODULE{up}");
             problems.push(
-                Problem::data(format!("{expected}: only adapters of linear layers are read"))
-                    .in_file(source.path())
-                    .in_tensor(&key),
+                Problem::data(format!(
+                    "{expected}: only adapters of linear layers and convolutions are read"
+                ))
+                .in_file(source.path())
+                .in_tensor(&key),
             );
         }
     }
@@ -189,8 +254,16 @@ fn pairs(header: Header, source: &Source, problems: &mut Problems) -> BTreeMap<S
 }
 
 impl Pair {
-    fn layer(self, module: &str, config: &Config) -> Result<PeftLayer, Problem> {
-        let (a_key, b_key) = (format!("{PREFIX}{module}{A_SUFFIX}"), format!("{PREFIX}{module}{B_SUFFIX}"));
+    fn layer(
+        self,
+        name: &str,
+        module: &str,
+        config: Option<&Config>,
+        format: Option<SingleFile>,
+        source: &Source,
+    ) -> Result<PeftLayer, Problem> {
+        let (prefix, [down, up]) = affixes(format);
+        let (a_key, b_key) = (format!("{prefix}{name}{down}"), format!("{prefix}{name}{up}"));
         let missing = |key: &str, partner: &str| {
             Problem::data(format!("expected this tensor beside {}, found none", quoted(partner)))
                 .in_tensor(key)
@@ -201,14 +274,29 @@ impl Pair {
             matrix_shape(&a, "A, of shape [rank, inputs]").map_err(|p| p.in_tensor(&a_key))?;
         let (outputs, columns) =
             matrix_shape(&b, "B, of shape [outputs, rank]").map_err(|p| p.in_tensor(&b_key))?;
+        let kernel = a.shape.get(2..).unwrap_or_default();
+        if b.shape.get(2..) != Some(&vec![1; kernel.len()][..]) {
+            return Err(Problem::data(format!(
+                "expected {} further axes of length 1, as its A has that many of a kernel, found shape {:?}",
+                kernel.len(),
+                b.shape
+            ))
+            .in_tensor(&b_key));
+        }
+        let shape = match kernel {
+            [] if config.is_some_and(|config| config.fan_in_fan_out) => LayerShape::Transposed,
+            [] => LayerShape::Linear,
+            kernel => LayerShape::Convolution(kernel.to_vec()),
+        };
         if columns != rank {
             return Err(Problem::data(format!(
                 "expected {rank} columns, one per row of its A, found {columns}"
             ))
             .in_tensor(&b_key));
         }
-        if config.rank(module) != rank as u64 {
-            let expected = config.rank(module);
+        if let Some(expected) = config.map(|config| config.rank(module))
+            && expected != rank as u64
+        {
             return Err(Problem::data(format!(
                 "expected rank {expected}, as {CONFIG_FILE} says, found {rank}"
             ))
@@ -224,15 +312,36 @@ impl Pair {
             Problem::data(format!("expected F32, F16, BF16 or F64, found {}", quoted(&a.dtype)))
                 .in_tensor(&a_key)
         })?;
-        let scale = config.scale(module);
-        Ok(PeftLayer { rank, inputs, outputs, scale, element, a, b })
+        let scale = match (config, &self.alpha) {
+            (Some(config), _) => config.scale(module),
+            (None, Some(alpha)) => read_number(alpha, source).map_err(|p| p.in_tensor(name))? / rank as f64,
+            (None, None) => 1.0,
+        };
+        Ok(PeftLayer { rank, inputs, outputs, shape, scale, element, a, b })
     }
 }
 
+/// The one number of a tensor.
+fn read_number(tensor: &Tensor, source: &Source) -> Result<f64, Problem> {
+    let count: Option<u64> = tensor.shape.iter().try_fold(1_u64, |product, axis| product.checked_mul(*axis));
+    let (Some(element), Some(1)) = (Element::from_name(&tensor.dtype), count) else {
+        return Err(Problem::data(format!(
+            "expected a single number as alpha, found shape {:?}",
+            tensor.shape
+        )));
+    };
+    let mut number = [0.0];
+    element.decode_f64(&source.read_vec(tensor.offset, tensor.length)?, &mut number);
+    Ok(number[0])
+}
+
+/// Rows and columns, where the axes of a kernel count as columns.
 fn matrix_shape(tensor: &Tensor, expected: &str) -> Result<(usize, usize), Problem> {
-    match *tensor.shape {
-        [rows, columns] if rows > 0 && columns > 0 => {
-            usize::try_from(rows).ok().zip(usize::try_from(columns).ok())
+    match tensor.shape.as_slice() {
+        [rows, rest @ ..] if *rows > 0 && (1..=4).contains(&rest.len()) => {
+            let columns = rest.iter().try_fold(1_u64, |product, axis| product.checked_mul(*axis));
+            let columns = columns.filter(|&columns| columns > 0);
+            usize::try_from(*rows).ok().zip(columns.and_then(|columns| usize::try_from(columns).ok()))
         }
         _ => None,
     }
@@ -296,7 +405,7 @@ mod tests {
             (CONFIG, vec![a(), wide], "expected 1 columns, one per row of its A, found 2"),
             (CONFIG, vec![a(), half], "expected the format of its A, \"F32\", found \"F16\""),
             (CONFIG, vec![a(), b(), unprefixed], "tensor \"q.lora_A.weight\": expected a name like"),
-            (CONFIG, vec![a(), b(), magnitude], "only adapters of linear layers are read"),
+            (CONFIG, vec![a(), b(), magnitude], "only adapters of linear layers and convolutions are read"),
             (
                 r#"{"peft_type":"LORA"}"#,
                 vec![a(), b()],

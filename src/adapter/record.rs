@@ -3,10 +3,13 @@
 //! The record is the caller's, an open JSON object; this room adds the hashes, and knows the few keys that checking
 //! needs.
 
+use super::read::is_missing;
 use crate::factors::Start;
-use crate::storage::{Hashing, Problem, Source};
+use crate::method::{Form, Method};
+use crate::storage::{Access, Hashing, Problem, Source};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::path::Path;
 
 /// The file that holds the record.
 pub const RECORD_FILE: &str = "cntlora.json";
@@ -48,6 +51,10 @@ pub(super) struct Record {
     pub(super) format: String,
     pub(super) version: u64,
     #[serde(default)]
+    pub(super) model: Option<String>,
+    #[serde(default)]
+    pub(super) residual: Option<String>,
+    #[serde(default)]
     pub(super) method: Option<RecordedMethod>,
     #[serde(default)]
     pub(super) layers: Vec<RecordedLayer>,
@@ -57,6 +64,8 @@ pub(super) struct Record {
 
 #[derive(Debug, Deserialize)]
 pub(super) struct RecordedMethod {
+    #[serde(default)]
+    pub(super) method: Method,
     pub(super) start: Start,
 }
 
@@ -67,10 +76,35 @@ pub(super) struct RecordedLayer {
 }
 
 impl Record {
+    /// What the factors promise, if the record says how they came about.
+    pub(super) fn form(&self) -> Option<Form> {
+        self.method.as_ref().map(|recorded| recorded.method.form(recorded.start))
+    }
+
+    /// Whether a second adapter takes the update away, and not a changed base.
+    pub(super) fn is_anchored(&self) -> bool {
+        self.residual.as_deref() == Some("anchor")
+    }
+
+    /// What the model computes before the first step, if the record says so.
+    pub(super) fn start(&self) -> Option<Start> {
+        self.method.as_ref().map(|recorded| recorded.start)
+    }
+
     /// The `format` of a record.
     pub(super) const FORMAT: &str = "cntlora-adapter";
     /// The newest `version` that is understood.
     pub(super) const VERSION: u64 = 1;
+
+    /// Reads a record, if the file is there.
+    pub(super) fn read(path: &Path) -> Result<Option<Self>, Problem> {
+        if is_missing(path) {
+            return Ok(None);
+        }
+        let source = Source::open(path, Access::Read)?;
+        let bytes = source.read_vec(0, source.length())?;
+        Self::parse(&bytes).map(Some).map_err(|problem| problem.in_file(path))
+    }
 
     /// Parses a record that this version of the tool understands.
     pub(super) fn parse(bytes: &[u8]) -> Result<Self, Problem> {
@@ -90,6 +124,32 @@ impl Record {
             .help("check it with a newer version of cntlora"));
         }
         Ok(record)
+    }
+}
+
+/// Where an adapter comes from, as far as that is recorded beside it.
+#[derive(Clone, Debug, Default)]
+pub struct Origin {
+    /// What the model computes before the first step.
+    pub start: Option<Start>,
+    /// The model as it was named.
+    pub model: Option<String>,
+    /// Names of the adapted weights in its checkpoint, by module.
+    pub tensors: BTreeMap<String, String>,
+}
+
+impl Origin {
+    /// Reads the record in the folder of an adapter. Without one, nothing is known.
+    ///
+    /// # Errors
+    /// A data problem for a record that cannot be understood; an I/O problem.
+    pub fn read(folder: &Path) -> Result<Self, Problem> {
+        let Some(record) = Record::read(&folder.join(RECORD_FILE))? else { return Ok(Self::default()) };
+        Ok(Self {
+            start: record.start(),
+            model: record.model,
+            tensors: record.layers.into_iter().map(|layer| (layer.module, layer.tensor)).collect(),
+        })
     }
 }
 

@@ -20,7 +20,8 @@ const INDEX_FILE: &str = "model.safetensors.index.json";
 /// Bytes that are read at once.
 const BLOCK: u64 = 1 << 20;
 
-/// Writes the checkpoint again with `W − s B A` in place of each adapted weight: `layers` maps tensor name → factors.
+/// Writes the checkpoint again with `W − s B A` in place of each adapted weight: `layers` maps tensor name → factors of the
+/// weight as it is stored.
 ///
 /// `element` is the number format of the adapter's file: the factors are rounded to it first, so that what PEFT adds is
 /// what was taken away. The difference is computed in f64 and rounded to the format of the weight. Every other byte of
@@ -202,7 +203,11 @@ impl<'a> Residual<'a> {
         check_shapes(factors)?;
         let Factors { a, b } = factors;
         let expected = [b.nrows() as u64, a.ncols() as u64];
-        if tensor.shape != expected {
+        // A kernel is part of the input features.
+        let [first, rest @ ..] = tensor.shape.as_slice() else {
+            return Err(Problem::data("expected a matrix, found a number"));
+        };
+        if [*first, rest.iter().product()] != expected || rest.is_empty() {
             return Err(Problem::data(format!(
                 "expected shape {expected:?}, as its factors have it, found {:?}",
                 tensor.shape

@@ -22,7 +22,7 @@ pub(super) fn factors(outputs: usize, inputs: usize, rank: usize) -> Factors {
 
 pub(super) fn adapter(layers: impl IntoIterator<Item = (&'static str, Factors)>) -> Adapter {
     let layers = layers.into_iter().map(|(module, factors)| (module.into(), factors)).collect();
-    Adapter { layers, scale: 2.0, base: "tiny".into() }
+    Adapter { layers, shapes: BTreeMap::new(), scale: 2.0, base: "tiny".into() }
 }
 
 /// The record that callers write, with a start.
@@ -105,6 +105,6 @@ impl AnyLayers {
         let layers = self.0.iter().map(|(ModuleName(name), &(outputs, inputs, rank))| {
             (name.clone(), factors(outputs, inputs, rank))
         });
-        Adapter { layers: layers.collect(), scale: 0.3, base: "any".into() }
+        Adapter { layers: layers.collect(), shapes: BTreeMap::new(), scale: 0.3, base: "any".into() }
     }
 }

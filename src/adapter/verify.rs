@@ -1,10 +1,11 @@
 //! The check that re-reads what was written.
 
-use super::read::is_missing;
+use super::read::{is_missing, tensors_file};
 use super::record::Record;
-use super::{CONFIG_FILE, Config, FileRecord, PeftAdapter, PeftLayer, RECORD_FILE, TENSORS_FILE, Targets};
+use super::{CONFIG_FILE, Config, FileRecord, PeftAdapter, PeftLayer, RECORD_FILE, SingleFile, Targets};
 use crate::element::Element;
-use crate::factors::{Factors, Start};
+use crate::factors::{Factors, LayerShape, Start};
+use crate::method::Form;
 use crate::storage::{Access, Checkpoint, Problem, Problems, Source, quoted};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, MatRef, Par};
@@ -71,18 +72,24 @@ pub fn verify(
 ) -> Result<Verification, Problems> {
     let mut problems = Problems::default();
     let adapter = PeftAdapter::open_sound_layers(folder, &mut problems);
-    let record = problems.collect(read_record(&folder.join(RECORD_FILE))).flatten();
+    let record = problems.collect(Record::read(&folder.join(RECORD_FILE))).flatten();
     if let Some(record) = &record {
         problems.collect(check_hash(folder, record));
     }
     let Some(adapter) = adapter else { return Err(problems) };
-    check_targets(&adapter, &folder.join(CONFIG_FILE), &mut problems);
-    let start = record.as_ref().and_then(|record| record.method.as_ref()).map(|method| method.start);
+    match adapter.config() {
+        Some(config) => check_targets(&adapter, config, &folder.join(CONFIG_FILE), &mut problems),
+        None => check_not_empty(&adapter, &mut problems),
+    }
+    let start = record.as_ref().and_then(Record::start);
+    // Where the factors hold the scale, they are no longer those that the method made.
+    let holds_scale = adapter.single_file() == Some(SingleFile::Diffusers);
+    let form = record.as_ref().and_then(Record::form).filter(|_| !holds_scale);
     let weights = Weights { base, tensors, record: record.as_ref() };
     let mut largest_relative_update = base.map(|_| 0.0);
     for (module, layer) in adapter.layers() {
         if let Some(relative) =
-            problems.collect(check_layer(&adapter, module, layer, start, &weights)).flatten()
+            problems.collect(check_layer(&adapter, module, layer, form, &weights)).flatten()
         {
             largest_relative_update = largest_relative_update.map(|largest: f64| largest.max(relative));
         }
@@ -92,7 +99,7 @@ pub fn verify(
     let layers = || adapter.layers().values();
     let ranks = || layers().map(|layer| layer.rank);
     Ok(Verification {
-        checks: checks(record.is_some(), start, base.is_some()),
+        checks: checks(record.is_some(), form, holds_scale, adapter.config().is_some(), base.is_some()),
         layers: adapter.layers().len() as u64,
         parameters: layers().map(|layer| (layer.rank * (layer.inputs + layer.outputs)) as u64).sum(),
         bytes: adapter.source().length(),
@@ -100,24 +107,38 @@ pub fn verify(
         max_rank: ranks().max().unwrap_or(0),
         scale: common_scale(layers().map(|layer| layer.scale)),
         largest_relative_update,
-        notes: notes(start, adapter.config()),
+        notes: notes(start, record.as_ref().is_some_and(Record::is_anchored), adapter.config()),
     })
 }
 
-fn checks(recorded: bool, start: Option<Start>, with_base: bool) -> Vec<Check> {
+fn checks(
+    recorded: bool,
+    form: Option<Form>,
+    holds_scale: bool,
+    with_config: bool,
+    with_base: bool,
+) -> Vec<Check> {
     let no_record = format!("there is no {RECORD_FILE}");
-    let no_start = if recorded { format!("{RECORD_FILE} names no start") } else { no_record.clone() };
-    let factors = match start {
-        Some(Start::Zero) => "B is zero, and the rows of A are orthonormal",
-        Some(Start::Update | Start::Residual) | None => "the factors are balanced: BᵀB = A Aᵀ",
+    let no_start = match (recorded, holds_scale) {
+        (true, true) => "the factors hold the scale".to_owned(),
+        (true, false) => format!("{RECORD_FILE} names no start"),
+        (false, _) => no_record.clone(),
+    };
+    let no_config = || (!with_config).then(|| "an adapter of one file has no configuration".to_owned());
+    let factors = match form {
+        Some(Form::Balanced) | None => "the factors are balanced: BᵀB = A Aᵀ",
+        Some(Form::OrthonormalUp) => "the columns of B are orthonormal",
+        Some(Form::OrthonormalDown) => "B is zero, and the rows of A are orthonormal",
+        Some(Form::ZeroUp) => "B is zero",
+        Some(Form::ZeroProduct) => "the product B A is zero",
     };
     [
-        ("the files are complete, and the configuration is one of LoRA", None),
-        ("target_modules names exactly the modules that have tensors", None),
+        ("the files are complete, and the configuration is one of LoRA", no_config()),
+        ("target_modules names exactly the modules that have tensors", no_config()),
         ("every pair of factors has the shape and the rank that the configuration gives it", None),
         ("every value is finite", None),
         ("the tensors are those that were written", (!recorded).then_some(no_record)),
-        (factors, start.is_none().then_some(no_start)),
+        (factors, form.is_none().then_some(no_start)),
         (
             "every adapted weight is in the base, with a shape that fits",
             (!with_base).then(|| "no base was given".into()),
@@ -130,11 +151,19 @@ fn checks(recorded: bool, start: Option<Start>, with_base: bool) -> Vec<Check> {
     .into()
 }
 
-fn notes(start: Option<Start>, config: &Config) -> Vec<String> {
+fn notes(start: Option<Start>, is_anchored: bool, config: Option<&Config>) -> Vec<String> {
     if start != Some(Start::Residual) {
         return Vec::new();
     }
-    let base = config.base_model_name_or_path.as_deref().unwrap_or_default();
+    if is_anchored {
+        return vec![
+            "this adapter and its anchor belong together: the model computes what it did before with both of them, and the \
+             anchor must stay frozen"
+                .into(),
+        ];
+    }
+    let base =
+        config.and_then(|config| config.base_model_name_or_path.as_deref()).unwrap_or("its record names it");
     vec![format!(
         "this adapter needs the residual base that was written with it ({}); on the original weights it would add the \
          update twice",
@@ -148,21 +177,13 @@ fn common_scale(mut scales: impl Iterator<Item = f64>) -> Option<f64> {
     scales.all(|scale| (scale - first).abs() <= 1e-12 * first.abs()).then_some(first)
 }
 
-fn read_record(path: &Path) -> Result<Option<Record>, Problem> {
-    if is_missing(path) {
-        return Ok(None);
-    }
-    let source = Source::open(path, Access::Read)?;
-    let bytes = source.read_vec(0, source.length())?;
-    Record::parse(&bytes).map(Some).map_err(|problem| problem.in_file(path))
-}
-
 fn check_hash(folder: &Path, record: &Record) -> Result<(), Problem> {
-    let Some(expected) = record.files.get(TENSORS_FILE) else {
-        let problem = Problem::data(format!("expected the hash of {TENSORS_FILE}, found none"));
+    let name = tensors_file(folder);
+    let Some(expected) = record.files.get(name) else {
+        let problem = Problem::data(format!("expected the hash of {name}, found none"));
         return Err(problem.in_file(&folder.join(RECORD_FILE)));
     };
-    let path = folder.join(TENSORS_FILE);
+    let path = folder.join(name);
     if is_missing(&path) {
         // That complaint is made where the tensors are opened.
         return Ok(());
@@ -182,9 +203,9 @@ fn check_hash(folder: &Path, record: &Record) -> Result<(), Problem> {
     .help("it was changed after it was written: write the adapter again"))
 }
 
-fn check_targets(adapter: &PeftAdapter, config_path: &Path, problems: &mut Problems) {
+fn check_targets(adapter: &PeftAdapter, config: &Config, config_path: &Path, problems: &mut Problems) {
     let complain = |what: String| Problem::data(what).in_file(config_path);
-    let Some(targets) = &adapter.config().target_modules else {
+    let Some(targets) = &config.target_modules else {
         problems.push(complain("expected target_modules, found none".into()));
         return;
     };
@@ -206,6 +227,10 @@ fn check_targets(adapter: &PeftAdapter, config_path: &Path, problems: &mut Probl
             )));
         }
     }
+    check_not_empty(adapter, problems);
+}
+
+fn check_not_empty(adapter: &PeftAdapter, problems: &mut Problems) {
     if adapter.layers().is_empty() {
         let problem = Problem::data("expected factors of at least one module, found none");
         problems.push(problem.in_file(adapter.source().path()));
@@ -237,9 +262,12 @@ impl Weights<'_> {
             ))
             .help("give the base that the adapter was made for"));
         };
-        let expected = [layer.outputs as u64, layer.inputs as u64];
-        if stored.tensor.shape != expected {
-            let found = &stored.tensor.shape;
+        let of_shape = |shape: &LayerShape| shape.of_weight(layer.outputs as u64, layer.inputs as u64);
+        let expected = of_shape(&layer.shape);
+        let found = &stored.tensor.shape;
+        // A model with both kinds of layers has linear ones among those that the configuration calls transposed.
+        let linear = layer.shape == LayerShape::Transposed && *found == of_shape(&LayerShape::Linear);
+        if *found != expected && !linear {
             return Err(complain(format!(
                 "expected shape {expected:?}, as its factors have it, found {found:?}"
             )));
@@ -265,7 +293,7 @@ fn check_layer(
     adapter: &PeftAdapter,
     module: &str,
     layer: &PeftLayer,
-    start: Option<Start>,
+    form: Option<Form>,
     weights: &Weights<'_>,
 ) -> Result<Option<f64>, Problems> {
     let mut problems = Problems::default();
@@ -286,8 +314,8 @@ fn check_layer(
         return Err(problems);
     }
     let grams = Grams::of(&factors);
-    if let Some(start) = start {
-        problems.collect(grams.check(start, layer.element).map_err(complain));
+    if let Some(form) = form {
+        problems.collect(grams.check(form, layer.element).map_err(complain));
     }
     let relative = |norm| layer.scale.abs() * grams.product_norm() / norm;
     problems.or_ok(norm.filter(|&norm| norm > 0.0).map(relative))
@@ -325,20 +353,29 @@ impl Grams {
         places.map(|place| self.a[place] * self.b[place]).sum::<f64>().max(0.0).sqrt()
     }
 
-    /// Checks what the start promises of the factors.
-    fn check(&self, start: Start, element: Element) -> Result<(), String> {
+    /// Checks what the factors promise.
+    fn check(&self, form: Form, element: Element) -> Result<(), String> {
         let rank = self.a.nrows();
         let tolerance = 1e-3 + rounding(element, rank);
-        let (expected, found, norm) = match start {
-            Start::Update | Start::Residual => {
+        let identity = Mat::<f64>::identity(rank, rank);
+        let (expected, found, norm) = match form {
+            Form::Balanced => {
                 ("balanced factors, BᵀB = A Aᵀ", (&self.a - &self.b).norm_l2(), self.a.norm_l2())
             }
-            Start::Zero if self.b.norm_l2() != 0.0 => {
+            Form::OrthonormalUp => {
+                ("orthonormal columns of B", (&self.b - &identity).norm_l2(), identity.norm_l2())
+            }
+            Form::OrthonormalDown | Form::ZeroUp if self.b.norm_l2() != 0.0 => {
                 return Err(format!("expected B = 0, found |BᵀB| = {:e}", self.b.norm_l2()));
             }
-            Start::Zero => {
-                let identity = Mat::<f64>::identity(rank, rank);
+            Form::OrthonormalDown => {
                 ("orthonormal rows of A", (&self.a - &identity).norm_l2(), identity.norm_l2())
+            }
+            Form::ZeroUp => return Ok(()),
+            Form::ZeroProduct => {
+                // |B A| ≤ |B| |A|, and |B|² = tr BᵀB.
+                let trace = |gram: &Mat<f64>| gram.diagonal().column_vector().iter().sum::<f64>();
+                ("B A = 0", self.product_norm(), (trace(&self.a) * trace(&self.b)).sqrt())
             }
         };
         if found <= tolerance * norm {

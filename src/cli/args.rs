@@ -1,9 +1,12 @@
 //! The arguments, as clap reads them. Opens nothing and checks nothing that needs a file.
 
+mod values;
 mod work;
 
+pub use values::*;
+
 use super::byte_size::ByteSize;
-use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, builder::NonEmptyStringValueParser};
+use clap::{ArgAction, Args, Parser, Subcommand, builder::NonEmptyStringValueParser};
 use cntlora::plan::Rename;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -41,7 +44,8 @@ pub struct Cli {
 pub struct GlobalArgs {
     /// Print one JSON object instead of text on stdout
     ///
-    /// The report of init and demo, the plan of plan, what moments and merge wrote, the verification of verify, the inspection of inspect.
+    /// The report of init and demo, the plan of plan, what moments and merge wrote, the verification of verify, the inspection of inspect,
+    /// what convert did.
     #[arg(long, global = true)]
     pub json: bool,
 
@@ -71,7 +75,8 @@ pub enum Command {
     #[command(after_help = after_help(
         "  cntlora init model --activations activations --out adapter\n  \
            cntlora init model -a tuning/ --source general/ --target q_proj,v_proj --rank 8 -o adapter\n  \
-           cntlora init model -a tuning/ --rank 16 --budget --rank-multiple 8 -o adapter"
+           cntlora init model -a tuning/ --rank 16 --budget --rank-multiple 8 -o adapter\n  \
+           cntlora init model --method pissa --target q_proj,v_proj -o adapter"
     ))]
     Init(InitArgs),
 
@@ -125,6 +130,19 @@ pub enum Command {
     /// sizes, what was left out, the command and the inputs. init --report writes the same.
     #[command(after_help = after_help("  cntlora report adapter --out report.html"))]
     Report(ReportArgs),
+
+    /// Make a trained adapter fit the original base, or cut one to smaller rank
+    ///
+    /// An adapter from a residual start belongs to the base that was written with it. With the adapter that its training
+    /// started from, --init, it becomes an adapter of twice the rank for the original base, which computes the same. --rank
+    /// cuts the result, and tells what is lost.
+    #[command(after_help = after_help(
+        "  cntlora convert trained --init adapter --out plain\n  \
+           cntlora convert trained --init adapter --rank 16 --out plain\n  \
+           cntlora convert trained --rank 8 --out smaller\n  \
+           cntlora convert adapter --format kohya --out lora"
+    ))]
+    Convert(ConvertArgs),
 
     /// Make a small model and its activations, and compute an adapter for them
     ///
@@ -194,7 +212,9 @@ pub struct JobArgs {
 #[command(next_help_heading = "Inputs")]
 pub struct InputArgs {
     /// Fine-tuning activations: .safetensors and .npy files, and folders of them
-    #[arg(short, long, value_name = "PATH", num_args = 1.., required_unless_present = "moments")]
+    ///
+    /// Methods that look at weights alone take only the names of layers from them, and need none if --target has those.
+    #[arg(short, long, value_name = "PATH", num_args = 1..)]
     pub activations: Vec<PathBuf>,
 
     /// Their moments, in place of them: files of `cntlora moments`, or a folder of them
@@ -250,35 +270,39 @@ pub struct LayerArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Method")]
 pub struct MethodArgs {
-    /// How fine-tuning and pre-training activations correspond
-    #[arg(long, value_enum, value_name = "HOW", default_value_t)]
-    pub coupling: Coupling,
+    /// How the adapter is initialized
+    #[arg(long, value_enum, value_name = "METHOD", default_value_t)]
+    pub method: Method,
 
-    /// Weight of leaving pre-training inputs alone
-    #[arg(long, value_name = "WEIGHT", default_value_t = 0.0, allow_negative_numbers = true)]
-    pub preserve: f64,
+    /// cntlora: how fine-tuning and pre-training activations correspond [default: transport]
+    #[arg(long, value_enum, value_name = "HOW")]
+    pub coupling: Option<Coupling>,
 
-    /// Damping, relative to the mean eigenvalue of the second moment
-    #[arg(long, value_name = "RHO", default_value_t = 0.01, allow_negative_numbers = true)]
-    pub ridge: f64,
+    /// cntlora: weight of leaving pre-training inputs alone [default: 0]
+    #[arg(long, value_name = "WEIGHT", allow_negative_numbers = true)]
+    pub preserve: Option<f64>,
 
-    /// Norm in which the update is cut to low rank
-    #[arg(long, value_enum, value_name = "NORM", default_value_t)]
-    pub norm: Norm,
+    /// cntlora, corda: damping, relative to the mean eigenvalue of the second moment [default: 0.01]
+    #[arg(long, value_name = "RHO", allow_negative_numbers = true)]
+    pub ridge: Option<f64>,
 
-    /// With --start update: share of a layer's output, in root mean square, that the update may move
-    #[arg(long, value_name = "SHARE", default_value_t = 0.05, allow_negative_numbers = true)]
-    pub max_shift: f64,
+    /// cntlora: norm in which the update is cut to low rank [default: activations]
+    #[arg(long, value_enum, value_name = "NORM")]
+    pub norm: Option<Norm>,
+
+    /// With --start update: share of a layer's output, in root mean square, that the update may move [default: 0.05]
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
+    pub max_shift: Option<f64>,
 
     /// With --start update: how much of the update is taken, in place of --max-shift
     #[arg(long, value_name = "ETA", conflicts_with = "max_shift", allow_negative_numbers = true)]
     pub strength: Option<f64>,
 
-    /// What the model computes before the first training step
-    #[arg(long, value_enum, value_name = "WHAT", default_value_t)]
-    pub start: Start,
+    /// What the model computes before the first training step [default: update for cntlora; the others have one each]
+    #[arg(long, value_enum, value_name = "WHAT")]
+    pub start: Option<Start>,
 
-    /// Seed of the randomized decompositions
+    /// Seed of the randomized decompositions, and of random factors
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
 }
@@ -298,11 +322,15 @@ pub struct RankArgs {
     #[arg(long, value_name = "PARAMETERS", num_args = 0..=1, require_equals = true)]
     pub budget: Option<Option<u64>>,
 
+    /// eva: ranks are shared out among layers, and none gets more than this many times --rank [default: 2]
+    #[arg(long, value_name = "RHO", allow_negative_numbers = true)]
+    pub rho: Option<f64>,
+
     /// Least rank of a layer
     #[arg(long, value_name = "R", default_value_t = 0)]
     pub min_rank: usize,
 
-    /// Largest rank of a layer [default: --rank; with --energy 128; with --budget four times --rank]
+    /// Largest rank of a layer [default: --rank; with --energy 128; with --budget four times --rank;]
     #[arg(long, value_name = "R")]
     pub max_rank: Option<usize>,
 
@@ -322,7 +350,19 @@ pub struct OutputArgs {
     #[arg(long, value_enum, value_name = "FORMAT", default_value_t)]
     pub dtype: Dtype,
 
-    /// With --start residual: folder to write the changed base to [default: DIR/base]
+    /// How the adapter is written
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t)]
+    pub format: Format,
+
+    /// With --format diffusers or kohya: the part of the pipeline that the model is [default: unet]
+    #[arg(long, value_enum, value_name = "PART")]
+    pub component: Option<Component>,
+
+    /// With --start residual: where the base gets its part without the update [default: checkpoint]
+    #[arg(long, value_enum, value_name = "WHERE")]
+    pub residual: Option<Residual>,
+
+    /// With --residual checkpoint: folder to write the changed base to [default: DIR/base]
     #[arg(long, value_name = "DIR")]
     pub base_out: Option<PathBuf>,
 
@@ -395,6 +435,40 @@ pub struct ReportArgs {
 }
 
 #[derive(Debug, Args)]
+pub struct ConvertArgs {
+    /// Adapter folder
+    pub adapter: PathBuf,
+
+    /// The adapter that the training started from, as init wrote it with --start residual
+    #[arg(long, value_name = "DIR")]
+    pub init: Option<PathBuf>,
+
+    /// Largest rank of a layer
+    #[arg(long, value_name = "R")]
+    pub rank: Option<NonZeroUsize>,
+
+    /// Folder to write the adapter to
+    #[arg(short, long, value_name = "DIR")]
+    pub out: PathBuf,
+
+    /// Number format of the factors
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t)]
+    pub dtype: Dtype,
+
+    /// How the adapter is written
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t)]
+    pub format: Format,
+
+    /// With --format diffusers or kohya: the part of the pipeline that the model is [default: unet]
+    #[arg(long, value_enum, value_name = "PART")]
+    pub component: Option<Component>,
+
+    /// Replace an adapter that is already there
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Debug, Args)]
 pub struct DemoArgs {
     /// Folder to make
     #[arg(value_name = "DIR", default_value = "cntlora-demo")]
@@ -427,93 +501,4 @@ pub enum GenerateCommand {
         #[arg(value_enum)]
         shell: clap_complete::Shell,
     },
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum When {
-    #[default]
-    Auto,
-    Always,
-    Never,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum ProgressStyle {
-    /// A bar on a terminal, plain lines elsewhere
-    #[default]
-    Auto,
-    /// A bar
-    Bar,
-    /// A line every few seconds
-    Plain,
-    /// Nothing
-    None,
-}
-
-#[derive(Clone, Copy, Debug, Default, ValueEnum)]
-pub enum Io {
-    /// The default for this kind of file
-    #[default]
-    Auto,
-    /// Reads into a buffer
-    Read,
-    /// A memory mapping: a file that is truncated meanwhile kills the process
-    Mmap,
-}
-
-#[derive(Clone, Copy, Debug, Default, ValueEnum)]
-pub enum Nonfinite {
-    /// Stop, and name file, tensor, row and column
-    #[default]
-    Refuse,
-    /// Leave them out, and count them in the report
-    SkipRows,
-}
-
-#[derive(Clone, Copy, Debug, Default, ValueEnum)]
-pub enum Precision {
-    /// Fused multiply-adds: the same bits on every processor
-    #[default]
-    F32,
-    /// The processor's bf16 dot product for bf16 activations: faster, rounds differently, needs AVX-512 BF16
-    Bf16,
-}
-
-#[derive(Clone, Copy, Debug, Default, ValueEnum)]
-pub enum Coupling {
-    /// By the linear map between their statistics that moves activations least
-    #[default]
-    Transport,
-    /// Not at all: only their means align
-    Uncorrelated,
-    /// Row by row: row i of both is the same input
-    Paired,
-}
-
-#[derive(Clone, Copy, Debug, Default, ValueEnum)]
-pub enum Norm {
-    /// What the layer's output feels on the activations
-    #[default]
-    Activations,
-    /// The Frobenius norm of the update
-    Weights,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum Start {
-    /// The pre-trained model plus the update; the base is untouched
-    #[default]
-    Update,
-    /// The pre-trained model: the base is written again without the update
-    Residual,
-    /// The pre-trained model: the up matrices are zero
-    Zero,
-}
-
-#[derive(Clone, Copy, Debug, Default, ValueEnum)]
-pub enum Dtype {
-    #[default]
-    F32,
-    Bf16,
-    F16,
 }

@@ -15,10 +15,10 @@ use super::resolve::{self, Output, default_base};
 use super::saved;
 use super::terminal::Terminal;
 use cntlora::adapter::{
-    Adapter, other_modules, remove_residual_base, retire_peft, stage_residual_base, write_peft,
+    Adapter, Format, other_modules, remove_residual_base, retire, stage_residual_base, write_adapter,
 };
 use cntlora::factors::Factors;
-use cntlora::plan::{Inputs, Plan};
+use cntlora::plan::{Inputs, Plan, PlannedLayer};
 use cntlora::report::{REPORT_FILE, Report, text};
 use cntlora::run::{Event, Job, Observer, Outcome, PartialRun, run_resumable};
 use cntlora::storage::{Problem, Problems, quoted};
@@ -118,9 +118,10 @@ pub fn write(
     if let Some(base) = &output.base {
         create_parent(base)?;
         let factors = by_tensor(&adapter, plan);
-        let staged = stage_residual_base(base, &inputs.checkpoint, &factors, adapter.scale, plan.element)?;
+        let by_name = factors.iter().map(|(tensor, factors)| (tensor.clone(), factors)).collect();
+        let staged = stage_residual_base(base, &inputs.checkpoint, &by_name, adapter.scale, plan.element)?;
         // On the new base, an old adapter would mean something else.
-        retire_peft(&output.folder)?;
+        retire(&output.folder)?;
         let left_out = staged.commit()?;
         if !left_out.is_empty() {
             let names: Vec<String> = left_out.iter().map(|name| quoted(name)).collect();
@@ -128,30 +129,44 @@ pub fn write(
         }
         adapter.base = as_given(base);
     }
+    if let Some(anchor) = &output.anchor {
+        create_parent(anchor)?;
+    }
     let tensors = plan.layers().map(|layer| layer.tensor.as_str()).collect();
     let others = other_modules(&inputs.checkpoint, &tensors);
     let default_base = default_base(&output.folder);
     if output.base.as_ref() != Some(&default_base) {
         // The base of an adapter that is replaced goes with it.
-        retire_peft(&output.folder)?;
+        retire(&output.folder)?;
         remove_residual_base(&default_base)?;
     }
-    let provenance = provenance(plan, inputs, &report);
+    let mut provenance = provenance(plan, inputs, &report);
+    if output.anchor.is_some() {
+        provenance.insert("residual".into(), "anchor".into());
+    }
     // Numbers and words of our own always become JSON.
     let json = serde_json::to_vec_pretty(&report).map_err(|error| Problem::data(error.to_string()))?;
     let beside = [(REPORT_FILE, json.as_slice())];
-    write_peft(&output.folder, &adapter, plan.element, &provenance, &others, &beside)?;
+    let write = |folder: &Path, adapter: &Adapter, beside: &[(&str, &[u8])]| {
+        write_adapter(folder, adapter, plan.element, &provenance, &others, beside, output.format)
+    };
+    if let Some(anchor) = &output.anchor {
+        write(anchor, &adapter.negated(), &[])?;
+    }
+    write(&output.folder, &adapter, &beside)?;
     if let Some(page) = &output.page {
         write_page(page, &report, terminal)?;
     }
     Ok(report)
 }
 
-/// The factors by the name of the weight that they belong to.
-fn by_tensor<'a>(adapter: &'a Adapter, plan: &Plan) -> BTreeMap<String, &'a Factors> {
-    plan.layers()
-        .filter_map(|layer| Some((layer.tensor.clone(), adapter.layers.get(&layer.module)?)))
-        .collect()
+/// The factors of stored weights, by the name of the weight.
+fn by_tensor(adapter: &Adapter, plan: &Plan) -> BTreeMap<String, Factors> {
+    let stored = |layer: &PlannedLayer| {
+        let factors = layer.shape.of_stored_weight(adapter.layers.get(&layer.module)?);
+        Some((layer.tensor.clone(), factors))
+    };
+    plan.layers().filter_map(stored).collect()
 }
 
 fn as_given(path: &Path) -> String {
@@ -164,9 +179,24 @@ fn next_step(output: &Output, largest_rank: usize) -> String {
         Some(base) => format!("a model loaded from {}", quoted(&as_given(base))),
         None => "the model".into(),
     };
+    if let Format::SingleFile(..) = output.format {
+        return format!(
+            "\nLoad it on {model}: for diffusers, pipe.load_lora_weights({})",
+            quoted(&as_given(&output.folder))
+        );
+    }
+    let anchor = match &output.anchor {
+        Some(anchor) => format!(
+            "    model.load_adapter({}, \"anchor\")\n    \
+             model.base_model.set_adapter([\"default\", \"anchor\"])\n\n\
+             Freeze the parameters with \".anchor.\" in their names, and train the others.\n",
+            quoted(&as_given(anchor))
+        ),
+        None => String::new(),
+    };
     format!(
         "\nTrain from it, on {model}:\n\n    from peft import PeftModel\n    \
-         model = PeftModel.from_pretrained(model, {}, is_trainable=True)\n\n\
+         model = PeftModel.from_pretrained(model, {}, is_trainable=True)\n{anchor}\n\
          A server with a limit on ranks, such as vLLM's --max-lora-rank, has to allow {largest_rank}.",
         quoted(&as_given(&output.folder))
     )

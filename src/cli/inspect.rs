@@ -9,7 +9,7 @@ use super::args::InspectArgs;
 use super::moments::Summary;
 use super::terminal::Terminal;
 use cntlora::activations::ActivationSet;
-use cntlora::adapter::{CONFIG_FILE, PeftAdapter, TENSORS_FILE};
+use cntlora::adapter::{CONFIG_FILE, PeftAdapter, SingleFile, TENSORS_FILE};
 use cntlora::element::Element;
 use cntlora::moments_file::MomentsFile;
 use cntlora::plan::Plan;
@@ -147,7 +147,8 @@ fn inspect(path: &Path, values: bool) -> Result<Inspection, Problems> {
 
 fn folder(path: &Path) -> Result<Inspection, Problems> {
     let holds = |name: &str| path.join(name).exists();
-    if holds(CONFIG_FILE) || holds(TENSORS_FILE) {
+    let is_single_file = SingleFile::ALL.iter().any(|format| holds(format.file_name()));
+    if holds(CONFIG_FILE) || holds(TENSORS_FILE) || is_single_file {
         adapter(path)
     } else if ["config.json", "model.safetensors", "model.safetensors.index.json"].into_iter().any(holds) {
         checkpoint(path)
@@ -183,7 +184,7 @@ fn adapter(path: &Path) -> Result<Inspection, Problems> {
     problems.or_ok(())?;
     Ok(Inspection::Adapter(AdapterFolder {
         path: path.into(),
-        base: adapter.config().base_model_name_or_path.clone(),
+        base: adapter.config().and_then(|config| config.base_model_name_or_path.clone()),
         bytes: adapter.source().length(),
         layers,
     }))

@@ -3,6 +3,7 @@
 mod args;
 mod byte_size;
 mod command_line;
+mod convert;
 mod demo;
 mod demo_model;
 mod events;
@@ -60,6 +61,7 @@ fn run(command: &Command, terminal: &Terminal) -> anyhow::Result<()> {
         Command::Inspect(args) => inspect::run(args, terminal),
         Command::Verify(args) => verify::run(args, terminal),
         Command::Report(args) => report::run(args, terminal),
+        Command::Convert(args) => convert::run(args, terminal),
         Command::Demo(args) => demo::run(args, terminal),
         Command::Generate(command) => generate::run(command, terminal),
     }

@@ -6,10 +6,9 @@ use super::init::{tell, write};
 use super::interrupt::Interruption;
 use super::prepare::{check_output, create_folder, prepare, refuse_existing_part};
 use super::progress::Progress;
-use super::resolve::{self, Output};
+use super::resolve;
 use super::saved;
 use super::terminal::Terminal;
-use cntlora::factors::Start;
 use cntlora::plan::{self, PlannedSite, Shard};
 use cntlora::report::table::count;
 use cntlora::run::{Job, Part, PartialRun, Parts, run_part};
@@ -45,8 +44,8 @@ pub fn run(args: &InitArgs, shard: Shard, terminal: &Terminal) -> anyhow::Result
     let done = interruption.while_polled(|| run_part(&plan, &inputs, shard, &progress, &partial));
     progress.finish();
     let partial = saved::keep(partial, done)?;
-    let base = args.job.output.base_out.clone();
-    partial.complete(&Part::new(shard, resolve::request(&args.job), base), &folder)?;
+    let part = Part::new(shard, resolve::request(&args.job), resolve::writing(&args.job));
+    partial.complete(&part, &folder)?;
     let layers =
         |site: &&PlannedSite| site.layers.iter().map(|layer| layer.module.clone()).collect::<Vec<_>>();
     let done = Done {
@@ -69,14 +68,8 @@ pub fn run(args: &InitArgs, shard: Shard, terminal: &Terminal) -> anyhow::Result
 /// Joins the parts of an adapter.
 pub fn join(args: &MergeArgs, folders: &[PathBuf], terminal: &Terminal) -> anyhow::Result<()> {
     let parts = Parts::open(folders)?;
-    let Part { request, base, .. } = parts.common();
-    let base = || base.clone().unwrap_or_else(|| args.out.join("base"));
-    let output = Output {
-        folder: args.out.clone(),
-        base: (request.method.start == Start::Residual).then(base),
-        page: None,
-        force: args.force,
-    };
+    let Part { request, writing, .. } = parts.common();
+    let output = resolve::output_of(&args.out, request.method.start, writing.clone(), args.force);
     let mut problems = Problems::default();
     problems.collect(check_output(&output, request));
     let planned = problems.collect(plan::plan(request));

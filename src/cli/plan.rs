@@ -142,6 +142,7 @@ fn most_parameters(plan: &Plan) -> u64 {
     match plan.method.ranks {
         Policy::Fixed(_) | Policy::Energy(_) => ceiling,
         Policy::Budget(parameters) => ceiling.min(parameters),
+        Policy::Shared(_) => ceiling,
         Policy::BudgetOfRank(rank) => ceiling.min(at_ranks(&|layer| rank.min(layer.max_rank))),
     }
 }
@@ -150,7 +151,7 @@ fn most_parameters(plan: &Plan) -> u64 {
 #[cfg(test)]
 pub mod testing {
     use cntlora::element::Element;
-    use cntlora::factors::Strength;
+    use cntlora::factors::{LayerShape, Strength};
     use cntlora::method::Options;
     use cntlora::plan::{Nonfinite, Plan, PlannedLayer, PlannedSite, Skipped, Work};
     use cntlora::rank::{Limits, Policy};
@@ -160,6 +161,7 @@ pub mod testing {
         let layer = |module: &str, outputs| PlannedLayer {
             module: module.into(),
             tensor: format!("{module}.weight"),
+            shape: LayerShape::Linear,
             element: Element::Bf16,
             outputs,
             inputs: 4,

@@ -2,7 +2,7 @@
 
 use super::args::JobArgs;
 use super::resolve::{self, Output};
-use cntlora::adapter::{self, CONFIG_FILE};
+use cntlora::adapter;
 use cntlora::plan::{self, Inputs, Plan, Request};
 use cntlora::run::PartialRun;
 use cntlora::storage::{Problem, Problems};
@@ -47,8 +47,8 @@ pub fn check_output(output: &Output, request: &Request) -> Result<(), Problems> 
         }
         problems.collect(refuse_unwritable(folder));
     }
-    if let [folder, base] = folders[..]
-        && same_folder(folder, base)
+    if let Some(base) = &output.base
+        && same_folder(&output.folder, base)
     {
         problems.push(
             Problem::usage("the adapter and the changed base would share this folder")
@@ -65,8 +65,8 @@ pub fn check_output(output: &Output, request: &Request) -> Result<(), Problems> 
 /// Refuses output folders that hold an adapter or a model, unless they are what an interrupted run of ours left: then the
 /// adapter is not complete, and its progress is there.
 pub fn refuse_occupied(output: &Output) -> Result<(), Problems> {
-    let unfinished = PartialRun::is_there(&PartialRun::folder_of(&output.folder))
-        && !output.folder.join(CONFIG_FILE).exists();
+    let unfinished =
+        PartialRun::is_there(&PartialRun::folder_of(&output.folder)) && !adapter::is_complete(&output.folder);
     let mut problems = Problems::default();
     if !unfinished {
         for folder in output.folders() {

@@ -12,8 +12,11 @@ const VERSION: u32 = 1;
 /// The provenance of the adapter that a run gave.
 pub fn provenance(plan: &Plan, inputs: &Inputs, report: &Report) -> Map<String, Value> {
     let mut entries = of_report(plan, report);
+    entries.insert("activations".into(), json!([]));
     entries.insert("source".into(), json!([]));
-    insert_recording(&mut entries, &inputs.target, "activations", "moments");
+    if let Some(target) = &inputs.target {
+        insert_recording(&mut entries, target, "activations", "moments");
+    }
     if let Some(source) = &inputs.source {
         insert_recording(&mut entries, source, "source", "source_moments");
     }

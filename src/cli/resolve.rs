@@ -3,13 +3,15 @@
 use super::args::{self, InputArgs, JobArgs, MethodArgs, MomentsArgs, RankArgs, ReadingArgs, RunArgs};
 use super::byte_size::ByteSize;
 use super::events::is_stdout;
+use cntlora::adapter::{Component, Format, SingleFile};
 use cntlora::constraint::Coupling;
 use cntlora::constraint::Norm;
 use cntlora::element::Element;
 use cntlora::factors::{Start, Strength};
-use cntlora::method::Options;
+use cntlora::method::{Method, Options};
 use cntlora::plan::{MeasurementRequest, Nonfinite, Request, Selection, Shard};
 use cntlora::rank::{Limits, Policy};
+use cntlora::run::Writing;
 use cntlora::simd::Precision;
 use cntlora::storage::{Access, Problem, Problems};
 use std::num::NonZeroUsize;
@@ -20,6 +22,9 @@ const MAX_RANK_OF_ENERGY: usize = 128;
 
 /// Largest rank when `--budget` is given and `--max-rank` is not: this many times `--rank`.
 const MAX_RANK_OF_BUDGET: usize = 4;
+
+/// EVA's largest rank, as a multiple of `--rank`, when `--rho` is not given: that of PEFT.
+const RHO: f64 = 2.0;
 
 /// What is asked for. Ranges are checked by the plan, together with everything else.
 pub fn request(job: &JobArgs) -> Request {
@@ -87,32 +92,39 @@ fn access(reading: &ReadingArgs) -> Access {
 }
 
 fn method(method: &MethodArgs, ranks: &RankArgs) -> Options {
+    let defaults = Options::default();
+    let shift = method.max_shift.map_or(defaults.strength, Strength::MaxShift);
+    let policy = match (ranks.energy, ranks.budget) {
+        (Some(share), _) => Policy::Energy(share),
+        (None, Some(Some(parameters))) => Policy::Budget(parameters),
+        (None, Some(None)) => Policy::BudgetOfRank(ranks.rank),
+        (None, None) if kind(method) == Method::Eva => Policy::Shared(ranks.rank),
+        (None, None) => Policy::Fixed(ranks.rank),
+    };
     Options {
-        coupling: match method.coupling {
+        method: kind(method),
+        coupling: method.coupling.map_or(defaults.coupling, |coupling| match coupling {
             args::Coupling::Transport => Coupling::Transport,
             args::Coupling::Uncorrelated => Coupling::Uncorrelated,
             args::Coupling::Paired => Coupling::Paired,
-        },
-        preserve: method.preserve,
-        ridge: method.ridge,
-        norm: match method.norm {
+        }),
+        preserve: method.preserve.unwrap_or(defaults.preserve),
+        ridge: method.ridge.unwrap_or(defaults.ridge),
+        norm: method.norm.map_or(defaults.norm, |norm| match norm {
             args::Norm::Activations => Norm::Activations,
             args::Norm::Weights => Norm::Weights,
-        },
-        strength: method.strength.map_or(Strength::MaxShift(method.max_shift), Strength::Fixed),
-        start: start(method.start),
-        ranks: match (ranks.energy, ranks.budget) {
-            (Some(share), _) => Policy::Energy(share),
-            (None, Some(Some(parameters))) => Policy::Budget(parameters),
-            (None, Some(None)) => Policy::BudgetOfRank(ranks.rank),
-            (None, None) => Policy::Fixed(ranks.rank),
-        },
+        }),
+        strength: method.strength.map_or(shift, Strength::Fixed),
+        start: start(method),
+        ranks: policy,
         limits: Limits {
             min: ranks.min_rank,
-            max: ranks.max_rank.unwrap_or(match (ranks.energy, ranks.budget) {
-                (Some(_), _) => MAX_RANK_OF_ENERGY,
-                (None, Some(_)) => ranks.rank.saturating_mul(MAX_RANK_OF_BUDGET),
-                (None, None) => ranks.rank,
+            max: ranks.max_rank.unwrap_or(match policy {
+                Policy::Energy(_) => MAX_RANK_OF_ENERGY,
+                Policy::Budget(_) | Policy::BudgetOfRank(_) => ranks.rank.saturating_mul(MAX_RANK_OF_BUDGET),
+                // Halves go to the even number, as in PEFT.
+                Policy::Shared(rank) => (rank as f64 * ranks.rho.unwrap_or(RHO)).round_ties_even() as usize,
+                Policy::Fixed(rank) => rank,
             }),
             multiple: ranks.rank_multiple,
         },
@@ -121,11 +133,28 @@ fn method(method: &MethodArgs, ranks: &RankArgs) -> Options {
     }
 }
 
-fn start(start: args::Start) -> Start {
-    match start {
-        args::Start::Update => Start::Update,
-        args::Start::Residual => Start::Residual,
-        args::Start::Zero => Start::Zero,
+fn kind(method: &MethodArgs) -> Method {
+    match method.method {
+        args::Method::Cntlora => Method::Cntlora,
+        args::Method::Pissa => Method::Pissa,
+        args::Method::Milora => Method::Milora,
+        args::Method::Olora => Method::Olora,
+        args::Method::CordaIpm => Method::CordaIpm,
+        args::Method::CordaKpm => Method::CordaKpm,
+        args::Method::Eva => Method::Eva,
+        args::Method::Lora => Method::Lora,
+        args::Method::Gaussian => Method::Gaussian,
+        args::Method::Orthogonal => Method::Orthogonal,
+    }
+}
+
+/// The start that is asked for, or the usual one of the method.
+fn start(method: &MethodArgs) -> Start {
+    match method.start {
+        Some(args::Start::Update) => Start::Update,
+        Some(args::Start::Residual) => Start::Residual,
+        Some(args::Start::Zero) => Start::Zero,
+        None => kind(method).starts()[0],
     }
 }
 
@@ -136,6 +165,10 @@ pub struct Output {
     pub folder: PathBuf,
     /// Folder of the changed base, with `--start residual`.
     pub base: Option<PathBuf>,
+    /// Folder of the adapter that takes the update away, in place of a changed base.
+    pub anchor: Option<PathBuf>,
+    /// How the adapter is written.
+    pub format: Format,
     /// Page about the run.
     pub page: Option<PathBuf>,
     /// Whether what is there may be replaced.
@@ -145,18 +178,39 @@ pub struct Output {
 impl Output {
     /// The folders that are written to.
     pub fn folders(&self) -> Vec<&Path> {
-        [Some(&self.folder), self.base.as_ref()].into_iter().flatten().map(PathBuf::as_path).collect()
+        let folders = [Some(&self.folder), self.base.as_ref(), self.anchor.as_ref()];
+        folders.into_iter().flatten().map(PathBuf::as_path).collect()
     }
 }
 
 /// Where the results of a job go.
 pub fn output(folder: &Path, job: &JobArgs) -> Output {
-    let base = || job.output.base_out.clone().unwrap_or_else(|| default_base(folder));
+    Output {
+        page: job.output.report.clone(),
+        ..output_of(folder, start(&job.method), writing(job), job.output.force)
+    }
+}
+
+/// Where the results of a job go that does not make a page.
+pub fn output_of(folder: &Path, start: Start, writing: Writing, force: bool) -> Output {
+    let Writing { format, base, anchored } = writing;
+    let residual = start == Start::Residual;
     Output {
         folder: folder.into(),
-        base: (job.method.start == args::Start::Residual).then(base),
-        page: job.output.report.clone(),
-        force: job.output.force,
+        base: (residual && !anchored).then(|| base.unwrap_or_else(|| default_base(folder))),
+        anchor: (residual && anchored).then(|| folder.join("anchor")),
+        format,
+        page: None,
+        force,
+    }
+}
+
+/// How the results of a job are written.
+pub fn writing(job: &JobArgs) -> Writing {
+    Writing {
+        format: format(job.output.format, job.output.component),
+        base: job.output.base_out.clone(),
+        anchored: job.output.residual == Some(args::Residual::Anchor),
     }
 }
 
@@ -168,24 +222,57 @@ pub fn default_base(folder: &Path) -> PathBuf {
 /// Refuses options that would have no effect.
 pub fn check_effects(job: &JobArgs) -> Result<(), Problems> {
     let mut problems = Problems::default();
-    if job.output.base_out.is_some() && job.method.start != args::Start::Residual {
+    let start = start(&job.method);
+    if job.output.base_out.is_some() && start != Start::Residual {
         problems.push(
             Problem::usage("--base-out is given, but only --start residual changes the base")
                 .help("add --start residual, or leave --base-out out"),
         );
     }
-    if job.method.strength.is_some() && job.method.start != args::Start::Update {
+    if job.output.residual.is_some() && start != Start::Residual {
         problems.push(
-            Problem::usage("--strength is given, but only --start update has a strength to choose")
-                .help("leave --strength out, or use --start update"),
+            Problem::usage("--residual is given, but only --start residual has one")
+                .help("add --start residual, or leave --residual out"),
         );
     }
-    let InputArgs { activations, source, reading, .. } = &job.inputs;
-    if activations.is_empty() && source.is_empty() && nonfinite(reading) == Nonfinite::SkipRows {
+    if job.output.base_out.is_some() && job.output.residual == Some(args::Residual::Anchor) {
+        problems.push(
+            Problem::usage("--base-out is given, but --residual anchor leaves the base as it is")
+                .help("leave --base-out out, or use --residual checkpoint"),
+        );
+    }
+    let InputArgs { moments, source, reading, .. } = &job.inputs;
+    if !moments.is_empty() && source.is_empty() && nonfinite(reading) == Nonfinite::SkipRows {
         problems.push(
             Problem::usage("--nonfinite is given, but no rows are read: the moments are known")
                 .help("give it to the command that measures the moments"),
         );
+    }
+    problems.collect(check_component(job.output.format, job.output.component));
+    let MethodArgs { coupling, preserve, ridge, norm, max_shift, strength, .. } = &job.method;
+    for (option, given) in [("--strength", strength.is_some()), ("--max-shift", max_shift.is_some())] {
+        if given && start != Start::Update {
+            let what = format!("{option} is given, but only --start update has a strength to choose");
+            problems.push(Problem::usage(what).help(format!("leave {option} out, or use --start update")));
+        }
+    }
+    let method = kind(&job.method);
+    let is_eva = method == Method::Eva;
+    for (option, given, has_effect) in [
+        ("--coupling", coupling.is_some(), method == Method::Cntlora),
+        ("--preserve", preserve.is_some(), method == Method::Cntlora),
+        ("--norm", norm.is_some(), method == Method::Cntlora),
+        ("--ridge", ridge.is_some(), method.has_ridge()),
+        ("--rho", job.ranks.rho.is_some(), is_eva),
+        ("--max-rank", job.ranks.max_rank.is_some(), !is_eva),
+    ] {
+        if given && !has_effect {
+            let what = format!("{option} is given, but the method {} has no use for it", method.name());
+            problems.push(Problem::usage(what).help(format!("leave {option} out")));
+        }
+    }
+    if job.ranks.rho.is_some_and(|rho| !(rho >= 1.0 && rho.is_finite())) {
+        problems.push(Problem::usage("expected --rho to be 1 or more").help("1 gives every layer --rank"));
     }
     problems.or_ok(())
 }
@@ -199,8 +286,32 @@ pub fn check_streams(job: &JobArgs, json: bool) -> Result<(), Problem> {
     Ok(())
 }
 
+/// How an adapter is written.
+pub fn format(format: args::Format, component: Option<args::Component>) -> Format {
+    let component = match component {
+        None | Some(args::Component::Unet) => Component::Unet,
+        Some(args::Component::Transformer) => Component::Transformer,
+        Some(args::Component::TextEncoder) => Component::TextEncoder,
+        Some(args::Component::TextEncoder2) => Component::TextEncoder2,
+    };
+    match format {
+        args::Format::Peft => Format::Peft,
+        args::Format::Diffusers => Format::SingleFile(SingleFile::Diffusers, component),
+        args::Format::Kohya => Format::SingleFile(SingleFile::Kohya, component),
+    }
+}
+
+/// Refuses a part of a pipeline where the format knows none.
+pub fn check_component(format: args::Format, component: Option<args::Component>) -> Result<(), Problem> {
+    if component.is_none() || format != args::Format::Peft {
+        return Ok(());
+    }
+    Err(Problem::usage("--component is given, but only --format diffusers and kohya have components")
+        .help("leave --component out, or add --format"))
+}
+
 /// The number format of the factors.
-fn element(dtype: args::Dtype) -> Element {
+pub fn element(dtype: args::Dtype) -> Element {
     match dtype {
         args::Dtype::F32 => Element::F32,
         args::Dtype::Bf16 => Element::Bf16,
@@ -255,6 +366,7 @@ mod tests {
         assert_eq!(request.nonfinite, Nonfinite::default());
         assert_eq!(request.access, Access::default());
         let expected = Options {
+            method: Method::Cntlora,
             coupling: Coupling::default(),
             preserve: 0.0,
             ridge: 0.01,
@@ -268,7 +380,14 @@ mod tests {
         };
         assert_eq!(request.method, expected);
         assert_eq!(expected, Options::default());
-        let expected = Output { folder: "out".into(), base: None, page: None, force: false };
+        let expected = Output {
+            folder: "out".into(),
+            base: None,
+            anchor: None,
+            format: Format::Peft,
+            page: None,
+            force: false,
+        };
         assert_eq!(output_of(""), expected);
     }
 
@@ -307,7 +426,7 @@ mod tests {
         assert_eq!(both.source_moments, ["c"].map(PathBuf::from));
         assert!(!request("--moments a --nonfinite skip-rows").1);
         assert!(request("--moments a --source z --nonfinite skip-rows").1);
-        for options in ["--moments a -a acts", "-a acts --source z --source-moments c", "--source z"] {
+        for options in ["--moments a -a acts", "-a acts --source z --source-moments c"] {
             let words = "cntlora init model -o out".split(' ').chain(options.split(' '));
             assert!(Cli::try_parse_from(words).is_err(), "{options}");
         }
@@ -359,6 +478,23 @@ mod tests {
         assert_eq!(method("--scale 2").scale, 2.0);
     }
 
+    /// A method brings its own start and its own rule for ranks.
+    #[test]
+    fn methods() {
+        for method in Method::ALL {
+            let request = request_of(&format!("--method {}", method.name()));
+            assert_eq!((request.method.method, request.method.start), (method, method.starts()[0]));
+            assert_eq!(request.method.complaints(), []);
+        }
+        let ranks = |options| {
+            let method = request_of(options).method;
+            (method.ranks, method.limits.max)
+        };
+        assert_eq!(ranks("--method eva --rank 5"), (Policy::Shared(5), 10));
+        assert_eq!(ranks("--method eva --rank 5 --rho 1.5"), (Policy::Shared(5), 8));
+        assert_eq!(output_of("--method pissa").base, Some("out/base".into()));
+    }
+
     /// The largest rank follows from the policy unless it is given.
     #[test]
     fn ranks() {
@@ -385,6 +521,9 @@ mod tests {
         assert_eq!(output_of("--report page.html").page, Some("page.html".into()));
         assert_eq!(output_of("--start residual").base, Some("out/base".into()));
         assert_eq!(output_of("--start residual --base-out b").base, Some("b".into()));
+        let anchored = output_of("--method pissa --residual anchor");
+        assert_eq!((anchored.base, anchored.anchor), (None, Some("out/anchor".into())));
+        assert_eq!(output_of("--start residual --residual checkpoint").base, Some("out/base".into()));
     }
 
     /// Two programs that read one stream would both be misled.
@@ -415,10 +554,38 @@ mod tests {
             let words = "cntlora init model -a acts -o out".split(' ').chain(options.split(' '));
             assert!(Cli::try_parse_from(words).is_err(), "{options}");
         }
-        for options in ["--base-out b", "--start zero --strength 1", "--start residual --strength 1"] {
+        for options in [
+            "--base-out b",
+            "--start zero --strength 1",
+            "--start residual --strength 1",
+            "--residual anchor",
+            "--component unet",
+            "--method pissa --residual anchor --base-out b",
+        ] {
             assert!(check_effects(&init(options).job).is_err(), "{options}");
         }
-        for options in ["--start residual --base-out b", "--start update --strength 1"] {
+        for (options, option) in [
+            ("--method pissa --coupling transport", "--coupling"),
+            ("--method eva --preserve 0", "--preserve"),
+            ("--method corda-ipm --norm weights", "--norm"),
+            ("--method lora --ridge 0.1", "--ridge"),
+            ("--method olora --max-shift 0.1", "--max-shift"),
+            ("--method pissa --rho 2", "--rho"),
+            ("--method eva --max-rank 8", "--max-rank"),
+        ] {
+            let problems = check_effects(&init(options).job).unwrap_err();
+            assert_eq!(problems.0.len(), 1, "{problems}");
+            assert!(problems.to_string().starts_with(&format!("{option} is given, but ")), "{problems}");
+            assert_eq!(problems.0[0].next_step().map(|help| help.contains(option)), Some(true));
+        }
+        let problems = check_effects(&init("--method eva --rho 0.5").job).unwrap_err();
+        assert_eq!(problems.to_string(), "expected --rho to be 1 or more");
+        for options in [
+            "--start residual --base-out b",
+            "--start update --strength 1",
+            "--method corda-kpm --ridge 0.1 --base-out b",
+            "--method eva --rho 1.5",
+        ] {
             assert!(check_effects(&init(options).job).is_ok(), "{options}");
         }
         let both = check_effects(&init("--start zero --base-out b --strength 1").job).unwrap_err();

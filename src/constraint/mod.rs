@@ -98,16 +98,7 @@ impl Constraint {
     /// their squares are too large; [`Error::MissingSource`] for [`Coupling::Paired`] without a cross
     /// moment; [`Error::NotPositiveDefinite`] when even the largest damping does not help.
     pub fn new(evidence: Evidence<'_>, terms: Terms, par: Par) -> Result<Self> {
-        let mut damping = terms.ridge;
-        loop {
-            if let Some(constraint) = Self::with_damping(evidence, terms, damping, par)? {
-                return Ok(constraint);
-            }
-            if damping * DAMPING_STEP > DAMPING_LIMIT {
-                return Err(Error::NotPositiveDefinite { what: "second moment of the activations", damping });
-            }
-            damping *= DAMPING_STEP;
-        }
+        with_ladder(terms.ridge, |damping| Self::with_damping(evidence, terms, damping, par))
     }
 
     /// `None` if a factorization failed with this damping.
@@ -283,6 +274,42 @@ impl Constraint {
             energy += dot(rows, image.as_ref());
         }
         energy
+    }
+}
+
+/// `C' = C + λ I` and its lower Cholesky factor, with the first damping of the ladder that works, and that damping.
+///
+/// # Errors
+/// As [`Constraint::new`].
+pub(crate) fn damped_second_moment(
+    moments: &Moments,
+    ridge: f64,
+    par: Par,
+) -> Result<(Mat<f32>, Mat<f32>, f64)> {
+    let second = moments.second_moment()?;
+    if second.trace_mean() <= 0.0 {
+        return Err(Error::NoVariation { what: "all activations are zero" });
+    }
+    with_ladder(ridge, |damping| {
+        let mut damped = second.clone();
+        damped.add_to_diagonal(damping * second.trace_mean());
+        let Some(factor) = dense::cholesky(damped.clone(), par) else { return Ok(None) };
+        let matrix = to_f32("second moment of the activations", damped)?;
+        Ok(Some((matrix, to_f32("factor of the second moment", factor)?, damping)))
+    })
+}
+
+/// The first result along the ladder of dampings.
+fn with_ladder<T>(ridge: f64, attempt: impl Fn(f64) -> Result<Option<T>>) -> Result<T> {
+    let mut damping = ridge;
+    loop {
+        if let Some(result) = attempt(damping)? {
+            return Ok(result);
+        }
+        if damping * DAMPING_STEP > DAMPING_LIMIT {
+            return Err(Error::NotPositiveDefinite { what: "second moment of the activations", damping });
+        }
+        damping *= DAMPING_STEP;
     }
 }
 

@@ -2,7 +2,11 @@
 //!
 //! Knows nothing of files, nor of how the update came about.
 
+pub mod combine;
+mod shape;
 mod spectrum;
+
+pub use shape::LayerShape;
 
 use crate::dense;
 use crate::error::Result;
@@ -17,8 +21,19 @@ pub enum Start {
     Update,
     /// `W`: the base is rewritten to `W − s B A`.
     Residual,
-    /// `W`: `B = 0`, and `A` spans the row space of `Δ_r`.
+    /// `W`: the base is untouched and `B A = 0`. Mostly `B = 0`, and for an update `A` spans the row space of `Δ_r`.
     Zero,
+}
+
+impl Start {
+    /// Its name, as options and reports have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Update => "update",
+            Self::Residual => "residual",
+            Self::Zero => "zero",
+        }
+    }
 }
 
 /// How much of the update is taken.
@@ -47,9 +62,9 @@ pub struct Components {
     pub sigma: Vec<f64>,
     /// `aᵢ` as columns, `d × k`.
     pub a: Mat<f32>,
-    /// `E (aᵢᵀ x)²`, so that `E|Δ_r x|² = Σ σᵢ² E (aᵢᵀ x)²`.
+    /// `E (aᵢᵀ x)²`, so that `E|Δ_r x|² = Σ σᵢ² E (aᵢᵀ x)²`; empty where no activations were seen.
     pub activation_energy: Vec<f64>,
-    /// `E|W x|²`, the mean square of the layer's own output.
+    /// `E|W x|²`, the mean square of the layer's own output; 0 where no activations were seen.
     pub output_energy: f64,
 }
 
@@ -175,7 +190,7 @@ impl ProductSvd {
 }
 
 /// Sign of the first entry of largest magnitude; 1 for a row of zeros.
-fn sign_of_largest(entries: impl Iterator<Item = f64>) -> f64 {
+pub(crate) fn sign_of_largest(entries: impl Iterator<Item = f64>) -> f64 {
     let largest =
         entries.fold(0.0f64, |largest, entry| if entry.abs() > largest.abs() { entry } else { largest });
     if largest < 0.0 { -1.0 } else { 1.0 }

@@ -82,6 +82,31 @@ pub fn truncated_svd(
     }
 }
 
+/// The `k` last singular triplets, in descending order, by a dense decomposition of the whole.
+///
+/// # Errors
+/// As [`truncated_svd`].
+///
+/// # Panics
+/// If `k > min(m, n)`.
+pub fn last_components(operator: &dyn Operator, k: usize, par: Par) -> Result<TruncatedSvd> {
+    let side = operator.rows().min(operator.columns());
+    assert!(k <= side, "rank {k} of a matrix whose smaller side is {side}");
+    let whole = dense_svd(operator, side, par)?;
+    let first = side - k;
+    Ok(TruncatedSvd {
+        u: whole.u.subcols(first, k).to_owned(),
+        s: whole.s[first..].to_vec(),
+        v: whole.v.subcols(first, k).to_owned(),
+        ..whole
+    })
+}
+
+/// Bytes that [`last_components`] needs at its peak, besides the operator.
+pub fn last_components_memory(m: u64, n: u64) -> u64 {
+    memory(m, n, m.min(n))
+}
+
 /// Bytes that [`truncated_svd`] needs at its peak, besides the operator.
 pub fn memory(m: u64, n: u64, k: u64) -> u64 {
     let side = m.min(n);

@@ -60,6 +60,24 @@ quickcheck! {
     }
 }
 
+/// The last triplets are those that the first ones leave.
+#[test]
+fn first_and_last_components_make_the_whole() {
+    for (m, n) in [(30, 20), (20, 30), (20, 20)] {
+        let matrix = gaussian::<f32>(m, n, 1, "matrix");
+        let first = truncated_svd(&matrix.as_ref(), 13, 0, "layer", Par::Seq).unwrap();
+        let last = last_components(&matrix.as_ref(), 7, Par::Seq).unwrap();
+        let product = |svd: &TruncatedSvd| {
+            let k = svd.s.len();
+            let scaled = Mat::from_fn(m, k, |i, j| svd.u[(i, j)] * svd.s[j] as f32);
+            scaled * svd.v.transpose()
+        };
+        assert!((product(&first) + product(&last) - &matrix).norm_max() < 1e-4, "{m}×{n}");
+        assert!(last.s.is_sorted_by(|a, b| a >= b) && last.s[0] <= first.s[12]);
+        assert_eq!(last.energy, first.energy);
+    }
+}
+
 /// An operator whose rank is below that of the answer leaves blocks of rounding errors behind: the bases must stay
 /// orthonormal, and the missing singular values be zero.
 #[test]

@@ -5,12 +5,12 @@
 //! form of the update from pre-trained weights and fine-tuning activations; its decomposition into up and down matrices of
 //! variable rank. The equations are this project's own derivation from those statements, and are not the paper's.
 
-use super::Options;
+use super::{Decomposition, Options};
 use crate::constraint::{Constraint, Evidence, Norm};
 use crate::error::{Error, Result};
 use crate::factors::{Components, Initialization};
 use crate::low_rank::{self, Operator};
-use crate::rank::{self, Layer};
+use crate::rank;
 use faer::{Mat, MatRef, Par};
 
 /// The update of a layer, `Δ F = W · (K − C) (C + ρ_p S + λI)⁻¹ F`, applied factor by factor.
@@ -32,33 +32,6 @@ impl Operator for Update<'_> {
     }
     fn apply_transpose(&self, block: MatRef<'_, f32>, par: Par) -> Mat<f32> {
         self.constraint.apply_transpose(self.norm, self.weight.apply_transpose(block, par).as_ref(), par)
-    }
-}
-
-/// The leading part of a layer's update.
-#[derive(Clone, Debug)]
-pub struct Decomposition {
-    /// What factors are made from.
-    pub components: Components,
-    /// `|Δ F|²_F`, in [`Norm::Weights`] `|Δ|²_F`.
-    pub energy: f64,
-    /// Whether the energy is exact, or partly estimated from random probes.
-    pub energy_exact: bool,
-    /// Largest residual of a component, relative to the first singular value.
-    pub residual: f64,
-}
-
-impl Decomposition {
-    /// What the choice of ranks needs to know.
-    pub fn as_layer(&self) -> Layer<'_> {
-        let cost = (self.components.u.nrows() + self.components.a.nrows()) as u64;
-        Layer { spectrum: &self.components.sigma, energy: self.energy, cost }
-    }
-
-    /// Share of the energy that a rank keeps; 1 for an update of zero.
-    pub fn energy_kept(&self, rank: usize) -> f64 {
-        let kept: f64 = self.components.sigma[..rank].iter().map(|sigma| sigma * sigma).sum();
-        if self.energy > 0.0 { (kept / self.energy).min(1.0) } else { 1.0 }
     }
 }
 

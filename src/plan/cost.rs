@@ -5,22 +5,22 @@
 //! | what | bytes |
 //! |---|---|
 //! | moments of a kind of activations | [`Moments::memory`] of the width, of twice the width when rows are paired, and of its rows two blocks as read and one as packed |
-//! | constraint of a site | [`Constraint::memory`] |
+//! | basis of a site | [`Basis::memory`] |
 //! | weight of a layer `m × d` | as stored, and `4 · m d` |
-//! | decomposition of a layer | [`low_rank::memory`] |
+//! | decomposition of a layer | [`Options::memory`] |
 //! | components of a layer | `4 · k (m + d)` for the `k` that are computed |
 //!
 //! Narrow sites are in memory side by side, as many as `schedule` allows, wide ones one at a time; of the layers of a site one
 //! weight is; the components of all layers stay.
 //!
 //! Work counts a multiplication and an addition each: `d (d + 1)` for each row that is read, then for each site `12 d³` (and `10 d³` for the
-//! eigendecompositions of the transport) and for each layer `2 m d²`.
+//! eigendecompositions of the transport) and for each layer `2 m d²`. That is for cntlora; the other methods are counted as
+//! if they did as much for a layer, and `d³` for a site whose activations they look at.
 
 use super::{PlannedLayer, PlannedSite, Work};
 use crate::activations::Blocks;
-use crate::constraint::{Constraint, Coupling};
-use crate::low_rank;
-use crate::method::Options;
+use crate::constraint::Coupling;
+use crate::method::{Basis, Method, Options};
 use crate::moments::Moments;
 use crate::simd::BLOCK_ROWS;
 
@@ -93,15 +93,16 @@ fn site_memory(site: &PlannedSite, options: &Options) -> u64 {
     let width = site.width as u64;
     let measured_source = site.source_rows.is_some();
     let moments = match options.coupling {
+        _ if !options.method.reads_activations() => 0,
         // The sides and the cross moment are split from the joint moments while those are there.
         Coupling::Paired => 2 * Moments::memory(2 * width) + block_memory(2 * width),
         _ if measured_source => 2 * Moments::memory(width) + block_memory(width),
         _ => Moments::memory(width) + block_memory(width),
     };
-    let (building, held) = Constraint::memory(width, options.terms(), measured_source);
+    let (building, held) = Basis::memory(width, options, measured_source);
     let layer = |layer: &PlannedLayer| {
         let (m, d) = (layer.outputs as u64, layer.inputs as u64);
-        m * d * (layer.element.size() as u64 + 4) + low_rank::memory(m, d, components(layer, options))
+        m * d * (layer.element.size() as u64 + 4) + options.memory(m, d)
     };
     let layers = held + site.layers.iter().map(layer).max().unwrap_or(0);
     (moments + building).max(layers)
@@ -119,8 +120,12 @@ pub(super) fn work(sites: &[PlannedSite], options: &Options) -> Work {
     for site in sites {
         let d = site.width as f64;
         work.moments += work_of_rows(site.rows_to_read, site.width);
-        let eigendecompositions = if options.coupling == Coupling::Transport { 10.0 } else { 0.0 };
-        work.factors += (12.0 + eigendecompositions) * d * d * d;
+        let cubes = match (options.method, options.coupling) {
+            (Method::Cntlora, Coupling::Transport) => 22.0,
+            (Method::Cntlora, _) => 12.0,
+            (method, _) => f64::from(u8::from(method.reads_activations())),
+        };
+        work.factors += cubes * d * d * d;
         work.factors += site.layers.iter().map(|layer| 2.0 * layer.outputs as f64 * d * d).sum::<f64>();
     }
     work

@@ -68,7 +68,7 @@ impl Division {
         // Files that hold moments of a site, by the place of the site in the plan.
         let mut holders = vec![0u64; plan.sites.len()];
         let mut rows = Vec::new();
-        for recording in [Some(&inputs.target), inputs.source.as_ref()].into_iter().flatten() {
+        for recording in inputs.target.iter().chain(&inputs.source) {
             match recording {
                 Recording::Activations(set) => {
                     rows.push(

@@ -1,9 +1,10 @@
 //! What a run is going to do, from headers alone: sites, layers, shapes, memory, work, and every complaint at once.
 //!
 //! Runs nothing: a [`Plan`] is data. `select` says which modules are adapted, `names` finds the weight of a module in the
-//! checkpoint with the renames of `presets`, `layers` puts sites, modules and weights together, `options` checks what the
-//! user asks for against them, `cost` estimates memory and work, and `schedule` says how many sites fit side by side.
-//! `measurement` plans the measurement of moments, `shard` cuts work into parts, and `division` says what that comes to.
+//! checkpoint with the renames of `presets`, `weights` stands in for activations where there are none, `layers` puts sites,
+//! modules and weights together, `options` checks what the user asks for against them, `cost` estimates memory and work, and
+//! `schedule` says how many sites fit side by side. `measurement` plans the measurement of moments, `shard` cuts work into
+//! parts, and `division` says what that comes to.
 
 mod cost;
 mod division;
@@ -18,8 +19,10 @@ mod renames;
 mod schedule;
 mod select;
 mod shard;
+mod weights;
 
 use crate::element::Element;
+use crate::factors::LayerShape;
 use crate::method::Options;
 use crate::simd::Precision;
 use crate::storage::{Access, Checkpoint, Problem, Problems};
@@ -27,6 +30,7 @@ use cost::Memory;
 pub use division::{Division, Share};
 use layers::Found;
 pub use measurement::{Measurement, MeasurementRequest, SiteRows, plan_measurement};
+use recording::RecordedSite;
 pub use recording::Recording;
 pub use renames::Rename;
 use renames::Renames;
@@ -41,7 +45,8 @@ use std::path::PathBuf;
 pub struct Request {
     /// Checkpoint folder or file.
     pub model: PathBuf,
-    /// Fine-tuning activations: files and folders.
+    /// Fine-tuning activations: files and folders. Methods that look at weights alone take only the names of modules from
+    /// them, and do without: the modules are then those of the checkpoint.
     pub activations: Vec<PathBuf>,
     /// Moments files that take their place, if there are any.
     pub moments: Vec<PathBuf>,
@@ -156,7 +161,7 @@ pub struct PlannedSite {
     pub name: String,
     /// Numbers per row.
     pub width: usize,
-    /// Fine-tuning rows.
+    /// Fine-tuning rows to read.
     pub rows: u64,
     /// Pre-training rows, if there are any.
     pub source_rows: Option<u64>,
@@ -175,6 +180,8 @@ pub struct PlannedLayer {
     pub module: String,
     /// Name of its weight in the checkpoint.
     pub tensor: String,
+    /// How it is stored there.
+    pub shape: LayerShape,
     /// Number format of the weight.
     pub element: Element,
     /// Output features `m`.
@@ -207,8 +214,8 @@ pub struct Work {
 pub struct Inputs {
     /// The model.
     pub checkpoint: Checkpoint,
-    /// Fine-tuning activations.
-    pub target: Recording,
+    /// Fine-tuning activations, unless the method does without and none were given.
+    pub target: Option<Recording>,
     /// Pre-training activations.
     pub source: Option<Recording>,
 }
@@ -230,7 +237,11 @@ pub fn plan(request: &Request) -> Result<(Plan, Inputs), Problems> {
     let renames = problems.collect(Renames::new(&request.renames));
     let selector = problems.collect(Selector::new(&request.selection));
     let checkpoint = problems.collect(Checkpoint::open(&request.model, request.access));
-    let target = problems.collect(Recording::open(&request.activations, &request.moments, request.access));
+    let has_target = !request.activations.is_empty() || !request.moments.is_empty();
+    let target = match has_target || request.method.method.reads_activations() {
+        true => problems.collect(Recording::open(&request.activations, &request.moments, request.access)),
+        false => None,
+    };
     let source = match has_source {
         true => problems.collect(Recording::open(&request.source, &request.source_moments, request.access)),
         false => None,
@@ -239,18 +250,27 @@ pub fn plan(request: &Request) -> Result<(Plan, Inputs), Problems> {
         problems.collect(options::check_moments_precision(recording, request.precision));
     }
 
-    if let (Some(target), Some(selector)) = (&target, &selector) {
-        let sites = target.sites();
-        selector.check(sites.iter().flat_map(|site| site.modules).map(String::as_str), &mut problems);
-        if let Some(source) = &source {
-            layers::check_source(target, source, selector, request.method.coupling, &mut problems);
+    if let (Some(target), Some(selector), Some(source)) = (&target, &selector, &source) {
+        layers::check_source(target, source, selector, request.method.coupling, &mut problems);
+    }
+    let stand_ins;
+    let sites: Option<Vec<RecordedSite<'_>>> = match (&target, &checkpoint) {
+        (Some(target), _) => Some(target.sites()),
+        (None, Some(checkpoint)) if !has_target && !request.method.method.reads_activations() => {
+            weights::check_selection(&request.selection, &mut problems);
+            stand_ins = weights::sites(checkpoint);
+            Some(stand_ins.iter().map(|site| recording::of_weight(site, checkpoint.path())).collect())
         }
+        _ => None,
+    };
+    if let (Some(sites), Some(selector)) = (&sites, &selector) {
+        selector.check(sites.iter().flat_map(|site| site.modules).map(String::as_str), &mut problems);
     }
     let mut found = Found::default();
-    if let (Some(checkpoint), Some(target), Some(selector), Some(renames)) =
-        (&checkpoint, &target, &selector, &renames)
+    if let (Some(checkpoint), Some(sites), Some(selector), Some(renames)) =
+        (&checkpoint, &sites, &selector, &renames)
     {
-        found = layers::find(checkpoint, target, source.as_ref(), selector, renames, &request.method.limits);
+        found = layers::find(checkpoint, sites, source.as_ref(), selector, renames, &request.method);
         problems.0.append(&mut found.problems.0);
         options::check_ranks(&request.method, &found.sites, &mut problems);
         if found.sites.is_empty()
@@ -263,8 +283,8 @@ pub fn plan(request: &Request) -> Result<(Plan, Inputs), Problems> {
     }
     let memory = Memory::of_run(&found.sites, &request.method);
     let side_by_side = problems.collect(schedule::side_by_side(&memory, request.threads, request.max_memory));
-    match (checkpoint, target, side_by_side) {
-        (Some(checkpoint), Some(target), Some(side_by_side)) if problems.0.is_empty() => {
+    match (checkpoint, side_by_side) {
+        (Some(checkpoint), Some(side_by_side)) if problems.0.is_empty() => {
             let plan = Plan {
                 model: request.model.clone(),
                 peak_memory: memory.peak(side_by_side),

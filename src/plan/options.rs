@@ -3,7 +3,7 @@
 use super::nearest::list;
 use super::{PlannedLayer, PlannedSite, Recording, Request};
 use crate::constraint::Coupling;
-use crate::method::Options;
+use crate::method::{Method, Options};
 use crate::rank::Policy;
 use crate::simd::{Precision, Tier, Unsupported, Workspace};
 use crate::storage::{Problem, Problems};
@@ -14,7 +14,11 @@ const SHOWN: usize = 3;
 /// Checks what can be said without any layer.
 pub(super) fn check_values(options: &Options, has_source: bool, problems: &mut Problems) {
     problems.0.extend(options.complaints().iter().map(|error| Problem::usage(error.to_string())));
-    if options.coupling == Coupling::Paired && !has_source {
+    if options.method != Method::Cntlora && has_source {
+        let what = format!("the method {} does not look at pre-training activations", options.method.name());
+        problems.push(Problem::usage(what).help("leave --source out"));
+    }
+    if options.method == Method::Cntlora && options.coupling == Coupling::Paired && !has_source {
         problems.push(
             Problem::usage("the coupling paired needs pre-training activations, row for row")
                 .help("give them with --source, or choose --coupling transport"),
@@ -102,6 +106,6 @@ pub(super) fn check_ranks(options: &Options, sites: &[PlannedSite], problems: &m
                 problems.push(Problem::usage(what).help(format!("give --budget {needed} or more")));
             }
         }
-        Policy::Energy(_) | Policy::BudgetOfRank(_) => {}
+        Policy::Energy(_) | Policy::BudgetOfRank(_) | Policy::Shared(_) => {}
     }
 }

@@ -26,9 +26,15 @@ const LANGUAGE_MODEL_INSIDE: Family = &[(r"^(model\.)?language_model\.", "langua
 /// Qwen2-VL and Qwen2.5-VL.
 const LANGUAGE_MODEL_AT_ROOT: Family = &[(r"^(model\.)?language_model\.", "model.")];
 
+/// The SwiGLU of DINOv2. Its gate and its other half are one tensor on disk, which no module has to itself.
+const DINOV2_SWIGLU: Family = &[(r"\.mlp\.down_proj$", ".mlp.weights_out")];
+
+/// Towers of CLIP and SigLIP inside other models, as older versions saved them.
+const VISION_TOWER: Family = &[(r"^(model\.)?vision_tower\.", "vision_tower.vision_model.")];
+
 static COMPILED: LazyLock<Vec<Vec<(Regex, &'static str)>>> = LazyLock::new(|| {
     let compile = |pattern| Regex::new(pattern).expect("the patterns above are valid");
-    [VISION_TRANSFORMERS, LANGUAGE_MODEL_INSIDE, LANGUAGE_MODEL_AT_ROOT]
+    [VISION_TRANSFORMERS, LANGUAGE_MODEL_INSIDE, LANGUAGE_MODEL_AT_ROOT, DINOV2_SWIGLU, VISION_TOWER]
         .map(|family| family.iter().map(|&(pattern, replacement)| (compile(pattern), replacement)).collect())
         .into()
 });
@@ -45,6 +51,7 @@ pub(super) fn names_on_disk(module: &str) -> impl Iterator<Item = String> {
 mod tests {
     use super::super::names::Names;
     use super::super::renames::Renames;
+    use std::collections::BTreeMap;
 
     /// Resolves all modules in a checkpoint that has exactly the tensors that they should find.
     #[track_caller]
@@ -55,6 +62,44 @@ mod tests {
         for &(module, tensor) in pairs {
             assert_eq!(names.resolve(module), Ok(tensor), "{module}");
         }
+    }
+
+    /// Every linear layer of small models of each family, as transformers itself saves them (`tests/golden/names.py`): each
+    /// finds its own weight, and what no single tensor holds finds none.
+    #[test]
+    fn names_are_those_that_transformers_saves() {
+        #[derive(serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Family {
+            modules: BTreeMap<String, Option<String>>,
+            others: Vec<String>,
+        }
+        let text = include_str!("../../tests/golden/names.json");
+        let families: BTreeMap<String, Family> = serde_json::from_str(text).unwrap();
+        assert!(families.len() >= 20, "{}", families.len());
+        for (name, Family { modules, others }) in families {
+            let renames = Renames::new(&[]).unwrap();
+            let tensors = modules.values().flatten().chain(&others).map(String::as_str);
+            let names = Names::new(tensors, modules.keys().map(String::as_str), &renames);
+            for (module, tensor) in &modules {
+                assert_eq!(names.resolve(module).ok(), tensor.as_deref(), "{name}: {module}");
+            }
+        }
+    }
+
+    /// Checkpoints of LLaVA that older versions saved keep the inner name of the tower.
+    #[test]
+    fn towers_inside_other_models() {
+        check(&[
+            (
+                "model.vision_tower.encoder.layers.0.self_attn.q_proj",
+                "vision_tower.vision_model.encoder.layers.0.self_attn.q_proj.weight",
+            ),
+            (
+                "model.language_model.layers.0.self_attn.q_proj",
+                "language_model.model.layers.0.self_attn.q_proj.weight",
+            ),
+        ]);
     }
 
     #[test]

@@ -93,6 +93,19 @@ fn of_rows<'a>(set: &'a ActivationSet, site: &'a Site) -> RecordedSite<'a> {
     }
 }
 
+/// A weight that takes the place of a site where there are no activations.
+pub(super) fn of_weight<'a>(site: &'a Site, checkpoint: &'a Path) -> RecordedSite<'a> {
+    RecordedSite {
+        name: &site.name,
+        width: site.width,
+        modules: &site.modules,
+        rows: 0,
+        rows_to_read: 0,
+        bytes: 0,
+        path: checkpoint,
+    }
+}
+
 fn of_moments<'a>(set: &'a MomentsSet, name: &str) -> Option<RecordedSite<'a>> {
     let (name, site) = set.content().sites.get_key_value(name)?;
     Some(RecordedSite {

@@ -1,4 +1,4 @@
-//! Which of the recorded modules get an adapter.
+//! Which modules get an adapter.
 
 use super::Selection;
 use super::nearest::{list, nearest};
@@ -68,7 +68,7 @@ impl<'a> Selector<'a> {
             let parts = target.matches('.').count();
             let endings: BTreeSet<&str> = modules.iter().map(|module| last_parts(module, parts)).collect();
             let what = format!(
-                "--target: no recorded module is named {}; the nearest names are {}",
+                "--target: no module is named {}; the nearest names are {}",
                 quoted(target),
                 list(nearest(target, endings))
             );
@@ -79,7 +79,7 @@ impl<'a> Selector<'a> {
         }
         if all_found && !modules.iter().any(|module| self.selects(module)) {
             let what = format!(
-                "nothing is selected: --target, --include and --exclude together leave out all {} recorded modules",
+                "nothing is selected: --target, --include and --exclude together leave out all {} modules",
                 modules.len()
             );
             problems.push(Problem::usage(what).help("loosen one of them"));
@@ -141,6 +141,6 @@ mod tests {
         assert_eq!(problems.0.len(), 2, "{problems}");
         assert!(problems.to_string().contains(r#"--include: "(" is no regular expression: unclosed group"#));
         let problems = selected(&["q_proj"], &["k_proj"], &[]).unwrap_err();
-        assert!(problems.to_string().contains("leave out all 4 recorded modules"), "{problems}");
+        assert!(problems.to_string().contains("leave out all 4 modules"), "{problems}");
     }
 }

@@ -2,6 +2,8 @@
 
 use super::*;
 use crate::constraint::Coupling;
+use crate::factors::Start;
+use crate::method::Method;
 use crate::rank::{Limits, Policy};
 use crate::storage::{Category, safetensors};
 use std::collections::BTreeMap;
@@ -177,7 +179,7 @@ fn faults_of_every_kind_are_reported_together() {
         "the coupling paired needs pre-training activations",
         r#"--rename: "(" is no regular expression"#,
         "missing.safetensors: cannot open",
-        r#"no recorded module is named "querry"; the nearest names are "query""#,
+        r#"no module is named "querry"; the nearest names are "query""#,
     ] {
         assert!(texts.contains(words), "expected {words:?} in: {texts}");
     }
@@ -193,7 +195,7 @@ fn faults_of_layers_are_reported_together() {
         ("encoder.layer.0.attention.self.keys.weight", "F32", &[WIDTH, WIDTH]),
         ("a.encoder.layer.0.attention.self.value.weight", "F32", &[WIDTH, WIDTH]),
         ("b.encoder.layer.0.attention.self.value.weight", "F32", &[WIDTH, WIDTH]),
-        ("encoder.layer.0.intermediate.dense.weight", "F32", &[WIDTH, INNER]),
+        ("encoder.layer.0.intermediate.dense.weight", "F32", &[INNER, WIDTH + 2]),
     ]);
     let problems = fixture.refused();
     let texts = problems.to_string();
@@ -201,7 +203,7 @@ fn faults_of_layers_are_reported_together() {
         "has a weight of shape [10, 7]: expected 7 numbers in each row of site",
         r#"the nearest names are "encoder.layer.0.attention.self.keys.weight""#,
         r#"found several that fit: "a.encoder.layer.0.attention.self.value.weight", "b."#,
-        "[6, 10]: [input, output] features, as in GPT-2's Conv1D layers, are not supported yet",
+        "has a weight of shape [10, 8]: expected 8 numbers in each row of site",
     ] {
         assert!(texts.contains(words), "expected {words:?} in: {texts}");
     }
@@ -217,8 +219,8 @@ fn faults_of_layers_are_reported_together() {
 fn what_cannot_be_adapted_is_skipped_unless_it_is_named() {
     let mut fixture = Fixture::bert();
     fixture.model(&[
-        ("encoder.layer.0.attention.self.query.weight", "F32", &[WIDTH, WIDTH]),
-        ("encoder.layer.0.attention.self.key.weight", "F32", &[WIDTH, WIDTH, 1]),
+        ("encoder.layer.0.attention.self.query.weight", "F32", &[3, INNER, WIDTH]),
+        ("encoder.layer.0.attention.self.key.weight", "F32", &[WIDTH, WIDTH / 2, 1]),
         ("encoder.layer.0.attention.self.value.weight", "I64", &[WIDTH, WIDTH]),
         ("encoder.layer.0.intermediate.dense.weight", "F32", &[INNER, WIDTH]),
     ]);
@@ -227,19 +229,100 @@ fn what_cannot_be_adapted_is_skipped_unless_it_is_named() {
     assert_eq!(
         reasons,
         [
-            "its weight has the shape [6, 6, 1] and not two axes",
+            "it is a convolution in 2 groups",
+            "it holds several matrices, such as those of experts, in one tensor",
             r#"its weight holds "I64" and not F64, F32, F16 or BF16 numbers"#
         ]
     );
     fixture.request.selection.targets = vec!["all-linear".into()];
     assert_eq!(fixture.plan().skipped, skipped);
     fixture.request.selection.targets = vec!["key".into(), "dense".into()];
-    fixture.refused_with("cannot be adapted: its weight has the shape [6, 6, 1]", Category::Data);
+    fixture.refused_with("cannot be adapted: it is a convolution in 2 groups", Category::Data);
     fixture.request.selection = Selection { include: vec!["(key|value)$".into()], ..Selection::default() };
     fixture.refused_with("no selected module has a weight that can be adapted", Category::Data);
     // What is not selected is not mentioned.
-    fixture.request.selection = Selection { exclude: vec!["key|value".into()], ..Selection::default() };
+    fixture.request.selection = Selection { exclude: vec!["query|key|value".into()], ..Selection::default() };
     assert!(fixture.plan().skipped.is_empty());
+}
+
+/// Without activations the checkpoint names the layers, and what is no linear layer by its name is no candidate.
+#[test]
+fn weights_name_the_layers_where_nothing_else_does() {
+    let mut fixture = Fixture::bert();
+    fixture.request.method =
+        Options { start: Start::Residual, method: Method::Pissa, ..fixture.request.method };
+    let with_activations = fixture.plan();
+    assert_eq!(with_activations.layers().count(), 4);
+    assert!(with_activations.sites.iter().all(|site| (site.rows, site.bytes) == (0, 0)));
+    assert_eq!(with_activations.work.moments, 0.0);
+
+    fixture.model(&[
+        ("embeddings.word_embeddings.weight", "F32", &[30, WIDTH]),
+        ("layer.0.query.weight", "F32", &[WIDTH, WIDTH]),
+        ("layer.0.norm.weight", "F32", &[WIDTH]),
+        ("layer.0.dense.weight", "F32", &[INNER, WIDTH]),
+        ("layer.0.relative_attention_bias.weight", "F32", &[32, WIDTH]),
+        ("layer.0.scales.weight", "I64", &[WIDTH, WIDTH]),
+        ("lm_head.weight", "F32", &[30, WIDTH]),
+    ]);
+    fixture.request.activations = vec![];
+    fixture.refused_with("because there are no activations to name them", Category::Usage);
+    fixture.request.selection.targets = vec!["all-linear".into()];
+    let plan = fixture.plan();
+    let modules: Vec<_> = plan.layers().map(|layer| layer.module.as_str()).collect();
+    assert_eq!(modules, ["layer.0.dense", "layer.0.query"]);
+    assert_eq!(plan.skipped[0].name, "layer.0.scales");
+    fixture.request.selection.targets = vec!["queri".into()];
+    fixture.refused_with(r#"no module is named "queri"; the nearest names are "query""#, Category::Usage);
+    fixture.request.selection.targets = vec!["all-linear".into()];
+    fixture.request.method =
+        Options { method: Method::Cntlora, start: Start::Update, ..fixture.request.method };
+    fixture.refused_with("expected at least one file or folder with activations", Category::Usage);
+}
+
+/// How a weight is stored follows from its shape and the width of what it reads, and for square weights from the family of
+/// the model.
+#[test]
+fn shapes_tell_the_kinds_of_layers() {
+    let fixture = Fixture::bert();
+    fixture.model(&[
+        ("encoder.layer.0.attention.self.query.weight", "F32", &[WIDTH, 3 * WIDTH]),
+        ("encoder.layer.0.attention.self.key.weight", "F32", &[7, WIDTH]),
+        ("encoder.layer.0.attention.self.value.weight", "F32", &[4, WIDTH / 2, 2]),
+        ("encoder.layer.0.intermediate.dense.weight", "F32", &[5, 1, 3, 2]),
+    ]);
+    let shapes: Vec<_> =
+        fixture.plan().layers().map(|layer| (layer.outputs, layer.inputs, layer.shape.clone())).collect();
+    assert_eq!(
+        shapes,
+        [
+            (7, 6, LayerShape::Linear),
+            (18, 6, LayerShape::Transposed),
+            (4, 6, LayerShape::Convolution(vec![2])),
+            (5, 6, LayerShape::Convolution(vec![3, 2])),
+        ]
+    );
+}
+
+#[test]
+fn square_weights_of_gpt2_are_transposed() {
+    let mut fixture = Fixture::bert();
+    fixture.request.model = fixture.folder.path().join("gpt2.safetensors");
+    fixture.model(&[
+        ("h.0.attn.c_attn.weight", "F32", &[WIDTH, 3 * WIDTH]),
+        ("h.0.attn.c_proj.weight", "F32", &[WIDTH, WIDTH]),
+        ("h.0.mlp.dense.weight", "F32", &[WIDTH, WIDTH]),
+    ]);
+    let metadata = sites(&[("x", &["h.0.attn.c_attn", "h.0.attn.c_proj", "h.0.mlp.dense"])]);
+    write(&fixture.request.activations[0], Some(&metadata), [("x", "F32", [3, WIDTH].as_slice())]);
+    let transposed = |fixture: &Fixture| -> Vec<bool> {
+        fixture.plan().layers().map(|layer| layer.shape == LayerShape::Transposed).collect()
+    };
+    let problems = fixture.refused();
+    assert_eq!(problems.0.len(), 2, "{problems}");
+    assert!(problems.to_string().contains("c_proj\": expected config.json beside the weights"), "{problems}");
+    std::fs::write(fixture.folder.path().join("config.json"), r#"{"model_type":"gpt2"}"#).unwrap();
+    assert_eq!(transposed(&fixture), [true, true, false]);
 }
 
 #[test]

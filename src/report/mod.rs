@@ -96,8 +96,8 @@ pub struct SiteReport {
     pub skipped_rows: u64,
     /// Damping used, relative to the mean eigenvalue of the second moment.
     pub damping: f64,
-    /// Spread of the fine-tuning activations.
-    pub spread: Spread,
+    /// Spread of the fine-tuning activations, if the method looks at them.
+    pub spread: Option<Spread>,
     /// Spread of the pre-training activations, if there were any.
     pub source_spread: Option<Spread>,
     /// Distance between both, in units of the activations, where the coupling gives it: see

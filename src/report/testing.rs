@@ -58,7 +58,7 @@ pub(super) fn report(layers: Vec<LayerReport>) -> Report {
             source_rows: None,
             skipped_rows: 3,
             damping: 0.01,
-            spread: Spread { mean_square: 4.0, variance: 3.0, effective_rank: 12.5, top_share: 0.25 },
+            spread: Some(Spread { mean_square: 4.0, variance: 3.0, effective_rank: 12.5, top_share: 0.25 }),
             source_spread: None,
             frechet_distance: None,
             moments_seconds: 0.25,

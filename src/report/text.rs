@@ -2,6 +2,7 @@
 
 use super::table::{Align, Table, bytes, count, number, percent};
 use super::{LayerReport, Report};
+use crate::method::Method;
 use crate::simd::Precision;
 use std::fmt::Write as _;
 
@@ -51,8 +52,12 @@ fn summary(report: &Report) -> String {
         Precision::F32 => "",
         Precision::Bf16 => ", bf16 dot products",
     };
+    let method = match report.method.method {
+        Method::Cntlora => String::new(),
+        method => format!(", {}", method.name()),
+    };
     format!(
-        "{}, {}, {}, {ranks}, {:.1} s{precision}",
+        "{}, {}, {}, {ranks}, {:.1} s{precision}{method}",
         count(report.layers.iter().filter(|layer| layer.rank > 0).count() as u64, "layer"),
         count(report.parameters, "parameter"),
         bytes(report.parameters.saturating_mul(report.element.size() as u64)),
@@ -100,6 +105,14 @@ left out: conv\\u{1b}[31m: its weight is not a matrix
 left out: 3 rows of in with NaN or infinity
 ";
         assert_eq!(render(&report), expected);
+    }
+
+    /// Another method than the usual one is named.
+    #[test]
+    fn the_summary_names_other_methods() {
+        let mut report = report(vec![layer("q", 8)]);
+        report.method.method = Method::Pissa;
+        assert!(render(&report).contains(", 1.2 s, pissa\n"));
     }
 
     /// Half the bytes in half precision, and one rank is not a range.

@@ -12,7 +12,7 @@ const HASHED: u64 = 1 << 28;
 pub(super) fn files(inputs: &Inputs) -> Result<InputFiles, Problem> {
     Ok(InputFiles {
         checkpoint: identify(&inputs.checkpoint.files().iter().map(|(file, _)| file).collect::<Vec<_>>())?,
-        activations: identify(&inputs.target.files())?,
+        activations: identify(&inputs.target.as_ref().map(Recording::files).unwrap_or_default())?,
         source: identify(&inputs.source.as_ref().map(Recording::files).unwrap_or_default())?,
     })
 }

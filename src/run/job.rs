@@ -1,7 +1,7 @@
 //! What a run is about, so that progress is never continued with other inputs or options.
 
 use crate::activations::ActivationSet;
-use crate::plan::{Inputs, Measurement, Plan};
+use crate::plan::{Inputs, Measurement, Plan, Recording};
 use crate::storage::{Hashing, Problem, Source};
 use serde_json::{Map, Value, json};
 
@@ -19,7 +19,8 @@ impl Job {
     /// The job of a run.
     pub fn of_run(plan: &Plan, inputs: &Inputs) -> Self {
         let model = inputs.checkpoint.files().iter().map(|(source, _)| source).collect();
-        let source = inputs.source.as_ref().map(|source| source.files()).unwrap_or_default();
+        let [activations, source] = [&inputs.target, &inputs.source]
+            .map(|side| side.as_ref().map(Recording::files).unwrap_or_default());
         let sites = plan.sites.iter().map(|site| {
             let layers = site.layers.iter().map(|layer| (layer.module.clone(), json!(layer)));
             let rows = json!([site.rows, site.source_rows]);
@@ -29,7 +30,7 @@ impl Job {
             "init",
             json!({ "method": plan.method, "nonfinite": plan.nonfinite, "precision": plan.precision }),
             Map::from_iter(sites),
-            [files("model", model), files("activations", inputs.target.files()), files("source", source)],
+            [files("model", model), files("activations", activations), files("source", source)],
         )
     }
 

@@ -16,11 +16,12 @@ mod site;
 pub use job::Job;
 pub use measure::measure;
 pub use partial::PartialRun;
-pub use parts::{Part, Parts, run_part};
+pub use parts::{Part, Parts, Writing, run_part};
 pub use saved_layers::SavedLayers;
 
 use crate::activations::{ActivationSet, Site};
 use crate::adapter::Adapter;
+use crate::factors::LayerShape;
 use crate::plan::{Inputs, Plan, PlannedSite};
 use crate::rank::{self, Layer};
 use crate::report::{LayerReport, Report, SCHEMA_VERSION};
@@ -141,9 +142,8 @@ fn carry_out(
 
 /// Refuses inputs that changed since they were opened.
 fn check_unchanged(inputs: &Inputs) -> Result<(), Problems> {
-    inputs.target.check_unchanged()?;
-    if let Some(source) = &inputs.source {
-        source.check_unchanged()?;
+    for recording in inputs.target.iter().chain(&inputs.source) {
+        recording.check_unchanged()?;
     }
     for (file, _) in inputs.checkpoint.files() {
         file.check_unchanged()?;
@@ -162,7 +162,7 @@ fn assemble(
         sites.into_iter().map(|site| (site.report, site.layers)).unzip();
     let mut layers: Vec<DecomposedLayer<'_>> = layers.into_iter().flatten().collect();
     layers.sort_by(|a, b| a.planned.module.cmp(&b.planned.module));
-    let candidates: Vec<Layer<'_>> = layers.iter().map(|layer| layer.decomposition.as_layer()).collect();
+    let candidates: Vec<Layer<'_>> = layers.iter().map(|layer| layer.draft.as_layer()).collect();
     let ranks = rank::allocate(plan.method.ranks, plan.method.limits, &candidates)
         .map_err(|error| Problem::usage(error.to_string()).help("raise --budget, or lower --min-rank"))?;
     let finished = with_threads(plan.threads, || {
@@ -173,8 +173,13 @@ fn assemble(
             .collect::<Result<Vec<_>, _>>()
     })?;
 
-    let mut adapter =
-        Adapter { layers: BTreeMap::new(), scale: plan.method.scale, base: plan.model.display().to_string() };
+    let shaped = plan.layers().filter(|layer| layer.shape != LayerShape::Linear);
+    let mut adapter = Adapter {
+        layers: BTreeMap::new(),
+        shapes: shaped.map(|layer| (layer.module.clone(), layer.shape.clone())).collect(),
+        scale: plan.method.scale,
+        base: plan.model.display().to_string(),
+    };
     let mut layer_reports = Vec::new();
     for (report, factors) in finished {
         if let Some(factors) = factors {
@@ -291,13 +296,11 @@ fn finish(
     plan: &Plan,
 ) -> Result<(LayerReport, Option<crate::factors::Factors>), Problem> {
     let started = Instant::now();
-    let DecomposedLayer { site, planned, decomposition, seconds } = layer;
+    let DecomposedLayer { site, planned, draft, seconds } = layer;
     let made = match rank {
         0 => None,
         _ => {
-            let method = &plan.method;
-            let components = &decomposition.components;
-            let made = components.initialize(rank, method.strength, method.start, method.scale);
+            let made = draft.initialize(rank, &plan.method);
             Some(made.map_err(|error| Problem::data(error.to_string()).in_tensor(&planned.tensor))?)
         }
     };
@@ -308,13 +311,13 @@ fn finish(
         outputs: planned.outputs,
         inputs: planned.inputs,
         rank,
-        energy_kept: decomposition.energy_kept(rank),
-        energy: decomposition.energy,
-        energy_exact: decomposition.energy_exact,
+        energy_kept: draft.as_layer().energy_kept(rank),
+        energy: draft.energy(),
+        energy_exact: draft.energy_exact(),
         strength: made.as_ref().map_or(0.0, |made| made.strength),
         shift: made.as_ref().map_or(0.0, |made| made.shift),
-        singular_values: decomposition.components.sigma.clone(),
-        residual: decomposition.residual,
+        singular_values: draft.spectrum().to_vec(),
+        residual: draft.residual(),
         seconds: seconds + started.elapsed().as_secs_f64(),
     };
     Ok((report, made.map(|made| made.factors)))

@@ -7,6 +7,7 @@
 use super::job::Job;
 use super::partial::{JOB, PartialRun, damaged};
 use super::{Observer, Outcome, Threads, assemble, check_unchanged, site, with_threads, work_side_by_side};
+use crate::adapter::Format;
 use crate::plan::{Inputs, Plan, Request, Shard};
 use crate::storage::{Access, Problem, Problems, Source, quoted};
 use serde::{Deserialize, Serialize};
@@ -31,14 +32,26 @@ pub struct Part {
     pub shard: Shard,
     /// What was asked for, of all parts alike.
     pub request: Request,
+    /// How the adapter is written, when the parts are joined.
+    pub writing: Writing,
+}
+
+/// How an adapter is written.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Writing {
+    /// In which format.
+    pub format: Format,
     /// Folder for the changed base, if one was named.
     pub base: Option<PathBuf>,
+    /// Whether a second adapter takes the update away, in place of a changed base.
+    pub anchored: bool,
 }
 
 impl Part {
     /// What a part says of itself.
-    pub fn new(shard: Shard, request: Request, base: Option<PathBuf>) -> Self {
-        Self { format: FORMAT.into(), version: VERSION, shard, request, base }
+    pub fn new(shard: Shard, request: Request, writing: Writing) -> Self {
+        Self { format: FORMAT.into(), version: VERSION, shard, request, writing }
     }
 
     /// Reads `part.json`.

@@ -1,18 +1,20 @@
 //! The decomposed layers of a finished site, saved: a safetensors file.
 //!
-//! Of each layer `<module>/u` and `<module>/a` (F32), `<module>/sigma` and `<module>/activation_energy` (F64), and `<module>/figures`
-//! (F64): energy, residual, output energy and seconds. The metadata entry `cntlora` is JSON: the identity of the job, the
+//! Of each layer that is the components of an update, `<module>/u` and `<module>/a` (F32), `<module>/sigma` and
+//! `<module>/activation_energy` (F64), and `<module>/figures` (F64): energy, residual, output energy and seconds. Of each layer whose
+//! factors are known, `<module>/b` and `<module>/a` (F32), `<module>/spectrum` (F64), and `<module>/figures` (F64): energy and
+//! seconds. The metadata entry `cntlora` is JSON: the identity of the job, the
 //! report of the site, and of each layer what is no number of its own. The entry `sha256` is the hash of that text and of the
 //! data of all tensors in order of name.
 
-use crate::factors::Components;
-use crate::method::cntlora::Decomposition;
+use crate::factors::{Components, Factors};
+use crate::method::{Decomposition, Draft, Nested};
 use crate::report::SiteReport;
 use crate::storage::safetensors::{Header, write};
 use crate::storage::{AtomicFile, Hashing, Problem, Source, quoted};
 use faer::{Mat, MatRef};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 const METADATA: &str = "cntlora";
@@ -27,8 +29,8 @@ pub struct SavedLayers {
     pub job: String,
     /// What was measured.
     pub report: SiteReport,
-    /// The decompositions by module, and how many seconds each took.
-    pub layers: BTreeMap<String, (Decomposition, f64)>,
+    /// The layers by module, and how many seconds each took.
+    pub layers: BTreeMap<String, (Draft, f64)>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -38,8 +40,11 @@ struct Text {
     version: u64,
     job: String,
     report: SiteReport,
-    /// Whether the energy of each layer is exact.
+    /// Whether the energy of each update is exact.
     energy_exact: BTreeMap<String, bool>,
+    /// The layers whose factors are known.
+    #[serde(default)]
+    nested: BTreeSet<String>,
 }
 
 type Tensors = BTreeMap<String, (String, Vec<u64>, Vec<u8>)>;
@@ -50,29 +55,38 @@ impl SavedLayers {
     /// # Errors
     /// I/O problems of writing.
     pub fn write(&self, path: &Path) -> Result<(), Problem> {
-        let text = serde_json::to_string(&Text {
+        let mut text = Text {
             format: FORMAT.into(),
             version: VERSION,
             job: self.job.clone(),
             report: self.report.clone(),
-            energy_exact: self
-                .layers
-                .iter()
-                .map(|(name, (layer, _))| (name.clone(), layer.energy_exact))
-                .collect(),
-        })
-        .map_err(|error| Problem::environment(error.to_string()).in_file(path))?;
+            energy_exact: BTreeMap::new(),
+            nested: BTreeSet::new(),
+        };
         let mut tensors = Tensors::new();
         for (module, (layer, seconds)) in &self.layers {
-            let Decomposition { components, energy, residual, .. } = layer;
-            let Components { u, sigma, a, activation_energy, output_energy } = components;
             let mut put = |name: &str, tensor| tensors.insert(format!("{module}/{name}"), tensor);
-            put("u", matrix(u.as_ref()));
-            put("a", matrix(a.as_ref()));
-            put("sigma", vector(sigma));
-            put("activation_energy", vector(activation_energy));
-            put("figures", vector(&[*energy, *residual, *output_energy, *seconds]));
+            match layer {
+                Draft::Update(Decomposition { components, energy, energy_exact, residual }) => {
+                    text.energy_exact.insert(module.clone(), *energy_exact);
+                    let Components { u, sigma, a, activation_energy, output_energy } = components;
+                    put("u", matrix(u.as_ref()));
+                    put("a", matrix(a.as_ref()));
+                    put("sigma", vector(sigma));
+                    put("activation_energy", vector(activation_energy));
+                    put("figures", vector(&[*energy, *residual, *output_energy, *seconds]));
+                }
+                Draft::Nested(Nested { factors, spectrum, energy }) => {
+                    text.nested.insert(module.clone());
+                    put("b", matrix(factors.b.as_ref()));
+                    put("a", matrix(factors.a.as_ref()));
+                    put("spectrum", vector(spectrum));
+                    put("figures", vector(&[*energy, *seconds]));
+                }
+            }
         }
+        let text = serde_json::to_string(&text)
+            .map_err(|error| Problem::environment(error.to_string()).in_file(path))?;
         let data = tensors.values().map(|(_, _, data)| data.as_slice());
         let metadata = BTreeMap::from([(HASH.to_owned(), hash(&text, data)), (METADATA.to_owned(), text)]);
         let mut file = AtomicFile::create(path)?;
@@ -108,11 +122,16 @@ impl SavedLayers {
         }
         let stored = Stored { header: &header, data: &data };
         let mut layers = BTreeMap::new();
+        let misfit = |module: &str, tensors: &str| {
+            refused(format!("expected the {tensors} tensors of a layer, and shapes that fit together"))
+                .in_tensor(module)
+        };
         for (module, energy_exact) in text.energy_exact {
-            let layer = stored.layer(&module, energy_exact).ok_or_else(|| {
-                refused("expected the five tensors of a layer, and shapes that fit together".into())
-                    .in_tensor(&module)
-            })?;
+            let layer = stored.update(&module, energy_exact).ok_or_else(|| misfit(&module, "five"))?;
+            layers.insert(module, layer);
+        }
+        for module in text.nested {
+            let layer = stored.nested(&module).ok_or_else(|| misfit(&module, "four"))?;
             layers.insert(module, layer);
         }
         Ok(Self { job: text.job, report: text.report, layers })
@@ -126,7 +145,7 @@ struct Stored<'a> {
 
 impl Stored<'_> {
     /// `None` if tensors are missing or do not fit.
-    fn layer(&self, module: &str, energy_exact: bool) -> Option<(Decomposition, f64)> {
+    fn update(&self, module: &str, energy_exact: bool) -> Option<(Draft, f64)> {
         let [u, a] = ["u", "a"].map(|name| self.matrix(&format!("{module}/{name}")));
         let [sigma, activation_energy, figures] =
             ["sigma", "activation_energy", "figures"].map(|name| self.vector(&format!("{module}/{name}")));
@@ -137,7 +156,20 @@ impl Stored<'_> {
             return None;
         }
         let components = Components { u, sigma, a, activation_energy, output_energy };
-        Some((Decomposition { components, energy, energy_exact, residual }, seconds))
+        Some((Draft::Update(Decomposition { components, energy, energy_exact, residual }), seconds))
+    }
+
+    /// `None` if tensors are missing or do not fit.
+    fn nested(&self, module: &str) -> Option<(Draft, f64)> {
+        let [b, a] = ["b", "a"].map(|name| self.matrix(&format!("{module}/{name}")));
+        let [spectrum, figures] =
+            ["spectrum", "figures"].map(|name| self.vector(&format!("{module}/{name}")));
+        let (b, a, spectrum) = (b?, a?, spectrum?);
+        let [energy, seconds] = figures?.try_into().ok()?;
+        if [b.ncols(), a.nrows()] != [spectrum.len(); 2] {
+            return None;
+        }
+        Some((Draft::Nested(Nested { factors: Factors { a, b }, spectrum, energy }), seconds))
     }
 
     fn numbers<const N: usize>(&self, name: &str, dtype: &str) -> Option<Vec<[u8; N]>> {
@@ -200,7 +232,14 @@ mod tests {
                 activation_energy: figures,
                 output_energy: 0.1 + 0.2,
             };
-            (Decomposition { components, energy: 1.0 / 3.0, energy_exact: rank == 2, residual: 1e-300 }, 0.5)
+            let update =
+                Decomposition { components, energy: 1.0 / 3.0, energy_exact: rank == 2, residual: 1e-300 };
+            (Draft::Update(update), 0.5)
+        };
+        let nested = Nested {
+            factors: Factors { a: gaussian(2, 5, seed, "o"), b: gaussian(6, 2, seed, "o") },
+            spectrum: vec![1.0 / 3.0, 0.1 + 0.2],
+            energy: 1e-300,
         };
         let report = SiteReport {
             name: "site".into(),
@@ -211,11 +250,12 @@ mod tests {
             damping: 0.01,
             moments_seconds: 1.5,
             constraint_seconds: 2.5,
-            spread: Spread { mean_square: 3.0, variance: 2.0, effective_rank: 1.5, top_share: 0.75 },
+            spread: Some(Spread { mean_square: 3.0, variance: 2.0, effective_rank: 1.5, top_share: 0.75 }),
             source_spread: None,
             frechet_distance: Some(0.5),
         };
-        let layers = [("q", layer("q", 3, 5, 2)), ("v/u", layer("v", 4, 5, 3))];
+        let nested = (Draft::Nested(nested), 0.25);
+        let layers = [("q", layer("q", 3, 5, 2)), ("v/u", layer("v", 4, 5, 3)), ("o", nested)];
         let layers = layers.into_iter().map(|(name, layer)| (name.to_owned(), layer)).collect();
         SavedLayers { job: "job".into(), report, layers }
     }
@@ -236,12 +276,22 @@ mod tests {
             let (saved, read) = (example(seed), read(written(&example(seed))).unwrap());
             saved.job == read.job && saved.report == read.report && saved.layers.len() == read.layers.len()
                 && saved.layers.iter().zip(&read.layers).all(|((m, (a, s)), (n, (b, t)))| {
-                    (m, s, a.energy, a.energy_exact, a.residual) == (n, t, b.energy, b.energy_exact, b.residual)
-                        && a.components.u == b.components.u
-                        && a.components.a == b.components.a
-                        && a.components.sigma == b.components.sigma
-                        && a.components.activation_energy == b.components.activation_energy
-                        && a.components.output_energy == b.components.output_energy
+                    (m, s) == (n, t) && match (a, b) {
+                        (Draft::Update(a), Draft::Update(b)) => {
+                            (a.energy, a.energy_exact, a.residual) == (b.energy, b.energy_exact, b.residual)
+                                && a.components.u == b.components.u
+                                && a.components.a == b.components.a
+                                && a.components.sigma == b.components.sigma
+                                && a.components.activation_energy == b.components.activation_energy
+                                && a.components.output_energy == b.components.output_energy
+                        }
+                        (Draft::Nested(a), Draft::Nested(b)) => {
+                            (a.energy, &a.spectrum) == (b.energy, &b.spectrum)
+                                && a.factors.a == b.factors.a
+                                && a.factors.b == b.factors.b
+                        }
+                        _ => false,
+                    }
                 })
         }
 
@@ -300,5 +350,15 @@ mod tests {
         let text = text(1, r#"{"q":true}"#);
         assert!(read(file(&text, tensors(&[1.0; 2]))).is_ok());
         refused(file(&text, tensors(&[1.0; 3])), "shapes that fit together");
+
+        let nested = text.replace(r#"{"q":true}"#, r#"{},"nested":["q"]"#);
+        refused(file(&nested, Tensors::new()), "tensor \"q\": expected the four tensors of a layer");
+        let tensors = |spectrum: &[f64]| {
+            let vectors = [("q/spectrum", vector(spectrum)), ("q/figures", vector(&[1.0; 2]))];
+            let all = [("q/b", matrix.clone()), ("q/a", matrix.clone())].into_iter().chain(vectors);
+            all.map(|(name, tensor)| (name.to_owned(), tensor)).collect::<Tensors>()
+        };
+        assert!(read(file(&nested, tensors(&[1.0; 2]))).is_ok());
+        refused(file(&nested, tensors(&[1.0; 3])), "shapes that fit together");
     }
 }

@@ -4,9 +4,10 @@ use super::moments::{Measured, Reading};
 use super::partial::{PartialRun, damaged};
 use super::saved_layers::SavedLayers;
 use super::{Event, Observer, interrupted, site_of};
-use crate::constraint::{Constraint, Coupling, Evidence};
+use crate::constraint::{Coupling, Evidence};
 use crate::error::Error;
-use crate::method::cntlora::{self, Decomposition};
+use crate::factors::LayerShape;
+use crate::method::{Basis, Draft};
 use crate::moments::Moments;
 use crate::plan::{Inputs, Plan, PlannedLayer, PlannedSite, Recording};
 use crate::report::SiteReport;
@@ -16,11 +17,11 @@ use faer::{Mat, MatRef, Par};
 use std::path::Path;
 use std::time::Instant;
 
-/// A layer whose update is decomposed, and waits for its rank.
+/// A layer that is decomposed, and waits for its rank.
 pub(super) struct DecomposedLayer<'a> {
     pub site: &'a str,
     pub planned: &'a PlannedLayer,
-    pub decomposition: Decomposition,
+    pub draft: Draft,
     pub seconds: f64,
 }
 
@@ -54,7 +55,7 @@ pub(super) fn finish<'a>(
     let layers = finished
         .layers
         .iter()
-        .map(|layer| (layer.planned.module.clone(), (layer.decomposition.clone(), layer.seconds)));
+        .map(|layer| (layer.planned.module.clone(), (layer.draft.clone(), layer.seconds)));
     let saved =
         SavedLayers { job: partial.job().into(), report: finished.report.clone(), layers: layers.collect() };
     saved.write(&path)?;
@@ -76,17 +77,16 @@ pub(super) fn load<'a>(
     }
     let mut layers = Vec::new();
     for layer in &planned.layers {
-        let (decomposition, seconds) = saved.layers.remove(&layer.module).ok_or_else(foreign)?;
-        let components = &decomposition.components;
-        if (components.u.nrows(), components.a.nrows()) != (layer.outputs, layer.inputs) {
+        let (draft, seconds) = saved.layers.remove(&layer.module).ok_or_else(foreign)?;
+        if draft.shape() != (layer.outputs, layer.inputs) {
             return Err(foreign());
         }
-        layers.push(DecomposedLayer { site: &planned.name, planned: layer, decomposition, seconds });
+        layers.push(DecomposedLayer { site: &planned.name, planned: layer, draft, seconds });
     }
     Ok(FinishedSite { report: saved.report, layers })
 }
 
-/// Reads the rows of a site and decomposes the updates of its layers, with this many threads inside.
+/// Reads the rows of a site, where the method looks at any, and decomposes its layers, with this many threads inside.
 fn work<'a>(
     plan: &'a Plan,
     planned: &'a PlannedSite,
@@ -105,24 +105,26 @@ fn work<'a>(
     let started = Instant::now();
     let reading =
         Reading { nonfinite: plan.nonfinite, precision: plan.precision, threads, observer, partial };
-    let measured = Measurements::of(plan, planned, inputs, reading)?;
+    let measured = match plan.method.method.reads_activations() {
+        true => Some(Measurements::of(plan, planned, inputs, reading)?),
+        false => None,
+    };
     let moments_seconds = started.elapsed().as_secs_f64();
     observer.event(Event::MomentsReady { site: &planned.name });
 
     let started = Instant::now();
     let spread =
         |moments: &Moments| Spread::of(moments).map_err(|error| describe(error).in_tensor(&planned.name));
-    let (target_spread, source_spread) =
-        (spread(&measured.target)?, measured.source.as_ref().map(spread).transpose()?);
-    let evidence = Evidence {
-        target: &measured.target,
-        source: measured.source.as_ref(),
-        cross: measured.cross.as_ref().map(Mat::as_ref),
-    };
-    let constraint = Constraint::new(evidence, plan.method.terms(), par)
+    let target = measured.as_ref().map(|measured| &measured.target);
+    let source = measured.as_ref().and_then(|measured| measured.source.as_ref());
+    let (target_spread, source_spread) = (target.map(spread).transpose()?, source.map(spread).transpose()?);
+    let evidence = measured.as_ref().map(Measurements::evidence);
+    let basis = Basis::new(evidence, &planned.name, &plan.method, par)
         .map_err(|error| describe(error).in_tensor(&planned.name))?;
-    if constraint.damping() > plan.method.ridge {
-        let (site, asked, used) = (quoted(&planned.name), plan.method.ridge, constraint.damping());
+    if let Some(used) = basis.damping()
+        && used > plan.method.ridge
+    {
+        let (site, asked) = (quoted(&planned.name), plan.method.ridge);
         let message = format!(
             "site {site}: the ridge {asked:e} was too small to factor its activations, and was raised to {used:e}"
         );
@@ -131,13 +133,13 @@ fn work<'a>(
     let report = SiteReport {
         name: planned.name.clone(),
         width: planned.width,
-        rows: measured.target.count(),
-        source_rows: measured.source.as_ref().map(Moments::count),
-        skipped_rows: measured.skipped_rows,
-        damping: constraint.damping(),
+        rows: target.map_or(0, Moments::count),
+        source_rows: source.map(Moments::count),
+        skipped_rows: measured.as_ref().map_or(0, |measured| measured.skipped_rows),
+        damping: basis.damping().unwrap_or(0.0),
         spread: target_spread,
         source_spread,
-        frechet_distance: constraint.frechet_distance(),
+        frechet_distance: basis.frechet_distance(),
         moments_seconds,
         constraint_seconds: started.elapsed().as_secs_f64(),
     };
@@ -148,13 +150,19 @@ fn work<'a>(
         go_on()?;
         let started = Instant::now();
         let weight = read_weight(&inputs.checkpoint, layer)?;
-        let weight = MatRef::from_row_major_slice(&weight, layer.outputs, layer.inputs);
-        let decomposition = cntlora::decompose(&constraint, weight, &layer.module, &plan.method, par)
+        let weight = match layer.shape {
+            LayerShape::Linear | LayerShape::Convolution(_) => {
+                MatRef::from_row_major_slice(&weight, layer.outputs, layer.inputs)
+            }
+            LayerShape::Transposed => MatRef::from_column_major_slice(&weight, layer.outputs, layer.inputs),
+        };
+        let draft = basis
+            .decompose(weight, &layer.module, &plan.method, par)
             .map_err(|error| in_weight(describe(error), &inputs.checkpoint, layer))?;
         layers.push(DecomposedLayer {
             site: &planned.name,
             planned: layer,
-            decomposition,
+            draft,
             seconds: started.elapsed().as_secs_f64(),
         });
         observer.event(Event::LayerDecomposed { module: &layer.module });
@@ -171,6 +179,14 @@ struct Measurements {
 }
 
 impl Measurements {
+    fn evidence(&self) -> Evidence<'_> {
+        Evidence {
+            target: &self.target,
+            source: self.source.as_ref(),
+            cross: self.cross.as_ref().map(Mat::as_ref),
+        }
+    }
+
     fn of(
         plan: &Plan,
         planned: &PlannedSite,
@@ -178,8 +194,9 @@ impl Measurements {
         reading: Reading<'_>,
     ) -> Result<Self, Problem> {
         let name = &planned.name;
+        let target = inputs.target.as_ref().ok_or_else(|| describe(Error::NoRows).in_tensor(name))?;
         if let (Coupling::Paired, Some(Recording::Activations(source)), Recording::Activations(target)) =
-            (plan.method.coupling, &inputs.source, &inputs.target)
+            (plan.method.coupling, &inputs.source, target)
         {
             let pairs =
                 reading.measure_pairs((source, site_of(source, name)?), (target, site_of(target, name)?));
@@ -187,7 +204,7 @@ impl Measurements {
             let (source, target, cross) = moments.split().map_err(|error| describe(error).in_tensor(name))?;
             return Ok(Self { target, source: Some(source), cross: Some(cross), skipped_rows });
         }
-        let target = Self::side(&inputs.target, name, reading, "target")?;
+        let target = Self::side(target, name, reading, "target")?;
         let source = match &inputs.source {
             Some(recording) => Some(Self::side(recording, name, reading, "source")?),
             None => None,
@@ -217,7 +234,7 @@ impl Measurements {
     }
 }
 
-/// A weight as f32, row after row.
+/// A weight as f32, in the order in which it is stored.
 fn read_weight(checkpoint: &Checkpoint, layer: &PlannedLayer) -> Result<Vec<f32>, Problem> {
     let bytes = checkpoint.read(&layer.tensor)?;
     let mut weight = vec![0.0; layer.outputs * layer.inputs];

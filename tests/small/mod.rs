@@ -74,8 +74,14 @@ impl Small {
         if path.is_file() {
             return BTreeMap::from([(String::new(), fs::read(path).unwrap())]);
         }
-        let promised =
-            ["adapter_config.json", "adapter_model.safetensors", "cntlora.json", "base/model.safetensors"];
+        let promised = [
+            "adapter_config.json",
+            "adapter_model.safetensors",
+            "cntlora.json",
+            "base/model.safetensors",
+            "lora.safetensors",
+            "anchor/lora.safetensors",
+        ];
         let files = promised.iter().filter(|name| path.join(name).is_file());
         files.map(|name| ((*name).to_owned(), fs::read(path.join(name)).unwrap())).collect()
     }

@@ -1,5 +1,5 @@
 use super::super::testing::{adapter, checkpoint, factors, provenance, write, write_tensors};
-use super::super::{Adapter, write_peft};
+use super::super::{Adapter, TENSORS_FILE, write_peft};
 use super::*;
 use crate::storage::Category;
 use std::collections::BTreeSet;
@@ -105,6 +105,35 @@ fn a_base_that_does_not_fit_is_refused() {
     write_tensors(&path, &[("q.weight", Element::F32, vec![4, 3], vec![0.0; 12])]);
     let found = verify(folder.path(), Some(&checkpoint(&path)), &BTreeMap::new()).unwrap();
     assert_eq!(found.largest_relative_update, Some(0.0));
+}
+
+/// What each method promises of its factors is checked, and factors that break it are refused.
+#[test]
+fn the_promises_of_methods_are_checked() {
+    let unit = |rows, columns| Mat::from_fn(rows, columns, |i, j| if i == j { 1.0 } else { 0.0 });
+    let zero_up = || Factors { a: factors(4, 3, 2).a, b: Mat::zeros(4, 2) };
+    let orthonormal_up = || Factors { a: factors(4, 3, 2).a, b: unit(4, 2) };
+    // One half of the rank is used by each factor.
+    let zero_product =
+        || Factors { a: Mat::from_fn(2, 3, |i, _| i as f32), b: Mat::from_fn(4, 2, |_, j| 1.0 - j as f32) };
+    for (method, start, good, bad, complaint) in [
+        ("pissa", "residual", balanced(), orthonormal_up(), "expected balanced factors"),
+        ("olora", "residual", orthonormal_up(), zero_up(), "expected orthonormal columns of B"),
+        ("eva", "zero", Factors { a: unit(2, 3), b: Mat::zeros(4, 2) }, zero_up(), "orthonormal rows of A"),
+        ("lora", "zero", zero_up(), orthonormal_up(), "expected B = 0"),
+        ("orthogonal", "zero", zero_product(), orthonormal_up(), "expected B A = 0"),
+    ] {
+        let written = |pair| {
+            let mut record = provenance(start, &[]);
+            record.insert("method".into(), serde_json::json!({ "method": method, "start": start }));
+            let folder = tempfile::tempdir().unwrap();
+            let adapter = adapter([("q", pair)]);
+            write_peft(folder.path(), &adapter, Element::F32, &record, &BTreeSet::new(), &[]).unwrap();
+            folder
+        };
+        assert_eq!(not_made(&verified(written(good).path()).unwrap()), ["no base was given"], "{method}");
+        assert_only(&refused(written(bad).path()), complaint);
+    }
 }
 
 #[test]

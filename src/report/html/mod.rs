@@ -117,8 +117,12 @@ fn figures(report: &Report) -> String {
 }
 
 fn layers(report: &Report) -> String {
-    let damping: BTreeMap<&str, f64> =
-        report.sites.iter().map(|site| (site.name.as_str(), site.damping)).collect();
+    let damping: BTreeMap<&str, f64> = report
+        .sites
+        .iter()
+        .filter(|site| site.damping > 0.0)
+        .map(|site| (site.name.as_str(), site.damping))
+        .collect();
     let rows: Vec<[Cell; 9]> = report
         .layers
         .iter()

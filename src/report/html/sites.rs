@@ -38,14 +38,16 @@ fn distances(sites: &[SiteReport]) -> String {
 fn effective_ranks(sites: &[SiteReport]) -> String {
     let rows: Vec<Bar> = sites
         .iter()
-        .map(|site| Bar {
-            label: site.name.clone(),
-            value: site.spread.effective_rank,
-            mark: site.source_spread.map(|spread| spread.effective_rank),
-            text: format!("{} of {}", text::number(site.spread.effective_rank), site.width),
-            strong: true,
+        .filter_map(|site| {
+            let rank = site.spread?.effective_rank;
+            let mark = site.source_spread.map(|spread| spread.effective_rank);
+            let text = format!("{} of {}", text::number(rank), site.width);
+            Some(Bar { label: site.name.clone(), value: rank, mark, text, strong: true })
         })
         .collect();
+    if rows.is_empty() {
+        return String::new();
+    }
     let title = "Effective rank of the activations";
     let mark = match sites.iter().any(|site| site.source_spread.is_some()) {
         true => " The line marks pre-training activations.",
@@ -71,9 +73,11 @@ fn all(sites: &[SiteReport]) -> String {
                 table::number(&site.width.to_string(), site.width as f64),
                 rows(site.rows),
                 site.source_rows.map_or_else(table::none, rows),
-                table::number(&text::number(site.damping), site.damping),
-                table::number(&text::number(site.spread.effective_rank), site.spread.effective_rank),
-                table::share(&text::percent(site.spread.top_share), site.spread.top_share),
+                optional(Some(site.damping).filter(|damping| *damping > 0.0), text::number),
+                optional(site.spread.map(|spread| spread.effective_rank), text::number),
+                site.spread.map_or_else(table::none, |spread| {
+                    table::share(&text::percent(spread.top_share), spread.top_share)
+                }),
                 optional(relative_distance(site), text::number),
                 table::number(&seconds(time), time),
             ]
@@ -98,6 +102,18 @@ mod tests {
     use super::super::super::testing::report;
     use super::*;
     use crate::spread::Spread;
+
+    /// Of methods that look at no activations nothing is shown of them.
+    #[test]
+    fn sites_without_activations_have_no_figures() {
+        let mut report = report(vec![]);
+        assert!(section(&report).contains("Effective rank of the activations"));
+        report.sites[0].spread = None;
+        report.sites[0].damping = 0.0;
+        let section = section(&report);
+        assert!(!section.contains("Effective rank of the activations"), "{section}");
+        assert!(!section.contains("12.50") && !section.contains("25.0"), "{section}");
+    }
 
     /// Distances are told relative to the pre-training activations, and not at all without them.
     #[test]

@@ -1,0 +1,140 @@
+"""Records the inputs of a transformers model's layers, in the form that cntlora reads.
+
+    python record.py MODEL --text examples.txt --target q_proj,v_proj --out activations
+
+Modules with the same input are found in the first batch, and their input is stored once. Rows of padding are left out, as
+the attention mask says. Numbers are stored as bf16, in files of --shard-rows rows. Inputs of convolutions are stored
+as they are, with the kernel in the metadata.
+"""
+import argparse
+import hashlib
+import json
+import pathlib
+
+import torch
+from safetensors.torch import save_file
+from transformers.pytorch_utils import Conv1D
+
+from common import add_input_options, batches, load_model
+
+CONVOLUTIONS = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
+
+
+def wanted(model, targets):
+    """The layers to record, by name: those whose name is a target or ends in one, or all but the output head."""
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    found = {}
+    for name, module in model.named_modules():
+        if not isinstance(module, (torch.nn.Linear, Conv1D, *CONVOLUTIONS)) or module is head:
+            continue
+        if isinstance(module, CONVOLUTIONS) and reason_against(module):
+            print(f"left out: {name}: {reason_against(module)}")
+        elif not targets or any(name == target or name.endswith("." + target) for target in targets):
+            found[name] = module
+    if not found:
+        raise SystemExit(f"no layer is named {', '.join(targets)}" if targets else "the model has no layer to record")
+    return found
+
+
+def reason_against(convolution):
+    """Why a convolution cannot be adapted."""
+    if any(number != 1 for number in convolution.dilation):
+        return "PEFT does not adapt dilated convolutions"
+    if convolution.groups != 1:
+        return "convolutions in several groups are not adapted"
+    if isinstance(convolution.padding, str) or convolution.padding_mode != "zeros":
+        return "only numbers of zeros as padding are understood"
+    return None
+
+
+def rows_of(tensor, mask, module):
+    """The rows that count, as [rows, width]; the inputs of convolutions as they are."""
+    tensor = tensor.detach()
+    if isinstance(module, CONVOLUTIONS):
+        return tensor if tensor.dim() == len(module.kernel_size) + 2 else tensor.unsqueeze(0)
+    if mask is not None and tensor.shape[:-1] == mask.shape:
+        return tensor[mask.bool()]
+    return tensor.flatten(0, -2)
+
+
+class Recorder:
+    """Collects what arrives at each layer, and writes it in shards."""
+
+    def __init__(self, model, modules, out, shard_rows):
+        self.modules, self.out, self.shard_rows = modules, pathlib.Path(out), shard_rows
+        self.site_of, self.digests, self.rows = {}, {}, {}
+        self.mask, self.grouped, self.shard = None, False, 0
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.handles = [
+            module.register_forward_pre_hook(self.hook(name, module)) for name, module in modules.items()
+        ]
+
+    def hook(self, name, module):
+        def keep(_, args):
+            if self.grouped and self.site_of.get(name) != name:
+                return
+            rows = rows_of(args[0], self.mask, module)
+            if not self.grouped:
+                # Convolutions of one input may cut it into different patches.
+                kind = (tuple(module.kernel_size), tuple(module.stride), tuple(module.padding)) if isinstance(module, CONVOLUTIONS) else None
+                digest = hashlib.sha256(rows.float().contiguous().numpy().tobytes())
+                self.site_of[name] = self.digests.setdefault((tuple(rows.shape), kind, digest.digest()), name)
+                if self.site_of[name] != name:
+                    return
+            self.rows.setdefault(name, []).append(rows.to(torch.bfloat16).cpu())
+
+        return keep
+
+    def after_batch(self):
+        self.grouped = True
+        if max(sum(len(part) for part in parts) for parts in self.rows.values()) >= self.shard_rows:
+            self.write()
+
+    def metadata(self):
+        sites, convolutions = {}, {}
+        for name in self.rows:
+            sites[name] = [module for module, site in self.site_of.items() if site == name]
+            module = self.modules[name]
+            if isinstance(module, CONVOLUTIONS):
+                convolutions[name] = dict(
+                    kernel=list(module.kernel_size), stride=list(module.stride), padding=list(module.padding)
+                )
+        content = dict(format="activations", version=1, sites=sites, convolutions=convolutions)
+        return {"cntlora": json.dumps(content, sort_keys=True)}
+
+    def write(self):
+        if not self.rows:
+            return
+        self.shard += 1
+        tensors = {name: torch.cat(parts).contiguous() for name, parts in self.rows.items()}
+        save_file(tensors, self.out / f"part-{self.shard:05}.safetensors", metadata=self.metadata())
+        self.rows = {}
+
+    def close(self):
+        self.write()
+        for handle in self.handles:
+            handle.remove()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_input_options(parser)
+    parser.add_argument("--target", default="", help="names of layers, or their last parts, separated by commas; all without it")
+    parser.add_argument("--out", required=True, help="folder for the activations")
+    parser.add_argument("--shard-rows", type=int, default=65536)
+    args = parser.parse_args()
+    model = load_model(args.model).eval()
+    modules = wanted(model, [target for target in args.target.split(",") if target])
+    recorder = Recorder(model, modules, args.out, args.shard_rows)
+    with torch.no_grad():
+        for batch in batches(args):
+            recorder.mask = batch.get("attention_mask")
+            model(**batch)
+            recorder.after_batch()
+    recorder.close()
+    sites = len(set(recorder.site_of.values()))
+    print(f"{len(recorder.site_of)} layers at {sites} sites, {recorder.shard} files in {args.out}")
+
+
+if __name__ == "__main__":
+    main()

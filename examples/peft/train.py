@@ -1,0 +1,152 @@
+"""Loads an adapter that cntlora wrote, checks that every layer computes W x + s B A x, trains a few steps, and saves.
+
+    python train.py MODEL adapter --text examples.txt --steps 20 --out trained
+
+An adapter from a residual start needs the changed base as MODEL. A warning of PEFT when the adapter is loaded is an error.
+"""
+import argparse
+import itertools
+import json
+import pathlib
+import re
+import warnings
+
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+
+from common import add_input_options, batches, load_model
+
+TOLERANCE = 1e-5
+
+
+def factors(folder):
+    """A, B and s of every module, read without PEFT."""
+    config = json.loads((folder / "adapter_config.json").read_text())
+    tensors = load_file(folder / "adapter_model.safetensors")
+
+    def pattern(name, module, default):
+        matches = (value for key, value in config[name].items() if re.match(rf"(.*\.)?({key})$", module))
+        return next(matches, default)
+
+    found = {}
+    for key, a in tensors.items():
+        if key.endswith(".lora_A.weight"):
+            module = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+            b = tensors[key.replace(".lora_A.", ".lora_B.")]
+            alpha = pattern("alpha_pattern", module, config["lora_alpha"])
+            rank = pattern("rank_pattern", module, config["r"])
+            assert rank == len(a), f"{module}: rank {rank} in the configuration, {len(a)} in the tensors"
+            found[module] = a.float(), b.float(), alpha / rank
+    return found
+
+
+def expected(base, x, a, b, scale):
+    """W x + s B A x; a convolution by its own unfolded patches."""
+    y = base(x)
+    if a.dim() == 2:
+        return y + scale * (x @ a.T) @ b.T
+    if a.dim() == 4:
+        patches = torch.nn.functional.unfold(x, base.kernel_size, padding=base.padding, stride=base.stride)
+        return y + scale * (b.flatten(1) @ (a.flatten(1) @ patches)).view_as(y)
+    patches = torch.nn.functional.unfold(
+        x.unsqueeze(2), (1, *base.kernel_size), padding=(0, *base.padding), stride=(1, *base.stride)
+    )
+    return y + scale * (b.flatten(1) @ (a.flatten(1) @ patches)).view_as(y)
+
+
+def check_layers(model, adapter, batch):
+    """Compares every adapted layer with what the files say, on the inputs that arrive at it."""
+    worst, seen = 0.0, set()
+
+    def hook(name, a, b, scale):
+        def compare(module, args, output):
+            nonlocal worst
+            wanted = expected(module.base_layer, args[0], a, b, scale)
+            worst = max(worst, ((output - wanted).norm() / wanted.norm()).item())
+            seen.add(name)
+
+        return compare
+
+    found = factors(adapter)
+    modules = dict(model.base_model.model.named_modules())
+    handles = [modules[name].register_forward_hook(hook(name, *parts)) for name, parts in found.items()]
+    with torch.no_grad():
+        model(**batch)
+    for handle in handles:
+        handle.remove()
+    assert seen == set(found), f"never reached: {sorted(set(found) - seen)}"
+    assert worst <= TOLERANCE, f"a layer differs by {worst:.1e}"
+    print(f"{len(seen)} layers compute W x + s B A x, to {worst:.1e}")
+
+
+def add_anchor(model, folder):
+    """A second adapter, which takes the update away and stays as it is."""
+    model.load_adapter(folder, "anchor")
+    model.base_model.set_adapter(["default", "anchor"])
+    for name, parameter in model.named_parameters():
+        if ".anchor." in name:
+            parameter.requires_grad = False
+
+
+def check_whole(model, original, batch):
+    """Compares the output of the model with that of another."""
+    with torch.no_grad():
+        found, wanted = model(**batch)[0], original(**batch)[0]
+    difference = ((found - wanted).norm() / wanted.norm()).item()
+    assert difference <= 10 * TOLERANCE, f"the output differs by {difference:.1e}"
+    print(f"the output is that of the other model, to {difference:.1e}")
+
+
+def loss_of(model, batch):
+    """The model's own loss on next tokens, or, for a model without a head, the size of its output."""
+    if "input_ids" in batch and model.get_output_embeddings() is not None:
+        labels = batch["input_ids"]
+        if "attention_mask" in batch:
+            labels = labels.masked_fill(batch["attention_mask"] == 0, -100)
+        return model(**batch, labels=labels).loss
+    return model(**batch)[0].square().mean()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_input_options(parser)
+    parser.add_argument("adapter", help="folder of the adapter")
+    parser.add_argument("--anchor", help="folder of the anchor, with --residual anchor")
+    parser.add_argument("--same-as", help="a model that must compute the same before training, such as the original of a changed base")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--learning-rate", type=float, default=1e-4)
+    parser.add_argument("--out", help="folder for the trained adapter")
+    args = parser.parse_args()
+
+    base = load_model(args.model).eval()
+    with warnings.catch_warnings():
+        # Those that tell the user of something wrong; not those of one library to another.
+        warnings.simplefilter("error", UserWarning)
+        warnings.simplefilter("error", RuntimeWarning)
+        model = PeftModel.from_pretrained(base, args.adapter, is_trainable=True)
+    batch = next(batches(args))
+    check_layers(model, pathlib.Path(args.adapter), batch)
+    if args.anchor:
+        add_anchor(model, args.anchor)
+    if args.same_as:
+        check_whole(model, load_model(args.same_as).eval(), batch)
+
+    model.train()
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=args.learning_rate)
+    steps = itertools.islice(itertools.cycle(list(batches(args))), args.steps)
+    for step, batch in enumerate(steps, start=1):
+        loss = loss_of(model, batch)
+        assert torch.isfinite(loss), f"the loss of step {step} is {loss}"
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        print(f"step {step}: loss {loss.item():.4f}")
+    if args.out:
+        model.save_pretrained(args.out, selected_adapters=["default"])
+        print(f"saved in {args.out}")
+
+
+if __name__ == "__main__":
+    main()

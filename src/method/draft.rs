@@ -1,0 +1,131 @@
+//! What is kept of a layer until its rank is known, and the factors of that rank.
+
+use super::Options;
+use crate::dense;
+use crate::error::Result;
+use crate::factors::{Components, Factors, Initialization, Start};
+use crate::rank::Layer;
+
+/// A layer before its rank is known.
+#[derive(Clone, Debug)]
+pub enum Draft {
+    /// The leading components of an update: balance, strength and start make factors of them.
+    Update(Decomposition),
+    /// Factors as the method itself defines them.
+    Nested(Nested),
+}
+
+/// The part of a layer's update that factors are made from.
+#[derive(Clone, Debug)]
+pub struct Decomposition {
+    /// What factors are made from.
+    pub components: Components,
+    /// Square of the Frobenius norm of the whole update, in the norm of the truncation.
+    pub energy: f64,
+    /// Whether the energy is exact, or partly estimated from random probes.
+    pub energy_exact: bool,
+    /// Largest residual of a component, relative to the first singular value.
+    pub residual: f64,
+}
+
+/// Factors of every rank at once: those of rank `r` are the first `r` columns of `B` and the first `r` rows of `A`.
+#[derive(Clone, Debug)]
+pub struct Nested {
+    /// Factors of the largest rank.
+    pub factors: Factors,
+    /// Root of the energy that each unit of rank holds.
+    pub spectrum: Vec<f64>,
+    /// The energy of all ranks together.
+    pub energy: f64,
+}
+
+impl Decomposition {
+    /// What the choice of ranks needs to know.
+    pub fn as_layer(&self) -> Layer<'_> {
+        let cost = (self.components.u.nrows() + self.components.a.nrows()) as u64;
+        Layer { spectrum: &self.components.sigma, energy: self.energy, cost }
+    }
+}
+
+impl Nested {
+    /// Factors whose product is zero, and stays so whatever the rank.
+    pub(super) fn of_no_energy(factors: Factors) -> Self {
+        let spectrum = vec![0.0; factors.a.nrows()];
+        Self { factors, spectrum, energy: 0.0 }
+    }
+
+    fn initialize(&self, rank: usize, start: Start) -> Result<Initialization> {
+        let factors = Factors {
+            a: self.factors.a.subrows(0, rank).to_owned(),
+            b: self.factors.b.subcols(0, rank).to_owned(),
+        };
+        dense::check_finite("the factors", factors.a.as_ref())?;
+        dense::check_finite("the factors", factors.b.as_ref())?;
+        let strength = if start == Start::Zero { 0.0 } else { 1.0 };
+        Ok(Initialization { factors, strength, shift: 0.0 })
+    }
+}
+
+impl Draft {
+    /// What the choice of ranks needs to know.
+    pub fn as_layer(&self) -> Layer<'_> {
+        match self {
+            Self::Update(update) => update.as_layer(),
+            Self::Nested(nested) => {
+                let Factors { a, b } = &nested.factors;
+                let cost = (a.ncols() + b.nrows()) as u64;
+                Layer { spectrum: &nested.spectrum, energy: nested.energy, cost }
+            }
+        }
+    }
+
+    /// Outputs and inputs of the layer.
+    pub fn shape(&self) -> (usize, usize) {
+        match self {
+            Self::Update(update) => (update.components.u.nrows(), update.components.a.nrows()),
+            Self::Nested(nested) => (nested.factors.b.nrows(), nested.factors.a.ncols()),
+        }
+    }
+
+    /// Leading singular values, or what the method ranks its directions by.
+    pub fn spectrum(&self) -> &[f64] {
+        self.as_layer().spectrum
+    }
+
+    /// Square of the norm of what is cut to low rank.
+    pub fn energy(&self) -> f64 {
+        self.as_layer().energy
+    }
+
+    /// Whether the energy is exact, or partly estimated from random probes.
+    pub fn energy_exact(&self) -> bool {
+        match self {
+            Self::Update(update) => update.energy_exact,
+            Self::Nested(_) => true,
+        }
+    }
+
+    /// Largest residual of a component, relative to the first singular value.
+    pub fn residual(&self) -> f64 {
+        match self {
+            Self::Update(update) => update.residual,
+            Self::Nested(_) => 0.0,
+        }
+    }
+
+    /// The factors of this rank.
+    ///
+    /// # Errors
+    /// As [`Components::initialize`].
+    ///
+    /// # Panics
+    /// If the spectrum is shorter than `rank`.
+    pub fn initialize(&self, rank: usize, options: &Options) -> Result<Initialization> {
+        match self {
+            Self::Update(update) => {
+                update.components.initialize(rank, options.strength, options.start, options.scale)
+            }
+            Self::Nested(nested) => nested.initialize(rank, options.start),
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! Layers without activations: what a checkpoint alone tells of its linear layers, for methods that look at weights only.
+//!
+//! Nothing in a checkpoint says which matrices are linear layers, so the user names them, or leaves it to the names: what is
+//! called an embedding, or the output head, is no candidate, as in PEFT's `all-linear`.
+
+use super::Selection;
+use crate::activations::Site;
+use crate::storage::{Checkpoint, Problem, Problems};
+
+/// Parts of names that belong to embedding tables and output heads.
+const NO_LINEAR_LAYERS: [&str; 7] =
+    ["embed", "wte", "wpe", "lm_head", "shared", "relative_attention_bias", "score"];
+
+/// Every matrix that may be the weight of a linear layer as a site of its own, read by the module of its name.
+pub(super) fn sites(checkpoint: &Checkpoint) -> Vec<Site> {
+    let site = |name: &str| {
+        let module = name.strip_suffix(".weight")?;
+        let stored = checkpoint.get(name)?;
+        let &[first, second] = stored.tensor.shape.as_slice() else { return None };
+        let inputs = if is_transposed(checkpoint, module) { first } else { second };
+        let last = module.rsplit('.').next().unwrap_or(module);
+        if NO_LINEAR_LAYERS.iter().any(|part| last.contains(part)) {
+            return None;
+        }
+        let width = usize::try_from(inputs).ok().filter(|&width| width > 0)?;
+        Some(Site { name: module.into(), width, modules: vec![module.into()], parts: Vec::new() })
+    };
+    checkpoint.names().filter_map(site).collect()
+}
+
+/// Whether a module is one of the Conv1D layers of GPT-2 and its relatives, whose weights are stored as `[inputs, outputs]`: a
+/// square weight does not tell.
+pub(super) fn is_transposed(checkpoint: &Checkpoint, module: &str) -> bool {
+    const FAMILIES: [&str; 4] = ["gpt2", "openai-gpt", "imagegpt", "decision_transformer"];
+    const LAYERS: [&str; 4] = ["c_attn", "q_attn", "c_proj", "c_fc"];
+    let model_type = checkpoint.config().and_then(|config| config.get("model_type")?.as_str());
+    let last = module.rsplit('.').next().unwrap_or(module);
+    model_type.is_some_and(|model_type| FAMILIES.contains(&model_type)) && LAYERS.contains(&last)
+}
+
+/// Wants the user to say which layers.
+pub(super) fn check_selection(selection: &Selection, problems: &mut Problems) {
+    if selection.targets.is_empty() && selection.include.is_empty() {
+        problems.push(
+            Problem::usage("expected the names of the layers, because there are no activations to name them")
+                .help("give --target q_proj,v_proj, or --target all-linear; or --activations, whose headers name them"),
+        );
+    }
+}

@@ -1,0 +1,269 @@
+//! The peers' methods against PEFT's own results on small layers (`golden/peers.py`), and what each of them promises.
+
+use cntlora::constraint::Evidence;
+use cntlora::factors::{Factors, Start};
+use cntlora::low_rank::truncated_svd;
+use cntlora::method::{Basis, Draft, Method, Options, RankRule};
+use cntlora::moments::Moments;
+use cntlora::random::gaussian;
+use cntlora::rank::{self, Layer, Limits, Policy};
+use faer::{Mat, MatRef, Par};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+
+type Rectangle = Vec<Vec<f64>>;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Golden {
+    scale: f64,
+    rank: usize,
+    weights: BTreeMap<String, Rectangle>,
+    activations: BTreeMap<String, Rectangle>,
+    pissa: BTreeMap<String, Pair>,
+    olora: BTreeMap<String, Pair>,
+    corda_ipm: BTreeMap<String, Pair>,
+    corda_kpm: BTreeMap<String, Pair>,
+    eva: Vec<Eva>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Pair {
+    a: Rectangle,
+    b: Rectangle,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Eva {
+    rank: usize,
+    rho: f64,
+    down: BTreeMap<String, Rectangle>,
+}
+
+fn golden() -> Golden {
+    serde_json::from_str(include_str!("golden/peers.json")).expect("the golden file has this form")
+}
+
+fn matrix(rows: &Rectangle) -> Mat<f32> {
+    Mat::from_fn(rows.len(), rows[0].len(), |i, j| rows[i][j] as f32)
+}
+
+impl Golden {
+    /// What the layer of this name reads.
+    fn moments(&self, layer: &str) -> Moments {
+        let site = if layer == "o" { "z" } else { "x" };
+        Moments::of(matrix(&self.activations[site]).as_ref()).unwrap()
+    }
+}
+
+fn options(method: Method, rank: usize) -> Options {
+    Options {
+        method,
+        start: method.starts()[0],
+        ranks: Policy::Fixed(rank),
+        limits: Limits { min: 0, max: rank, multiple: 1 },
+        ..Options::default()
+    }
+}
+
+fn draft(moments: &Moments, weight: MatRef<'_, f32>, name: &str, options: &Options) -> Draft {
+    let evidence = Evidence { target: moments, source: None, cross: None };
+    let basis = Basis::new(Some(evidence), "site", options, Par::Seq).unwrap();
+    basis.decompose(weight, name, options, Par::Seq).unwrap()
+}
+
+/// Difference relative to the larger of the two.
+fn distance(a: &Mat<f32>, b: &Mat<f32>) -> f32 {
+    (a - b).norm_l2() / a.norm_l2().max(b.norm_l2())
+}
+
+/// The orthogonal projection on the rows of a matrix.
+fn row_space(a: &Mat<f32>) -> Mat<f32> {
+    let svd = truncated_svd(&a.as_ref(), a.nrows(), 0, "rows", Par::Seq).unwrap();
+    &svd.v * svd.v.transpose()
+}
+
+/// The products, and with them the residual base, are PEFT's; so are the spaces that either factor spans.
+#[test]
+fn products_and_subspaces_are_those_of_peft() {
+    let golden = golden();
+    for (method, expected) in [
+        (Method::Pissa, &golden.pissa),
+        (Method::Olora, &golden.olora),
+        (Method::CordaIpm, &golden.corda_ipm),
+        (Method::CordaKpm, &golden.corda_kpm),
+    ] {
+        let options = Options { scale: golden.scale, ..options(method, golden.rank) };
+        for (layer, weight) in &golden.weights {
+            let draft = draft(&golden.moments(layer), matrix(weight).as_ref(), layer, &options);
+            let Factors { a, b } = draft.initialize(golden.rank, &options).unwrap().factors;
+            let (wanted_a, wanted_b) = (matrix(&expected[layer].a), matrix(&expected[layer].b));
+            let product = distance(&(&b * &a), &(&wanted_b * &wanted_a));
+            let rows = distance(&row_space(&a), &row_space(&wanted_a));
+            let columns =
+                distance(&row_space(&b.transpose().to_owned()), &row_space(&wanted_b.transpose().to_owned()));
+            let label = format!("{}, {layer}: {product:e}, {rows:e}, {columns:e}", method.name());
+            assert!(product < 1e-4 && rows < 1e-4 && columns < 1e-4, "{label}");
+        }
+    }
+}
+
+/// Where PEFT's factors are defined up to signs, so are ours: PiSSA's singular vectors, OLoRA's basis.
+#[test]
+fn factors_are_those_of_peft_up_to_signs() {
+    let golden = golden();
+    for (method, expected) in [(Method::Pissa, &golden.pissa), (Method::Olora, &golden.olora)] {
+        let options = Options { scale: golden.scale, ..options(method, golden.rank) };
+        for (layer, weight) in &golden.weights {
+            let draft = draft(&golden.moments(layer), matrix(weight).as_ref(), layer, &options);
+            let found = draft.initialize(golden.rank, &options).unwrap().factors;
+            let wanted = Factors { a: matrix(&expected[layer].a), b: matrix(&expected[layer].b) };
+            for i in 0..golden.rank {
+                let sign = (found.a.row(i) * wanted.a.row(i).transpose()).signum();
+                let down = (found.a.row(i) * faer::Scale(sign) - wanted.a.row(i)).norm_l2();
+                let up = (found.b.col(i) * faer::Scale(sign) - wanted.b.col(i)).norm_l2();
+                assert!(down < 1e-4 && up < 1e-4, "{}, {layer}, row {i}: {down:e}, {up:e}", method.name());
+            }
+        }
+    }
+}
+
+/// EVA's directions, with their signs, and the ranks that its redistribution gives.
+#[test]
+fn eva_is_that_of_peft() {
+    let golden = golden();
+    let mut shared = false;
+    for case in &golden.eva {
+        let max = (case.rank as f64 * case.rho).round_ties_even() as usize;
+        let options = Options {
+            ranks: Policy::Shared(case.rank),
+            limits: Limits { min: 0, max, multiple: 1 },
+            ..options(Method::Eva, case.rank)
+        };
+        let drafts: Vec<(&String, Draft)> = golden
+            .weights
+            .iter()
+            .map(|(layer, weight)| {
+                (layer, draft(&golden.moments(layer), matrix(weight).as_ref(), layer, &options))
+            })
+            .collect();
+        let layers: Vec<Layer<'_>> = drafts.iter().map(|(_, draft)| draft.as_layer()).collect();
+        let ranks = rank::allocate(options.ranks, options.limits, &layers).unwrap();
+        for ((layer, draft), rank) in drafts.iter().zip(ranks) {
+            let wanted = &case.down[*layer];
+            assert_eq!(rank, wanted.len(), "{layer}, rho {}", case.rho);
+            shared |= rank != case.rank;
+            let Factors { a, b } = draft.initialize(rank, &options).unwrap().factors;
+            assert!((&a - matrix(wanted)).norm_max() < 1e-4, "{layer}, rho {}", case.rho);
+            assert_eq!(b.norm_max(), 0.0);
+        }
+    }
+    assert!(shared, "some layer must get another rank than the others");
+}
+
+/// MiLoRA's product is what the leading triplets leave of the weight, seen from the other end.
+#[test]
+fn milora_takes_the_last_triplets() {
+    let weight = gaussian::<f32>(9, 7, 0, "weight");
+    let moments = Moments::new(7);
+    let product = |method, rank| {
+        let options = options(method, rank);
+        let Factors { a, b } =
+            draft(&moments, weight.as_ref(), "w", &options).initialize(rank, &options).unwrap().factors;
+        b * a
+    };
+    let first = product(Method::Pissa, 5);
+    let last = product(Method::Milora, 2);
+    assert!(distance(&(first + last), &weight) < 1e-5);
+}
+
+/// The distributions of random factors: PEFT's bounds and deviations.
+#[test]
+fn random_factors_are_distributed_as_in_peft() {
+    let (outputs, inputs, rank) = (50, 400, 40);
+    let weight = gaussian::<f32>(outputs, inputs, 0, "weight");
+    let factors = |method| {
+        let options = options(method, rank);
+        let draft = draft(&Moments::new(inputs), weight.as_ref(), "w", &options);
+        draft.initialize(rank, &options).unwrap().factors
+    };
+    let deviation = |a: &Mat<f32>| a.norm_l2() / ((a.nrows() * a.ncols()) as f32).sqrt();
+    let near = |found: f32, wanted: f32| (found / wanted - 1.0).abs() < 0.05;
+
+    let kaiming = factors(Method::Lora).a;
+    let bound = 1.0 / (inputs as f32).sqrt();
+    assert!(kaiming.norm_max() <= bound && near(deviation(&kaiming), bound / 3f32.sqrt()));
+    assert!(near(deviation(&factors(Method::Gaussian).a), 1.0 / rank as f32));
+
+    let Factors { a, b } = factors(Method::Orthogonal);
+    let wanted = (rank as f32 / 2.0).sqrt() / 10.0 / (rank as f32).sqrt();
+    assert!(
+        near(deviation(&a), wanted) && near(deviation(&b), wanted),
+        "{} {}",
+        deviation(&a),
+        deviation(&b)
+    );
+    assert!((&b * &a).norm_max() < 1e-5);
+}
+
+/// Every method, on layers of any shape: the starts that leave the model alone do so, and the same layer gives the same bits.
+#[test]
+fn every_method_is_reproducible_and_keeps_its_start() {
+    for method in Method::ALL {
+        for (outputs, inputs) in [(6, 10), (10, 6), (8, 8)] {
+            let rows = gaussian::<f32>(60, inputs, 1, "rows");
+            let moments = Moments::of(rows.as_ref()).unwrap();
+            let weight = gaussian::<f32>(outputs, inputs, 2, "weight");
+            let options = options(method, 4);
+            assert_eq!(options.complaints(), []);
+            let make = |name: &str| {
+                draft(&moments, weight.as_ref(), name, &options).initialize(4, &options).unwrap()
+            };
+            let (one, again) = (make("w"), make("w"));
+            let Factors { a, b } = &one.factors;
+            assert_eq!((a.shape(), b.shape()), ((4, inputs), (outputs, 4)), "{}", method.name());
+            assert!(*a == again.factors.a && *b == again.factors.b, "{}", method.name());
+            if options.start == Start::Zero {
+                assert!((b * a).norm_max() < 1e-5, "{}", method.name());
+                assert_eq!(one.shift, 0.0);
+            }
+            let random = matches!(method, Method::Lora | Method::Gaussian | Method::Orthogonal);
+            assert_eq!(make("other").factors.a != *a, random, "{}", method.name());
+        }
+    }
+}
+
+/// What a method does not have is refused with what it has.
+#[test]
+fn missing_combinations_are_refused() {
+    let texts =
+        |options: Options| -> Vec<String> { options.complaints().iter().map(ToString::to_string).collect() };
+    for method in Method::ALL {
+        for start in [Start::Update, Start::Residual, Start::Zero] {
+            let refused = !texts(Options { start, ..options(method, 4) }).is_empty();
+            assert_eq!(refused, !method.starts().contains(&start), "{} {start:?}", method.name());
+        }
+        for ranks in [Policy::Energy(0.5), Policy::Budget(9), Policy::BudgetOfRank(4), Policy::Shared(4)] {
+            let refused = !texts(Options { ranks, ..options(method, 4) }).is_empty();
+            let legal = match method.rank_rule() {
+                RankRule::Spectrum => !matches!(ranks, Policy::Shared(_)),
+                RankRule::Shared => matches!(ranks, Policy::Shared(_)),
+                RankRule::Fixed => false,
+            };
+            assert_eq!(refused, !legal, "{} {ranks:?}", method.name());
+        }
+    }
+    assert_eq!(
+        texts(Options { start: Start::Zero, ranks: Policy::Energy(0.5), ..options(Method::Milora, 4) }),
+        [
+            "the method milora has no start zero: it has residual",
+            "the method milora has no ranks by this rule: it has one rank for all layers",
+        ]
+    );
+    assert_eq!(
+        texts(options(Method::Orthogonal, 3)),
+        ["the rank of the method orthogonal is 3, but must be even"]
+    );
+}
