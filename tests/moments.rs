@@ -187,7 +187,7 @@ fn sites_can_be_measured_apart() {
     small.refused(
         "init model.safetensors --moments mlp.m -o a --target query",
         2,
-        "no recorded module is named \"query\"",
+        "no module is named \"query\"",
     );
     small.succeed("moments target -o rest.m --exclude mlp");
     small.succeed("moments target -o whole.m");
