@@ -4,8 +4,6 @@ use super::args::InitArgs;
 use super::command_line::command_line;
 use super::events::{Events, is_stdout};
 use super::interrupt::Interruption;
-use super::launcher;
-use super::parts;
 use super::plan::summary;
 use super::prepare::{create_parent, prepare, refuse_occupied};
 use super::progress::Progress;
@@ -27,9 +25,6 @@ use std::path::Path;
 
 /// Computes an adapter; an interruption leaves nothing half-written.
 pub fn run(args: &InitArgs, terminal: &Terminal) -> anyhow::Result<()> {
-    if let Some(shard) = args.shard {
-        return parts::run(args, launcher::shard(shard)?, terminal);
-    }
     let output = resolve::output(&args.out, &args.job);
     let mut outputs: Vec<_> = output.folders().into_iter().map(Path::to_path_buf).collect();
     outputs.push(PartialRun::folder_of(&output.folder));

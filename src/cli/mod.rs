@@ -54,7 +54,10 @@ fn parse_and_run() -> ExitCode {
 
 fn run(command: &Command, terminal: &Terminal) -> anyhow::Result<()> {
     match command {
-        Command::Init(args) => init::run(args, terminal),
+        Command::Init(args) => match args.shard {
+            Some(shard) => parts::run(args, launcher::shard(shard)?, terminal),
+            None => init::run(args, terminal),
+        },
         Command::Moments(args) => moments::run(args, terminal),
         Command::Merge(args) => moments::merge(args, terminal),
         Command::Plan(args) => plan::run(args, terminal),

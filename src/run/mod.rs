@@ -1,12 +1,14 @@
 //! Carries a plan out and tells an observer what happens. Prints nothing.
 //!
 //! `site` works on one site, with `moments` for its rows; `measure` stops there, and writes the moments. `partial` is the folder
-//! of an unfinished run, `job` what it is about, and `saved_sums` and `saved_layers` are what is in it. `parts` divides a run.
+//! of an unfinished run, `job` what it is about, and `saved_sums` and `saved_layers` are what is in it. `parts` divides a run,
+//! and `part` is what one of them says of itself.
 
 mod inputs;
 mod job;
 mod measure;
 mod moments;
+mod part;
 mod partial;
 mod parts;
 mod saved_layers;
@@ -15,8 +17,9 @@ mod site;
 
 pub use job::Job;
 pub use measure::measure;
+pub use part::{Part, Writing};
 pub use partial::PartialRun;
-pub use parts::{Part, Parts, Writing, run_part};
+pub use parts::{Parts, run_part};
 pub use saved_layers::SavedLayers;
 
 use crate::activations::{ActivationSet, Site};
@@ -282,6 +285,12 @@ fn site_of<'a>(set: &'a ActivationSet, name: &str) -> Result<&'a Site, Problem> 
     set.site(name).ok_or_else(|| {
         Problem::data("the plan names this site, but the files do not have it").in_tensor(name)
     })
+}
+
+/// What to make of a saved file that is not what was saved: a failure of the environment, after which the rest is still good.
+fn damaged(problem: Problem) -> Problem {
+    Problem::environment(problem.to_string())
+        .help("remove this file to do its site again, or give --restart to begin anew")
 }
 
 /// What a run ends with that was asked to.

@@ -11,7 +11,7 @@
 //! still what was written.
 
 use super::job::Job;
-use super::parts::{PART, Part};
+use super::part::{PART, Part};
 use super::saved_sums::SavedSums;
 use crate::storage::{Access, Hashing, Problem, Problems, Source, is_unfinished, write_atomically};
 use std::fs::{self, File, TryLockError};
@@ -198,12 +198,6 @@ fn remove_files(folder: &Path, unwanted: impl Fn(&str) -> bool) -> Result<(), Pr
         }
     }
     Ok(())
-}
-
-/// What to make of a saved file that is not what was saved: a failure of the environment, after which the rest is still good.
-pub(super) fn damaged(problem: Problem) -> Problem {
-    Problem::environment(problem.to_string())
-        .help("remove this file to do its site again, or give --restart to begin anew")
 }
 
 /// Takes the lock of a folder, which has to exist.

@@ -5,93 +5,17 @@
 //! for that. A part is a folder: what its run saved ([`PartialRun`]), and `part.json`.
 
 use super::job::Job;
-use super::partial::{JOB, PartialRun, damaged};
-use super::{Observer, Outcome, Threads, assemble, check_unchanged, site, with_threads, work_side_by_side};
-use crate::adapter::Format;
-use crate::plan::{Inputs, Plan, Request, Shard};
+use super::part::{PART, Part};
+use super::partial::{JOB, PartialRun};
+use super::{
+    Observer, Outcome, Threads, assemble, check_unchanged, damaged, site, with_threads, work_side_by_side,
+};
+use crate::plan::{Inputs, Plan, Shard};
 use crate::storage::{Access, Problem, Problems, Source, quoted};
-use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
-
-/// The file that makes a folder a part.
-pub(super) const PART: &str = "part.json";
-
-const FORMAT: &str = "adapter-part";
-const VERSION: u64 = 1;
-
-/// What `part.json` says: which part it is, and how the whole goes on from there.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Part {
-    format: String,
-    version: u64,
-    /// Which part.
-    pub shard: Shard,
-    /// What was asked for, of all parts alike.
-    pub request: Request,
-    /// How the adapter is written, when the parts are joined.
-    pub writing: Writing,
-}
-
-/// How an adapter is written.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Writing {
-    /// In which format.
-    pub format: Format,
-    /// Folder for the changed base, if one was named.
-    pub base: Option<PathBuf>,
-    /// Whether a second adapter takes the update away, in place of a changed base.
-    pub anchored: bool,
-}
-
-impl Part {
-    /// What a part says of itself.
-    pub fn new(shard: Shard, request: Request, writing: Writing) -> Self {
-        Self { format: FORMAT.into(), version: VERSION, shard, request, writing }
-    }
-
-    /// Reads `part.json`.
-    ///
-    /// # Errors
-    /// An I/O problem if it cannot be read; a data problem if it is another file, or of a newer version.
-    pub fn read(source: &Source) -> Result<Self, Problem> {
-        #[derive(Deserialize)]
-        struct Kind {
-            format: String,
-            version: u64,
-        }
-        let refused = |what: String| Problem::data(what).in_file(source.path());
-        let malformed =
-            |error: serde_json::Error| refused(format!("expected the description of a part: {error}"));
-        let bytes = source.read_vec(0, source.length())?;
-        let kind: Kind = serde_json::from_slice(&bytes).map_err(malformed)?;
-        if (kind.format.as_str(), kind.version) != (FORMAT, VERSION) {
-            let (format, version) = (quoted(&kind.format), kind.version);
-            let what =
-                format!("expected version {VERSION} of \"{FORMAT}\", found version {version} of {format}");
-            return Err(refused(what).help("join parts with the version of cntlora that made them"));
-        }
-        let part: Self = serde_json::from_slice(&bytes).map_err(malformed)?;
-        match Shard::new(part.shard.index, part.shard.count) {
-            Some(_) => Ok(part),
-            None => Err(refused(format!("expected a part I/N with I below N, found {}", part.shard))),
-        }
-    }
-
-    /// As it is written.
-    ///
-    /// # Errors
-    /// A usage problem for paths that are not UTF-8.
-    pub(super) fn text(&self) -> Result<String, Problem> {
-        serde_json::to_string_pretty(self).map_err(|error| {
-            Problem::usage(format!("a part cannot be described: {error}")).help("give paths of UTF-8 text")
-        })
-    }
-}
 
 /// Decomposes the layers of a part, and leaves them in `partial`.
 ///

@@ -1,9 +1,9 @@
 //! One site: its moments, its constraints, and the decompositions of the weights that read it.
 
 use super::moments::{Measured, Reading};
-use super::partial::{PartialRun, damaged};
+use super::partial::PartialRun;
 use super::saved_layers::SavedLayers;
-use super::{Event, Observer, interrupted, site_of};
+use super::{Event, Observer, damaged, interrupted, site_of};
 use crate::constraint::{Coupling, Evidence};
 use crate::error::Error;
 use crate::factors::LayerShape;
