@@ -7,11 +7,10 @@ use cntlora::adapter::{
 use cntlora::element::Element;
 use cntlora::factors::{Factors, LayerShape, Start};
 use cntlora::method::{Method, Options};
-use cntlora::plan::{self, Nonfinite, Request, Selection};
+use cntlora::plan::{self, Request};
 use cntlora::random::gaussian;
 use cntlora::rank::{Limits, Policy};
 use cntlora::run;
-use cntlora::simd::Precision;
 use cntlora::storage::{Access, Checkpoint, safetensors};
 use faer::Mat;
 use serde_json::{Map, json};
@@ -48,29 +47,16 @@ fn write(
 }
 
 fn request(folder: &Path, method: Method) -> Request {
-    Request {
-        model: folder.join("model"),
-        activations: vec![folder.join("activations.safetensors")],
-        moments: Vec::new(),
-        source: Vec::new(),
-        source_moments: Vec::new(),
-        selection: Selection::default(),
-        renames: Vec::new(),
-        method: Options {
-            method,
-            start: method.starts()[0],
-            ranks: Policy::Fixed(2),
-            limits: Limits { min: 0, max: 2, multiple: 1 },
-            scale: 2.0,
-            ..Options::default()
-        },
-        nonfinite: Nonfinite::Refuse,
-        precision: Precision::F32,
-        element: Element::F32,
-        access: Access::Auto,
-        threads: 1,
-        max_memory: None,
-    }
+    let options = Options {
+        method,
+        start: method.starts()[0],
+        ranks: Policy::Fixed(2),
+        limits: Limits { min: 0, max: 2, multiple: 1 },
+        scale: 2.0,
+        ..Options::default()
+    };
+    let activations = vec![folder.join("activations.safetensors")];
+    Request { method: options, ..Request::new(folder.join("model"), activations) }
 }
 
 /// `s B A` in the order in which the weight is stored.

@@ -3,13 +3,12 @@
 mod small;
 
 use cntlora::constraint::Coupling;
-use cntlora::element::Element;
 use cntlora::method::Options;
-use cntlora::plan::{Nonfinite, Request, Selection, plan};
+use cntlora::plan::{Request, plan};
 use cntlora::rank::{Limits, Policy};
 use cntlora::run::{Event, Job, Observer, PartialRun, run, run_resumable};
-use cntlora::simd::{BLOCK_ROWS, Precision};
-use cntlora::storage::{Access, Category};
+use cntlora::simd::BLOCK_ROWS;
+use cntlora::storage::Category;
 use rustix::process::{Pid, Signal, kill_process};
 use small::{Small, names};
 use std::fs;
@@ -133,26 +132,16 @@ fn runs_stopped_after_any_block_go_on_to_the_same_bits() {
     }
     let small = Small::new();
     for coupling in [Coupling::Transport, Coupling::Paired] {
+        let method = Options {
+            coupling,
+            ranks: Policy::Fixed(4),
+            limits: Limits { min: 0, max: 4, multiple: 1 },
+            ..Options::default()
+        };
         let request = Request {
-            model: small.path("model.safetensors"),
-            activations: vec![small.path("target")],
-            moments: Vec::new(),
             source: vec![small.path("source")],
-            source_moments: Vec::new(),
-            selection: Selection::default(),
-            renames: Vec::new(),
-            method: Options {
-                coupling,
-                ranks: Policy::Fixed(4),
-                limits: Limits { min: 0, max: 4, multiple: 1 },
-                ..Options::default()
-            },
-            nonfinite: Nonfinite::Refuse,
-            precision: Precision::F32,
-            element: Element::F32,
-            access: Access::Auto,
-            threads: 1,
-            max_memory: None,
+            method,
+            ..Request::new(small.path("model.safetensors"), vec![small.path("target")])
         };
         let (plan, inputs) = plan(&request).unwrap();
         let whole = run(&plan, &inputs, &()).unwrap();

@@ -4,7 +4,7 @@ use cntlora::constraint::{Coupling, Norm};
 use cntlora::element::Element;
 use cntlora::factors::{Factors, Start};
 use cntlora::method::Options;
-use cntlora::plan::{self, Nonfinite, Request, Selection};
+use cntlora::plan::{self, Nonfinite, Request};
 use cntlora::random::gaussian;
 use cntlora::rank::{Limits, Policy};
 use cntlora::run::{self, Event, Observer, Outcome};
@@ -73,26 +73,12 @@ impl Fixture {
     }
 
     fn request(&self, activations: PathBuf) -> Request {
-        Request {
-            model: self.path("model.safetensors"),
-            activations: vec![activations],
-            moments: Vec::new(),
-            source: Vec::new(),
-            source_moments: Vec::new(),
-            selection: Selection::default(),
-            renames: Vec::new(),
-            method: Options {
-                ranks: Policy::Fixed(3),
-                limits: Limits { min: 0, max: 3, multiple: 1 },
-                ..Options::default()
-            },
-            nonfinite: Nonfinite::Refuse,
-            precision: Precision::F32,
-            element: Element::F32,
-            access: Access::Auto,
-            threads: 1,
-            max_memory: None,
-        }
+        let method = Options {
+            ranks: Policy::Fixed(3),
+            limits: Limits { min: 0, max: 3, multiple: 1 },
+            ..Options::default()
+        };
+        Request { method, ..Request::new(self.path("model.safetensors"), vec![activations]) }
     }
 }
 

@@ -3,13 +3,11 @@
 //! A function returns for every input: an error of the library is a fine answer, a panic is a finding.
 
 use cntlora::activations::ActivationSet;
-use cntlora::element::Element;
 use cntlora::method::{Draft, Options};
 use cntlora::moments_file::MomentsFile;
-use cntlora::plan::{self, Nonfinite, Recording, Rename, Request, Selection};
+use cntlora::plan::{self, Recording, Rename, Request};
 use cntlora::rank::{Limits, Policy};
 use cntlora::run::{Job, SavedLayers};
-use cntlora::simd::Precision;
 use cntlora::storage::{Access, Checkpoint, Source, npy, safetensors};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -136,26 +134,12 @@ fn request(folder: &Path, activations: &Path) -> Request {
             ("model.norm.weight", &[2]),
         ],
     );
-    Request {
-        model,
-        activations: vec![activations.into()],
-        moments: Vec::new(),
-        source: Vec::new(),
-        source_moments: Vec::new(),
-        selection: Selection::default(),
-        renames: Vec::new(),
-        method: Options {
-            ranks: Policy::Fixed(1),
-            limits: Limits { min: 0, max: 1, multiple: 1 },
-            ..Options::default()
-        },
-        nonfinite: Nonfinite::Refuse,
-        precision: Precision::F32,
-        element: Element::F32,
-        access: Access::Read,
-        threads: 1,
-        max_memory: None,
-    }
+    let method = Options {
+        ranks: Policy::Fixed(1),
+        limits: Limits { min: 0, max: 1, multiple: 1 },
+        ..Options::default()
+    };
+    Request { method, access: Access::Read, ..Request::new(model, vec![activations.into()]) }
 }
 
 /// A safetensors file of zeros.

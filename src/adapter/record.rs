@@ -8,6 +8,7 @@ use crate::factors::Start;
 use crate::method::{Form, Method};
 use crate::storage::{Access, Hashing, Problem, Source};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -125,6 +126,16 @@ impl Record {
         }
         Ok(record)
     }
+}
+
+/// What every record of an adapter begins with: its format, the version of that, and the version of the tool.
+pub fn record_heading() -> Map<String, Value> {
+    let entries = [
+        ("format", Record::FORMAT.into()),
+        ("version", Record::VERSION.into()),
+        ("tool_version", env!("CARGO_PKG_VERSION").into()),
+    ];
+    entries.map(|(key, value)| (key.to_owned(), value)).into_iter().collect()
 }
 
 /// Where an adapter comes from, as far as that is recorded beside it.

@@ -2,10 +2,10 @@
 
 use super::args::{self, ConvertArgs};
 use super::interrupt::Interruption;
-use super::prepare::create_parent;
+use super::prepare::{create_parent, refuse_input_folder};
 use super::resolve;
 use super::terminal::Terminal;
-use cntlora::adapter::{Origin, PeftAdapter, convert, refuse_occupied, write_adapter};
+use cntlora::adapter::{Origin, PeftAdapter, convert, record_heading, refuse_occupied, write_adapter};
 use cntlora::factors::Start;
 use cntlora::report::table::{Align, Table, count, percent};
 use cntlora::storage::{Problem, Problems};
@@ -42,12 +42,7 @@ pub fn run(args: &ConvertArgs, terminal: &Terminal) -> anyhow::Result<()> {
             .help("give --init with the adapter that the training started from, or --rank, or --format"),
         );
     }
-    for input in [Some(&args.adapter), args.init.as_ref()].into_iter().flatten() {
-        if input == &args.out {
-            let problem = Problem::usage("this folder holds an input").in_file(&args.out);
-            problems.push(problem.help("write to a folder of its own"));
-        }
-    }
+    problems.collect(refuse_input_folder(&args.out, [&args.adapter].into_iter().chain(&args.init)));
     problems.collect(resolve::check_component(args.format, args.component));
     if !args.force {
         problems.collect(refuse_occupied(&args.out));
@@ -113,10 +108,8 @@ fn record(args: &ConvertArgs, origin: Option<&Origin>, base: &str) -> Map<String
         .map(|(module, tensor)| json!({ "module": module, "tensor": tensor }))
         .collect();
     let path = |path: &Path| path.display().to_string();
-    Map::from_iter([
-        ("format".into(), json!("cntlora-adapter")),
-        ("version".into(), json!(1)),
-        ("tool_version".into(), json!(env!("CARGO_PKG_VERSION"))),
+    let mut entries = record_heading();
+    entries.extend([
         ("model".into(), json!(base)),
         (
             "converted".into(),
@@ -127,7 +120,8 @@ fn record(args: &ConvertArgs, origin: Option<&Origin>, base: &str) -> Map<String
             }),
         ),
         ("layers".into(), json!(layers)),
-    ])
+    ]);
+    entries
 }
 
 fn render(converted: &Converted) -> String {

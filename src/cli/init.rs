@@ -48,7 +48,8 @@ pub fn execute(
         events.started(&plan);
     }
 
-    let progress = Progress::of_run(terminal, interruption, &plan);
+    let sites: Vec<_> = plan.sites.iter().collect();
+    let progress = Progress::of_sites(terminal, interruption, &plan, &sites);
     let check = || if output.force { Ok(()) } else { refuse_occupied(&output) };
     let job = Job::of_run(&plan, &inputs);
     let partial = saved::open(&output.folder, &job, &args.job.progress, check, terminal)?;

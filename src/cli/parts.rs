@@ -37,10 +37,10 @@ pub fn run(args: &InitArgs, shard: Shard, terminal: &Terminal) -> anyhow::Result
 
     create_folder(&args.out)?;
     let interruption = Interruption::handle(vec![PartialRun::folder_of(&folder)], terminal)?;
-    let progress = Progress::of_part(terminal, &interruption, &plan, shard);
+    let sites = plan.sites_of(shard);
+    let progress = Progress::of_sites(terminal, &interruption, &plan, &sites);
     let job = Job::of_run(&plan, &inputs);
     let partial = saved::open(&folder, &job, &args.job.progress, check, terminal)?;
-    let sites = plan.sites_of(shard);
     let done = interruption.while_polled(|| run_part(&plan, &inputs, shard, &progress, &partial));
     progress.finish();
     let partial = saved::keep(partial, done)?;

@@ -35,16 +35,7 @@ pub fn check_output(output: &Output, request: &Request) -> Result<(), Problems> 
         [&request.model].into_iter().chain(activations).chain(moments).chain(source).chain(source_moments)
     };
     for &folder in &folders {
-        if let Some(input) = inputs().find(|input| same_folder(folder, input)) {
-            problems.push(
-                Problem::usage(format!(
-                    "this folder holds an input, {}",
-                    input.display().to_string().escape_debug()
-                ))
-                .in_file(folder)
-                .help("write to a folder of its own"),
-            );
-        }
+        problems.collect(refuse_input_folder(folder, inputs()));
         problems.collect(refuse_unwritable(folder));
     }
     if let Some(base) = &output.base
@@ -60,6 +51,22 @@ pub fn check_output(output: &Output, request: &Request) -> Result<(), Problems> 
         problems.collect(check_page(page, output.force));
     }
     problems.or_ok(())
+}
+
+/// Refuses an output folder that is one of the inputs, by whatever name, or holds one.
+pub fn refuse_input_folder<'a>(
+    folder: &Path,
+    mut inputs: impl Iterator<Item = &'a PathBuf>,
+) -> Result<(), Problem> {
+    match inputs.find(|input| same_folder(folder, input)) {
+        None => Ok(()),
+        Some(input) => Err(Problem::usage(format!(
+            "this folder holds an input, {}",
+            input.display().to_string().escape_debug()
+        ))
+        .in_file(folder)
+        .help("write to a folder of its own")),
+    }
 }
 
 /// Refuses output folders that hold an adapter or a model, unless they are what an interrupted run of ours left: then the

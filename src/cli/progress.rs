@@ -5,7 +5,7 @@ mod tally;
 use super::args::ProgressStyle;
 use super::interrupt::Interruption;
 use super::terminal::Terminal;
-use cntlora::plan::{Measurement, Plan, PlannedSite, Shard};
+use cntlora::plan::{Measurement, Plan, PlannedSite};
 use cntlora::run::{Event, Observer};
 use cntlora::simd::peak;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle as BarStyle};
@@ -37,28 +37,14 @@ enum Kind {
 }
 
 impl<'a> Progress<'a> {
-    /// Starts the display of a run.
-    pub fn of_run(terminal: &'a Terminal, interruption: &'a Interruption, plan: &Plan) -> Self {
-        Self::of_sites(terminal, interruption, plan, plan.sites.iter().collect())
-    }
-
-    /// Starts the display of a part of a run.
-    pub fn of_part(
+    /// Starts the display of a run that works on these sites of a plan.
+    pub fn of_sites(
         terminal: &'a Terminal,
         interruption: &'a Interruption,
         plan: &Plan,
-        shard: Shard,
+        sites: &[&PlannedSite],
     ) -> Self {
-        Self::of_sites(terminal, interruption, plan, plan.sites_of(shard))
-    }
-
-    fn of_sites(
-        terminal: &'a Terminal,
-        interruption: &'a Interruption,
-        plan: &Plan,
-        sites: Vec<&PlannedSite>,
-    ) -> Self {
-        Self::new(terminal, interruption, plan.threads, |peak| Tally::of_sites(plan, &sites, peak))
+        Self::new(terminal, interruption, plan.threads, |peak| Tally::of_sites(plan, sites, peak))
     }
 
     /// Starts the display of a measurement.

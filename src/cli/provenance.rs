@@ -1,13 +1,11 @@
 //! What `cntlora.json` says of an adapter: where it came from. The same inputs and options give the same bytes, so
 //! there is no time, date, duration or number of threads in it.
 
+use cntlora::adapter::record_heading;
 use cntlora::plan::{Inputs, Plan, Recording};
 use cntlora::report::Report;
 use cntlora::storage::Source;
 use serde_json::{Map, Value, json};
-
-/// Version of this structure.
-const VERSION: u32 = 1;
 
 /// The provenance of the adapter that a run gave.
 pub fn provenance(plan: &Plan, inputs: &Inputs, report: &Report) -> Map<String, Value> {
@@ -56,16 +54,15 @@ fn of_report(plan: &Plan, report: &Report) -> Map<String, Value> {
             })
         })
         .collect();
-    Map::from_iter([
-        ("format".into(), json!("cntlora-adapter")),
-        ("version".into(), json!(VERSION)),
-        ("tool_version".into(), json!(report.tool_version)),
+    let mut entries = record_heading();
+    entries.extend([
         ("model".into(), json!(plan.model.display().to_string())),
         ("method".into(), json!(plan.method)),
         ("nonfinite".into(), json!(plan.nonfinite)),
         ("precision".into(), json!(plan.precision)),
         ("layers".into(), json!(layers)),
-    ])
+    ]);
+    entries
 }
 
 fn file(path: &str, bytes: u64) -> Value {

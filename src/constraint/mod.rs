@@ -252,13 +252,13 @@ impl Constraint {
 
     /// `aᵀ C a = E (aᵀ x)²` for every column `a` of a thin block.
     pub fn activation_energy(&self, block: MatRef<'_, f32>, par: Par) -> Vec<f64> {
-        let image = self.apply_second_moment(block, par);
+        let image = dense::thin_product(self.second_moment(), block, par);
         (0..block.ncols()).map(|j| dot(block.col(j).as_mat(), image.col(j).as_mat())).collect()
     }
 
-    /// `C B` for a thin block `B (d × k)`.
-    pub fn apply_second_moment(&self, block: MatRef<'_, f32>, par: Par) -> Mat<f32> {
-        dense::thin_product(self.second_moment.as_ref(), block, par)
+    /// `C = E[x xᵀ]`, `d × d`.
+    pub fn second_moment(&self) -> MatRef<'_, f32> {
+        self.second_moment.as_ref()
     }
 
     /// `tr(W C Wᵀ) = E|W x|²`, the mean square of the layer's output, for `W (m × d)`. `O(m d²)` operations.

@@ -39,6 +39,29 @@ impl Operator for MatRef<'_, f32> {
     }
 }
 
+/// The product `L R` of two operators, applied one after the other and never formed.
+pub struct Product<'a> {
+    /// `L`.
+    pub left: &'a dyn Operator,
+    /// `R`, with as many rows as `L` has columns.
+    pub right: &'a dyn Operator,
+}
+
+impl Operator for Product<'_> {
+    fn rows(&self) -> usize {
+        self.left.rows()
+    }
+    fn columns(&self) -> usize {
+        self.right.columns()
+    }
+    fn apply(&self, block: MatRef<'_, f32>, par: Par) -> Mat<f32> {
+        self.left.apply(self.right.apply(block, par).as_ref(), par)
+    }
+    fn apply_transpose(&self, block: MatRef<'_, f32>, par: Par) -> Mat<f32> {
+        self.right.apply_transpose(self.left.apply_transpose(block, par).as_ref(), par)
+    }
+}
+
 /// The leading singular triplets of an operator.
 #[derive(Clone, Debug)]
 pub struct TruncatedSvd {

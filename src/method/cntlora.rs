@@ -5,11 +5,11 @@
 //! form of the update from pre-trained weights and fine-tuning activations; its decomposition into up and down matrices of
 //! variable rank. The equations are this project's own derivation from those statements, and are not the paper's.
 
-use super::{Decomposition, Options};
+use super::{Decomposition, Options, check_width};
 use crate::constraint::{Constraint, Evidence, Norm};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::factors::{Components, Initialization};
-use crate::low_rank::{self, Operator};
+use crate::low_rank::{self, Operator, Product};
 use crate::rank;
 use faer::{Mat, MatRef, Par};
 
@@ -48,13 +48,7 @@ pub fn decompose(
     par: Par,
 ) -> Result<Decomposition> {
     let width = constraint.width();
-    if weight.ncols() != width {
-        return Err(Error::Shape {
-            what: "input features of the weight",
-            expected: width,
-            found: weight.ncols(),
-        });
-    }
+    check_width(weight, width)?;
     crate::dense::check_finite("the weight", weight)?;
     let components = options.components(weight.nrows().min(width));
     let update = Update { weight, constraint, norm: options.norm };
@@ -84,30 +78,9 @@ fn output_energy(
     if weight.nrows().min(weight.ncols()) <= EXACT_SIDE {
         Ok(constraint.output_energy(weight, par))
     } else {
-        low_rank::trace(&OutputMoment { weight, constraint }, seed, name, par)
-    }
-}
-
-/// The second moment of a layer's output, `W C Wᵀ (m × m)`.
-struct OutputMoment<'a> {
-    weight: MatRef<'a, f32>,
-    constraint: &'a Constraint,
-}
-
-impl Operator for OutputMoment<'_> {
-    fn rows(&self) -> usize {
-        self.weight.nrows()
-    }
-    fn columns(&self) -> usize {
-        self.weight.nrows()
-    }
-    fn apply(&self, block: MatRef<'_, f32>, par: Par) -> Mat<f32> {
-        let inputs = self.weight.apply_transpose(block, par);
-        let moved = self.constraint.apply_second_moment(inputs.as_ref(), par);
-        self.weight.apply(moved.as_ref(), par)
-    }
-    fn apply_transpose(&self, block: MatRef<'_, f32>, par: Par) -> Mat<f32> {
-        self.apply(block, par)
+        let (second_moment, transposed) = (constraint.second_moment(), weight.transpose());
+        let moved = Product { left: &second_moment, right: &transposed };
+        low_rank::trace(&Product { left: &weight, right: &moved }, seed, name, par)
     }
 }
 
@@ -134,6 +107,7 @@ pub fn initialize(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Error;
     use crate::factors::{Start, Strength};
     use crate::moments::Moments;
     use crate::random::gaussian;

@@ -11,12 +11,12 @@
 //! - That factor decides in PEFT how the product is shared between `A` and `B`; here they are balanced.
 //! - PEFT doubles `λ` until an inverse is accurate; here it grows tenfold until a Cholesky factorization succeeds.
 
-use super::{Decomposition, Options};
+use super::{Decomposition, Options, check_width};
 use crate::constraint::damped_second_moment;
 use crate::dense;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::factors::Components;
-use crate::low_rank::{self, Operator};
+use crate::low_rank::{self, Product};
 use crate::moments::Moments;
 use faer::linalg::triangular_solve::{solve_lower_triangular_in_place, solve_upper_triangular_in_place};
 use faer::{Mat, MatRef, Par};
@@ -61,31 +61,10 @@ impl Covariance {
     }
 }
 
-/// `W C'`.
-struct Response<'a> {
-    weight: MatRef<'a, f32>,
-    covariance: MatRef<'a, f32>,
-}
-
-impl Operator for Response<'_> {
-    fn rows(&self) -> usize {
-        self.weight.nrows()
-    }
-    fn columns(&self) -> usize {
-        self.weight.ncols()
-    }
-    fn apply(&self, block: MatRef<'_, f32>, par: Par) -> Mat<f32> {
-        self.weight.apply(self.covariance.apply(block, par).as_ref(), par)
-    }
-    fn apply_transpose(&self, block: MatRef<'_, f32>, par: Par) -> Mat<f32> {
-        self.covariance.apply_transpose(self.weight.apply_transpose(block, par).as_ref(), par)
-    }
-}
-
 /// Decomposes one weight, `W (m × d)`. `name` gives its random stream.
 ///
 /// # Errors
-/// [`Error::Shape`] for a weight of another width; what the decomposition returns.
+/// [`Error::Shape`](crate::error::Error::Shape) for a weight of another width; what the decomposition returns.
 pub fn decompose(
     covariance: &Covariance,
     weight: MatRef<'_, f32>,
@@ -94,12 +73,9 @@ pub fn decompose(
     options: &Options,
     par: Par,
 ) -> Result<Decomposition> {
-    let width = covariance.matrix.ncols();
-    if weight.ncols() != width {
-        let (expected, found) = (width, weight.ncols());
-        return Err(Error::Shape { what: "input features of the weight", expected, found });
-    }
-    let response = Response { weight, covariance: covariance.matrix.as_ref() };
+    let matrix = covariance.matrix.as_ref();
+    check_width(weight, matrix.ncols())?;
+    let response = Product { left: &weight, right: &matrix };
     let side = weight.nrows().min(weight.ncols());
     let svd = match part {
         Part::First => low_rank::truncated_svd(&response, options.components(side), options.seed, name, par)?,

@@ -9,7 +9,7 @@
 //! when directions no longer change; where modules that read one input tie, the first by name gets the larger rank, in PEFT
 //! the first of the model; and no rank is above the smaller side of its weight. PEFT's `whiten` is not offered.
 
-use super::{Nested, Options};
+use super::{Nested, Options, check_width};
 use crate::error::{Error, Result};
 use crate::factors::{Factors, sign_of_largest};
 use crate::low_rank;
@@ -64,10 +64,7 @@ impl Directions {
 /// # Errors
 /// [`Error::Shape`] for a weight of another width.
 pub fn decompose(directions: &Directions, weight: MatRef<'_, f32>) -> Result<Nested> {
-    if weight.ncols() != directions.rows.ncols() {
-        let (expected, found) = (directions.rows.ncols(), weight.ncols());
-        return Err(Error::Shape { what: "input features of the weight", expected, found });
-    }
+    check_width(weight, directions.rows.ncols())?;
     let components = directions.rows.nrows().min(weight.nrows());
     Ok(Nested {
         factors: Factors {

@@ -215,12 +215,13 @@ impl Basis {
         options: &Options,
         par: Par,
     ) -> Result<Draft> {
+        if let (Method::Cntlora, Self::Constraint(constraint)) = (options.method, self) {
+            // It looks at the whole weight itself.
+            return Ok(Draft::Update(cntlora::decompose(constraint, weight, name, options, par)?));
+        }
         let (outputs, inputs) = weight.shape();
         crate::dense::check_finite("the weight", weight)?;
         Ok(match (options.method, self) {
-            (Method::Cntlora, Self::Constraint(constraint)) => {
-                Draft::Update(cntlora::decompose(constraint, weight, name, options, par)?)
-            }
             (Method::CordaIpm, Self::Covariance(covariance)) => {
                 let part = corda::Part::First;
                 Draft::Update(corda::decompose(covariance, weight, part, name, options, par)?)
@@ -249,6 +250,15 @@ impl Basis {
             _ => (0, 0),
         }
     }
+}
+
+/// Refuses a weight that does not read activations of this width.
+fn check_width(weight: MatRef<'_, f32>, expected: usize) -> Result<()> {
+    let found = weight.ncols();
+    if found == expected {
+        return Ok(());
+    }
+    Err(Error::Shape { what: "input features of the weight", expected, found })
 }
 
 /// Everything but the data that decides the factors.

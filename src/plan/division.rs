@@ -106,12 +106,10 @@ impl Division {
 }
 
 fn measuring(plan: &Plan, part: &[SiteRows]) -> Share {
-    let rows = |site: &SiteRows| site.rows.end - site.rows.start;
-    let width = |site: &SiteRows| site.width as f64;
     let sums: u64 = part.iter().map(|site| Moments::memory(site.width as u64)).fold(0, u64::saturating_add);
     Share {
         memory: Memory::of_moments(part.iter().map(|site| site.width)).peak(plan.side_by_side),
-        operations: part.iter().map(|site| rows(site) as f64 * width(site) * (width(site) + 1.0)).sum(),
+        operations: part.iter().map(SiteRows::work).sum(),
         read: part.iter().map(|site| site.bytes).fold(0, u64::saturating_add),
         // Once as progress, and once in the file.
         written: sums.saturating_mul(2),

@@ -74,6 +74,28 @@ pub struct Request {
     pub max_memory: Option<u64>,
 }
 
+impl Request {
+    /// Every recorded module, with the usual options, in f32 and on one thread: what a caller does not set otherwise.
+    pub fn new(model: PathBuf, activations: Vec<PathBuf>) -> Self {
+        Self {
+            model,
+            activations,
+            moments: Vec::new(),
+            source: Vec::new(),
+            source_moments: Vec::new(),
+            selection: Selection::default(),
+            renames: Vec::new(),
+            method: Options::default(),
+            nonfinite: Nonfinite::default(),
+            precision: Precision::default(),
+            element: Element::F32,
+            access: Access::default(),
+            threads: 1,
+            max_memory: None,
+        }
+    }
+}
+
 /// Which layers get an adapter. Empty lists select everything that an activation site names.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Selection {

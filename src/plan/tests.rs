@@ -100,26 +100,13 @@ impl Fixture {
 }
 
 fn request(folder: &Path) -> Request {
-    Request {
-        model: folder.join("model.safetensors"),
-        activations: vec![folder.join("target.safetensors")],
-        moments: Vec::new(),
-        source: Vec::new(),
-        source_moments: Vec::new(),
-        selection: Selection::default(),
-        renames: Vec::new(),
-        method: Options {
-            ranks: Policy::Fixed(4),
-            limits: Limits { min: 0, max: 4, multiple: 1 },
-            ..Options::default()
-        },
-        nonfinite: Nonfinite::Refuse,
-        precision: Precision::F32,
-        element: Element::F32,
-        access: Access::Auto,
-        threads: 1,
-        max_memory: None,
-    }
+    let method = Options {
+        ranks: Policy::Fixed(4),
+        limits: Limits { min: 0, max: 4, multiple: 1 },
+        ..Options::default()
+    };
+    let activations = vec![folder.join("target.safetensors")];
+    Request { method, ..Request::new(folder.join("model.safetensors"), activations) }
 }
 
 #[test]

@@ -7,6 +7,7 @@ use super::{Event, Observer, Threads, interrupted, work_side_by_side};
 use crate::activations::ActivationSet;
 use crate::moments_file::{Content, MeasuredSite, write};
 use crate::plan::{Measurement, SiteRows};
+use crate::simd::Precision;
 use crate::storage::{Problem, Problems};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -46,8 +47,11 @@ pub fn measure(
         sources: measurement.sources.clone(),
         part: measurement.part.clone(),
     };
-    let extents: BTreeMap<&str, Extent<'_>> =
-        measurement.sites.iter().map(|site| (site.name.as_str(), extent(site, measurement))).collect();
+    let extents: BTreeMap<&str, Extent<'_>> = measurement
+        .sites
+        .iter()
+        .map(|site| (site.name.as_str(), extent(site, measurement.precision)))
+        .collect();
     write(out, &content, &|site| {
         let sums = partial.sums(site, KIND).load(&extents[site])?;
         let sums = sums.ok_or_else(|| {
@@ -63,9 +67,9 @@ pub fn measure(
 /// The kind of the saved sums.
 const KIND: &str = "rows";
 
-fn extent<'a>(site: &'a SiteRows, measurement: &Measurement) -> Extent<'a> {
+fn extent(site: &SiteRows, precision: Precision) -> Extent<'_> {
     let SiteRows { name, width, rows, .. } = site;
-    Extent { site: name, width: *width, rows: rows.clone(), precision: measurement.precision }
+    Extent { site: name, width: *width, rows: rows.clone(), precision }
 }
 
 /// Measures a site and saves its sums.
@@ -82,7 +86,7 @@ fn measure_site(
     let site = super::site_of(set, name)?;
     let sums = reading.measure(set, site, rows.clone(), KIND)?;
     if let Some(partial) = reading.partial {
-        let extent = Extent { site: name, width: *width, rows: rows.clone(), precision: reading.precision };
+        let extent = extent(planned, reading.precision);
         partial.sums(name, KIND).save(&extent, &sums.moments, rows.end, sums.skipped_rows)?;
     }
     reading.observer.event(Event::MomentsReady { site: name });

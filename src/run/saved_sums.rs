@@ -1,8 +1,7 @@
 //! The sums of a site that is being measured, saved from time to time: a moments file with one site, whose one source stands for
 //! all rows of the site together, and bears the identity of the job.
 
-use super::damaged;
-use super::{Observer, interrupted};
+use super::{Observer, damaged, interrupted};
 use crate::moments::Moments;
 use crate::moments_file::{Content, MeasuredSite, MeasuredSource, MomentsFile, write};
 use crate::simd::Precision;

@@ -74,22 +74,12 @@ impl Tally {
         match *event {
             Event::SiteStarted { site, .. } | Event::MomentsReady { site } => Some(site),
             Event::RowsAdded { site, rows } => {
-                self.rows_done += rows;
-                if let Some(entry) = self.sites.get_mut(site) {
-                    entry.rows_done += rows;
-                    self.work_done += entry.work_per_row * rows as f64;
-                }
+                self.add_rows(site, rows);
                 Some(site)
             }
             Event::Resumed { site, rows } => {
-                self.rows_done += rows;
                 self.rows_resumed += rows;
-                if let Some(entry) = self.sites.get_mut(site) {
-                    entry.rows_done += rows;
-                    let work = entry.work_per_row * rows as f64;
-                    self.work_done += work;
-                    self.work_resumed += work;
-                }
+                self.work_resumed += self.add_rows(site, rows);
                 Some(site)
             }
             Event::LayerDecomposed { module } => {
@@ -103,6 +93,16 @@ impl Tally {
             }
             _ => None,
         }
+    }
+
+    /// Counts rows of a site, and gives the work that they were.
+    fn add_rows(&mut self, site: &str, rows: u64) -> f64 {
+        self.rows_done += rows;
+        let Some(entry) = self.sites.get_mut(site) else { return 0.0 };
+        entry.rows_done += rows;
+        let work = entry.work_per_row * rows as f64;
+        self.work_done += work;
+        work
     }
 
     /// Share of the work that is done.
