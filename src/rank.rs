@@ -39,6 +39,8 @@ pub struct Layer<'a> {
     pub energy: f64,
     /// Parameters that a unit of rank costs: `m + d`.
     pub cost: u64,
+    /// Its rank is a multiple of this, whatever the limits: the groups of a convolution divide it among them.
+    pub parts: usize,
 }
 
 impl Layer<'_> {
@@ -53,18 +55,31 @@ impl Layer<'_> {
 }
 
 impl Limits {
-    /// Least and largest legal rank of a layer of this full rank.
-    fn of(self, full: usize) -> (usize, usize) {
-        let multiple = self.multiple.max(1);
-        let max = self.max.min(full) / multiple * multiple;
-        (self.min.next_multiple_of(multiple).min(max), max)
+    /// The least step between ranks of a layer that divides them among parts.
+    pub fn step(self, parts: usize) -> usize {
+        least_common_multiple(self.multiple.max(1), parts.max(1))
+    }
+
+    /// Least and largest legal rank of a layer.
+    fn of(self, layer: &Layer<'_>) -> (usize, usize) {
+        let step = self.step(layer.parts);
+        let max = self.max.min(layer.spectrum.len()) / step * step;
+        (self.min.next_multiple_of(step).min(max), max)
     }
 
     /// The least legal rank that is at least `rank`, or the largest legal one.
-    fn at_least(self, rank: usize, full: usize) -> usize {
-        let (min, max) = self.of(full);
-        rank.next_multiple_of(self.multiple.max(1)).clamp(min, max)
+    fn at_least(self, rank: usize, layer: &Layer<'_>) -> usize {
+        let (min, max) = self.of(layer);
+        rank.next_multiple_of(self.step(layer.parts)).clamp(min, max)
     }
+}
+
+fn least_common_multiple(a: usize, b: usize) -> usize {
+    let (mut divisor, mut rest) = (a, b);
+    while rest > 0 {
+        (divisor, rest) = (rest, divisor % rest);
+    }
+    a / divisor * b
 }
 
 /// A rank for every layer, in their order. 0 means that the layer gets no adapter.
@@ -72,13 +87,12 @@ impl Limits {
 /// # Errors
 /// [`Error::Option`] for a budget that does not pay for the least ranks, or for no rank at all.
 pub fn allocate(policy: Policy, limits: Limits, layers: &[Layer<'_>]) -> Result<Vec<usize>> {
-    let fixed = |rank: usize| layers.iter().map(move |layer| limits.at_least(rank, layer.spectrum.len()));
+    let fixed = |rank: usize| layers.iter().map(move |layer| limits.at_least(rank, layer));
     match policy {
         Policy::Fixed(rank) => Ok(fixed(rank).collect()),
-        Policy::Energy(share) => Ok(layers
-            .iter()
-            .map(|layer| limits.at_least(rank_of_share(share, layer), layer.spectrum.len()))
-            .collect()),
+        Policy::Energy(share) => {
+            Ok(layers.iter().map(|layer| limits.at_least(rank_of_share(share, layer), layer)).collect())
+        }
         Policy::Budget(parameters) => by_budget(parameters, limits, layers),
         Policy::BudgetOfRank(rank) => {
             let cost = |(rank, layer): (usize, &Layer<'_>)| (rank as u64).saturating_mul(layer.cost);
@@ -110,8 +124,8 @@ fn rank_of_share(share: f64, layer: &Layer<'_>) -> usize {
 fn by_budget(parameters: u64, limits: Limits, layers: &[Layer<'_>]) -> Result<Vec<usize>> {
     let too_small =
         |expected| Error::Option { what: "the parameter budget", expected, found: parameters as f64 };
-    let unit = limits.multiple.max(1);
-    let mut ranks: Vec<usize> = layers.iter().map(|layer| limits.of(layer.spectrum.len()).0).collect();
+    let unit = |layer: &Layer<'_>| limits.step(layer.parts);
+    let mut ranks: Vec<usize> = layers.iter().map(|layer| limits.of(layer).0).collect();
     let least: u64 = ranks.iter().zip(layers).map(|(rank, layer)| *rank as u64 * layer.cost).sum();
     let Some(mut left) = parameters.checked_sub(least) else {
         return Err(too_small("at least what the least ranks cost"));
@@ -124,7 +138,8 @@ fn by_budget(parameters: u64, limits: Limits, layers: &[Layer<'_>]) -> Result<Ve
     }
     let mut steps = Vec::new();
     for (index, layer) in layers.iter().enumerate() {
-        let (min, max) = limits.of(layer.spectrum.len());
+        let (min, max) = limits.of(layer);
+        let unit = unit(layer);
         let per_parameter = 1.0 / (layer.energy.max(f64::MIN_POSITIVE) * unit as f64 * layer.cost as f64);
         for from in (min..max).step_by(unit) {
             let gain: f64 = layer.spectrum[from..from + unit].iter().map(|sigma| sigma * sigma).sum();
@@ -133,6 +148,7 @@ fn by_budget(parameters: u64, limits: Limits, layers: &[Layer<'_>]) -> Result<Ve
     }
     steps.sort_by(|a, b| b.value.total_cmp(&a.value).then(a.layer.cmp(&b.layer)).then(a.from.cmp(&b.from)));
     for step in steps {
+        let unit = unit(&layers[step.layer]);
         let cost = unit as u64 * layers[step.layer].cost;
         if cost <= left && ranks[step.layer] == step.from {
             ranks[step.layer] += unit;
@@ -167,7 +183,12 @@ mod tests {
         spectra
             .iter()
             .zip([10, 30, 10, 7, 100].into_iter().cycle())
-            .map(|(spectrum, cost)| Layer { spectrum, energy: spectrum.iter().map(|s| s * s).sum(), cost })
+            .map(|(spectrum, cost)| Layer {
+                spectrum,
+                energy: spectrum.iter().map(|s| s * s).sum(),
+                cost,
+                parts: 1,
+            })
             .collect()
     }
 
@@ -247,10 +268,26 @@ mod tests {
         }
     }
 
+    /// What is divided among parts gets a rank that can be divided, by every policy, beside layers that need not be.
+    #[test]
+    fn ranks_that_are_divided_are_multiples() {
+        let spectrum = [4.0, 4.0, 4.0, 2.0, 2.0, 2.0, 1.0, 1.0, 1.0];
+        let layer = |parts| Layer { spectrum: &spectrum, energy: 63.0, cost: 10, parts };
+        let layers = [layer(3), layer(1)];
+        let limits = |multiple| Limits { min: 1, max: 8, multiple };
+        let ranks = |policy, multiple| allocate(policy, limits(multiple), &layers).unwrap();
+        assert_eq!(ranks(Policy::Fixed(4), 1), [6, 4]);
+        assert_eq!(ranks(Policy::Fixed(4), 2), [6, 4]);
+        assert_eq!(ranks(Policy::Energy(0.8), 1), [6, 4]);
+        assert_eq!(ranks(Policy::Budget(90), 1), [6, 3]);
+        assert_eq!(ranks(Policy::BudgetOfRank(6), 1), [6, 6]);
+        assert_eq!(ranks(Policy::Shared(4), 1), [3, 5]);
+    }
+
     #[test]
     fn ties_go_to_the_earlier_layer() {
         let spectrum = [2.0, 1.0];
-        let layer = Layer { spectrum: &spectrum, energy: 5.0, cost: 10 };
+        let layer = Layer { spectrum: &spectrum, energy: 5.0, cost: 10, parts: 1 };
         let limits = Limits { min: 0, max: 2, multiple: 1 };
         assert_eq!(allocate(Policy::Budget(30), limits, &[layer; 2]), Ok(vec![2, 1]));
     }
@@ -264,7 +301,7 @@ mod tests {
             .iter()
             .zip(energies)
             .zip([7, 1000, 3])
-            .map(|((spectrum, energy), cost)| Layer { spectrum, energy, cost })
+            .map(|((spectrum, energy), cost)| Layer { spectrum, energy, cost, parts: 1 })
             .collect();
         let mut pool: Vec<(usize, f64)> = (0..3)
             .flat_map(|layer| spectra[layer][..3].iter().map(move |s| (layer, s * s / energies[layer])))
@@ -279,7 +316,7 @@ mod tests {
 
     #[test]
     fn budgets_that_are_too_small_are_refused() {
-        let layer = Layer { spectrum: &[1.0, 0.5], energy: 1.25, cost: 10 };
+        let layer = Layer { spectrum: &[1.0, 0.5], energy: 1.25, cost: 10, parts: 1 };
         let refused =
             |min, budget| allocate(Policy::Budget(budget), Limits { min, max: 2, multiple: 1 }, &[layer]);
         assert!(refused(1, 9).unwrap_err().to_string().contains("at least what the least ranks cost"));
@@ -290,7 +327,7 @@ mod tests {
     #[test]
     fn fixed_ranks_round_up_within_the_layer() {
         let spectrum = [1.0; 20];
-        let layer = |full| Layer { spectrum: &spectrum[..full], energy: 1.0, cost: 1 };
+        let layer = |full| Layer { spectrum: &spectrum[..full], energy: 1.0, cost: 1, parts: 1 };
         let limits = Limits { min: 0, max: 64, multiple: 8 };
         let ranks = allocate(Policy::Fixed(12), limits, &[layer(20), layer(15), layer(7)]);
         assert_eq!(ranks, Ok(vec![16, 8, 0]));

@@ -2,7 +2,7 @@
 //! the model.
 
 use cntlora::adapter::{
-    Component, Format, PeftAdapter, SingleFile, verify, write_adapter, write_residual_base,
+    AdaptedWeight, Component, Format, PeftAdapter, SingleFile, verify, write_adapter, write_residual_base,
 };
 use cntlora::element::Element;
 use cntlora::factors::{Factors, LayerShape, Start};
@@ -11,47 +11,77 @@ use cntlora::plan::{self, Request};
 use cntlora::random::gaussian;
 use cntlora::rank::{Limits, Policy};
 use cntlora::run;
-use cntlora::storage::{Access, Checkpoint, safetensors};
+use cntlora::storage::{Access, Checkpoint, Piece, safetensors};
 use faer::Mat;
 use serde_json::{Map, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::Path;
 
-/// Name, shape of the weight, and shape of the activations of each layer.
-type Layers = [(&'static str, &'static [u64], &'static [u64]); 4];
-const LAYERS: Layers = [
-    ("h.0.attn.c_attn", &[5, 15], &[40, 5]),
-    ("h.0.attn.c_proj", &[5, 5], &[40, 5]),
-    ("head", &[6, 7], &[10, 4, 7]),
-    ("patches", &[6, 2, 3, 2], &[4, 2, 5, 5]),
+/// A layer: its name, the name and the shape of its weight, and the shape of its activations.
+struct Layer {
+    module: &'static str,
+    tensor: &'static str,
+    weight: &'static [u64],
+    rows: &'static [u64],
+}
+
+const fn layer(
+    module: &'static str,
+    tensor: &'static str,
+    weight: &'static [u64],
+    rows: &'static [u64],
+) -> Layer {
+    Layer { module, tensor, weight, rows }
+}
+
+/// A model with weights that are stored as `[inputs, outputs]`.
+const GPT2: [Layer; 4] = [
+    layer("h.0.attn.c_attn", "h.0.attn.c_attn.weight", &[5, 15], &[40, 5]),
+    layer("h.0.attn.c_proj", "h.0.attn.c_proj.weight", &[5, 5], &[40, 5]),
+    layer("head", "head.weight", &[6, 7], &[10, 4, 7]),
+    layer("patches", "patches.weight", &[6, 2, 3, 2], &[4, 2, 5, 5]),
 ];
 
-fn write(
-    path: &Path,
-    metadata: Option<String>,
-    shape_of: impl Fn(&(&str, &'static [u64], &'static [u64])) -> &'static [u64],
-) {
-    let tensors = LAYERS.iter().map(|layer| {
-        let shape = shape_of(layer);
+/// A model of experts, in one parameter and one by one, and of a convolution in groups.
+const EXPERTS: [Layer; 5] = [
+    layer("layers.0.mlp.experts.gate_up_proj", "layers.0.mlp.experts.gate_up_proj", &[3, 8, 6], &[40, 6]),
+    layer("layers.0.mlp.experts.down_proj", "layers.0.mlp.experts.down_proj", &[3, 6, 4], &[40, 4]),
+    layer("layers.1.mlp.experts.gate_up_proj", "layers.1.mlp.experts.0.gate_proj.weight", &[5, 6], &[40, 6]),
+    layer("", "layers.1.mlp.experts.0.up_proj.weight", &[5, 6], &[]),
+    layer("patches", "patches.weight", &[6, 2, 3, 2], &[4, 4, 5, 5]),
+];
+
+fn write<'a>(path: &Path, metadata: Option<String>, tensors: impl Iterator<Item = (&'a str, &'a [u64])>) {
+    let tensors = tensors.map(|(name, shape)| {
         let count = shape.iter().product::<u64>() as usize;
-        let values = gaussian::<f64>(count, 1, 3, &format!("{} {shape:?}", layer.0));
+        let values = gaussian::<f64>(count, 1, 3, &format!("{name} {shape:?}"));
         let mut bytes = Vec::new();
         Element::F32.encode((0..count).map(|i| values[(i, 0)]), &mut bytes);
-        let name = if metadata.is_some() { layer.0.to_owned() } else { format!("{}.weight", layer.0) };
-        (name, ("F32".to_owned(), shape.to_vec(), bytes))
+        (name.to_owned(), ("F32".to_owned(), shape.to_vec(), bytes))
     });
     let tensors = tensors.collect();
     let metadata = metadata.map(|text| ("cntlora".to_owned(), text)).into_iter().collect();
     safetensors::write(&mut File::create(path).unwrap(), &metadata, &tensors).unwrap();
 }
 
+/// Writes a model and its activations.
+fn write_model(folder: &Path, layers: &[Layer]) {
+    std::fs::create_dir(folder.join("model")).unwrap();
+    let weights = layers.iter().map(|layer| (layer.tensor, layer.weight));
+    write(&folder.join("model/model.safetensors"), None, weights);
+    let convolution = json!({ "kernel": [3, 2], "stride": [1, 2], "padding": [1, 0] });
+    let metadata = json!({ "format": "activations", "version": 1, "sites": {}, "convolutions": { "patches": convolution } });
+    let sites = layers.iter().filter(|layer| !layer.rows.is_empty()).map(|layer| (layer.module, layer.rows));
+    write(&folder.join("activations.safetensors"), Some(metadata.to_string()), sites);
+}
+
 fn request(folder: &Path, method: Method) -> Request {
     let options = Options {
         method,
         start: method.starts()[0],
-        ranks: Policy::Fixed(2),
-        limits: Limits { min: 0, max: 2, multiple: 1 },
+        ranks: Policy::Fixed(4),
+        limits: Limits { min: 0, max: 4, multiple: 1 },
         scale: 2.0,
         ..Options::default()
     };
@@ -66,8 +96,8 @@ fn stored_update(factors: &Factors, shape: &LayerShape, scale: f64) -> Mat<f32> 
 }
 
 /// The numbers of a weight, in the order in which they are stored.
-fn weight(checkpoint: &Checkpoint, tensor: &str) -> Vec<f32> {
-    let bytes = checkpoint.read(tensor).unwrap();
+fn weight(checkpoint: &Checkpoint, pieces: &[Piece]) -> Vec<f32> {
+    let bytes: Vec<u8> = pieces.iter().flat_map(|piece| checkpoint.read_piece(piece).unwrap()).collect();
     let mut values = vec![0.0; bytes.len() / 4];
     Element::F32.decode_f32(&bytes, &mut values);
     values
@@ -76,40 +106,50 @@ fn weight(checkpoint: &Checkpoint, tensor: &str) -> Vec<f32> {
 #[test]
 fn methods_layers_and_formats() {
     let folder = tempfile::tempdir().unwrap();
-    let path = |name: &str| folder.path().join(name);
-    std::fs::create_dir(path("model")).unwrap();
-    std::fs::write(path("model/config.json"), r#"{"model_type":"gpt2"}"#).unwrap();
-    write(&path("model/model.safetensors"), None, |(_, weight, _)| weight);
-    let convolution = json!({ "kernel": [3, 2], "stride": [1, 2], "padding": [1, 0] });
-    let metadata = json!({ "format": "activations", "version": 1, "sites": {}, "convolutions": { "patches": convolution } });
-    write(&path("activations.safetensors"), Some(metadata.to_string()), |(_, _, rows)| rows);
-    let model = Checkpoint::open(&path("model"), Access::Auto).unwrap();
+    write_model(folder.path(), &GPT2);
+    std::fs::write(folder.path().join("model/config.json"), r#"{"model_type":"gpt2"}"#).unwrap();
+    let kernel = LayerShape::Convolution(vec![3, 2]);
+    let shapes = [LayerShape::Transposed, LayerShape::Transposed, LayerShape::Linear, kernel];
+    let formats = [
+        Format::Peft,
+        Format::SingleFile(SingleFile::Diffusers, Component::Unet),
+        Format::SingleFile(SingleFile::Kohya, Component::TextEncoder),
+    ];
+    check_methods(folder.path(), &shapes, &formats);
+}
 
+/// Experts and groups have a place in the format of PEFT alone.
+#[test]
+fn methods_and_blocks() {
+    let folder = tempfile::tempdir().unwrap();
+    write_model(folder.path(), &EXPERTS);
+    let expert = |count| LayerShape::Expert { count, transposed: false };
+    let group = LayerShape::Group { count: 2, kernel: vec![3, 2] };
+    let shapes = [vec![expert(3); 6], vec![expert(1)], vec![group; 2]].concat();
+    check_methods(folder.path(), &shapes, &[Format::Peft]);
+}
+
+fn check_methods(folder: &Path, expected: &[LayerShape], formats: &[Format]) {
+    let path = |name: &str| folder.join(name);
+    let model = Checkpoint::open(&path("model"), Access::Auto).unwrap();
     for method in Method::ALL {
         let name = method.name();
-        let (plan, inputs) = plan::plan(&request(folder.path(), method)).unwrap();
+        let (plan, inputs) = plan::plan(&request(folder, method)).unwrap();
         let shapes: Vec<LayerShape> = plan.layers().map(|layer| layer.shape.clone()).collect();
-        let kernel = LayerShape::Convolution(vec![3, 2]);
-        assert_eq!(shapes, [LayerShape::Transposed, LayerShape::Transposed, LayerShape::Linear, kernel]);
+        assert_eq!(shapes, expected);
         let adapter = run::run(&plan, &inputs, &()).unwrap().adapter;
-        assert_eq!(adapter.layers.len(), 4, "{name}");
+        assert_eq!(adapter.layers.len(), expected.len(), "{name}");
 
-        for (at, format) in [
-            Format::Peft,
-            Format::SingleFile(SingleFile::Diffusers, Component::Unet),
-            Format::SingleFile(SingleFile::Kohya, Component::TextEncoder),
-        ]
-        .into_iter()
-        .enumerate()
-        {
+        for (at, &format) in formats.iter().enumerate() {
             let out = path(&format!("{name}-{at}"));
             write_adapter(&out, &adapter, Element::F32, &record(&plan), &BTreeSet::new(), &[], format)
                 .unwrap();
-            let tensors: BTreeMap<String, String> =
-                plan.layers().map(|layer| (layer.module.clone(), layer.tensor.clone())).collect();
-            let verified = verify(&out, (format == Format::Peft).then_some(&model), &tensors);
+            let weights: BTreeMap<String, Vec<Piece>> =
+                plan.layers().map(|layer| (layer.module.clone(), layer.weight.clone())).collect();
+            let verified = verify(&out, (format == Format::Peft).then_some(&model), &weights);
             assert!(verified.is_ok(), "{name} {format:?}: {}", verified.unwrap_err());
             let read = PeftAdapter::open(&out).unwrap();
+            assert!(read.layers().keys().eq(adapter.layers.keys()), "{name} {format:?}");
             for (module, layer) in read.layers() {
                 let wanted = &adapter.layers[module];
                 let wanted = &wanted.b * &wanted.a * faer::Scale(adapter.scale as f32);
@@ -120,25 +160,69 @@ fn methods_layers_and_formats() {
         }
 
         if plan.method.start == Start::Residual {
-            let stored: BTreeMap<String, Factors> = plan
-                .layers()
-                .map(|layer| {
-                    (layer.tensor.clone(), layer.shape.of_stored_weight(&adapter.layers[&layer.module]))
+            // What the update takes away from a convolution in groups is none: only an anchor can hold it.
+            let layers = || plan.layers().filter(|layer| !matches!(layer.shape, LayerShape::Group { .. }));
+            let adapted: Vec<AdaptedWeight> = layers()
+                .map(|layer| AdaptedWeight {
+                    pieces: layer.weight.clone(),
+                    factors: layer.shape.of_stored_weight(&adapter.layers[&layer.module]),
                 })
                 .collect();
-            let by_name = stored.iter().map(|(tensor, factors)| (tensor.clone(), factors)).collect();
             let base = path(&format!("{name}-base"));
-            write_residual_base(&base, &model, &by_name, adapter.scale, Element::F32).unwrap();
+            write_residual_base(&base, &model, &adapted, adapter.scale, Element::F32).unwrap();
             let base = Checkpoint::open(&base, Access::Auto).unwrap();
-            for layer in plan.layers() {
+            for layer in layers() {
                 let update = stored_update(&adapter.layers[&layer.module], &layer.shape, adapter.scale);
-                let (old, new) = (weight(&model, &layer.tensor), weight(&base, &layer.tensor));
+                let (old, new) = (weight(&model, &layer.weight), weight(&base, &layer.weight));
                 let columns = update.ncols();
                 let differs = (0..old.len())
                     .any(|i| (new[i] + update[(i / columns, i % columns)] - old[i]).abs() > 1e-5);
                 assert!(!differs && old != new, "{name} {}", layer.module);
             }
         }
+    }
+}
+
+/// An expert gets what a linear layer with its weight would get, and a group what one would get that reads all channels.
+#[test]
+fn blocks_are_initialized_like_layers_of_their_own() {
+    let folder = tempfile::tempdir().unwrap();
+    write_model(folder.path(), &EXPERTS);
+    let factors = |request: &Request| {
+        let (plan, inputs) = plan::plan(request).unwrap();
+        run::run(&plan, &inputs, &()).unwrap().adapter.layers
+    };
+    let request = request(folder.path(), Method::Cntlora);
+    let blocks = factors(&request);
+    let model = Checkpoint::open(&folder.path().join("model"), Access::Auto).unwrap();
+    for (block, module, outputs, inputs, rank) in [
+        ("layers.0.mlp.experts.gate_up_proj.1", "layers.0.mlp.experts.gate_up_proj", 8, 6, 4),
+        ("layers.1.mlp.experts.gate_up_proj.0", "layers.1.mlp.experts.gate_up_proj", 10, 6, 4),
+        ("patches.1", "patches", 3, 24, 2),
+    ] {
+        let (plan, _) = plan::plan(&request).unwrap();
+        let planned = plan.layers().find(|layer| layer.module == block).unwrap();
+        let numbers = weight(&model, &planned.weight);
+        // The channels of the second group stand behind those of the first.
+        let own = numbers.len() / outputs;
+        let at =
+            |i: usize, j: usize| if j < inputs - own { 0.0 } else { numbers[i * own + j - (inputs - own)] };
+        let mut bytes = Vec::new();
+        Element::F32.encode((0..outputs * inputs).map(|k| f64::from(at(k / inputs, k % inputs))), &mut bytes);
+        let linear = folder.path().join("linear.safetensors");
+        let shape = match module {
+            "patches" => vec![outputs as u64, 4, 3, 2],
+            _ => vec![outputs as u64, inputs as u64],
+        };
+        let tensors = BTreeMap::from([(format!("{module}.weight"), ("F32".to_owned(), shape, bytes))]);
+        safetensors::write(&mut File::create(&linear).unwrap(), &BTreeMap::new(), &tensors).unwrap();
+        let mut alone = Request { model: linear, ..request.clone() };
+        alone.selection.targets = vec![module.into()];
+        alone.method.ranks = Policy::Fixed(rank);
+        let (found, wanted) = (&blocks[block], &factors(&alone)[module]);
+        let difference = &found.b * &found.a - &wanted.b * &wanted.a;
+        let size = (&wanted.b * &wanted.a).norm_l2();
+        assert!(size > 0.0 && difference.norm_l2() < 1e-4 * size, "{block}: {}", difference.norm_l2() / size);
     }
 }
 
@@ -153,11 +237,7 @@ fn record(plan: &plan::Plan) -> Map<String, serde_json::Value> {
 fn unfolding_does_not_change_the_factors() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
-    std::fs::create_dir(path("model")).unwrap();
-    write(&path("model/model.safetensors"), None, |(_, weight, _)| weight);
-    let convolution = json!({ "kernel": [3, 2], "stride": [1, 2], "padding": [1, 0] });
-    let metadata = json!({ "format": "activations", "version": 1, "sites": {}, "convolutions": { "patches": convolution } });
-    write(&path("activations.safetensors"), Some(metadata.to_string()), |(_, _, rows)| rows);
+    write_model(folder.path(), &GPT2);
     let mut request = request(folder.path(), Method::Cntlora);
     request.selection.targets = vec!["patches".into()];
     let factors = |request: &Request| {

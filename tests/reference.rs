@@ -157,6 +157,7 @@ fn budgets_are_spent_as_the_reference_spends_them() {
                 spectrum,
                 energy: spectrum.iter().map(|sigma| sigma * sigma).sum(),
                 cost: *cost,
+                parts: 1,
             })
             .collect();
         let limits = Limits { min: budget.min, max: budget.max, multiple: 1 };

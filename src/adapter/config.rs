@@ -4,6 +4,7 @@
 //! `rank_pattern` and `alpha_pattern`.
 
 use super::Adapter;
+use super::modules::Module;
 use crate::factors::LayerShape;
 use crate::storage::quoted;
 use regex::Regex;
@@ -37,6 +38,9 @@ pub struct Config {
     /// Which modules are adapted.
     #[serde(default)]
     pub target_modules: Option<Targets>,
+    /// Which parameters of fused experts are adapted: whole names, or the ends of names after a dot.
+    #[serde(default)]
+    pub target_parameters: Option<BTreeSet<String>>,
     /// Ranks that differ from `r`.
     #[serde(default)]
     pub rank_pattern: Option<Patterns<u64>>,
@@ -169,13 +173,22 @@ fn compile(text: &str, pattern: &str) -> Result<Regex, String> {
 ///
 /// Every layer has the scale of the adapter whatever its rank, since readers without `alpha_pattern` know one scale
 /// only. `target_modules` are full names. PEFT also takes each of them for the end of longer names, so when a module
-/// among `other_modules` ends like that, one expression that matches whole names takes the place of the list.
-pub(super) fn to_json(adapter: &Adapter, other_modules: &BTreeSet<String>) -> Value {
-    let ranks: BTreeMap<&str, usize> =
-        adapter.layers.iter().map(|(module, factors)| (module.as_str(), factors.a.nrows())).collect();
-    let largest = ranks.values().copied().max().unwrap_or(0);
+/// among `other_modules` ends like that, one expression that matches whole names takes the place of the list. `r` is that of
+/// the parameters, if there are any, because PEFT 0.21 warns of patterns for them, although it follows them.
+pub(super) fn to_json(
+    adapter: &Adapter,
+    modules: &BTreeMap<&str, Module<'_>>,
+    other_modules: &BTreeSet<String>,
+) -> Value {
+    let (parameters, modules): (Vec<_>, Vec<_>) =
+        modules.iter().partition(|(_, module)| module.is_parameter());
+    let by_name = |modules: &[(&&str, &Module<'_>)]| -> BTreeMap<String, usize> {
+        modules.iter().map(|(name, module)| ((**name).to_owned(), module.rank())).collect()
+    };
+    let (parameters, ranks) = (by_name(&parameters), by_name(&modules));
+    let usual = parameters.values().max().or(ranks.values().max()).copied().unwrap_or(0);
     let alpha = |rank: usize| number(adapter.scale * rank as f64);
-    let exceptions = || ranks.iter().filter(|&(_, &rank)| rank != largest);
+    let exceptions = || ranks.iter().chain(&parameters).filter(|&(_, &rank)| rank != usual);
     let pattern = |module: &str| format!("^{}", regex::escape(module));
     let rank_pattern: Map<_, _> =
         exceptions().map(|(module, &rank)| (pattern(module), json!(rank))).collect();
@@ -184,7 +197,7 @@ pub(super) fn to_json(adapter: &Adapter, other_modules: &BTreeSet<String>) -> Va
 
     let over_matches = other_modules
         .iter()
-        .filter(|other| !ranks.contains_key(other.as_str()))
+        .filter(|other| !ranks.contains_key(*other))
         .any(|other| ranks.keys().any(|module| is_suffix(module, other)));
     let target_modules = if over_matches {
         let names: Vec<String> = ranks.keys().map(|module| regex::escape(module)).collect();
@@ -193,7 +206,7 @@ pub(super) fn to_json(adapter: &Adapter, other_modules: &BTreeSet<String>) -> Va
         json!(ranks.keys().collect::<Vec<_>>())
     };
 
-    json!({
+    let mut config = json!({
         "alpha_pattern": alpha_pattern,
         "base_model_name_or_path": adapter.base,
         "bias": "none",
@@ -201,18 +214,22 @@ pub(super) fn to_json(adapter: &Adapter, other_modules: &BTreeSet<String>) -> Va
         "inference_mode": false,
         // Anything else would initialize again, or rewrite the base weights again, when the adapter is loaded.
         "init_lora_weights": true,
-        "lora_alpha": alpha(largest),
+        "lora_alpha": alpha(usual),
         "lora_dropout": 0.0,
         "modules_to_save": null,
         "peft_type": "LORA",
-        "r": largest,
+        "r": usual,
         "rank_pattern": rank_pattern,
         "revision": null,
         "target_modules": target_modules,
         "task_type": null,
         "use_dora": false,
         "use_rslora": false,
-    })
+    });
+    if !parameters.is_empty() {
+        config["target_parameters"] = parameters.into_keys().collect();
+    }
+    config
 }
 
 /// An integer where the value is one: most adapters have an integer `lora_alpha`, and some readers expect it.
@@ -223,12 +240,17 @@ fn number(value: f64) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use super::super::modules::modules;
     use super::super::testing::{AnyLayers, ModuleName, adapter, factors};
     use super::*;
     use quickcheck::quickcheck;
 
+    fn json(adapter: &Adapter, other_modules: &BTreeSet<String>) -> Value {
+        to_json(adapter, &modules(adapter).unwrap(), other_modules)
+    }
+
     fn written(adapter: &Adapter, other_modules: &BTreeSet<String>) -> Config {
-        serde_json::from_value(to_json(adapter, other_modules)).unwrap()
+        serde_json::from_value(json(adapter, other_modules)).unwrap()
     }
 
     fn parse(text: &str) -> Result<Config, String> {
@@ -283,7 +305,7 @@ mod tests {
   "use_dora": false,
   "use_rslora": false
 }"#;
-        assert_eq!(format!("{:#}", to_json(&adapter, &BTreeSet::new())), expected);
+        assert_eq!(format!("{:#}", json(&adapter, &BTreeSet::new())), expected);
     }
 
     /// PEFT would adapt `x.q` too if it found `q` in a list.
@@ -291,8 +313,8 @@ mod tests {
     fn targets_become_one_expression_only_when_a_list_would_match_too_much() {
         let adapter = adapter([("q", factors(2, 2, 1)), ("x.v", factors(2, 2, 1))]);
         let targets = |others: &[&str]| {
-            let others = others.iter().map(|&other| other.to_owned()).collect();
-            to_json(&adapter, &others)["target_modules"].clone()
+            let others: BTreeSet<String> = others.iter().map(|&other| other.to_owned()).collect();
+            json(&adapter, &others)["target_modules"].clone()
         };
         assert_eq!(targets(&[]), json!(["q", "x.v"]));
         assert_eq!(targets(&["xq", "v", "q.x"]), json!(["q", "x.v"]));

@@ -129,7 +129,8 @@ fn write_base(folder: &Path, sharded: bool) -> Result<(), Problems> {
     let parent = tempfile::tempdir().unwrap();
     let checkpoint = model(&parent.path().join("model"), sharded)?;
     let factors = factors(2, 3, 1);
-    let layers = BTreeMap::from([("q".to_owned(), &factors)]);
+    let pieces = checkpoint.whole("q").into_iter().collect();
+    let layers = [AdaptedWeight { pieces, factors }];
     write_residual_base(folder, &checkpoint, &layers, 1.0, Element::F32).map(drop)
 }
 

@@ -6,6 +6,7 @@ mod convert;
 #[cfg(test)]
 mod faults;
 mod folder;
+mod modules;
 mod peft;
 mod read;
 mod record;
@@ -21,9 +22,11 @@ pub use convert::{Conversion, convert};
 pub use folder::refuse_occupied;
 pub use peft::{other_modules, write_peft};
 pub use read::{PeftAdapter, PeftLayer};
-pub use record::{FileRecord, Origin, RECORD_FILE, record_heading};
+pub use record::{FileRecord, Origin, RECORD_FILE, record_heading, recorded_layer};
 pub use replace::remove_residual_base;
-pub use residual::{StagedBase, refuse_model_folder, stage_residual_base, write_residual_base};
+pub use residual::{
+    AdaptedWeight, StagedBase, refuse_model_folder, stage_residual_base, write_residual_base,
+};
 pub use single_file::{Component, SingleFile, write_single_file};
 pub use verify::{Check, Outcome, Verification, verify};
 

@@ -2,12 +2,12 @@
 
 use super::config::to_json;
 use super::folder::{OutputFolder, write_all};
+use super::modules::{Module, Side, keys, modules};
 use super::{
     A_SUFFIX, Adapter, B_SUFFIX, CONFIG_FILE, FileRecord, PREFIX, RECORD_FILE, TENSORS_FILE, check_shapes,
     encode,
 };
 use crate::element::Element;
-use crate::factors::Factors;
 use crate::storage::safetensors::Layout;
 use crate::storage::{Checkpoint, Hashing, Problem, Problems, quoted};
 use faer::MatRef;
@@ -39,19 +39,22 @@ pub fn write_peft(
     check(adapter, element)?;
     let output = OutputFolder::open(folder)?;
 
-    let tensors = tensors(adapter);
+    let modules = modules(adapter)?;
+    let tensors = tensors(&modules)?;
     let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
-    let shapes =
-        tensors.iter().map(|(key, (_, shape))| (key.clone(), (element.name().to_owned(), shape.clone())));
+    let shapes = tensors
+        .iter()
+        .map(|(key, (module, side))| (key.clone(), (element.name().to_owned(), module.shape_of(*side))));
     let layout = Layout::new(&metadata, &shapes.collect());
     let mut tensors_file = output.create(TENSORS_FILE)?;
     let mut hashing = Hashing::default();
     hashing.update(layout.header());
     write_all(&mut tensors_file, layout.header())?;
     let mut problems = Problems::default();
-    for (key, (factor, _)) in &tensors {
+    for (key, (module, side)) in &tensors {
+        let factor = module.factor(*side);
         if let Some(bytes) =
-            problems.collect(finite_bytes(*factor, element).map_err(|problem| problem.in_tensor(key)))
+            problems.collect(finite_bytes(factor.as_ref(), element).map_err(|problem| problem.in_tensor(key)))
         {
             hashing.update(&bytes);
             write_all(&mut tensors_file, &bytes)?;
@@ -70,7 +73,7 @@ pub fn write_peft(
         further_files.push(file);
     }
     let mut config_file = output.create(CONFIG_FILE)?;
-    write_all(&mut config_file, pretty(&to_json(adapter, other_modules)).as_bytes())?;
+    write_all(&mut config_file, pretty(&to_json(adapter, &modules, other_modules)).as_bytes())?;
 
     output.remove(CONFIG_FILE)?;
     tensors_file.commit()?;
@@ -90,19 +93,17 @@ pub fn other_modules(checkpoint: &Checkpoint, adapted: &BTreeSet<&str>) -> BTree
     others.filter_map(|name| name.strip_suffix(".weight")).map(str::to_owned).collect()
 }
 
-/// The factors and their shapes by tensor name, whose order is that of the file.
-fn tensors(adapter: &Adapter) -> BTreeMap<String, (MatRef<'_, f32>, Vec<u64>)> {
-    let pairs = adapter.layers.iter().flat_map(|(module, factors)| {
-        let Factors { a, b } = factors;
-        let shape = adapter.shape(module);
-        let down = shape.of_down(a.nrows() as u64, a.ncols() as u64);
-        let up = shape.of_up(b.nrows() as u64, b.ncols() as u64);
-        [
-            (format!("{PREFIX}{module}{A_SUFFIX}"), (a.as_ref(), down)),
-            (format!("{PREFIX}{module}{B_SUFFIX}"), (b.as_ref(), up)),
-        ]
-    });
-    pairs.collect()
+/// The tensors by name, whose order is that of the file.
+fn tensors<'a>(
+    modules: &'a BTreeMap<&str, Module<'_>>,
+) -> Result<BTreeMap<String, (&'a Module<'a>, Side)>, Problem> {
+    let mut tensors = BTreeMap::new();
+    for (name, key) in keys(modules)? {
+        let module = &modules[name];
+        tensors.insert(format!("{PREFIX}{key}{A_SUFFIX}"), (module, Side::Down));
+        tensors.insert(format!("{PREFIX}{key}{B_SUFFIX}"), (module, Side::Up));
+    }
+    Ok(tensors)
 }
 
 pub(super) fn check(adapter: &Adapter, element: Element) -> Result<(), Problems> {
@@ -161,7 +162,7 @@ mod tests {
         AnyLayers, adapter, checkpoint, factors, files, provenance, rows, write, write_tensors,
     };
     use super::*;
-    use crate::factors::LayerShape;
+    use crate::factors::{Factors, LayerShape};
     use crate::storage::{Category, Source};
     use faer::Mat;
     use quickcheck::quickcheck;

@@ -1,9 +1,11 @@
 //! The reader of PEFT folders: headers first, factors of one layer on demand.
 
+use super::config::is_suffix;
+use super::modules::{WRAPPED, in_order};
 use super::single_file::{ALPHA_SUFFIX, DOWN_SUFFIX, SingleFile, UP_SUFFIX};
 use super::{A_SUFFIX, B_SUFFIX, CONFIG_FILE, Config, PREFIX, TENSORS_FILE};
 use crate::element::Element;
-use crate::factors::{Factors, LayerShape};
+use crate::factors::{Factors, LayerShape, block_name, module_and_block};
 use crate::storage::json::UniqueKeys;
 use crate::storage::safetensors::{Header, Tensor};
 use crate::storage::{Access, Problem, Problems, Source, quoted};
@@ -13,7 +15,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-/// An opened adapter of linear layers and convolutions: of PEFT, or of one file.
+/// An opened adapter of linear layers, convolutions and fused experts: of PEFT, or of one file.
 #[derive(Debug)]
 pub struct PeftAdapter {
     config: Option<Config>,
@@ -39,6 +41,8 @@ pub struct PeftLayer {
     pub element: Element,
     a: Tensor,
     b: Tensor,
+    /// Which block of its module it is, whose tensors these are.
+    block: usize,
 }
 
 impl PeftAdapter {
@@ -76,12 +80,13 @@ impl PeftAdapter {
         for (name, pair) in pairs {
             let known = names.get(&name).cloned();
             let module = known.unwrap_or_else(|| name.strip_prefix(prefix).unwrap_or(&name).to_owned());
-            let layer = pair
-                .layer(&name, &module, config.as_ref(), single_file, &source)
-                .map_err(|problem| problem.in_file(source.path()));
-            if let Some(layer) = problems.collect(layer) {
-                layers.insert(module, layer);
-            }
+            let read = parameter(&module, config.as_ref()).and_then(|parameter| {
+                let is_parameter = parameter.is_some();
+                let module = parameter.unwrap_or(module);
+                pair.layers(&name, &module, is_parameter, (config.as_ref(), single_file, &source))
+            });
+            let read = problems.collect(read.map_err(|problem| problem.in_file(source.path())));
+            layers.extend(read.into_iter().flatten());
         }
         Some(Self { config, single_file, layers, source })
     }
@@ -96,9 +101,20 @@ impl PeftAdapter {
         self.single_file
     }
 
-    /// The layers, by runtime module name.
+    /// The layers, by runtime module name, with a number behind it for the blocks of a module.
     pub fn layers(&self) -> &BTreeMap<String, PeftLayer> {
         &self.layers
+    }
+
+    /// The modules, and whether they are parameters of fused experts.
+    pub(super) fn modules(&self) -> BTreeMap<&str, bool> {
+        let mut modules = BTreeMap::new();
+        for (name, layer) in &self.layers {
+            let block = layer.shape.blocks().and_then(|_| module_and_block(name));
+            let module = block.map_or(name.as_str(), |(module, _)| module);
+            modules.insert(module, matches!(layer.shape, LayerShape::Expert { .. }));
+        }
+        modules
     }
 
     /// The file that holds the tensors.
@@ -111,21 +127,31 @@ impl PeftAdapter {
     /// # Errors
     /// An I/O problem if the tensors cannot be read.
     pub fn factors(&self, layer: &PeftLayer) -> Result<Factors, Problem> {
-        Ok(Factors {
-            a: self.matrix(&layer.a, layer.element, layer.rank, layer.inputs)?,
-            b: self.matrix(&layer.b, layer.element, layer.outputs, layer.rank)?,
-        })
+        let PeftLayer { rank, inputs, outputs, element, block, .. } = *layer;
+        let a = self.rows(&layer.a, element, block * rank, rank, inputs)?;
+        let b = match layer.shape {
+            LayerShape::Expert { count, .. } => {
+                let all = self.rows(&layer.b, element, 0, outputs, rank * count)?;
+                Mat::from_fn(outputs, rank, |i, j| all[(i, j * count + block)])
+            }
+            _ => self.rows(&layer.b, element, block * outputs, outputs, rank)?,
+        };
+        Ok(Factors { a, b })
     }
 
-    fn matrix(
+    /// Rows of a factor, from `first` on.
+    fn rows(
         &self,
         tensor: &Tensor,
         element: Element,
+        first: usize,
         rows: usize,
         columns: usize,
     ) -> Result<Mat<f32>, Problem> {
-        let bytes = self.source.read_vec(tensor.offset, tensor.length)?;
-        let mut values = vec![0.0; bytes.len() / element.size()];
+        let row_bytes = (columns * element.size()) as u64;
+        let bytes =
+            self.source.read_vec(tensor.offset + first as u64 * row_bytes, rows as u64 * row_bytes)?;
+        let mut values = vec![0.0; rows * columns];
         element.decode_f32(&bytes, &mut values);
         Ok(Mat::from_fn(rows, columns, |i, j| values[i * columns + j]))
     }
@@ -253,15 +279,44 @@ fn pairs(
     pairs
 }
 
+/// The parameter of experts that stands under this name, if the configuration has such.
+fn parameter(name: &str, config: Option<&Config>) -> Result<Option<String>, Problem> {
+    let mut parent = name;
+    let mut depth = 0;
+    while let Some(outer) = parent.strip_suffix(WRAPPED) {
+        (parent, depth) = (outer, depth + 1);
+    }
+    let targets = config.and_then(|config| config.target_parameters.as_ref());
+    let is_of_parent = |target: &&str| {
+        let (of, _) = target.rsplit_once('.').unwrap_or(("", target));
+        of == parent || is_suffix(of, parent)
+    };
+    let mut siblings: Vec<&str> =
+        targets.into_iter().flatten().map(String::as_str).filter(is_of_parent).collect();
+    if siblings.is_empty() {
+        return Ok(None);
+    }
+    in_order(&mut siblings)?;
+    let target = siblings.len().checked_sub(depth + 1).map(|place| siblings[place]).ok_or_else(|| {
+        Problem::data(format!(
+            "expected tensors of {} parameters of {}, as {CONFIG_FILE} says, found those of a further one",
+            siblings.len(),
+            quoted(parent)
+        ))
+    })?;
+    let last = target.rsplit('.').next().unwrap_or(target);
+    Ok(Some(format!("{parent}.{last}")))
+}
+
 impl Pair {
-    fn layer(
+    /// The layers of a module: one, or one for each of its blocks.
+    fn layers(
         self,
         name: &str,
         module: &str,
-        config: Option<&Config>,
-        format: Option<SingleFile>,
-        source: &Source,
-    ) -> Result<PeftLayer, Problem> {
+        is_parameter: bool,
+        (config, format, source): (Option<&Config>, Option<SingleFile>, &Source),
+    ) -> Result<Vec<(String, PeftLayer)>, Problem> {
         let (prefix, [down, up]) = affixes(format);
         let (a_key, b_key) = (format!("{prefix}{name}{down}"), format!("{prefix}{name}{up}"));
         let missing = |key: &str, partner: &str| {
@@ -270,7 +325,7 @@ impl Pair {
         };
         let a = self.a.ok_or_else(|| missing(&a_key, &b_key))?;
         let b = self.b.ok_or_else(|| missing(&b_key, &a_key))?;
-        let (rank, inputs) =
+        let (rows, inputs) =
             matrix_shape(&a, "A, of shape [rank, inputs]").map_err(|p| p.in_tensor(&a_key))?;
         let (outputs, columns) =
             matrix_shape(&b, "B, of shape [outputs, rank]").map_err(|p| p.in_tensor(&b_key))?;
@@ -283,22 +338,32 @@ impl Pair {
             ))
             .in_tensor(&b_key));
         }
-        let shape = match kernel {
-            [] if config.is_some_and(|config| config.fan_in_fan_out) => LayerShape::Transposed,
-            [] => LayerShape::Linear,
-            kernel => LayerShape::Convolution(kernel.to_vec()),
+        let expected = config.map(|config| config.rank(module) as usize);
+        // The groups of a convolution divide the rows of A among them.
+        let groups = rows / columns.min(rows).max(1);
+        let (rank, outputs, shape) = match kernel {
+            [] if is_parameter => {
+                let rank = expected.filter(|&rank| rank > 0 && rows.is_multiple_of(rank)).unwrap_or(rows);
+                (rank, outputs, LayerShape::Expert { count: rows / rank, transposed: false })
+            }
+            [] if config.is_some_and(|config| config.fan_in_fan_out) => {
+                (rows, outputs, LayerShape::Transposed)
+            }
+            [] => (rows, outputs, LayerShape::Linear),
+            kernel if groups > 1 && rows == groups * columns && outputs.is_multiple_of(groups) => {
+                (columns, outputs / groups, LayerShape::Group { count: groups, kernel: kernel.into() })
+            }
+            kernel => (rows, outputs, LayerShape::Convolution(kernel.into())),
         };
-        if columns != rank {
+        if !matches!(shape, LayerShape::Group { .. }) && columns != rows {
             return Err(Problem::data(format!(
-                "expected {rank} columns, one per row of its A, found {columns}"
+                "expected {rows} columns, one per row of its A, found {columns}"
             ))
             .in_tensor(&b_key));
         }
-        if let Some(expected) = config.map(|config| config.rank(module))
-            && expected != rank as u64
-        {
+        if let Some(expected) = expected.filter(|&expected| expected != rank * shape.parts()) {
             return Err(Problem::data(format!(
-                "expected rank {expected}, as {CONFIG_FILE} says, found {rank}"
+                "expected rank {expected}, as {CONFIG_FILE} says, found {rows}"
             ))
             .in_tensor(&a_key));
         }
@@ -314,10 +379,17 @@ impl Pair {
         })?;
         let scale = match (config, &self.alpha) {
             (Some(config), _) => config.scale(module),
-            (None, Some(alpha)) => read_number(alpha, source).map_err(|p| p.in_tensor(name))? / rank as f64,
+            (None, Some(alpha)) => read_number(alpha, source).map_err(|p| p.in_tensor(name))? / rows as f64,
             (None, None) => 1.0,
         };
-        Ok(PeftLayer { rank, inputs, outputs, shape, scale, element, a, b })
+        let count = shape.blocks();
+        let layer = PeftLayer { rank, inputs, outputs, shape, scale, element, a, b, block: 0 };
+        Ok(match count {
+            None => vec![(module.to_owned(), layer)],
+            Some(count) => (0..count)
+                .map(|block| (block_name(module, block), PeftLayer { block, ..layer.clone() }))
+                .collect(),
+        })
     }
 }
 

@@ -6,7 +6,7 @@
 use super::read::is_missing;
 use crate::factors::Start;
 use crate::method::{Form, Method};
-use crate::storage::{Access, Hashing, Problem, Source};
+use crate::storage::{Access, Hashing, Piece, Problem, Source};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -74,6 +74,9 @@ pub(super) struct RecordedMethod {
 pub(super) struct RecordedLayer {
     pub(super) module: String,
     pub(super) tensor: String,
+    /// Where the weight is, if it is no tensor of its own.
+    #[serde(default)]
+    pub(super) weight: Option<Vec<Piece>>,
 }
 
 impl Record {
@@ -138,6 +141,15 @@ pub fn record_heading() -> Map<String, Value> {
     entries.map(|(key, value)| (key.to_owned(), value)).into_iter().collect()
 }
 
+/// What a record says of where the weight of a layer is: the names of its tensors, and its pieces, if it is no tensor of its own.
+pub fn recorded_layer(module: &str, tensor: &str, weight: Option<&[Piece]>) -> Value {
+    let mut layer = serde_json::json!({ "module": module, "tensor": tensor });
+    if let Some(weight) = weight {
+        layer["weight"] = serde_json::json!(weight);
+    }
+    layer
+}
+
 /// Where an adapter comes from, as far as that is recorded beside it.
 #[derive(Clone, Debug, Default)]
 pub struct Origin {
@@ -145,8 +157,8 @@ pub struct Origin {
     pub start: Option<Start>,
     /// The model as it was named.
     pub model: Option<String>,
-    /// Names of the adapted weights in its checkpoint, by module.
-    pub tensors: BTreeMap<String, String>,
+    /// What the record has of each layer, for the record of what is made of it: its module, and where its weight is.
+    pub layers: Vec<Value>,
 }
 
 impl Origin {
@@ -156,11 +168,12 @@ impl Origin {
     /// A data problem for a record that cannot be understood; an I/O problem.
     pub fn read(folder: &Path) -> Result<Self, Problem> {
         let Some(record) = Record::read(&folder.join(RECORD_FILE))? else { return Ok(Self::default()) };
-        Ok(Self {
-            start: record.start(),
-            model: record.model,
-            tensors: record.layers.into_iter().map(|layer| (layer.module, layer.tensor)).collect(),
-        })
+        let start = record.start();
+        let layers = record.layers.into_iter();
+        let layers = layers
+            .map(|layer| recorded_layer(&layer.module, &layer.tensor, layer.weight.as_deref()))
+            .collect();
+        Ok(Self { start, model: record.model, layers })
     }
 }
 

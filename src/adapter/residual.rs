@@ -5,14 +5,14 @@ use super::replace::{BaseRecord, remove_all, standing};
 use super::{RECORD_FILE, check_shapes, encode};
 use crate::element::Element;
 use crate::factors::Factors;
-use crate::storage::safetensors::Tensor;
-use crate::storage::{Access, AtomicFile, Checkpoint, Problem, Problems, Source, quoted};
+use crate::storage::{Access, AtomicFile, Checkpoint, Piece, Problem, Problems, Source, quoted};
 use faer::MatRef;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -20,8 +20,16 @@ const INDEX_FILE: &str = "model.safetensors.index.json";
 /// Bytes that are read at once.
 const BLOCK: u64 = 1 << 20;
 
-/// Writes the checkpoint again with `W − s B A` in place of each adapted weight: `layers` maps tensor name → factors of the
-/// weight as it is stored.
+/// A weight that is adapted.
+#[derive(Clone, Debug)]
+pub struct AdaptedWeight {
+    /// Where it is in the checkpoint: pieces whose rows follow one another.
+    pub pieces: Vec<Piece>,
+    /// Factors of the weight as it is stored.
+    pub factors: Factors,
+}
+
+/// Writes the checkpoint again with `W − s B A` in place of each adapted weight.
 ///
 /// `element` is the number format of the adapter's file: the factors are rounded to it first, so that what PEFT adds is
 /// what was taken away. The difference is computed in f64 and rounded to the format of the weight. Every other byte of
@@ -41,7 +49,7 @@ const BLOCK: u64 = 1 << 20;
 pub fn write_residual_base(
     folder: &Path,
     checkpoint: &Checkpoint,
-    layers: &BTreeMap<String, &Factors>,
+    layers: &[AdaptedWeight],
     scale: f64,
     element: Element,
 ) -> Result<Vec<String>, Problems> {
@@ -64,7 +72,7 @@ pub struct StagedBase<'a> {
 pub fn stage_residual_base<'a>(
     folder: &'a Path,
     checkpoint: &Checkpoint,
-    layers: &BTreeMap<String, &Factors>,
+    layers: &[AdaptedWeight],
     scale: f64,
     element: Element,
 ) -> Result<StagedBase<'a>, Problems> {
@@ -152,10 +160,11 @@ pub fn refuse_model_folder(folder: &Path, checkpoint: &Checkpoint) -> Result<(),
     Ok(())
 }
 
-/// An adapted weight.
+/// Adapted rows of a tensor.
 struct Residual<'a> {
     name: &'a str,
-    tensor: &'a Tensor,
+    /// Where they are in the file.
+    bytes: Range<u64>,
     element: Element,
     /// `s B`, by rows.
     b: Vec<f64>,
@@ -165,62 +174,99 @@ struct Residual<'a> {
     inputs: usize,
 }
 
-/// The adapted weights of each file of the checkpoint, in order of offset.
+/// The adapted rows in each file of the checkpoint, in order of offset.
 fn residuals<'a>(
     checkpoint: &'a Checkpoint,
-    layers: &'a BTreeMap<String, &Factors>,
+    layers: &'a [AdaptedWeight],
     scale: f64,
     element: Element,
 ) -> Result<BTreeMap<usize, Vec<Residual<'a>>>, Problems> {
     let mut problems = Problems::default();
     let mut residuals: BTreeMap<usize, Vec<Residual>> = BTreeMap::new();
-    for (name, factors) in layers {
-        let Some(stored) = checkpoint.get(name) else {
-            let problem = Problem::data("expected it in the checkpoint, found no tensor of this name");
+    for AdaptedWeight { pieces, factors } in layers {
+        if let Err(problem) = check_shapes(factors).and_then(|()| check_size(checkpoint, pieces, factors)) {
+            let name = pieces.first().map_or("", |piece| &piece.tensor);
             problems.push(problem.in_file(checkpoint.path()).in_tensor(name));
             continue;
-        };
-        let residual = Residual::new(name, &stored.tensor, factors, scale, element)
-            .map_err(|problem| problem.in_file(checkpoint.source(stored).path()).in_tensor(name));
-        if let Some(residual) = problems.collect(residual) {
-            residuals.entry(stored.file).or_default().push(residual);
+        }
+        let mut row = 0;
+        for piece in pieces {
+            let Some(stored) = checkpoint.get(&piece.tensor) else {
+                let problem = Problem::data("expected it in the checkpoint, found no tensor of this name");
+                problems.push(problem.in_file(checkpoint.path()).in_tensor(&piece.tensor));
+                continue;
+            };
+            let rows = piece.count.checked_div(factors.a.ncols() as u64).unwrap_or(0) as usize;
+            let residual = Residual::new(checkpoint, piece, factors, row..row + rows, scale, element)
+                .map_err(|problem| {
+                    problem.in_file(checkpoint.source(stored).path()).in_tensor(&piece.tensor)
+                });
+            if let Some(residual) = problems.collect(residual) {
+                residuals.entry(stored.file).or_default().push(residual);
+            }
+            row += rows;
         }
     }
     for of_file in residuals.values_mut() {
-        of_file.sort_by_key(|residual| residual.tensor.offset);
+        of_file.sort_by_key(|residual| residual.bytes.start);
     }
     problems.or_ok(residuals)
 }
 
+/// Refuses pieces that have more or fewer numbers together than the product of the factors.
+fn check_size(checkpoint: &Checkpoint, pieces: &[Piece], Factors { a, b }: &Factors) -> Result<(), Problem> {
+    let expected = [b.nrows(), a.ncols()];
+    let stored = pieces.first().and_then(|piece| checkpoint.get(&piece.tensor));
+    let numbers = pieces.iter().map(|piece| piece.count).fold(0, u64::saturating_add);
+    match stored {
+        Some(stored) if numbers != expected[0] as u64 * expected[1] as u64 => Err(Problem::data(format!(
+            "expected shape {expected:?}, as its factors have it, found {:?}",
+            stored.tensor.shape
+        ))),
+        _ => Ok(()),
+    }
+}
+
 impl<'a> Residual<'a> {
+    /// The rows that a piece holds of the weight.
     fn new(
-        name: &'a str,
-        tensor: &'a Tensor,
+        checkpoint: &Checkpoint,
+        piece: &'a Piece,
         factors: &Factors,
+        rows: Range<usize>,
         scale: f64,
         stored_as: Element,
     ) -> Result<Self, Problem> {
-        check_shapes(factors)?;
         let Factors { a, b } = factors;
-        let expected = [b.nrows() as u64, a.ncols() as u64];
+        let stored = checkpoint.get(&piece.tensor).map(|stored| &stored.tensor);
+        let shape = stored.map_or(&[][..], |tensor| &tensor.shape);
+        let expected = [rows.len() as u64, a.ncols() as u64];
         // A kernel is part of the input features.
-        let [first, rest @ ..] = tensor.shape.as_slice() else {
-            return Err(Problem::data("expected a matrix, found a number"));
+        let fits = match shape {
+            [first, rest @ ..] if checkpoint.whole(&piece.tensor).as_ref() == Some(piece) => {
+                [*first, rest.iter().product()] == expected && !rest.is_empty()
+            }
+            _ => expected[0] * expected[1] == piece.count && rows.end <= b.nrows(),
         };
-        if [*first, rest.iter().product()] != expected || rest.is_empty() {
-            return Err(Problem::data(format!(
-                "expected shape {expected:?}, as its factors have it, found {:?}",
-                tensor.shape
-            )));
-        }
-        let element = Element::from_name(&tensor.dtype).ok_or_else(|| {
-            let found = quoted(&tensor.dtype);
-            Problem::data(format!("expected F32, F16, BF16 or F64, found {found}"))
+        let bytes = checkpoint.bytes_of(piece).filter(|_| fits).ok_or_else(|| {
+            Problem::data(format!("expected shape {expected:?}, as its factors have it, found {shape:?}"))
         })?;
-        let mut b_values = rounded(b.as_ref(), stored_as);
+        let dtype = stored.map_or("", |tensor| &tensor.dtype);
+        let element = Element::from_name(dtype).ok_or_else(|| {
+            Problem::data(format!("expected F32, F16, BF16 or F64, found {}", quoted(dtype)))
+        })?;
+        let mut b_values = rounded(b.as_ref().subrows(rows.start, rows.len()), stored_as);
         b_values.iter_mut().for_each(|value| *value *= scale);
         let a_values = rounded(a.as_ref(), stored_as);
-        Ok(Self { name, tensor, element, b: b_values, a: a_values, rank: a.nrows(), inputs: a.ncols() })
+        Ok(Self {
+            name: &piece.tensor,
+            bytes,
+            element,
+            b: b_values,
+            a: a_values,
+            rank: a.nrows(),
+            inputs: a.ncols(),
+        })
     }
 
     /// Takes `s B A` away from rows of the weight, the first of which is `first`.
@@ -242,9 +288,10 @@ impl<'a> Residual<'a> {
         let block = (BLOCK / row_bytes).max(1) * row_bytes;
         let mut encoded = Vec::new();
         let mut done = 0;
-        while done < self.tensor.length {
-            let length = block.min(self.tensor.length - done);
-            let bytes = source.read_vec(self.tensor.offset + done, length)?;
+        let all = self.bytes.end - self.bytes.start;
+        while done < all {
+            let length = block.min(all - done);
+            let bytes = source.read_vec(self.bytes.start + done, length)?;
             let mut values = vec![0.0; bytes.len() / self.element.size()];
             let first = (done / row_bytes) as usize;
             self.element.decode_f64(&bytes, &mut values);
@@ -284,9 +331,9 @@ fn rounded(factor: MatRef<'_, f32>, element: Element) -> Vec<f64> {
 fn write_weights(source: &Source, adapted: &[Residual<'_>], file: &mut AtomicFile) -> Result<(), Problem> {
     let mut done = 0;
     for residual in adapted {
-        copy(source, done, residual.tensor.offset, file)?;
+        copy(source, done, residual.bytes.start, file)?;
         residual.write(source, file).map_err(|problem| problem.in_file(source.path()))?;
-        done = residual.tensor.offset + residual.tensor.length;
+        done = residual.bytes.end;
     }
     copy(source, done, source.length(), file)
 }

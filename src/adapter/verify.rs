@@ -6,11 +6,11 @@ use super::{CONFIG_FILE, Config, FileRecord, PeftAdapter, PeftLayer, RECORD_FILE
 use crate::element::Element;
 use crate::factors::{Factors, LayerShape, Start};
 use crate::method::Form;
-use crate::storage::{Access, Checkpoint, Problem, Problems, Source, quoted};
+use crate::storage::{Access, Checkpoint, Piece, Problem, Problems, Source, quoted};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, MatRef, Par};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// What was checked of an adapter that holds, and its figures.
@@ -60,15 +60,15 @@ pub enum Outcome {
 /// Re-reads a PEFT folder and checks it, against the record of its making if there is one, and against a base if one
 /// is given.
 ///
-/// The weight of a module is looked up in `base` under the name that `tensors` has for it, or else the record, or else
-/// under `MODULE.weight`.
+/// The weight of a module is looked up in `base` where `weights` says that it is, or else the record, or else under
+/// `MODULE.weight`.
 ///
 /// # Errors
 /// All checks that fail, together.
 pub fn verify(
     folder: &Path,
     base: Option<&Checkpoint>,
-    tensors: &BTreeMap<String, String>,
+    weights: &BTreeMap<String, Vec<Piece>>,
 ) -> Result<Verification, Problems> {
     let mut problems = Problems::default();
     let adapter = PeftAdapter::open_sound_layers(folder, &mut problems);
@@ -85,7 +85,7 @@ pub fn verify(
     // Where the factors hold the scale, they are no longer those that the method made.
     let holds_scale = adapter.single_file() == Some(SingleFile::Diffusers);
     let form = record.as_ref().and_then(Record::form).filter(|_| !holds_scale);
-    let weights = Weights { base, tensors, record: record.as_ref() };
+    let weights = Weights { base, given: weights, record: record.as_ref() };
     let mut largest_relative_update = base.map(|_| 0.0);
     for (module, layer) in adapter.layers() {
         if let Some(relative) =
@@ -209,23 +209,33 @@ fn check_targets(adapter: &PeftAdapter, config: &Config, config_path: &Path, pro
         problems.push(complain("expected target_modules, found none".into()));
         return;
     };
-    for module in adapter.layers().keys().filter(|module| !targets.contain(module)) {
+    let modules = adapter.modules();
+    let of_kind = |kind: bool| {
+        modules.iter().filter(move |(_, is_parameter)| **is_parameter == kind).map(|(module, _)| *module)
+    };
+    for module in of_kind(false).filter(|module| !targets.contain(module)) {
         problems.push(complain(format!(
             "expected target_modules to name every module that has tensors, found that {} is not named",
             quoted(module)
         )));
     }
-    if let Targets::Names(names) = targets {
+    let mut check_used = |key: &str, names: &BTreeSet<String>, is_parameter: bool| {
         let unused = names.iter().filter(|name| {
             let one = Targets::Names([(*name).clone()].into());
-            !adapter.layers().keys().any(|module| one.contain(module))
+            !of_kind(is_parameter).any(|module| one.contain(module))
         });
         for name in unused {
             problems.push(complain(format!(
-                "expected tensors for every name in target_modules, found none for {}",
+                "expected tensors for every name in {key}, found none for {}",
                 quoted(name)
             )));
         }
+    };
+    if let Targets::Names(names) = targets {
+        check_used("target_modules", names, false);
+    }
+    if let Some(names) = &config.target_parameters {
+        check_used("target_parameters", names, true);
     }
     check_not_empty(adapter, problems);
 }
@@ -240,7 +250,7 @@ fn check_not_empty(adapter: &PeftAdapter, problems: &mut Problems) {
 /// Where the weights of the modules are.
 struct Weights<'a> {
     base: Option<&'a Checkpoint>,
-    tensors: &'a BTreeMap<String, String>,
+    given: &'a BTreeMap<String, Vec<Piece>>,
     record: Option<&'a Record>,
 }
 
@@ -248,14 +258,10 @@ impl Weights<'_> {
     /// `|W|` of a module, in the Frobenius norm, if there is a base.
     fn norm(&self, module: &str, layer: &PeftLayer) -> Result<Option<f64>, Problem> {
         let Some(base) = self.base else { return Ok(None) };
-        let recorded = || {
-            let layers = self.record.map_or(&[][..], |record| &record.layers);
-            layers.iter().find(|layer| layer.module == module).map(|layer| layer.tensor.clone())
-        };
-        let name =
-            self.tensors.get(module).cloned().or_else(recorded).unwrap_or_else(|| format!("{module}.weight"));
-        let complain = |what: String| Problem::data(what).in_file(base.path()).in_tensor(&name);
-        let Some(stored) = base.get(&name) else {
+        let pieces = self.pieces(base, module);
+        let first = pieces.first().map_or_else(|| format!("{module}.weight"), |piece| piece.tensor.clone());
+        let complain = |what: String| Problem::data(what).in_file(base.path()).in_tensor(&first);
+        let Some(stored) = base.get(&first) else {
             return Err(complain(format!(
                 "expected the weight of module {}, found no such tensor",
                 quoted(module)
@@ -265,26 +271,60 @@ impl Weights<'_> {
         let of_shape = |shape: &LayerShape| shape.of_weight(layer.outputs as u64, layer.inputs as u64);
         let expected = of_shape(&layer.shape);
         let found = &stored.tensor.shape;
-        // A model with both kinds of layers has linear ones among those that the configuration calls transposed.
-        let linear = layer.shape == LayerShape::Transposed && *found == of_shape(&LayerShape::Linear);
-        if *found != expected && !linear {
+        let whole = matches!(&pieces[..], [one] if base.whole(&first).as_ref() == Some(one));
+        let fits = match whole && layer.shape.blocks().is_none() {
+            // A model with both kinds of layers has linear ones among those that the configuration calls transposed.
+            true => {
+                let linear = layer.shape == LayerShape::Transposed && *found == of_shape(&LayerShape::Linear);
+                *found == expected || linear
+            }
+            false => {
+                let numbers = pieces.iter().map(|piece| piece.count).fold(0, u64::saturating_add);
+                numbers == expected.iter().copied().fold(1, u64::saturating_mul)
+            }
+        };
+        if !fits {
             return Err(complain(format!(
                 "expected shape {expected:?}, as its factors have it, found {found:?}"
             )));
         }
-        let element = Element::from_name(&stored.tensor.dtype).ok_or_else(|| {
-            complain(format!("expected F32, F16, BF16 or F64, found {}", quoted(&stored.tensor.dtype)))
-        })?;
-        let bytes = base.read(&name)?;
-        let mut values = vec![0.0; bytes.len() / element.size()];
-        element.decode_f64(&bytes, &mut values);
-        let norm = values.iter().map(|value| value * value).sum::<f64>().sqrt();
-        if !norm.is_finite() {
+        let mut sum = 0.0;
+        for piece in &pieces {
+            sum += self.sum_of_squares(base, piece)?;
+        }
+        if !sum.is_finite() {
             return Err(complain(
                 "expected finite values of moderate size, found a norm that is not finite".into(),
             ));
         }
-        Ok(Some(norm))
+        Ok(Some(f64::sqrt(sum)))
+    }
+
+    /// Where the weight of a module is. Nowhere, if nothing has its name.
+    fn pieces(&self, base: &Checkpoint, module: &str) -> Vec<Piece> {
+        if let Some(given) = self.given.get(module) {
+            return given.clone();
+        }
+        let recorded = self.record.map_or(&[][..], |record| &record.layers);
+        let recorded = recorded.iter().find(|layer| layer.module == module);
+        match recorded.map(|layer| (&layer.weight, &layer.tensor)) {
+            Some((Some(pieces), _)) => pieces.clone(),
+            Some((None, tensor)) => vec![base.whole(tensor).unwrap_or_else(|| Piece::of(tensor, 0..0))],
+            None => base.whole(&format!("{module}.weight")).into_iter().collect(),
+        }
+    }
+
+    fn sum_of_squares(&self, base: &Checkpoint, piece: &Piece) -> Result<f64, Problem> {
+        let dtype = base.get(&piece.tensor).map_or("", |stored| &stored.tensor.dtype);
+        let element = Element::from_name(dtype).ok_or_else(|| {
+            Problem::data(format!("expected F32, F16, BF16 or F64, found {}", quoted(dtype)))
+                .in_file(base.path())
+                .in_tensor(&piece.tensor)
+        })?;
+        let bytes = base.read_piece(piece)?;
+        let mut values = vec![0.0; bytes.len() / element.size()];
+        element.decode_f64(&bytes, &mut values);
+        Ok(values.iter().map(|value| value * value).sum())
     }
 }
 

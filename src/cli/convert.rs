@@ -101,12 +101,7 @@ fn open_initial(folder: &Path) -> Result<(PeftAdapter, Origin), Problems> {
 }
 
 fn record(args: &ConvertArgs, origin: Option<&Origin>, base: &str) -> Map<String, Value> {
-    let tensors = origin.map(|origin| &origin.tensors);
-    let layers: Vec<Value> = tensors
-        .into_iter()
-        .flatten()
-        .map(|(module, tensor)| json!({ "module": module, "tensor": tensor }))
-        .collect();
+    let layers = origin.map_or(&[][..], |origin| &origin.layers);
     let path = |path: &Path| path.display().to_string();
     let mut entries = record_heading();
     entries.extend([

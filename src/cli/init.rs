@@ -13,14 +13,13 @@ use super::resolve::{self, Output, default_base};
 use super::saved;
 use super::terminal::Terminal;
 use cntlora::adapter::{
-    Adapter, Format, other_modules, remove_residual_base, retire, stage_residual_base, write_adapter,
+    AdaptedWeight, Adapter, Format, other_modules, remove_residual_base, retire, stage_residual_base,
+    write_adapter,
 };
-use cntlora::factors::Factors;
 use cntlora::plan::{Inputs, Plan, PlannedLayer};
 use cntlora::report::{REPORT_FILE, Report, text};
 use cntlora::run::{Event, Job, Observer, Outcome, PartialRun, run_resumable};
 use cntlora::storage::{Problem, Problems, quoted};
-use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Computes an adapter; an interruption leaves nothing half-written.
@@ -113,9 +112,8 @@ pub fn write(
     create_parent(&output.folder)?;
     if let Some(base) = &output.base {
         create_parent(base)?;
-        let factors = by_tensor(&adapter, plan);
-        let by_name = factors.iter().map(|(tensor, factors)| (tensor.clone(), factors)).collect();
-        let staged = stage_residual_base(base, &inputs.checkpoint, &by_name, adapter.scale, plan.element)?;
+        let weights = adapted_weights(&adapter, plan);
+        let staged = stage_residual_base(base, &inputs.checkpoint, &weights, adapter.scale, plan.element)?;
         // On the new base, an old adapter would mean something else.
         retire(&output.folder)?;
         let left_out = staged.commit()?;
@@ -128,7 +126,7 @@ pub fn write(
     if let Some(anchor) = &output.anchor {
         create_parent(anchor)?;
     }
-    let tensors = plan.layers().map(|layer| layer.tensor.as_str()).collect();
+    let tensors = plan.layers().flat_map(|layer| &layer.weight).map(|piece| piece.tensor.as_str()).collect();
     let others = other_modules(&inputs.checkpoint, &tensors);
     let default_base = default_base(&output.folder);
     if output.base.as_ref() != Some(&default_base) {
@@ -156,13 +154,13 @@ pub fn write(
     Ok(report)
 }
 
-/// The factors of stored weights, by the name of the weight.
-fn by_tensor(adapter: &Adapter, plan: &Plan) -> BTreeMap<String, Factors> {
-    let stored = |layer: &PlannedLayer| {
+/// The weights that the adapter belongs to, and their factors.
+fn adapted_weights(adapter: &Adapter, plan: &Plan) -> Vec<AdaptedWeight> {
+    let adapted = |layer: &PlannedLayer| {
         let factors = layer.shape.of_stored_weight(adapter.layers.get(&layer.module)?);
-        Some((layer.tensor.clone(), factors))
+        Some(AdaptedWeight { pieces: layer.weight.clone(), factors })
     };
-    plan.layers().filter_map(stored).collect()
+    plan.layers().filter_map(adapted).collect()
 }
 
 fn as_given(path: &Path) -> String {

@@ -156,11 +156,12 @@ pub mod testing {
     use cntlora::plan::{Nonfinite, Plan, PlannedLayer, PlannedSite, Skipped, Work};
     use cntlora::rank::{Limits, Policy};
     use cntlora::simd::Precision;
+    use cntlora::storage::Piece;
 
     pub fn plan_of(ranks: Policy) -> Plan {
         let layer = |module: &str, outputs| PlannedLayer {
             module: module.into(),
-            tensor: format!("{module}.weight"),
+            weight: vec![Piece::of(format!("{module}.weight"), 0..4 * outputs as u64)],
             shape: LayerShape::Linear,
             element: Element::Bf16,
             outputs,

@@ -2,10 +2,11 @@
 
 use super::args::JobArgs;
 use super::resolve::{self, Output};
-use cntlora::adapter;
+use cntlora::adapter::{self, Format};
+use cntlora::factors::LayerShape;
 use cntlora::plan::{self, Inputs, Plan, Request};
 use cntlora::run::PartialRun;
-use cntlora::storage::{Problem, Problems};
+use cntlora::storage::{Problem, Problems, quoted};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -17,10 +18,39 @@ pub fn prepare(output: Option<&Output>, job: &JobArgs) -> Result<(Plan, Inputs),
     if let Some(output) = output {
         problems.collect(check_output(output, &request));
     }
-    match problems.collect(plan::plan(&request)) {
+    let planned = problems.collect(plan::plan(&request));
+    if let (Some(output), Some((plan, _))) = (output, &planned) {
+        problems.collect(check_blocks(output, plan));
+    }
+    match planned {
         Some(planned) => problems.or_ok(planned),
         None => Err(problems),
     }
+}
+
+/// Refuses outputs that have no place for what the blocks of a module get.
+fn check_blocks(output: &Output, plan: &Plan) -> Result<(), Problem> {
+    let first = |wanted: fn(&LayerShape) -> bool| plan.layers().find(|layer| wanted(&layer.shape));
+    if let Format::SingleFile(..) = output.format
+        && let Some(layer) = first(|shape| shape.blocks().is_some())
+    {
+        let module = quoted(&layer.module);
+        return Err(Problem::usage(format!(
+            "{module}: experts and convolutions in groups have no place in this format"
+        ))
+        .help("give --format peft, or leave them out with --exclude"));
+    }
+    if output.base.is_some()
+        && let Some(layer) = first(|shape| matches!(shape, LayerShape::Group { .. }))
+    {
+        let what = format!(
+            "{}: the weight of a convolution in groups reads the channels of its group, but the update reads all: no base can \
+             hold what is left",
+            quoted(&layer.module)
+        );
+        return Err(Problem::usage(what).help("give --residual anchor, or leave it out with --exclude"));
+    }
+    Ok(())
 }
 
 /// Refuses an output that would replace something, unless forced, and one that would mix with the inputs.

@@ -1,15 +1,16 @@
 //! What `cntlora.json` says of an adapter: where it came from. The same inputs and options give the same bytes, so
 //! there is no time, date, duration or number of threads in it.
 
-use cntlora::adapter::record_heading;
+use cntlora::adapter::{record_heading, recorded_layer};
 use cntlora::plan::{Inputs, Plan, Recording};
 use cntlora::report::Report;
-use cntlora::storage::Source;
+use cntlora::storage::{Piece, Source};
 use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 
 /// The provenance of the adapter that a run gave.
 pub fn provenance(plan: &Plan, inputs: &Inputs, report: &Report) -> Map<String, Value> {
-    let mut entries = of_report(plan, report);
+    let mut entries = of_report(plan, inputs, report);
     entries.insert("activations".into(), json!([]));
     entries.insert("source".into(), json!([]));
     if let Some(target) = &inputs.target {
@@ -38,20 +39,25 @@ fn insert_recording(entries: &mut Map<String, Value>, recording: &Recording, row
     }
 }
 
-fn of_report(plan: &Plan, report: &Report) -> Map<String, Value> {
+fn of_report(plan: &Plan, inputs: &Inputs, report: &Report) -> Map<String, Value> {
+    let is_whole = |weight: &[Piece]| matches!(weight, [one] if inputs.checkpoint.whole(&one.tensor).as_ref() == Some(one));
+    let pieces: BTreeMap<&str, &[Piece]> = plan
+        .layers()
+        .map(|layer| (layer.module.as_str(), layer.weight.as_slice()))
+        .filter(|(_, weight)| !is_whole(weight))
+        .collect();
     let layers: Vec<Value> = report
         .layers
         .iter()
         .filter(|layer| layer.rank > 0)
         .map(|layer| {
-            json!({
-                "module": layer.module,
-                "tensor": layer.tensor,
-                "rank": layer.rank,
-                "energy_kept": layer.energy_kept,
-                "strength": layer.strength,
-                "singular_values": layer.singular_values,
-            })
+            let mut record =
+                recorded_layer(&layer.module, &layer.tensor, pieces.get(layer.module.as_str()).copied());
+            record["rank"] = json!(layer.rank);
+            record["energy_kept"] = json!(layer.energy_kept);
+            record["strength"] = json!(layer.strength);
+            record["singular_values"] = json!(layer.singular_values);
+            record
         })
         .collect();
     let mut entries = record_heading();

@@ -6,7 +6,7 @@ pub mod combine;
 mod shape;
 mod spectrum;
 
-pub use shape::LayerShape;
+pub use shape::{LayerShape, block_name, module_and_block};
 
 use crate::dense;
 use crate::error::Result;

@@ -16,6 +16,21 @@ pub enum LayerShape {
     /// As `[m, channels, kernel…]` with `d = channels · Π kernel`: a convolution in one group, whose rows of activations are
     /// the unfolded patches of its input. The kernel has one number for each axis of space.
     Convolution(Vec<u64>),
+    /// As `[m, channels, kernel…]` with `d = count · channels · Π kernel`: one of `count` groups of a convolution. Its rows of
+    /// activations are patches of all channels, of which the weight reads its own and the factors read all, as in PEFT.
+    Group {
+        /// How many groups there are.
+        count: usize,
+        /// One number for each axis of space.
+        kernel: Vec<u64>,
+    },
+    /// As `[m, d]`, or as `[d, m]`: one of `count` experts in one parameter.
+    Expert {
+        /// How many experts there are.
+        count: usize,
+        /// Whether it is stored as `[d, m]`.
+        transposed: bool,
+    },
 }
 
 impl LayerShape {
@@ -25,36 +40,71 @@ impl LayerShape {
             Self::Linear => vec![outputs, inputs],
             Self::Transposed => vec![inputs, outputs],
             Self::Convolution(kernel) => with_kernel(outputs, inputs, kernel),
+            Self::Group { count, kernel } => with_kernel(outputs, inputs / (*count as u64).max(1), kernel),
+            Self::Expert { transposed: false, .. } => vec![outputs, inputs],
+            Self::Expert { transposed: true, .. } => vec![inputs, outputs],
         }
     }
 
-    /// The shape of `A` in an adapter.
+    /// The shape of `A` in an adapter, of all blocks together.
     pub fn of_down(&self, rank: u64, inputs: u64) -> Vec<u64> {
         match self {
-            Self::Linear | Self::Transposed => vec![rank, inputs],
-            Self::Convolution(kernel) => with_kernel(rank, inputs, kernel),
+            Self::Linear | Self::Transposed | Self::Expert { .. } => vec![rank, inputs],
+            Self::Convolution(kernel) | Self::Group { kernel, .. } => with_kernel(rank, inputs, kernel),
         }
     }
 
-    /// The shape of `B` in an adapter.
+    /// The shape of `B` in an adapter, of all blocks together.
     pub fn of_up(&self, outputs: u64, rank: u64) -> Vec<u64> {
         match self {
-            Self::Linear | Self::Transposed => vec![outputs, rank],
-            Self::Convolution(kernel) => {
+            Self::Linear | Self::Transposed | Self::Expert { .. } => vec![outputs, rank],
+            Self::Convolution(kernel) | Self::Group { kernel, .. } => {
                 [outputs, rank].into_iter().chain(kernel.iter().map(|_| 1)).collect()
             }
         }
     }
 
+    /// Whether `Wᵀ` is what is stored.
+    pub fn is_transposed(&self) -> bool {
+        matches!(self, Self::Transposed | Self::Expert { transposed: true, .. })
+    }
+
     /// Factors of the weight as it is stored: those of `Wᵀ` where that is what is stored.
     pub fn of_stored_weight(&self, factors: &Factors) -> Factors {
-        match self {
-            Self::Linear | Self::Convolution(_) => factors.clone(),
-            Self::Transposed => {
-                Factors { a: factors.b.transpose().to_owned(), b: factors.a.transpose().to_owned() }
-            }
+        match self.is_transposed() {
+            false => factors.clone(),
+            true => Factors { a: factors.b.transpose().to_owned(), b: factors.a.transpose().to_owned() },
         }
     }
+
+    /// Of how many blocks the weight of the module is one: each has factors of its own, and all have one rank.
+    pub fn blocks(&self) -> Option<usize> {
+        match self {
+            Self::Linear | Self::Transposed | Self::Convolution(_) => None,
+            Self::Group { count, .. } | Self::Expert { count, .. } => Some(*count),
+        }
+    }
+
+    /// Among how many blocks a rank of the module is divided: that of a convolution in groups is the sum of theirs.
+    pub fn parts(&self) -> usize {
+        match self {
+            Self::Group { count, .. } => *count,
+            _ => 1,
+        }
+    }
+}
+
+/// What a block of a module is called: the module, a dot, and its number.
+pub fn block_name(module: &str, block: usize) -> String {
+    format!("{module}.{block}")
+}
+
+/// The module and the number of a block.
+pub fn module_and_block(name: &str) -> Option<(&str, usize)> {
+    let (module, block) = name.rsplit_once('.')?;
+    // A number has one spelling.
+    let block = block.parse().ok().filter(|number: &usize| number.to_string() == block)?;
+    Some((module, block))
 }
 
 /// `[first, channels, kernel…]`.
@@ -75,6 +125,19 @@ mod tests {
         assert_eq!(shapes(LayerShape::Transposed), (vec![18, 8], vec![3, 18], vec![8, 3]));
         let convolution = shapes(LayerShape::Convolution(vec![3, 3]));
         assert_eq!(convolution, (vec![8, 2, 3, 3], vec![3, 2, 3, 3], vec![8, 3, 1, 1]));
+        let group = shapes(LayerShape::Group { count: 2, kernel: vec![3, 3] });
+        assert_eq!(group, (vec![8, 1, 3, 3], vec![3, 2, 3, 3], vec![8, 3, 1, 1]));
+        let expert = |transposed| shapes(LayerShape::Expert { count: 4, transposed });
+        assert_eq!(expert(false), shapes(LayerShape::Linear));
+        assert_eq!(expert(true), shapes(LayerShape::Transposed));
+    }
+
+    #[test]
+    fn blocks_have_the_name_of_their_module_and_a_number() {
+        assert_eq!(module_and_block(&block_name("experts.down_proj", 12)), Some(("experts.down_proj", 12)));
+        for name in ["down_proj", "down_proj.", "down_proj.01", "down_proj.+1", "down_proj.x", ""] {
+            assert_eq!(module_and_block(name), None, "{name}");
+        }
     }
 
     /// What is taken from a stored weight is the product in the order in which the weight is stored.

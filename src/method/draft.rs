@@ -43,7 +43,7 @@ impl Decomposition {
     /// What the choice of ranks needs to know.
     pub fn as_layer(&self) -> Layer<'_> {
         let cost = (self.components.u.nrows() + self.components.a.nrows()) as u64;
-        Layer { spectrum: &self.components.sigma, energy: self.energy, cost }
+        Layer { spectrum: &self.components.sigma, energy: self.energy, cost, parts: 1 }
     }
 }
 
@@ -74,7 +74,7 @@ impl Draft {
             Self::Nested(nested) => {
                 let Factors { a, b } = &nested.factors;
                 let cost = (a.ncols() + b.nrows()) as u64;
-                Layer { spectrum: &nested.spectrum, energy: nested.energy, cost }
+                Layer { spectrum: &nested.spectrum, energy: nested.energy, cost, parts: 1 }
             }
         }
     }

@@ -324,6 +324,21 @@ impl Options {
         }
     }
 
+    /// The options of one of the parts among which a layer divides its rank.
+    pub fn of_part(&self, parts: usize) -> Self {
+        let Limits { min, max, .. } = self.limits;
+        let multiple = self.limits.step(parts) / parts;
+        let ranks = match self.ranks {
+            Policy::Fixed(rank) => Policy::Fixed(rank / parts),
+            other => other,
+        };
+        Self {
+            ranks,
+            limits: Limits { min: min.div_ceil(parts), max: max / parts, multiple },
+            ..self.clone()
+        }
+    }
+
     /// The rank of a layer of this full rank where all layers have one rank.
     pub fn fixed_rank(&self, full_rank: usize) -> usize {
         match self.ranks {

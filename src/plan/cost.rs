@@ -85,7 +85,7 @@ pub(super) fn components_memory<'a>(
 }
 
 fn components(layer: &PlannedLayer, options: &Options) -> u64 {
-    options.components(layer.outputs.min(layer.inputs)) as u64
+    options.of_part(layer.shape.parts()).components(layer.outputs.min(layer.inputs)) as u64
 }
 
 /// The largest of what the stages of a site hold at a time.
@@ -102,7 +102,8 @@ fn site_memory(site: &PlannedSite, options: &Options) -> u64 {
     let (building, held) = Basis::memory(width, options, measured_source);
     let layer = |layer: &PlannedLayer| {
         let (m, d) = (layer.outputs as u64, layer.inputs as u64);
-        m * d * (layer.element.size() as u64 + 4) + options.memory(m, d)
+        let decomposition = options.of_part(layer.shape.parts()).memory(m, d);
+        m * d * (layer.element.size() as u64 + 4) + decomposition
     };
     let layers = held + site.layers.iter().map(layer).max().unwrap_or(0);
     (moments + building).max(layers)

@@ -1,17 +1,17 @@
 //! Sites, modules and weights put together.
 
-use super::names::Names;
+use super::blocks::{Module, Unfit};
+use super::names::{Names, Unresolved};
 use super::nearest::list;
 use super::recording::{RecordedSite, Recording};
 use super::renames::Renames;
 use super::select::Selector;
-use super::{PlannedLayer, PlannedSite, Skipped, weights};
+use super::stored::{Stored, locate};
+use super::{PlannedLayer, PlannedSite, Skipped};
 use crate::constraint::Coupling;
-use crate::element::Element;
-use crate::factors::LayerShape;
+use crate::factors::{LayerShape, module_and_block};
 use crate::method::Options;
-use crate::rank::Limits;
-use crate::storage::{Checkpoint, Problem, Problems, StoredTensor, quoted};
+use crate::storage::{Checkpoint, Piece, Problem, Problems, quoted};
 use std::collections::BTreeMap;
 
 /// What was found of the layers.
@@ -23,14 +23,6 @@ pub(super) struct Found {
     pub skipped: Vec<Skipped>,
     /// Complaints.
     pub problems: Problems,
-}
-
-/// Why a weight gets no adapter.
-enum Unfit {
-    /// Its kind is none that can be adapted: left out, unless the user names it.
-    Kind(String),
-    /// Something is wrong with it.
-    Wrong(Problem),
 }
 
 /// Finds and checks the weight of every selected module.
@@ -45,40 +37,29 @@ pub(super) fn find(
     let recorded = sites.iter().flat_map(|site| site.modules).map(String::as_str);
     let names = Names::new(checkpoint.names(), recorded, renames);
     let mut found = Found::default();
-    let mut readers: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    let mut readers: BTreeMap<Vec<Piece>, Vec<String>> = BTreeMap::new();
     for site in sites {
         let mut layers = Vec::new();
         for module in site.modules.iter().filter(|module| selector.selects(module)) {
-            let tensor = match names.resolve(module) {
-                Ok(tensor) => tensor,
+            let (stored, block) = match locate_block(&names, module) {
+                Ok(found) => found,
                 Err(unresolved) => {
                     found.problems.push(unresolved.problem(module).in_file(checkpoint.path()));
                     continue;
                 }
             };
-            readers.entry(tensor).or_default().push(module);
-            let Some(stored) = checkpoint.get(tensor) else { continue };
-            let located =
-                |problem: Problem| problem.in_file(checkpoint.source(stored).path()).in_tensor(tensor);
-            match layer(
-                module,
-                tensor,
-                stored,
-                site,
-                weights::is_transposed(checkpoint, module),
-                &options.limits,
-            ) {
-                Ok(layer) => layers.push(layer),
-                Err(Unfit::Wrong(problem)) => found.problems.push(located(problem)),
-                Err(Unfit::Kind(reason)) if selector.names(module) => {
-                    let what = format!("module {} cannot be adapted: {reason}", quoted(module));
-                    found.problems.push(
-                        located(Problem::data(what))
-                            .help("leave it out of --target, or name it to --exclude"),
-                    );
+            let whole = block.and(module_and_block(module)).map_or(module.as_str(), |(parent, _)| parent);
+            match (Module { name: whole, checkpoint, site, options }).layers(&stored) {
+                Ok(blocks) => {
+                    let meant = |layer: &PlannedLayer| block.is_none() || layer.module == *module;
+                    layers.extend(blocks.into_iter().filter(meant));
                 }
-                Err(Unfit::Kind(reason)) => found.skipped.push(Skipped { name: module.clone(), reason }),
+                Err(Unfit::Wrong(problem)) => found.problems.push(problem),
+                Err(Unfit::Kind(reason)) => leave_out(module, reason, selector, checkpoint, &mut found),
             }
+        }
+        for layer in &layers {
+            readers.entry(layer.weight.clone()).or_default().push(layer.module.clone());
         }
         if !layers.is_empty() {
             let read = options.method.reads_activations();
@@ -98,18 +79,19 @@ pub(super) fn find(
             });
         }
     }
+    complete_experts(selector, checkpoint, &mut found);
     if checkpoint.config().is_none() {
         complain_of_squares(checkpoint, &mut found);
     }
-    for (tensor, modules) in readers.into_iter().filter(|(_, modules)| modules.len() > 1) {
+    for (weight, modules) in readers.into_iter().filter(|(_, modules)| modules.len() > 1) {
         let what = format!(
             "expected one module for each weight, found that {} share it; tied weights cannot be adapted one by one",
-            list(modules)
+            list(modules.iter().map(String::as_str))
         );
         found.problems.push(
             Problem::data(what)
                 .in_file(checkpoint.path())
-                .in_tensor(tensor)
+                .in_tensor(&weight[0].tensor)
                 .help("leave all but one out with --exclude, or correct the names with --rename"),
         );
     }
@@ -132,89 +114,61 @@ fn complain_of_squares(checkpoint: &Checkpoint, found: &mut Found) {
                 quoted(&layer.module)
             ))
             .in_file(checkpoint.path())
-            .in_tensor(&layer.tensor)
+            .in_tensor(&layer.tensors())
             .help("put the model's config.json there, or leave this layer out with --exclude")
         })
         .collect();
     problems.into_iter().for_each(|problem| found.problems.push(problem));
 }
 
-fn layer(
-    module: &str,
-    tensor: &str,
-    stored: &StoredTensor,
-    site: &RecordedSite<'_>,
-    is_transposed: bool,
-    limits: &Limits,
-) -> Result<PlannedLayer, Unfit> {
-    let stored = &stored.tensor;
-    let element = Element::from_name(&stored.dtype).ok_or_else(|| {
-        Unfit::Kind(format!(
-            "its weight holds {} and not F64, F32, F16 or BF16 numbers",
-            quoted(&stored.dtype)
-        ))
-    })?;
-    let (outputs, shape) = shape_of(module, &stored.shape, site, is_transposed)?;
-    let outputs = usize::try_from(outputs)
-        .ok()
-        .filter(|&outputs| outputs > 0)
-        .ok_or_else(|| Unfit::Kind(format!("its weight has {outputs} outputs")))?;
-    let full_rank = outputs.min(site.width);
-    let multiple = limits.multiple.max(1);
-    Ok(PlannedLayer {
-        module: module.into(),
-        tensor: tensor.into(),
-        shape,
-        element,
-        outputs,
-        inputs: site.width,
-        max_rank: full_rank.min(limits.max) / multiple * multiple,
-    })
+/// Where the weight of a module is, and which of its blocks is meant, if it is one of them.
+fn locate_block<'a>(names: &Names<'a>, module: &str) -> Result<(Stored<'a>, Option<usize>), Unresolved<'a>> {
+    let unresolved = match locate(names, module) {
+        Ok(stored) => return Ok((stored, None)),
+        Err(unresolved) => unresolved,
+    };
+    match module_and_block(module).and_then(|(parent, block)| Some((locate(names, parent).ok()?, block))) {
+        Some((stored @ (Stored::Parameter(_) | Stored::Experts(_)), block)) => Ok((stored, Some(block))),
+        _ => Err(unresolved),
+    }
 }
 
-/// Output features and the way of storing, from the shape of a weight and the width of what it reads.
-fn shape_of(
+/// Leaves a module out, or complains where the user names it.
+fn leave_out(
     module: &str,
-    stored: &[u64],
-    site: &RecordedSite<'_>,
-    is_transposed: bool,
-) -> Result<(u64, LayerShape), Unfit> {
-    let width = site.width as u64;
-    let wrong = |expected: u64, why: &str| {
-        let what = format!(
-            "module {} has a weight of shape {stored:?}: expected {expected} numbers in each row of site {}, {why}found {width}",
-            quoted(module),
-            quoted(site.name)
-        );
-        Unfit::Wrong(Problem::data(what).help(
-            "give the checkpoint that the activations were recorded from, or correct the names with --rename",
-        ))
-    };
-    match *stored {
-        [inputs, outputs] if inputs == width && (is_transposed || outputs != width) => {
-            Ok((outputs, LayerShape::Transposed))
-        }
-        [outputs, inputs] if inputs == width => Ok((outputs, LayerShape::Linear)),
-        [_, inputs] => Err(wrong(inputs, "")),
-        [_, middle, inputs] if inputs == width && middle != 1 => {
-            Err(Unfit::Kind("it holds several matrices, such as those of experts, in one tensor".into()))
-        }
-        [outputs, channels, ref kernel @ ..] if (1..=3).contains(&kernel.len()) => {
-            let inputs = kernel.iter().try_fold(channels, |product, &axis| product.checked_mul(axis));
-            match inputs {
-                Some(inputs) if inputs == width => Ok((outputs, LayerShape::Convolution(kernel.to_vec()))),
-                // As many channels as a multiple of those of the weight: PEFT's A then reads other channels than the weight.
-                Some(inputs) if inputs > 0 && width > inputs && width.is_multiple_of(inputs) => {
-                    Err(Unfit::Kind(format!("it is a convolution in {} groups", width / inputs)))
-                }
-                Some(inputs) => Err(wrong(inputs, "one unfolded patch, ")),
-                None => Err(Unfit::Kind(format!("its weight has the shape {stored:?}"))),
-            }
-        }
-        _ => Err(Unfit::Kind(format!(
-            "its weight has the shape {stored:?}, and is none of a linear layer or a convolution"
-        ))),
+    reason: String,
+    selector: &Selector<'_>,
+    checkpoint: &Checkpoint,
+    found: &mut Found,
+) {
+    if !selector.names(module) {
+        found.skipped.push(Skipped { name: module.into(), reason });
+        return;
     }
+    let what = format!("module {} cannot be adapted: {reason}", quoted(module));
+    let problem = Problem::data(what).in_file(checkpoint.path());
+    found.problems.push(problem.help("leave it out of --target, or name it to --exclude"));
+}
+
+/// Leaves out experts whose siblings were not recorded: PEFT adapts all of them, or none.
+fn complete_experts(selector: &Selector<'_>, checkpoint: &Checkpoint, found: &mut Found) {
+    let mut recorded: BTreeMap<String, (usize, usize)> = BTreeMap::new();
+    for layer in found.sites.iter().flat_map(|site| &site.layers) {
+        if let (Some(count), Some((module, _))) = (layer.shape.blocks(), module_and_block(&layer.module)) {
+            recorded.entry(module.into()).or_insert((0, count)).0 += 1;
+        }
+    }
+    for (module, (some, all)) in recorded.into_iter().filter(|(_, (some, all))| some < all) {
+        let is_of = |layer: &PlannedLayer| {
+            module_and_block(&layer.module)
+                .is_some_and(|(other, _)| layer.shape.blocks().is_some() && other == module)
+        };
+        found.sites.iter_mut().for_each(|site| site.layers.retain(|layer| !is_of(layer)));
+        let reason =
+            format!("activations of {some} of its {all} experts were recorded, and PEFT adapts all of them");
+        leave_out(&module, reason, selector, checkpoint, found);
+    }
+    found.sites.retain(|site| !site.layers.is_empty());
 }
 
 /// Checks that the pre-training activations have the sites of the selected modules.

@@ -2,10 +2,11 @@
 //!
 //! Runs nothing: a [`Plan`] is data. `select` says which modules are adapted, `names` finds the weight of a module in the
 //! checkpoint with the renames of `presets`, `weights` stands in for activations where there are none, `layers` puts sites,
-//! modules and weights together, `options` checks what the user asks for against them, `cost` estimates memory and work, and
+//! modules and weights together, `blocks` makes layers of what is stored, `stored` finds weights that share a tensor or have several, `options` checks what the user asks for against them, `cost` estimates memory and work, and
 //! `schedule` says how many sites fit side by side. `measurement` plans the measurement of moments, `shard` cuts work into
 //! parts, and `division` says what that comes to.
 
+mod blocks;
 mod cost;
 mod division;
 mod layers;
@@ -19,13 +20,14 @@ mod renames;
 mod schedule;
 mod select;
 mod shard;
+mod stored;
 mod weights;
 
 use crate::element::Element;
 use crate::factors::LayerShape;
 use crate::method::Options;
 use crate::simd::Precision;
-use crate::storage::{Access, Checkpoint, Problem, Problems};
+use crate::storage::{Access, Checkpoint, Piece, Problem, Problems};
 use cost::Memory;
 pub use division::{Division, Share};
 use layers::Found;
@@ -198,10 +200,10 @@ pub struct PlannedSite {
 /// A layer that gets an adapter.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PlannedLayer {
-    /// Runtime module name.
+    /// Runtime module name; with a number behind it for one of the blocks of a module, such as an expert.
     pub module: String,
-    /// Name of its weight in the checkpoint.
-    pub tensor: String,
+    /// Where its weight is in the checkpoint: pieces that follow one another.
+    pub weight: Vec<Piece>,
     /// How it is stored there.
     pub shape: LayerShape,
     /// Number format of the weight.
@@ -210,8 +212,15 @@ pub struct PlannedLayer {
     pub outputs: usize,
     /// Input features `d`.
     pub inputs: usize,
-    /// Largest rank that it may get.
+    /// Largest rank that its module may get.
     pub max_rank: usize,
+}
+
+impl PlannedLayer {
+    /// Names of the tensors that hold its weight.
+    pub fn tensors(&self) -> String {
+        self.weight.iter().map(|piece| piece.tensor.as_str()).collect::<Vec<_>>().join(" + ")
+    }
 }
 
 /// Something that is left out.

@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 /// The tensors of a checkpoint, ready for lookups.
 pub(super) struct Names<'a> {
     tensors: BTreeSet<&'a str>,
-    /// The weights that end in a dot and the key.
+    /// The tensors that end in a dot and the key.
     by_ending: BTreeMap<&'a str, Vec<&'a str>>,
     /// The one leading part under which all modules are found that need one.
     common_prefix: Option<&'a str>,
@@ -44,7 +44,7 @@ impl<'a> Names<'a> {
     ) -> Self {
         let tensors: BTreeSet<&str> = tensors.into_iter().collect();
         let mut by_ending: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-        for &tensor in tensors.iter().filter(|tensor| tensor.ends_with(".weight")) {
+        for &tensor in &tensors {
             for (dot, _) in tensor.match_indices('.') {
                 by_ending.entry(&tensor[dot + 1..]).or_default().push(tensor);
             }
@@ -98,17 +98,29 @@ impl<'a> Names<'a> {
         }
     }
 
-    /// The weight of a name as it stands, under a leading part, or without some of its own.
+    /// The tensor that has the name of a parameter, which no module has to itself.
+    pub(super) fn parameter(&self, name: &str) -> Result<Option<&'a str>, Unresolved<'a>> {
+        match self.find_tensor(name)? {
+            None => self.find_tensor(&self.renames.apply(name)),
+            found => Ok(found),
+        }
+    }
+
+    /// The weight of a module.
     fn find(&self, name: &str) -> Result<Option<&'a str>, Unresolved<'a>> {
-        let weight = weight(name);
-        if let Some(tensor) = self.exact(&weight) {
+        self.find_tensor(&weight(name))
+    }
+
+    /// A tensor of a name as it stands, under a leading part, or without some of its own.
+    fn find_tensor(&self, name: &str) -> Result<Option<&'a str>, Unresolved<'a>> {
+        if let Some(tensor) = self.exact(name) {
             return Ok(Some(tensor));
         }
-        match self.longer(&weight) {
-            [] => Ok(weight.match_indices('.').find_map(|(dot, _)| self.exact(&weight[dot + 1..]))),
+        match self.longer(name) {
+            [] => Ok(name.match_indices('.').find_map(|(dot, _)| self.exact(&name[dot + 1..]))),
             [tensor] => Ok(Some(tensor)),
             several => {
-                let expected = self.common_prefix.map(|prefix| format!("{prefix}{weight}"));
+                let expected = self.common_prefix.map(|prefix| format!("{prefix}{name}"));
                 match expected.and_then(|expected| self.exact(&expected)) {
                     Some(tensor) => Ok(Some(tensor)),
                     None => Err(Unresolved::Ambiguous(several.to_vec())),

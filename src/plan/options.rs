@@ -93,13 +93,16 @@ pub(super) fn check_ranks(options: &Options, sites: &[PlannedSite], problems: &m
         }
         Policy::Budget(budget) => {
             let parameters = |layer: &PlannedLayer, rank: usize| {
-                (rank as u64).saturating_mul((layer.outputs + layer.inputs) as u64)
+                // A rank of the module is divided among its parts.
+                let rank = (rank / layer.shape.parts()) as u64;
+                rank.saturating_mul((layer.outputs + layer.inputs) as u64)
             };
-            let least = options.limits.min.next_multiple_of(multiple);
+            let step = |layer: &PlannedLayer| options.limits.step(layer.shape.parts());
+            let least = |layer: &PlannedLayer| options.limits.min.next_multiple_of(step(layer));
             let floor = layers()
-                .map(|layer| parameters(layer, least.min(layer.max_rank)))
+                .map(|layer| parameters(layer, least(layer).min(layer.max_rank)))
                 .fold(0, u64::saturating_add);
-            let unit = layers().map(|layer| parameters(layer, multiple)).min().unwrap_or(0);
+            let unit = layers().map(|layer| parameters(layer, step(layer))).min().unwrap_or(0);
             let needed = floor.max(unit);
             if budget < needed {
                 let what = format!("a budget of {budget} parameters does not pay for the least ranks");

@@ -26,17 +26,27 @@ const LANGUAGE_MODEL_INSIDE: Family = &[(r"^(model\.)?language_model\.", "langua
 /// Qwen2-VL and Qwen2.5-VL.
 const LANGUAGE_MODEL_AT_ROOT: Family = &[(r"^(model\.)?language_model\.", "model.")];
 
-/// The SwiGLU of DINOv2. Its gate and its other half are one tensor on disk, which no module has to itself.
+/// The SwiGLU of DINOv2. Its gate and its other half are shares of one tensor, which `stored` knows.
 const DINOV2_SWIGLU: Family = &[(r"\.mlp\.down_proj$", ".mlp.weights_out")];
+
+/// Mixtral and MiniMax, whose experts `stored` finds one by one.
+const SPARSE_EXPERTS: Family = &[(r"\.mlp\.experts\.", ".block_sparse_moe.experts.")];
 
 /// Towers of CLIP and SigLIP inside other models, as older versions saved them.
 const VISION_TOWER: Family = &[(r"^(model\.)?vision_tower\.", "vision_tower.vision_model.")];
 
 static COMPILED: LazyLock<Vec<Vec<(Regex, &'static str)>>> = LazyLock::new(|| {
     let compile = |pattern| Regex::new(pattern).expect("the patterns above are valid");
-    [VISION_TRANSFORMERS, LANGUAGE_MODEL_INSIDE, LANGUAGE_MODEL_AT_ROOT, DINOV2_SWIGLU, VISION_TOWER]
-        .map(|family| family.iter().map(|&(pattern, replacement)| (compile(pattern), replacement)).collect())
-        .into()
+    [
+        VISION_TRANSFORMERS,
+        LANGUAGE_MODEL_INSIDE,
+        LANGUAGE_MODEL_AT_ROOT,
+        DINOV2_SWIGLU,
+        SPARSE_EXPERTS,
+        VISION_TOWER,
+    ]
+    .map(|family| family.iter().map(|&(pattern, replacement)| (compile(pattern), replacement)).collect())
+    .into()
 });
 
 /// The names that a module may have on disk, one for each family that renames it.

@@ -122,7 +122,7 @@ fn a_plan_says_what_the_headers_say() {
     let modules: Vec<_> = site.layers.iter().map(|layer| layer.module.rsplit('.').next().unwrap()).collect();
     assert_eq!(modules, ["key", "query", "value"]);
     let value = &site.layers[2];
-    assert_eq!(value.tensor, "bert.encoder.layer.0.attention.self.value.weight");
+    assert_eq!(value.tensors(), "bert.encoder.layer.0.attention.self.value.weight");
     assert_eq!((value.element, value.outputs, value.inputs, value.max_rank), (Element::Bf16, 6, 6, 4));
     assert_eq!(plan.sites[1].rows, 16);
     assert_eq!(plan.sites[1].layers[0].outputs, 10);
@@ -207,7 +207,7 @@ fn what_cannot_be_adapted_is_skipped_unless_it_is_named() {
     let mut fixture = Fixture::bert();
     fixture.model(&[
         ("encoder.layer.0.attention.self.query.weight", "F32", &[3, INNER, WIDTH]),
-        ("encoder.layer.0.attention.self.key.weight", "F32", &[WIDTH, WIDTH / 2, 1]),
+        ("encoder.layer.0.attention.self.key.weight", "F32", &[WIDTH, 1, 1]),
         ("encoder.layer.0.attention.self.value.weight", "I64", &[WIDTH, WIDTH]),
         ("encoder.layer.0.intermediate.dense.weight", "F32", &[INNER, WIDTH]),
     ]);
@@ -216,15 +216,15 @@ fn what_cannot_be_adapted_is_skipped_unless_it_is_named() {
     assert_eq!(
         reasons,
         [
-            "it is a convolution in 2 groups",
-            "it holds several matrices, such as those of experts, in one tensor",
+            "it is a convolution in 6 groups, whose rank must be a multiple of 6 and at most 6",
+            "it holds several matrices, and is no parameter of fused experts",
             r#"its weight holds "I64" and not F64, F32, F16 or BF16 numbers"#
         ]
     );
     fixture.request.selection.targets = vec!["all-linear".into()];
     assert_eq!(fixture.plan().skipped, skipped);
     fixture.request.selection.targets = vec!["key".into(), "dense".into()];
-    fixture.refused_with("cannot be adapted: it is a convolution in 2 groups", Category::Data);
+    fixture.refused_with("cannot be adapted: it is a convolution in 6 groups", Category::Data);
     fixture.request.selection = Selection { include: vec!["(key|value)$".into()], ..Selection::default() };
     fixture.refused_with("no selected module has a weight that can be adapted", Category::Data);
     // What is not selected is not mentioned.

@@ -11,6 +11,7 @@ mod moments;
 mod part;
 mod partial;
 mod parts;
+mod ranks;
 mod saved_layers;
 mod saved_sums;
 mod site;
@@ -26,7 +27,6 @@ use crate::activations::{ActivationSet, Site};
 use crate::adapter::Adapter;
 use crate::factors::LayerShape;
 use crate::plan::{Inputs, Plan, PlannedSite};
-use crate::rank::{self, Layer};
 use crate::report::{LayerReport, Report, SCHEMA_VERSION};
 use crate::simd::Tier;
 use crate::simd::threads::share;
@@ -165,8 +165,7 @@ fn assemble(
         sites.into_iter().map(|site| (site.report, site.layers)).unzip();
     let mut layers: Vec<DecomposedLayer<'_>> = layers.into_iter().flatten().collect();
     layers.sort_by(|a, b| a.planned.module.cmp(&b.planned.module));
-    let candidates: Vec<Layer<'_>> = layers.iter().map(|layer| layer.draft.as_layer()).collect();
-    let ranks = rank::allocate(plan.method.ranks, plan.method.limits, &candidates)
+    let ranks = ranks::allocate(&layers, &plan.method)
         .map_err(|error| Problem::usage(error.to_string()).help("raise --budget, or lower --min-rank"))?;
     let finished = with_threads(plan.threads, || {
         layers
@@ -310,12 +309,12 @@ fn finish(
         0 => None,
         _ => {
             let made = draft.initialize(rank, &plan.method);
-            Some(made.map_err(|error| Problem::data(error.to_string()).in_tensor(&planned.tensor))?)
+            Some(made.map_err(|error| Problem::data(error.to_string()).in_tensor(&planned.tensors()))?)
         }
     };
     let report = LayerReport {
         module: planned.module.clone(),
-        tensor: planned.tensor.clone(),
+        tensor: planned.tensors(),
         site: (*site).into(),
         outputs: planned.outputs,
         inputs: planned.inputs,

@@ -6,7 +6,7 @@ use super::saved_layers::SavedLayers;
 use super::{Event, Observer, damaged, interrupted, site_of};
 use crate::constraint::{Coupling, Evidence};
 use crate::error::Error;
-use crate::factors::LayerShape;
+use crate::factors::{LayerShape, module_and_block};
 use crate::method::{Basis, Draft};
 use crate::moments::Moments;
 use crate::plan::{Inputs, Plan, PlannedLayer, PlannedSite, Recording};
@@ -150,14 +150,13 @@ fn work<'a>(
         go_on()?;
         let started = Instant::now();
         let weight = read_weight(&inputs.checkpoint, layer)?;
-        let weight = match layer.shape {
-            LayerShape::Linear | LayerShape::Convolution(_) => {
-                MatRef::from_row_major_slice(&weight, layer.outputs, layer.inputs)
-            }
-            LayerShape::Transposed => MatRef::from_column_major_slice(&weight, layer.outputs, layer.inputs),
+        let weight = match layer.shape.is_transposed() {
+            false => MatRef::from_row_major_slice(&weight, layer.outputs, layer.inputs),
+            true => MatRef::from_column_major_slice(&weight, layer.outputs, layer.inputs),
         };
+        let options = plan.method.of_part(layer.shape.parts());
         let draft = basis
-            .decompose(weight, &layer.module, &plan.method, par)
+            .decompose(weight, &layer.module, &options, par)
             .map_err(|error| in_weight(describe(error), &inputs.checkpoint, layer))?;
         layers.push(DecomposedLayer {
             site: &planned.name,
@@ -234,17 +233,33 @@ impl Measurements {
     }
 }
 
-/// A weight as f32, in the order in which it is stored.
+/// A weight as f32, in the order in which it is stored. That of a group of a convolution is as wide as the patches of all
+/// groups, and zero outside its own channels.
 fn read_weight(checkpoint: &Checkpoint, layer: &PlannedLayer) -> Result<Vec<f32>, Problem> {
-    let bytes = checkpoint.read(&layer.tensor)?;
+    let mut bytes = Vec::new();
+    for piece in &layer.weight {
+        match bytes.is_empty() {
+            true => bytes = checkpoint.read_piece(piece)?,
+            false => bytes.append(&mut checkpoint.read_piece(piece)?),
+        }
+    }
     let mut weight = vec![0.0; layer.outputs * layer.inputs];
-    layer.element.decode_f32(&bytes, &mut weight);
+    let (LayerShape::Group { count, .. }, Some((_, group))) = (&layer.shape, module_and_block(&layer.module))
+    else {
+        layer.element.decode_f32(&bytes, &mut weight);
+        return Ok(weight);
+    };
+    let own = layer.inputs / count;
+    let row_bytes = own * layer.element.size();
+    for (row, bytes) in weight.chunks_mut(layer.inputs).zip(bytes.chunks(row_bytes)) {
+        layer.element.decode_f32(bytes, &mut row[group * own..][..own]);
+    }
     Ok(weight)
 }
 
 fn in_weight(problem: Problem, checkpoint: &Checkpoint, layer: &PlannedLayer) -> Problem {
-    let problem = problem.in_tensor(&layer.tensor);
-    match checkpoint.get(&layer.tensor) {
+    let problem = problem.in_tensor(&layer.tensors());
+    match layer.weight.first().and_then(|piece| checkpoint.get(&piece.tensor)) {
         Some(stored) => problem.in_file(checkpoint.source(stored).path()),
         None => problem,
     }

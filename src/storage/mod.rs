@@ -14,7 +14,7 @@ pub mod safetensors;
 mod source;
 
 pub use atomic::{AtomicFile, is_unfinished, write_atomically};
-pub use checkpoint::{Checkpoint, StoredTensor};
+pub use checkpoint::{Checkpoint, Piece, StoredTensor};
 pub(crate) use hash::Hashing;
 pub use hash::fingerprint;
 pub use problem::{Category, Problem, Problems, quoted};

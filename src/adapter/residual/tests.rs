@@ -1,11 +1,23 @@
 use super::super::testing::{checkpoint, factors, files, write_tensors};
 use super::*;
-use crate::storage::{Category, safetensors::Header};
+use crate::storage::{
+    Category,
+    safetensors::{self, Header},
+};
 use faer::Mat;
 use quickcheck::quickcheck;
 use std::collections::BTreeSet;
 
 const FORMATS: [Element; 4] = [Element::F64, Element::F32, Element::F16, Element::Bf16];
+
+/// Weights that have tensors of their own, and their factors.
+fn whole(checkpoint: &Checkpoint, layers: &[(&str, &Factors)]) -> Vec<AdaptedWeight> {
+    let adapted = |&(name, factors): &(&str, &Factors)| AdaptedWeight {
+        pieces: vec![checkpoint.whole(name).unwrap_or_else(|| Piece::of(name, 0..6))],
+        factors: factors.clone(),
+    };
+    layers.iter().map(adapted).collect()
+}
 
 fn weights(count: usize) -> Vec<f64> {
     (0..count).map(|i| ((i * 29 + 7) % 101) as f64 / 10.1 - 5.0).collect()
@@ -45,7 +57,7 @@ quickcheck! {
         let shape = vec![outputs as u64, inputs as u64];
         write_tensors(&path, &[("q.weight", format, shape, weights(outputs * inputs))]);
         let old = checkpoint(&path);
-        let layers = BTreeMap::from([("q.weight".to_owned(), &factors)]);
+        let layers = whole(&old, &[("q.weight", &factors)]);
         write_residual_base(output.path(), &old, &layers, 0.75, stored_as).unwrap();
         let new = checkpoint(output.path());
         let (a, b) = (rounded(factors.a.as_ref(), stored_as), rounded(factors.b.as_ref(), stored_as));
@@ -95,7 +107,7 @@ fn every_byte_but_those_of_adapted_weights_stays() {
     sharded_model(model.path());
     let old = checkpoint(model.path());
     let factors = factors(3, 2, 1);
-    let layers = BTreeMap::from([("a.weight".to_owned(), &factors), ("c.weight".to_owned(), &factors)]);
+    let layers = whole(&old, &[("a.weight", &factors), ("c.weight", &factors)]);
     let left_out = write_residual_base(output.path(), &old, &layers, 1.0, Element::F32).unwrap();
     assert_eq!(
         left_out,
@@ -115,8 +127,9 @@ fn every_byte_but_those_of_adapted_weights_stays() {
     assert_eq!(before.len(), after.len());
     let adapted = ["a.weight", "c.weight"].map(|name| &header.tensors[name]);
     for (index, (before, after)) in before.iter().zip(after).enumerate() {
-        let inside =
-            |tensor: &&Tensor| (tensor.offset..tensor.offset + tensor.length).contains(&(index as u64));
+        let inside = |tensor: &&safetensors::Tensor| {
+            (tensor.offset..tensor.offset + tensor.length).contains(&(index as u64))
+        };
         assert!(before == after || adapted.iter().any(inside), "byte {index} changed");
     }
     for tensor in adapted {
@@ -133,7 +146,7 @@ fn a_single_file_gives_a_folder_with_one_file_of_its_name() {
     fs::write(model.path().join("config.json"), "{}").unwrap();
     let factors = factors(3, 2, 1);
     let output = parent.path().join("base");
-    let layers = BTreeMap::from([("q.weight".to_owned(), &factors)]);
+    let layers = whole(&checkpoint(&path), &[("q.weight", &factors)]);
     let left_out = write_residual_base(&output, &checkpoint(&path), &layers, 1.0, Element::F32).unwrap();
     assert!(left_out.is_empty());
     assert_eq!(files(&output).keys().collect::<Vec<_>>(), [RECORD_FILE, "unet.safetensors"]);
@@ -149,7 +162,7 @@ fn a_weight_of_many_blocks_is_written_whole() {
     write_tensors(&path, &[("q.weight", Element::F32, shape, weights(outputs * inputs))]);
     let old = checkpoint(&path);
     let factors = Factors { a: Mat::full(1, inputs, 0.5), b: Mat::from_fn(outputs, 1, |i, _| i as f32) };
-    let layers = BTreeMap::from([("q.weight".to_owned(), &factors)]);
+    let layers = whole(&old, &[("q.weight", &factors)]);
     write_residual_base(output.path(), &old, &layers, 2.0, Element::F32).unwrap();
     let (old, new) = (values(&old, "q.weight"), values(&checkpoint(output.path()), "q.weight"));
     for (index, (old, new)) in old.iter().zip(&new).enumerate() {
@@ -166,7 +179,7 @@ fn the_folder_of_the_model_is_never_written_to() {
     let link = tempfile::tempdir().unwrap();
     std::os::unix::fs::symlink(model.path(), link.path().join("model")).unwrap();
     let factors = factors(3, 2, 1);
-    let layers = BTreeMap::from([("q.weight".to_owned(), &factors)]);
+    let layers = whole(&checkpoint(&path), &[("q.weight", &factors)]);
     for checkpoint in [checkpoint(&path), checkpoint(model.path())] {
         for folder in [model.path(), &model.path().join("."), &link.path().join("model")] {
             let result = write_residual_base(folder, &checkpoint, &layers, 1.0, Element::F32);
@@ -185,13 +198,16 @@ fn all_weights_that_do_not_fit_are_refused_and_nothing_is_written() {
     let old = checkpoint(model.path());
     let (good, large) = (factors(3, 2, 1), factors(4, 2, 1));
     let uneven = Factors { a: factors(3, 2, 2).a, b: factors(3, 2, 1).b };
-    let layers = BTreeMap::from([
-        ("a.weight".to_owned(), &large),
-        ("b.bias".to_owned(), &good),
-        ("c.weight".to_owned(), &uneven),
-        ("d.weight".to_owned(), &good),
-        ("e\n.weight".to_owned(), &good),
-    ]);
+    let layers = whole(
+        &old,
+        &[
+            ("a.weight", &large),
+            ("b.bias", &good),
+            ("c.weight", &uneven),
+            ("d.weight", &good),
+            ("e\n.weight", &good),
+        ],
+    );
     let output = parent.path().join("base");
     let problems = write_residual_base(&output, &old, &layers, 1.0, Element::F32).unwrap_err();
     let texts: Vec<String> = problems.0.iter().map(ToString::to_string).collect();
@@ -230,7 +246,7 @@ fn values_that_are_not_finite_or_would_not_be_are_refused_and_nothing_is_written
         ),
         ("v.weight", "row 1, column 1: expected a finite F32 number, found inf"),
     ] {
-        let layers = BTreeMap::from([(name.to_owned(), &factors)]);
+        let layers = whole(&old, &[(name, &factors)]);
         let problems = write_residual_base(&output, &old, &layers, 1.0, Element::F32).unwrap_err();
         assert!(problems.to_string().contains(complaint), "{problems}");
         assert_eq!(problems.category(), Category::Data);
@@ -246,8 +262,56 @@ fn a_failure_before_the_files_are_complete_leaves_nothing() {
     let blocked = output.path().join("vocab.txt");
     fs::create_dir(&blocked).unwrap();
     let old = checkpoint(model.path());
-    let problems = write_residual_base(output.path(), &old, &BTreeMap::new(), 1.0, Element::F32).unwrap_err();
+    let problems = write_residual_base(output.path(), &old, &[], 1.0, Element::F32).unwrap_err();
     assert_eq!(problems.category(), Category::Io);
     fs::remove_dir(blocked).unwrap();
     assert!(files(output.path()).is_empty());
+}
+
+/// Experts in one tensor, and a matrix in two: each piece gets its own part of the update, and no other number changes.
+#[test]
+fn pieces_of_tensors_get_their_own_part_of_the_update() {
+    let (model, output) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let path = model.path().join("model.safetensors");
+    let matrix = |name, rows: u64| (name, Element::F32, vec![rows, 2], weights(2 * rows as usize));
+    write_tensors(
+        &path,
+        &[
+            ("experts", Element::F32, vec![3, 4, 2], weights(24)),
+            matrix("gate", 2),
+            matrix("other", 2),
+            matrix("up", 3),
+        ],
+    );
+    let old = checkpoint(&path);
+    let (expert, joined) = (factors(4, 2, 1), factors(5, 2, 2));
+    let layers = [
+        AdaptedWeight { pieces: vec![Piece::of("experts", 16..24)], factors: expert.clone() },
+        AdaptedWeight { pieces: vec![Piece::of("experts", 0..8)], factors: expert.clone() },
+        AdaptedWeight {
+            pieces: vec![Piece::of("gate", 0..4), Piece::of("up", 0..6)],
+            factors: joined.clone(),
+        },
+    ];
+    write_residual_base(output.path(), &old, &layers, 1.0, Element::F32).unwrap();
+    let new = checkpoint(output.path());
+    let taken = |name: &str| -> Vec<f64> {
+        values(&old, name).iter().zip(values(&new, name)).map(|(old, new)| old - new).collect()
+    };
+    let update = |factors: &Factors| -> Vec<f64> {
+        let product = &factors.b * &factors.a;
+        (0..product.nrows() * 2).map(|i| f64::from(product[(i / 2, i % 2)])).collect()
+    };
+    let close = |found: &[f64], wanted: &[f64]| {
+        found.len() == wanted.len() && found.iter().zip(wanted).all(|(a, b)| (a - b).abs() < 1e-5)
+    };
+    let (of_expert, of_joined) = (update(&expert), update(&joined));
+    assert!(close(&taken("experts"), &[of_expert.clone(), vec![0.0; 8], of_expert].concat()));
+    assert!(close(&taken("gate"), &of_joined[..4]));
+    assert!(close(&taken("up"), &of_joined[4..]));
+    assert_eq!(taken("other"), [0.0; 4]);
+
+    let beyond = [AdaptedWeight { pieces: vec![Piece::of("experts", 20..28)], factors: expert }];
+    let problems = write_residual_base(output.path(), &old, &beyond, 1.0, Element::F32).unwrap_err();
+    assert!(problems.to_string().contains("expected shape [4, 2]"), "{problems}");
 }

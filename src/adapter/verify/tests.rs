@@ -72,7 +72,7 @@ fn the_relative_update_is_that_of_the_formed_product() {
     record.remove("method");
     let folder = tempfile::tempdir().unwrap();
     write_peft(folder.path(), &adapter([("q", pair)]), Element::F32, &record, &BTreeSet::new(), &[]).unwrap();
-    let given = BTreeMap::from([("q".to_owned(), "bert.q.weight".to_owned())]);
+    let given = BTreeMap::from([("q".to_owned(), vec![base.whole("bert.q.weight").unwrap()])]);
     for tensors in [BTreeMap::new(), given.clone()] {
         let found = verify(folder.path(), Some(&base), &tensors).unwrap();
         assert!((found.largest_relative_update.unwrap() - expected).abs() < 1e-5 * expected);

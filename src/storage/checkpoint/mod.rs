@@ -2,9 +2,12 @@
 //!
 //! Pipelines of several models (the folders of diffusers) are no checkpoint: each of their components is one.
 
+mod piece;
+
 use super::json::UniqueKeys;
 use super::problem::printable;
 use super::{Access, Problem, Problems, Source, quoted, safetensors};
+pub use piece::Piece;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Component, Path, PathBuf};

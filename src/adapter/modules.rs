@@ -1,0 +1,197 @@
+//! The modules of PEFT, put together from layers: the blocks of fused experts, and of a convolution in groups, share the tensors
+//! of their module.
+//!
+//! Source: `ParamWrapper` and `_ConvNd` in `tuners/lora/layer.py`, and `_inject_parameters` in `tuners/tuners_utils.py`, of PEFT
+//! 0.21.2.
+
+use super::Adapter;
+use crate::factors::{Factors, LayerShape, module_and_block};
+use crate::storage::{Problem, Problems, quoted};
+use faer::Mat;
+use std::collections::BTreeMap;
+
+/// What PEFT puts behind the name of a module once more for each parameter that it wraps within another.
+pub(super) const WRAPPED: &str = ".base_layer";
+
+/// The order in which models have the parameters of their experts. PEFT wraps the first one innermost.
+const ORDER: [&str; 2] = ["gate_up_proj", "down_proj"];
+
+/// One of the two factors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Side {
+    /// `A`.
+    Down,
+    /// `B`.
+    Up,
+}
+
+/// A module, and its blocks in order; a module of one piece is its own block.
+#[derive(Debug)]
+pub(super) struct Module<'a> {
+    shape: &'a LayerShape,
+    blocks: Vec<&'a Factors>,
+}
+
+/// The modules of an adapter, by name.
+///
+/// # Errors
+/// Data: a block that is missing, or does not fit its siblings; experts beside weights stored as `[inputs, outputs]`.
+pub(super) fn modules(adapter: &Adapter) -> Result<BTreeMap<&str, Module<'_>>, Problems> {
+    let mut blocks: BTreeMap<&str, BTreeMap<usize, (&LayerShape, &Factors)>> = BTreeMap::new();
+    for (name, factors) in &adapter.layers {
+        let shape = adapter.shape(name);
+        let (module, block) =
+            shape.blocks().and_then(|_| module_and_block(name)).unwrap_or((name.as_str(), 0));
+        blocks.entry(module).or_default().insert(block, (shape, factors));
+    }
+    let mut problems = Problems::default();
+    let mut modules = BTreeMap::new();
+    for (name, blocks) in blocks {
+        if let Some(module) = problems.collect(Module::new(name, &blocks)) {
+            modules.insert(name, module);
+        }
+    }
+    let has = |wanted: fn(&LayerShape) -> bool| modules.values().any(|module| wanted(module.shape));
+    if has(|shape| *shape == LayerShape::Transposed)
+        && has(|shape| matches!(shape, LayerShape::Expert { .. }))
+    {
+        problems.push(
+            Problem::data(
+                "PEFT loads no adapter of both fused experts and weights stored as [inputs, outputs]",
+            )
+            .help("make an adapter of each kind, with --target or --exclude"),
+        );
+    }
+    problems.or_ok(modules)
+}
+
+impl<'a> Module<'a> {
+    fn new(name: &str, blocks: &BTreeMap<usize, (&'a LayerShape, &'a Factors)>) -> Result<Self, Problem> {
+        let complain = |what: String| Problem::data(format!("module {}: {what}", quoted(name)));
+        let mut all = blocks.values();
+        let &(shape, first) = all.next().ok_or_else(|| complain("expected factors, found none".into()))?;
+        let count = shape.blocks().unwrap_or(1);
+        if blocks.len() != count || blocks.last_key_value().is_none_or(|(last, _)| last + 1 != count) {
+            return Err(complain(format!("expected all of its {count} blocks, found {}", blocks.len())));
+        }
+        let size = |factors: &Factors| (factors.b.nrows(), factors.a.ncols());
+        if all.any(|(other, factors)| *other != shape || size(factors) != size(first)) {
+            return Err(complain("expected blocks of one shape, found different ones".into()));
+        }
+        Ok(Self { shape, blocks: blocks.values().map(|(_, factors)| *factors).collect() })
+    }
+
+    /// Its rank in the configuration.
+    pub(super) fn rank(&self) -> usize {
+        self.block_rank() * self.shape.parts()
+    }
+
+    /// Whether it is a parameter, and not a module of its own.
+    pub(super) fn is_parameter(&self) -> bool {
+        matches!(self.shape, LayerShape::Expert { .. })
+    }
+
+    /// That of its blocks: smaller ones are filled up with zeros.
+    fn block_rank(&self) -> usize {
+        self.blocks.iter().map(|factors| factors.a.nrows()).max().unwrap_or(0)
+    }
+
+    /// The shape of a factor in the file.
+    pub(super) fn shape_of(&self, side: Side) -> Vec<u64> {
+        let Factors { a, b } = self.blocks[0];
+        let (rank, count) = (self.block_rank(), self.blocks.len());
+        let (rows, columns) = match side {
+            Side::Down => return self.shape.of_down((rank * count) as u64, a.ncols() as u64),
+            Side::Up if self.is_parameter() => (b.nrows(), rank * count),
+            Side::Up => (b.nrows() * count, rank),
+        };
+        self.shape.of_up(rows as u64, columns as u64)
+    }
+
+    /// A factor: `A` of the blocks one below the other; `B` of groups one below the other, and of experts the first columns of all
+    /// before the second.
+    pub(super) fn factor(&self, side: Side) -> Mat<f32> {
+        if let [factors] = self.blocks[..] {
+            return match side {
+                Side::Down => factors.a.clone(),
+                Side::Up => factors.b.clone(),
+            };
+        }
+        let Factors { a, b } = self.blocks[0];
+        let (rank, inputs, outputs, count) = (self.block_rank(), a.ncols(), b.nrows(), self.blocks.len());
+        let down = |block: usize, i: usize, j: usize| {
+            let a = &self.blocks[block].a;
+            if i < a.nrows() { a[(i, j)] } else { 0.0 }
+        };
+        let up = |block: usize, i: usize, j: usize| {
+            let b = &self.blocks[block].b;
+            if j < b.ncols() { b[(i, j)] } else { 0.0 }
+        };
+        match side {
+            Side::Down => Mat::from_fn(rank * count, inputs, |i, j| down(i / rank, i % rank, j)),
+            Side::Up if self.is_parameter() => {
+                Mat::from_fn(outputs, rank * count, |i, j| up(j % count, i, j / count))
+            }
+            Side::Up => Mat::from_fn(outputs * count, rank, |i, j| up(i / outputs, i % outputs, j)),
+        }
+    }
+}
+
+/// What stands for each module in the names of its tensors.
+///
+/// # Errors
+/// Data: several parameters of one parent whose order is not known.
+pub(super) fn keys<'a>(
+    modules: &BTreeMap<&'a str, Module<'_>>,
+) -> Result<BTreeMap<&'a str, String>, Problem> {
+    let parameters = || modules.iter().filter(|(_, module)| module.is_parameter()).map(|(name, _)| *name);
+    let mut keys = BTreeMap::new();
+    for (&name, module) in modules {
+        let key = match module.is_parameter() {
+            false => name.to_owned(),
+            true => {
+                let (parent, siblings) = wrapping(name, parameters())?;
+                let depth = siblings.iter().rev().position(|sibling| *sibling == name).unwrap_or(0);
+                format!("{parent}{}", WRAPPED.repeat(depth))
+            }
+        };
+        keys.insert(name, key);
+    }
+    Ok(keys)
+}
+
+/// The parent of a parameter, and all of its parameters among these, from the innermost on.
+fn wrapping<'a>(
+    name: &'a str,
+    parameters: impl Iterator<Item = &'a str>,
+) -> Result<(&'a str, Vec<&'a str>), Problem> {
+    let parent = |name: &'a str| name.rsplit_once('.').map_or("", |(parent, _)| parent);
+    let mut siblings: Vec<&str> = parameters.filter(|other| parent(other) == parent(name)).collect();
+    in_order(&mut siblings)?;
+    Ok((parent(name), siblings))
+}
+
+/// Sorts the parameters of a parent, from the innermost on.
+///
+/// # Errors
+/// Data: several of them whose order is not known.
+pub(super) fn in_order(parameters: &mut [&str]) -> Result<(), Problem> {
+    let place = |name: &str| {
+        let last = name.rsplit('.').next().unwrap_or(name);
+        ORDER.iter().position(|known| *known == last)
+    };
+    if parameters.len() > 1
+        && let Some(unknown) = parameters.iter().find(|name| place(name).is_none())
+    {
+        let what = format!(
+            "expected one parameter of experts, or gate_up_proj and down_proj, found {} among several",
+            quoted(unknown)
+        );
+        return Err(Problem::data(what).help("make an adapter of each, with --target"));
+    }
+    parameters.sort_by_key(|name| place(name));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,115 @@
+//! A run of the numbers of a tensor: what a weight is made of that shares its tensor with others, or has several.
+
+use super::Checkpoint;
+use crate::storage::{Problem, product, quoted};
+use serde::{Deserialize, Serialize};
+use std::ops::Range;
+
+/// Some of the numbers of a tensor, in the order in which they are stored.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Piece {
+    /// The name of the tensor.
+    pub tensor: String,
+    /// The first of them.
+    pub first: u64,
+    /// How many.
+    pub count: u64,
+}
+
+impl Piece {
+    /// The numbers of this range.
+    pub fn of(tensor: impl Into<String>, numbers: Range<u64>) -> Self {
+        Self { tensor: tensor.into(), first: numbers.start, count: numbers.end.saturating_sub(numbers.start) }
+    }
+}
+
+impl Checkpoint {
+    /// All numbers of a tensor; none if there is no such tensor.
+    pub fn whole(&self, name: &str) -> Option<Piece> {
+        let count = product(&self.get(name)?.tensor.shape)?;
+        Some(Piece::of(name, 0..count))
+    }
+
+    /// The bytes of a piece, as they stand in the file.
+    ///
+    /// # Errors
+    /// An unknown name, a piece beyond the end of its tensor, and failures of reading.
+    pub fn read_piece(&self, piece: &Piece) -> Result<Vec<u8>, Problem> {
+        let Piece { tensor: name, first, count } = piece;
+        let missing = || {
+            Problem::data("the checkpoint has no tensor of this name").in_file(self.path()).in_tensor(name)
+        };
+        let stored = self.get(name).ok_or_else(missing)?;
+        let source = self.source(stored);
+        let bytes = self.bytes_of(piece).ok_or_else(|| {
+            Problem::data(format!(
+                "expected {count} numbers from number {first} on, found shape {:?} of {}",
+                stored.tensor.shape,
+                quoted(&stored.tensor.dtype)
+            ))
+            .in_file(source.path())
+            .in_tensor(name)
+        })?;
+        let read = source.read_vec(bytes.start, bytes.end - bytes.start);
+        read.map_err(|problem| problem.in_tensor(name))
+    }
+
+    /// Where the bytes of a piece are in its file; none if they are not all there.
+    pub fn bytes_of(&self, piece: &Piece) -> Option<Range<u64>> {
+        let tensor = &self.get(&piece.tensor)?.tensor;
+        let numbers = product(&tensor.shape)?;
+        let end = piece.first.checked_add(piece.count).filter(|&end| end <= numbers)?;
+        let size = tensor.length.checked_div(numbers)?;
+        Some(tensor.offset + piece.first * size..tensor.offset + end * size)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::{Access, safetensors};
+    use quickcheck::quickcheck;
+    use std::collections::BTreeMap;
+    use std::fs::File;
+
+    fn checkpoint(folder: &tempfile::TempDir) -> Checkpoint {
+        let path = folder.path().join("model.safetensors");
+        let tensor = |bytes: Vec<u8>| ("U8".to_owned(), vec![2, bytes.len() as u64 / 2], bytes);
+        let tensors = BTreeMap::from([
+            ("a".to_owned(), tensor((0..10).collect())),
+            ("b".to_owned(), ("F16".to_owned(), vec![3], vec![1, 2, 3, 4, 5, 6])),
+        ]);
+        safetensors::write(&mut File::create(&path).unwrap(), &BTreeMap::new(), &tensors).unwrap();
+        Checkpoint::open(&path, Access::Auto).unwrap()
+    }
+
+    #[test]
+    fn pieces_are_counted_in_numbers() {
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoint = checkpoint(&folder);
+        assert_eq!(checkpoint.read_piece(&Piece::of("a", 3..7)).unwrap(), [3, 4, 5, 6]);
+        assert_eq!(checkpoint.read_piece(&Piece::of("b", 1..3)).unwrap(), [3, 4, 5, 6]);
+        assert_eq!(checkpoint.whole("b"), Some(Piece::of("b", 0..3)));
+        assert_eq!(checkpoint.whole("c"), None);
+    }
+
+    quickcheck! {
+        /// Pieces that are not there are refused, however large the numbers that ask for them.
+        fn pieces_beyond_the_end_are_refused(first: u64, count: u64) -> bool {
+            let folder = tempfile::tempdir().unwrap();
+            let piece = Piece { tensor: "a".into(), first, count };
+            let read = checkpoint(&folder).read_piece(&piece);
+            read.is_ok() == first.checked_add(count).is_some_and(|end| end <= 10)
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let refused = |piece| checkpoint(&folder).read_piece(&piece).unwrap_err().to_string();
+        assert!(refused(Piece::of("c", 0..1)).contains("has no tensor of this name"));
+        let text = refused(Piece::of("a", 8..11));
+        assert!(text.contains("expected 3 numbers from number 8 on, found shape [2, 5] of \"U8\""), "{text}");
+    }
+}
