@@ -49,13 +49,13 @@ impl Fixture {
         succeed(self.folder.path(), &env!("CARGO_BIN_EXE_cntlora").into(), words)
     }
 
-    fn record(&self, model: &str) {
+    fn record(&self, model: &str, options: &[&str]) {
         let inputs = format!("{model}-inputs.safetensors");
         let (script, out) = (here("examples/peft/record.py"), format!("{model}-activations"));
         // Small shards, so that there are several.
         let words =
             [&script, model, "--inputs", &inputs, "--batch-size", "5", "--shard-rows", "30", "--out", &out];
-        println!("{model}: {}", succeed(self.folder.path(), &python(), &words).trim());
+        println!("{model}: {}", succeed(self.folder.path(), &python(), &[&words, options].concat()).trim());
     }
 
     /// Computes an adapter, verifies it, and hands it to PEFT.
@@ -128,19 +128,41 @@ fn peft_loads_and_trains_what_is_written() {
     assert!(succeed(fixture.folder.path(), &python(), &words).contains("4 layers at 2 sites"));
     // As many rows as words: padding is left out.
     assert!(fixture.cntlora(&["inspect", "from-text"]).contains("126"));
-    fixture.record("llama");
+    fixture.record("llama", &[]);
     for method in Method::ALL {
         fixture.adapt("llama", method, &["--scale", "2"]);
     }
     fixture.adapt("llama", Method::Pissa, &["--residual", "anchor", "--force"]);
     // Ranks that differ.
     fixture.adapt("llama", Method::Cntlora, &["--budget", "--force"]);
-    for model in ["bert", "gpt2", "vit", "resnet"] {
-        fixture.record(model);
+    for model in ["bert", "gpt2", "vit", "dinov2", "resnet"] {
+        fixture.record(model, &[]);
         for method in [Method::Cntlora, Method::CordaIpm] {
             fixture.adapt(model, method, &[]);
         }
     }
+}
+
+/// Fused experts, whose checkpoint has them one by one or in one tensor stored as `[inputs, outputs]`; convolutions in groups.
+#[test]
+#[ignore = "slow set: needs Python with torch, transformers and peft, see the head of this file"]
+fn peft_loads_and_trains_experts_and_groups() {
+    if !has("torch, transformers, peft, safetensors") {
+        return;
+    }
+    let fixture = Fixture::new();
+    fixture.record("mixtral", &[]);
+    fixture.record("gptoss", &["--per-expert"]);
+    for model in ["mixtral", "gptoss"] {
+        for method in Method::ALL {
+            fixture.adapt(model, method, &[]);
+        }
+    }
+    // Ranks that differ, but for experts: PEFT follows patterns for those, and warns of them all the same.
+    fixture.adapt("mixtral", Method::Cntlora, &["--budget", "--exclude", "experts", "--force"]);
+    fixture.record("regnet", &[]);
+    fixture.adapt("regnet", Method::Cntlora, &[]);
+    fixture.adapt("regnet", Method::CordaIpm, &["--residual", "anchor"]);
 }
 
 /// What is written for diffusers and for kohya's scripts, diffusers reads as the adapter that PEFT would have.

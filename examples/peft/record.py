@@ -4,7 +4,8 @@
 
 Modules with the same input are found in the first batch, and their input is stored once. Rows of padding are left out, as
 the attention mask says. Numbers are stored as bf16, in files of --shard-rows rows. Inputs of convolutions are stored
-as they are, with the kernel in the metadata.
+as they are, with the kernel in the metadata. Of fused experts, all rows that any of them reads are one site; with
+--per-expert each expert has a site of its own.
 """
 import argparse
 import hashlib
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 from transformers.pytorch_utils import Conv1D
 
+import experts
 from common import add_input_options, batches, load_model
 
 CONVOLUTIONS = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
@@ -25,11 +27,13 @@ def wanted(model, targets):
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     found = {}
     for name, module in model.named_modules():
+        chosen = lambda name: not targets or any(name == target or name.endswith("." + target) for target in targets)
+        found.update({f"{name}.{last}": module for last in experts.parameters(module) if chosen(f"{name}.{last}")})
         if not isinstance(module, (torch.nn.Linear, Conv1D, *CONVOLUTIONS)) or module is head:
             continue
         if isinstance(module, CONVOLUTIONS) and reason_against(module):
             print(f"left out: {name}: {reason_against(module)}")
-        elif not targets or any(name == target or name.endswith("." + target) for target in targets):
+        elif chosen(name):
             found[name] = module
     if not found:
         raise SystemExit(f"no layer is named {', '.join(targets)}" if targets else "the model has no layer to record")
@@ -40,8 +44,6 @@ def reason_against(convolution):
     """Why a convolution cannot be adapted."""
     if any(number != 1 for number in convolution.dilation):
         return "PEFT does not adapt dilated convolutions"
-    if convolution.groups != 1:
-        return "convolutions in several groups are not adapted"
     if isinstance(convolution.padding, str) or convolution.padding_mode != "zeros":
         return "only numbers of zeros as padding are understood"
     return None
@@ -60,14 +62,32 @@ def rows_of(tensor, mask, module):
 class Recorder:
     """Collects what arrives at each layer, and writes it in shards."""
 
-    def __init__(self, model, modules, out, shard_rows):
-        self.modules, self.out, self.shard_rows = modules, pathlib.Path(out), shard_rows
+    def __init__(self, model, modules, out, shard_rows, per_expert):
+        self.modules, self.out, self.shard_rows, self.per_expert = modules, pathlib.Path(out), shard_rows, per_expert
         self.site_of, self.digests, self.rows = {}, {}, {}
         self.mask, self.grouped, self.shard = None, False, 0
         self.out.mkdir(parents=True, exist_ok=True)
         self.handles = [
-            module.register_forward_pre_hook(self.hook(name, module)) for name, module in modules.items()
+            module.register_forward_pre_hook(self.hook_experts(name, module))
+            if experts.parameters(module)
+            else module.register_forward_pre_hook(self.hook(name, module))
+            for name, module in modules.items()
         ]
+
+    def hook_experts(self, name, module):
+        parent, _, parameter = name.rpartition(".")
+
+        def keep(_, args):
+            hidden, chosen = args[0].detach().flatten(0, -2), args[1]
+            if self.mask is not None and len(hidden) == self.mask.numel():
+                hidden, chosen = hidden[self.mask.flatten().bool()], chosen[self.mask.flatten().bool()]
+            rows = experts.inputs(module, hidden, chosen)[parameter]
+            sites = {f"{name}.{number}": part for number, part in enumerate(rows)} if self.per_expert else {name: torch.cat(rows)}
+            for site, part in sites.items():
+                self.site_of[site] = site
+                self.rows.setdefault(site, []).append(part.to(torch.bfloat16).cpu())
+
+        return keep
 
     def hook(self, name, module):
         def keep(_, args):
@@ -94,7 +114,7 @@ class Recorder:
         sites, convolutions = {}, {}
         for name in self.rows:
             sites[name] = [module for module, site in self.site_of.items() if site == name]
-            module = self.modules[name]
+            module = self.modules.get(name)
             if isinstance(module, CONVOLUTIONS):
                 convolutions[name] = dict(
                     kernel=list(module.kernel_size), stride=list(module.stride), padding=list(module.padding)
@@ -122,10 +142,11 @@ def main():
     parser.add_argument("--target", default="", help="names of layers, or their last parts, separated by commas; all without it")
     parser.add_argument("--out", required=True, help="folder for the activations")
     parser.add_argument("--shard-rows", type=int, default=65536)
+    parser.add_argument("--per-expert", action="store_true", help="a site for each expert, with the rows that reach it")
     args = parser.parse_args()
     model = load_model(args.model).eval()
     modules = wanted(model, [target for target in args.target.split(",") if target])
-    recorder = Recorder(model, modules, args.out, args.shard_rows)
+    recorder = Recorder(model, modules, args.out, args.shard_rows, args.per_expert)
     with torch.no_grad():
         for batch in batches(args):
             recorder.mask = batch.get("attention_mask")

@@ -15,6 +15,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
+import experts
 from common import add_input_options, batches, load_model
 
 TOLERANCE = 1e-5
@@ -34,11 +35,23 @@ def factors(folder):
         if key.endswith(".lora_A.weight"):
             module = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
             b = tensors[key.replace(".lora_A.", ".lora_B.")]
+            module, is_parameter = parameter_of(module, config.get("target_parameters") or [])
             alpha = pattern("alpha_pattern", module, config["lora_alpha"])
             rank = pattern("rank_pattern", module, config["r"])
-            assert rank == len(a), f"{module}: rank {rank} in the configuration, {len(a)} in the tensors"
+            assert is_parameter or rank == len(a), f"{module}: rank {rank} in the configuration, {len(a)} in the tensors"
             found[module] = a.float(), b.float(), alpha / rank
     return found
+
+
+def parameter_of(name, targets):
+    """The parameter of experts that PEFT wraps under this name, if it is one: the last of the model's is the outermost."""
+    parent = name
+    while parent.endswith(".base_layer"):
+        parent = parent.removesuffix(".base_layer")
+    siblings = [last for last in experts.PARAMETERS if f"{parent}.{last}" in targets]
+    if not siblings:
+        return name, False
+    return f"{parent}.{siblings[-1 - name.count('.base_layer')]}", True
 
 
 def expected(base, x, a, b, scale):
@@ -48,11 +61,16 @@ def expected(base, x, a, b, scale):
         return y + scale * (x @ a.T) @ b.T
     if a.dim() == 4:
         patches = torch.nn.functional.unfold(x, base.kernel_size, padding=base.padding, stride=base.stride)
-        return y + scale * (b.flatten(1) @ (a.flatten(1) @ patches)).view_as(y)
+        return y + scale * up_of(base, b, a.flatten(1) @ patches).view_as(y)
     patches = torch.nn.functional.unfold(
         x.unsqueeze(2), (1, *base.kernel_size), padding=(0, *base.padding), stride=(1, *base.stride)
     )
-    return y + scale * (b.flatten(1) @ (a.flatten(1) @ patches)).view_as(y)
+    return y + scale * up_of(base, b, a.flatten(1) @ patches).view_as(y)
+
+
+def up_of(base, b, inner):
+    """B of a convolution, whose groups read their own part of what A gives."""
+    return torch.nn.functional.conv1d(inner, b.flatten(1).unsqueeze(2), groups=base.groups)
 
 
 def check_layers(model, adapter, batch):
@@ -68,9 +86,23 @@ def check_layers(model, adapter, batch):
 
         return compare
 
+    def hook_experts(parts):
+        def compare(module, args, keywords, output):
+            nonlocal worst
+            by_parameter = {name.rpartition(".")[2]: part for name, part in parts.items()}
+            wanted = experts.updated(module.get_base_layer(), by_parameter, args, keywords)
+            worst = max(worst, ((output - wanted).norm() / wanted.norm()).item())
+            seen.update(parts)
+
+        return compare
+
     found = factors(adapter)
     modules = dict(model.base_model.model.named_modules())
-    handles = [modules[name].register_forward_hook(hook(name, *parts)) for name, parts in found.items()]
+    parents = {name.rpartition(".")[0] for name in found if name not in modules}
+    handles = [modules[name].register_forward_hook(hook(name, *parts)) for name, parts in found.items() if name in modules]
+    for parent in parents:
+        parts = {name: part for name, part in found.items() if name.rpartition(".")[0] == parent}
+        handles.append(modules[parent].register_forward_hook(hook_experts(parts), with_kwargs=True))
     with torch.no_grad():
         model(**batch)
     for handle in handles:
@@ -124,6 +156,8 @@ def main():
         # Those that tell the user of something wrong; not those of one library to another.
         warnings.simplefilter("error", UserWarning)
         warnings.simplefilter("error", RuntimeWarning)
+        # PEFT says this of every such layer.
+        warnings.filterwarnings("ignore", "LoRA adapter added to ConvNd layer with groups > 1")
         model = PeftModel.from_pretrained(base, args.adapter, is_trainable=True)
     batch = next(batches(args))
     check_layers(model, pathlib.Path(args.adapter), batch)

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 pub(super) const WRAPPED: &str = ".base_layer";
 
 /// The order in which models have the parameters of their experts. PEFT wraps the first one innermost.
-const ORDER: [&str; 2] = ["gate_up_proj", "down_proj"];
+const ORDER: [&str; 3] = ["gate_up_proj", "up_proj", "down_proj"];
 
 /// One of the two factors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -184,7 +184,7 @@ pub(super) fn in_order(parameters: &mut [&str]) -> Result<(), Problem> {
         && let Some(unknown) = parameters.iter().find(|name| place(name).is_none())
     {
         let what = format!(
-            "expected one parameter of experts, or gate_up_proj and down_proj, found {} among several",
+            "expected one parameter of experts, or gate_up_proj or up_proj and down_proj, found {} among several",
             quoted(unknown)
         );
         return Err(Problem::data(what).help("make an adapter of each, with --target"));

@@ -31,9 +31,10 @@ const SHARES: [(&str, &str, u64, u64); 2] =
     [(".mlp.gate_proj", ".mlp.weights_in", 0, 2), (".mlp.up_proj", ".mlp.weights_in", 1, 2)];
 
 /// A parameter of fused experts, and what each of them is called on disk.
-const EXPERTS: [(&str, &[&str]); 4] = [
+const EXPERTS: [(&str, &[&str]); 5] = [
     ("gate_up_proj", &["gate_proj", "up_proj"]),
     ("gate_up_proj", &["w1", "w3"]),
+    ("up_proj", &["up_proj"]),
     ("down_proj", &["down_proj"]),
     ("down_proj", &["w2"]),
 ];

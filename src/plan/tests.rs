@@ -453,3 +453,106 @@ fn moments_take_the_place_of_rows() {
     fixture.request.method.coupling = Coupling::Paired;
     fixture.refused_with("cannot start from moments", Category::Usage);
 }
+
+/// A model of experts, and the activations of its parameters, each of `rows` rows.
+fn experts(tensors: &[(&str, &[u64])], sites: &[(&str, u64)], config: Option<&str>) -> Fixture {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("model")).unwrap();
+    let mut request = request(folder.path());
+    request.model = folder.path().join("model");
+    write(
+        &request.model.join("model.safetensors"),
+        None,
+        tensors.iter().map(|&(name, shape)| (name, "F32", shape)),
+    );
+    if let Some(model_type) = config {
+        let config = serde_json::json!({ "model_type": model_type }).to_string();
+        std::fs::write(request.model.join("config.json"), config).unwrap();
+    }
+    let shapes: Vec<(&str, [u64; 2])> = sites.iter().map(|&(name, width)| (name, [8, width])).collect();
+    write(&request.activations[0], None, shapes.iter().map(|(name, shape)| (*name, "F32", shape.as_slice())));
+    Fixture { folder, request }
+}
+
+fn shapes(plan: &Plan) -> Vec<(&str, usize, usize, &LayerShape)> {
+    plan.layers().map(|layer| (layer.module.as_str(), layer.outputs, layer.inputs, &layer.shape)).collect()
+}
+
+#[test]
+fn each_expert_is_a_layer() {
+    const DOWN: &str = "layers.0.mlp.experts.down_proj";
+    let fixture = experts(&[("model.layers.0.mlp.experts.down_proj", &[3, 6, 10])], &[(DOWN, 10)], None);
+    let expert = |transposed| LayerShape::Expert { count: 3, transposed };
+    let names: Vec<String> = (0..3).map(|number| format!("{DOWN}.{number}")).collect();
+    let plan = fixture.plan();
+    let wanted: Vec<_> = names.iter().map(|name| (name.as_str(), 6, 10)).collect();
+    let found: Vec<_> = shapes(&plan).into_iter().map(|(name, m, d, _)| (name, m, d)).collect();
+    assert_eq!(found, wanted);
+    let pieces: Vec<_> = plan.layers().map(|layer| (layer.weight[0].first, layer.weight[0].count)).collect();
+    assert_eq!(pieces, [(0, 60), (60, 60), (120, 60)]);
+    assert!(plan.layers().all(|layer| layer.shape == expert(false)));
+
+    // What PEFT knows to be stored as [inputs, outputs], and what it does not.
+    let stored = [("layers.0.mlp.experts.down_proj", [3_u64, 10, 6].as_slice())];
+    let transposed = experts(&stored, &[(DOWN, 10)], Some("gpt_oss")).plan();
+    assert!(transposed.layers().all(|layer| layer.shape == expert(true) && layer.outputs == 6));
+    let mut other = experts(&stored, &[(DOWN, 10)], Some("llama4"));
+    other.request.selection.targets = vec!["down_proj".into()];
+    other.refused_with("which PEFT takes for [outputs, inputs] in this model", Category::Data);
+    experts(&stored, &[(DOWN, 9)], None).refused_with("expected 6 numbers in each row", Category::Data);
+}
+
+/// Experts that were recorded each by itself have sites of their own; PEFT adapts all of them, or none.
+#[test]
+fn experts_have_all_their_siblings() {
+    const NAMES: [&str; 2] = ["layers.0.mlp.experts.gate_up_proj.0", "layers.0.mlp.experts.gate_up_proj.1"];
+    let tensors: [(&str, &[u64]); 5] = [
+        ("layers.0.block_sparse_moe.experts.0.w1.weight", &[5, 6]),
+        ("layers.0.block_sparse_moe.experts.0.w3.weight", &[5, 6]),
+        ("layers.0.block_sparse_moe.experts.1.w1.weight", &[5, 6]),
+        ("layers.0.block_sparse_moe.experts.1.w3.weight", &[5, 6]),
+        ("layers.0.q_proj.weight", &[6, 6]),
+    ];
+    let fixture = experts(&tensors, &NAMES.map(|name| (name, 6)), None);
+    let plan = fixture.plan();
+    let expert = LayerShape::Expert { count: 2, transposed: false };
+    assert_eq!(shapes(&plan), NAMES.map(|name| (name, 10, 6, &expert)));
+    assert_eq!(plan.sites.len(), 2);
+    assert_eq!(
+        plan.sites[1].layers[0].tensors(),
+        "layers.0.block_sparse_moe.experts.1.w1.weight + layers.0.block_sparse_moe.experts.1.w3.weight"
+    );
+
+    let alone = experts(&tensors, &[(NAMES[1], 6), ("layers.0.q_proj", 6)], None);
+    let plan = alone.plan();
+    assert_eq!(shapes(&plan), [("layers.0.q_proj", 6, 6, &LayerShape::Linear)]);
+    assert_eq!(plan.skipped[0].name, "layers.0.mlp.experts.gate_up_proj");
+    let reason = "activations of 1 of its 2 experts were recorded, and PEFT adapts all of them";
+    assert_eq!(plan.skipped[0].reason, reason);
+}
+
+#[test]
+fn halves_of_a_tensor_are_layers() {
+    let tensors: [(&str, &[u64]); 1] = [("dinov2.encoder.layer.0.mlp.weights_in.weight", &[10, 6])];
+    let sites = [("encoder.layer.0.mlp.gate_proj", 6), ("encoder.layer.0.mlp.up_proj", 6)];
+    let plan = experts(&tensors, &sites, None).plan();
+    let pieces: Vec<_> = plan.layers().map(|layer| (layer.outputs, layer.weight[0].first)).collect();
+    assert_eq!(pieces, [(5, 0), (5, 30)]);
+    experts(&tensors, &[(sites[0].0, 5)], None)
+        .refused_with("expected 6 numbers in each row", Category::Data);
+    let odd: [(&str, &[u64]); 1] = [("encoder.layer.0.mlp.weights_in.weight", &[9, 6])];
+    experts(&odd, &sites[..1], None).refused_with("it is one of 2 shares of a weight", Category::Data);
+}
+
+/// The rank of a convolution in groups is divided among them.
+#[test]
+fn groups_are_layers_that_divide_a_rank() {
+    let mut fixture = experts(&[("patches.weight", &[8, 2, 3])], &[("patches", 12)], None);
+    let plan = fixture.plan();
+    let group = LayerShape::Group { count: 2, kernel: vec![3] };
+    assert_eq!(shapes(&plan), [("patches.0", 4, 12, &group), ("patches.1", 4, 12, &group)]);
+    assert!(plan.layers().all(|layer| layer.max_rank == 4));
+    fixture.request.method.ranks = Policy::Fixed(3);
+    fixture.request.selection.targets = vec!["patches".into()];
+    fixture.refused_with("whose rank must be a multiple of 2 and at most 8", Category::Data);
+}

@@ -6,7 +6,8 @@ import tokenizers
 import torch
 from safetensors.torch import save_file
 from transformers import (
-    BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, ResNetConfig, ResNetModel,
+    BertConfig, BertModel, Dinov2Config, Dinov2Model, GPT2Config, GPT2LMHeadModel, GptOssConfig, GptOssForCausalLM, LlamaConfig,
+    LlamaForCausalLM, MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerFast, RegNetConfig, RegNetModel, ResNetConfig, ResNetModel,
     ViTConfig, ViTModel,
 )
 
@@ -24,6 +25,14 @@ models = dict(
     vit=(ViTModel(ViTConfig(
         hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, image_size=16, patch_size=4,
     )), images),
+    dinov2=(Dinov2Model(Dinov2Config(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, image_size=16, patch_size=4, use_swiglu_ffn=True,
+    )), images),
+    mixtral=(MixtralForCausalLM(MixtralConfig(**small, num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2)), tokens),
+    gptoss=(GptOssForCausalLM(GptOssConfig(
+        **small, num_key_value_heads=2, head_dim=8, num_local_experts=4, num_experts_per_tok=2, pad_token_id=0,
+    )), tokens),
+    regnet=(RegNetModel(RegNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], groups_width=4, layer_type="x")), images),
     resnet=(ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")), images),
 )
 for name, (model, inputs) in models.items():

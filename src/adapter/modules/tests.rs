@@ -161,7 +161,10 @@ fn what_makes_no_module_is_refused() {
     assert!(refused(&adapter).contains("PEFT loads no adapter of both"));
 
     let adapter = in_blocks(&[("e.w1", experts(1), 5, 4, 1), ("e.w2", experts(1), 5, 4, 1)]);
-    assert!(refused(&adapter).contains("expected one parameter of experts, or gate_up_proj and down_proj"));
+    assert!(
+        refused(&adapter)
+            .contains("expected one parameter of experts, or gate_up_proj or up_proj and down_proj")
+    );
 }
 
 /// A configuration and tensors that do not belong together.

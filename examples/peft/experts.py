@@ -1,0 +1,45 @@
+"""Fused experts, whose weights are parameters of three axes and no modules: what they are, and what each of them reads."""
+import torch
+
+PARAMETERS = ("gate_up_proj", "up_proj", "down_proj")
+
+
+def parameters(module):
+    """The parameters of a module that hold one matrix for each expert."""
+    if not hasattr(module, "_apply_gate"):
+        return []
+    return [name for name in PARAMETERS if isinstance(getattr(module, name, None), torch.nn.Parameter)]
+
+
+def apply(module, name, expert, rows):
+    """What one expert's matrix makes of its rows."""
+    weight, bias = getattr(module, name)[expert], getattr(module, name + "_bias", None)
+    rows = rows @ (weight if module.is_transposed else weight.T)
+    return rows if bias is None else rows + bias[expert]
+
+
+def inputs(module, hidden, chosen):
+    """For each parameter, the rows that arrive at each expert. `chosen` are the experts of each row of `hidden`."""
+    first, last = parameters(module)[0], "down_proj"
+    found = {first: [], last: []}
+    for expert in range(module.num_experts):
+        rows = hidden[(chosen == expert).any(-1)]
+        found[first].append(rows)
+        inner = apply(module, first, expert, rows)
+        found[last].append(module._apply_gate(inner) if module.has_gate else module.act_fn(inner))
+    return found
+
+
+def updated(module, factors, arguments, keywords):
+    """What a module of experts computes when each matrix is `W + s B A`. `factors` has A, B and s by parameter."""
+    before = {}
+    for name, (a, b, scale) in factors.items():
+        weight = getattr(module, name)
+        before[name] = weight.data
+        a, b = a.reshape(module.num_experts, -1, a.shape[-1]), b.reshape(b.shape[0], -1, module.num_experts)
+        update = torch.einsum("ore,eri->eoi", b, a)
+        weight.data = weight.data + scale * (update.transpose(1, 2) if module.is_transposed else update)
+    output = module(*arguments, **keywords)
+    for name, data in before.items():
+        getattr(module, name).data = data
+    return output
