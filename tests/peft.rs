@@ -115,7 +115,7 @@ fn here(path: &str) -> String {
 }
 
 /// Every method on a language model; and the kinds of layers: linear with shared inputs, Conv1D of GPT-2 with q, k and v in one
-/// weight, a vision transformer whose checkpoint has other names, and convolutions of two dimensions.
+/// weight, vision transformers whose checkpoints have other names, and convolutions of one, two and three dimensions.
 #[test]
 #[ignore = "slow set: needs Python with torch, transformers and peft, see the head of this file"]
 fn peft_loads_and_trains_what_is_written() {
@@ -135,7 +135,7 @@ fn peft_loads_and_trains_what_is_written() {
     fixture.adapt("llama", Method::Pissa, &["--residual", "anchor", "--force"]);
     // Ranks that differ.
     fixture.adapt("llama", Method::Cntlora, &["--budget", "--force"]);
-    for model in ["bert", "gpt2", "vit", "dinov2", "resnet"] {
+    for model in ["bert", "gpt2", "vit", "dinov2", "resnet", "whisper", "videomae"] {
         fixture.record(model, &[]);
         for method in [Method::Cntlora, Method::CordaIpm] {
             fixture.adapt(model, method, &[]);
@@ -155,10 +155,11 @@ fn peft_loads_and_trains_experts_and_groups() {
     fixture.record("gptoss", &["--per-expert"]);
     for model in ["mixtral", "gptoss"] {
         for method in Method::ALL {
-            fixture.adapt(model, method, &[]);
+            // One rank for all experts: PEFT follows patterns for those, and warns of them all the same.
+            let options: &[&str] = if method == Method::Eva { &["--rho", "1"] } else { &[] };
+            fixture.adapt(model, method, options);
         }
     }
-    // Ranks that differ, but for experts: PEFT follows patterns for those, and warns of them all the same.
     fixture.adapt("mixtral", Method::Cntlora, &["--budget", "--exclude", "experts", "--force"]);
     fixture.record("regnet", &[]);
     fixture.adapt("regnet", Method::Cntlora, &[]);

@@ -55,7 +55,10 @@ def parameter_of(name, targets):
 
 
 def expected(base, x, a, b, scale):
-    """W x + s B A x; a convolution by its own unfolded patches."""
+    """W x + s B A x; a convolution by its own unfolded patches, or, of three axes, by its own weight."""
+    if a.dim() == 5:
+        weight = base.weight + scale * (b.flatten(1) @ a.flatten(1)).view_as(base.weight)
+        return torch.nn.functional.conv3d(x, weight, base.bias, base.stride, base.padding)
     y = base(x)
     if a.dim() == 2:
         return y + scale * (x @ a.T) @ b.T

@@ -1,6 +1,7 @@
 //! Options that cannot be carried out.
 
 use crate::small::Small;
+use std::fs;
 
 /// Each is answered with what is legal, or with names that are similar.
 #[test]
@@ -50,4 +51,45 @@ fn many_threads_change_nothing() {
     small.succeed(&format!("{words} --threads 1 -o one"));
     small.succeed(&format!("{words} --threads 64 -o many"));
     assert!(small.bytes("one") == small.bytes("many"));
+}
+
+/// Experts and groups of convolutions go where there is a place for them, and are refused before the work elsewhere.
+#[test]
+fn blocks_have_a_place_in_some_outputs() {
+    let small = Small::new();
+    let header = |tensors: &[(&str, &[usize])]| {
+        let mut end = 0;
+        let entries: serde_json::Map<String, serde_json::Value> = tensors
+            .iter()
+            .map(|(name, shape)| {
+                let begin = end;
+                end += 4 * shape.iter().product::<usize>();
+                let entry =
+                    serde_json::json!({ "dtype": "F32", "shape": shape, "data_offsets": [begin, end] });
+                ((*name).to_owned(), entry)
+            })
+            .collect();
+        crate::safetensors(serde_json::Value::Object(entries).to_string(), end)
+    };
+    fs::write(small.path("experts.safetensors"), header(&[("mlp.experts.down_proj", &[2, 6, 4])])).unwrap();
+    fs::write(small.path("expert-rows.safetensors"), header(&[("mlp.experts.down_proj", &[9, 4])])).unwrap();
+    fs::write(small.path("groups.safetensors"), header(&[("patches.weight", &[4, 2, 3])])).unwrap();
+    fs::write(small.path("group-rows.safetensors"), header(&[("patches", &[9, 12])])).unwrap();
+    let experts = "init experts.safetensors -a expert-rows.safetensors --method lora --rank 2 -o";
+    small.refused(
+        &format!("{experts} a --format kohya"),
+        2,
+        "\"mlp.experts.down_proj.0\": experts and convolutions in groups have no place in this format",
+    );
+    small.succeed(&format!("{experts} a"));
+    let groups = "init groups.safetensors -a group-rows.safetensors --rank 2 -o";
+    small.refused(&format!("{groups} b --format diffusers --method lora"), 2, "have no place in this format");
+    small.refused(&format!("{groups} b --method olora"), 2, "no base can hold what is left");
+    small.refused(
+        "init groups.safetensors -a group-rows.safetensors --rank 3 -o b --method lora --target patches",
+        1,
+        "whose rank must be a multiple of 2 and at most 4",
+    );
+    assert!(!small.path("b").exists());
+    small.succeed(&format!("{groups} b --method lora"));
 }
