@@ -19,7 +19,7 @@ impl<'a> OutputFolder<'a> {
     /// Creates the folder if it does not exist; its parent must.
     pub(super) fn open(path: &'a Path) -> Result<Self, Problem> {
         let failed = |error: io::Error| Problem::io("cannot create this folder", &error).in_file(path);
-        match fs::create_dir(path) {
+        match step(Step::CreateFolder, path).and_then(|()| fs::create_dir(path)) {
             Ok(()) => Ok(Self { path, created: true }),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 if path.is_dir() {
@@ -40,7 +40,8 @@ impl<'a> OutputFolder<'a> {
     pub(super) fn create(&self, name: impl AsRef<Path>) -> Result<AtomicFile, Problem> {
         let path = self.path.join(name);
         if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent)
+            step(Step::CreateFolder, parent)
+                .and_then(|()| fs::create_dir_all(parent))
                 .map_err(|error| Problem::io("cannot create this folder", &error).in_file(parent))?;
         }
         AtomicFile::create(&path)
@@ -49,11 +50,10 @@ impl<'a> OutputFolder<'a> {
     /// Removes a file, if it is there, and makes sure that it stays removed.
     pub(super) fn remove(&self, name: &str) -> Result<(), Problem> {
         let path = self.path.join(name);
-        match step(Step::Remove).and_then(|()| fs::remove_file(&path)) {
+        match step(Step::Remove, &path).and_then(|()| fs::remove_file(&path)) {
             Ok(()) => {
-                step(Step::SyncFolder).and_then(|()| File::open(self.path)?.sync_all()).map_err(|error| {
-                    Problem::io("cannot bring the folder to the disk", &error).in_file(self.path)
-                })
+                let failed = |error| Problem::io("cannot bring the folder to the disk", &error).in_file(self.path);
+                step(Step::SyncFolder, &path).and_then(|()| File::open(self.path)?.sync_all()).map_err(failed)
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(Problem::io("cannot remove the old file", &error).in_file(&path)),

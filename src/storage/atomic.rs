@@ -45,7 +45,7 @@ impl AtomicFile {
         let mut prefix = OsString::from(".");
         prefix.push(name);
         prefix.push(".tmp");
-        let file = step(Step::Create)
+        let file = step(Step::Create, path)
             .and_then(|()| {
                 tempfile::Builder::new()
                     .prefix(&prefix)
@@ -54,7 +54,9 @@ impl AtomicFile {
             })
             .map_err(failed)?;
         if let Some(permissions) = replaced {
-            file.as_file().set_permissions(permissions).map_err(failed)?;
+            step(Step::Permissions, path)
+                .and_then(|()| file.as_file().set_permissions(permissions))
+                .map_err(failed)?;
         }
         Ok(Self { path: path.into(), writer: BufWriter::new(file) })
     }
@@ -67,13 +69,14 @@ impl AtomicFile {
         let Self { path, writer } = self;
         let failed = |doing| move |error: io::Error| Problem::io(doing, &error);
         let complete = || {
+            step(Step::Flush, &path).map_err(failed("cannot write"))?;
             let file = writer.into_inner().map_err(|error| failed("cannot write")(error.into_error()))?;
-            step(Step::Sync)
+            step(Step::Sync, &path)
                 .and_then(|()| file.as_file().sync_all())
                 .map_err(failed("cannot bring it to the disk"))?;
-            step(Step::Rename).map_err(failed("cannot rename to it"))?;
+            step(Step::Rename, &path).map_err(failed("cannot rename to it"))?;
             file.persist(&path).map_err(|error| failed("cannot rename to it")(error.error))?;
-            step(Step::SyncFolder)
+            step(Step::SyncFolder, &path)
                 .and_then(|()| File::open(folder_of(&path))?.sync_all())
                 .map_err(failed("cannot bring its folder to the disk"))
         };
@@ -88,7 +91,7 @@ impl AtomicFile {
 
 impl Write for AtomicFile {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        step(Step::Write)?;
+        step(Step::Write, &self.path)?;
         self.writer.write(buffer)
     }
 

@@ -1,14 +1,19 @@
 //! The steps of writing and reading at which a test makes an operation fail. Outside of unit tests there is nothing here.
 
 use std::io;
+use std::path::Path;
 
 /// An operation on the file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
     Open,
     Read,
+    CreateFolder,
     Create,
+    Permissions,
     Write,
+    /// What is left in a buffer is written.
+    Flush,
     Sync,
     Rename,
     SyncFolder,
@@ -18,7 +23,7 @@ pub(crate) enum Step {
 /// Passes every step.
 #[cfg(not(test))]
 #[inline(always)]
-pub(crate) fn step(_: Step) -> io::Result<()> {
+pub(crate) fn step(_: Step, _: &Path) -> io::Result<()> {
     Ok(())
 }
 
@@ -27,47 +32,71 @@ pub(crate) use injector::{Faults, inject, step};
 
 #[cfg(test)]
 mod injector {
-    use super::{Step, io};
-    use std::cell::RefCell;
+    use super::{Path, Step, io};
+    use std::path::PathBuf;
+    use std::sync::{Mutex, MutexGuard, PoisonError};
 
-    thread_local! {
-        static FAULTS: RefCell<Option<Faults>> = const { RefCell::new(None) };
-    }
+    /// Each test has its faults in a folder of its own, whichever thread works there.
+    static FAULTS: Mutex<Vec<(PathBuf, Faults)>> = Mutex::new(Vec::new());
 
-    /// Which steps of this thread fail, and which were met.
+    /// Which steps in a folder fail, and which were met.
     #[derive(Clone, Debug)]
     pub(crate) struct Faults {
-        /// How many steps pass before the first failure.
+        /// Which steps count.
+        pub(crate) counts: fn(Step) -> bool,
+        /// How many of them pass before the first failure.
         pub(crate) pass: usize,
         /// Whether all steps after it fail too.
         pub(crate) sticky: bool,
         pub(crate) kind: io::ErrorKind,
-        pub(crate) met: Vec<Step>,
+        /// What was met, and at which file.
+        pub(crate) met: Vec<(Step, PathBuf)>,
     }
 
     impl Faults {
-        pub(crate) fn failed(&self) -> bool {
-            self.met.len() > self.pass
+        /// Those of the one step after the first `pass` ones, or of all.
+        pub(crate) fn after(pass: usize, sticky: bool, kind: io::ErrorKind) -> Self {
+            Self { counts: |_| true, pass, sticky, kind, met: Vec::new() }
+        }
+
+        /// None.
+        pub(crate) fn none() -> Self {
+            Self::after(usize::MAX, false, io::ErrorKind::Other)
+        }
+
+        /// The step that failed first, if one did.
+        pub(crate) fn first(&self) -> Option<&(Step, PathBuf)> {
+            self.met.get(self.pass)
         }
     }
 
-    /// Passes a step, or fails it as the test of this thread asks.
-    pub(crate) fn step(step: Step) -> io::Result<()> {
-        FAULTS.with_borrow_mut(|faults| {
-            let Some(faults) = faults else { return Ok(()) };
-            let number = faults.met.len();
-            faults.met.push(step);
-            if number == faults.pass || (faults.sticky && number > faults.pass) {
-                return Err(faults.kind.into());
-            }
-            Ok(())
-        })
+    /// Passes a step, or fails it as the test asks in whose folder it is.
+    pub(crate) fn step(step: Step, path: &Path) -> io::Result<()> {
+        let mut all = lock();
+        let Some((_, faults)) = all.iter_mut().find(|(folder, _)| path.starts_with(folder)) else {
+            return Ok(());
+        };
+        if !(faults.counts)(step) {
+            return Ok(());
+        }
+        let number = faults.met.len();
+        faults.met.push((step, path.into()));
+        if number == faults.pass || (faults.sticky && number > faults.pass) {
+            return Err(faults.kind.into());
+        }
+        Ok(())
     }
 
-    /// Does `work` with these faults on this thread. Returns what it gave and what was met.
-    pub(crate) fn inject<T>(faults: Faults, work: impl FnOnce() -> T) -> (T, Faults) {
-        FAULTS.with_borrow_mut(|current| assert!(current.replace(faults).is_none(), "faults do not nest"));
+    /// Does `work` with these faults in a folder. Returns what it gave and what was met.
+    pub(crate) fn inject<T>(faults: Faults, folder: &Path, work: impl FnOnce() -> T) -> (T, Faults) {
+        lock().push((folder.into(), faults));
         let result = work();
-        (result, FAULTS.with_borrow_mut(|current| current.take().expect("they were installed")))
+        let mut all = lock();
+        let index = all.iter().position(|(known, _)| known == folder).expect("it was installed");
+        (result, all.swap_remove(index).1)
+    }
+
+    fn lock() -> MutexGuard<'static, Vec<(PathBuf, Faults)>> {
+        FAULTS.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -31,15 +31,6 @@ impl ReadAt for Vec<u8> {
 pub(super) fn copy_at(bytes: &[u8], buffer: &mut [u8], offset: u64) -> io::Result<()> {
     let from = usize::try_from(offset).ok().and_then(|offset| bytes.get(offset..));
     let found = from.and_then(|from| from.get(..buffer.len()));
-    buffer.copy_from_slice(found.ok_or_else(|| ended(bytes.len() as u64, buffer, offset))?);
+    buffer.copy_from_slice(found.ok_or(io::ErrorKind::UnexpectedEof)?);
     Ok(())
-}
-
-/// The error of a read that goes beyond the end.
-pub(super) fn ended(length: u64, buffer: &[u8], offset: u64) -> io::Error {
-    let needed = offset.saturating_add(buffer.len() as u64);
-    io::Error::new(
-        io::ErrorKind::UnexpectedEof,
-        format!("ended at {length} bytes, expected at least {needed}"),
-    )
 }

@@ -3,7 +3,7 @@
 use super::Problem;
 use super::faults::{Step, step};
 use super::mapping::Mapping;
-use super::read_at::{ReadAt, ended};
+use super::read_at::ReadAt;
 use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
@@ -69,7 +69,7 @@ impl Source {
             }
         };
         refuse_irregular(path, &fs::metadata(path).map_err(failed)?)?;
-        let file = step(Step::Open).and_then(|()| File::open(path)).map_err(failed)?;
+        let file = step(Step::Open, path).and_then(|()| File::open(path)).map_err(failed)?;
         let metadata = file.metadata().map_err(failed)?;
         refuse_irregular(path, &metadata)?;
         let bytes: Box<dyn ReadAt> = match access {
@@ -111,10 +111,15 @@ impl Source {
     /// # Errors
     /// An I/O problem that names the file.
     pub fn read(&self, buffer: &mut [u8], offset: u64) -> Result<(), Problem> {
-        step(Step::Read).and_then(|()| self.bytes.read_exact_at(buffer, offset)).map_err(|error| {
+        let read = step(Step::Read, &self.path).and_then(|()| self.bytes.read_exact_at(buffer, offset));
+        read.map_err(|error| {
             let problem = match error.kind() {
                 io::ErrorKind::UnexpectedEof => {
-                    Problem::environment(format!("{error}: was it truncated during the run?"))
+                    let length = fs::metadata(&self.path).map_or(self.length(), |metadata| metadata.len());
+                    let needed = offset.saturating_add(buffer.len() as u64);
+                    Problem::environment(format!(
+                        "ended at {length} bytes, expected at least {needed}: was it truncated during the run?"
+                    ))
                 }
                 _ => Problem::io("cannot read", &error),
             };
@@ -199,25 +204,19 @@ fn refuse_irregular(path: &Path, metadata: &Metadata) -> Result<(), Problem> {
         .help("give the path of a regular file"))
 }
 
-/// A file read by `pread`, which std repeats when a signal interrupts it.
-struct Positioned {
-    file: File,
+/// A file read by `pread`, which std repeats when a signal interrupts it or it gives less than was asked for.
+struct Positioned<F> {
+    file: F,
     length: u64,
 }
 
-impl ReadAt for Positioned {
+impl<F: FileExt + Send + Sync> ReadAt for Positioned<F> {
     fn len(&self) -> u64 {
         self.length
     }
 
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        self.file.read_exact_at(buffer, offset).map_err(|error| match error.kind() {
-            io::ErrorKind::UnexpectedEof => {
-                let length = self.file.metadata().map_or(self.length, |metadata| metadata.len());
-                ended(length, buffer, offset)
-            }
-            _ => error,
-        })
+        self.file.read_exact_at(buffer, offset)
     }
 }
 
@@ -227,6 +226,7 @@ mod tests {
     use super::*;
     use quickcheck::quickcheck;
     use std::os::unix::fs::symlink;
+    use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::SystemTime;
 
     fn refused(path: &Path) -> Problem {
@@ -323,6 +323,35 @@ mod tests {
         assert_eq!(problem.category(), Category::Io);
         let expected = "ended at 4 bytes, expected at least 5: was it truncated during the run?";
         assert!(problem.to_string().ends_with(expected), "{problem}");
+    }
+
+    /// A signal, and a system that gives less than it was asked for, end no run.
+    #[test]
+    fn interrupted_and_short_reads_are_repeated() {
+        struct Halting {
+            content: Vec<u8>,
+            calls: AtomicUsize,
+        }
+        impl FileExt for Halting {
+            fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+                if self.calls.fetch_add(1, Ordering::Relaxed).is_multiple_of(2) {
+                    return Err(io::ErrorKind::Interrupted.into());
+                }
+                let rest = self.content.get(offset as usize..).unwrap_or_default();
+                let given = rest.len().min(buffer.len()).min(3);
+                buffer[..given].copy_from_slice(&rest[..given]);
+                Ok(given)
+            }
+            fn write_at(&self, _: &[u8], _: u64) -> io::Result<usize> {
+                Err(io::ErrorKind::Unsupported.into())
+            }
+        }
+        let file = Halting { content: (0..20).collect(), calls: AtomicUsize::new(0) };
+        let reader = Positioned { file, length: 20 };
+        let source = Source::from_reader("halting".into(), Box::new(reader));
+        assert_eq!(source.read_vec(2, 18).unwrap(), (2..20).collect::<Vec<u8>>());
+        let problem = source.read(&mut [0; 4], 18).unwrap_err();
+        assert!(problem.to_string().starts_with("halting: ended at 20 bytes, expected at least 22"), "{problem}");
     }
 
     #[test]
