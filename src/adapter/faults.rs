@@ -28,7 +28,8 @@ fn all_faults(
     let (result, all, old, new) = outcome(Faults::none());
     result.unwrap();
     assert!(loads(&new) && old != new);
-    for step in [Step::Create, Step::Write, Step::Flush, Step::Sync, Step::Rename, Step::SyncFolder, Step::Remove]
+    for step in
+        [Step::Create, Step::Write, Step::Flush, Step::Sync, Step::Rename, Step::SyncFolder, Step::Remove]
     {
         assert!(all.met.iter().any(|(met, _)| *met == step), "{step:?} is not met");
     }

@@ -52,7 +52,8 @@ impl<'a> OutputFolder<'a> {
         let path = self.path.join(name);
         match step(Step::Remove, &path).and_then(|()| fs::remove_file(&path)) {
             Ok(()) => {
-                let failed = |error| Problem::io("cannot bring the folder to the disk", &error).in_file(self.path);
+                let failed =
+                    |error| Problem::io("cannot bring the folder to the disk", &error).in_file(self.path);
                 step(Step::SyncFolder, &path).and_then(|()| File::open(self.path)?.sync_all()).map_err(failed)
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),

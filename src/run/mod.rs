@@ -4,6 +4,8 @@
 //! of an unfinished run, `job` what it is about, and `saved_sums` and `saved_layers` are what is in it. `parts` divides a run,
 //! and `part` is what one of them says of itself.
 
+#[cfg(test)]
+mod faults;
 mod inputs;
 mod job;
 mod measure;

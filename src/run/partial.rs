@@ -13,6 +13,7 @@
 use super::job::Job;
 use super::part::{PART, Part};
 use super::saved_sums::SavedSums;
+use crate::storage::faults::{Step, step};
 use crate::storage::{Access, Hashing, Problem, Problems, Source, is_unfinished, write_atomically};
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -67,7 +68,9 @@ impl PartialRun {
     /// cannot be written to; a data problem if it cannot be understood.
     pub fn open(folder: &Path, job: &Job, interval: Duration, restart: bool) -> Result<Self, Problems> {
         let failed = |doing| move |error: io::Error| Problem::io(doing, &error).in_file(folder);
-        fs::create_dir_all(folder).map_err(failed("cannot make the folder for the progress of this run"))?;
+        step(Step::CreateFolder, folder)
+            .and_then(|()| fs::create_dir_all(folder))
+            .map_err(failed("cannot make the folder for the progress of this run"))?;
         let lock = lock(folder)?;
         let partial = Self { folder: folder.into(), _lock: lock, job: job.identity(), interval };
         partial.remove_files(is_unfinished)?;
@@ -129,7 +132,7 @@ impl PartialRun {
             }
             _ => Problem::io("cannot rename to it", &error).in_file(to),
         };
-        fs::rename(&self.folder, to).map_err(failed)?;
+        step(Step::Rename, to).and_then(|()| fs::rename(&self.folder, to)).map_err(failed)?;
         remove_files(to, |name| name == LOCK)
     }
 
@@ -190,7 +193,7 @@ fn names(folder: &Path) -> Result<Vec<String>, Problem> {
 fn remove_files(folder: &Path, unwanted: impl Fn(&str) -> bool) -> Result<(), Problem> {
     for name in names(folder)?.iter().filter(|name| unwanted(name)) {
         let path = folder.join(name);
-        match fs::remove_file(&path) {
+        match step(Step::Remove, &path).and_then(|()| fs::remove_file(&path)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(Problem::io("cannot remove it", &error).in_file(&path));
             }
@@ -205,7 +208,9 @@ fn lock(folder: &Path) -> Result<File, Problem> {
     let path = folder.join(LOCK);
     let failed = |error: io::Error| Problem::io("cannot lock it", &error).in_file(&path);
     loop {
-        let file = File::options().create(true).append(true).open(&path).map_err(failed)?;
+        let file = step(Step::Create, &path)
+            .and_then(|()| File::options().create(true).append(true).open(&path))
+            .map_err(failed)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {

@@ -351,7 +351,10 @@ mod tests {
         let source = Source::from_reader("halting".into(), Box::new(reader));
         assert_eq!(source.read_vec(2, 18).unwrap(), (2..20).collect::<Vec<u8>>());
         let problem = source.read(&mut [0; 4], 18).unwrap_err();
-        assert!(problem.to_string().starts_with("halting: ended at 20 bytes, expected at least 22"), "{problem}");
+        assert!(
+            problem.to_string().starts_with("halting: ended at 20 bytes, expected at least 22"),
+            "{problem}"
+        );
     }
 
     #[test]
