@@ -12,7 +12,7 @@
 
 use super::nearest::{list, nearest};
 use super::presets;
-use super::renames::Renames;
+use super::renames::{LONGEST, Renames};
 use crate::storage::{Problem, quoted};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -33,6 +33,8 @@ pub(super) enum Unresolved<'a> {
     Missing(Vec<&'a str>),
     /// Several fit equally well.
     Ambiguous(Vec<&'a str>),
+    /// The user's renames make a name of it that no tensor has.
+    TooLong,
 }
 
 impl<'a> Names<'a> {
@@ -77,7 +79,7 @@ impl<'a> Names<'a> {
         if let Some(tensor) = self.exact(&weight(module)) {
             return Ok(tensor);
         }
-        let renamed = self.renames.apply(module);
+        let renamed = self.renames.apply(module).ok_or(Unresolved::TooLong)?;
         if renamed != module
             && let Some(tensor) = self.exact(&renamed).map_or_else(|| self.find(&renamed), |t| Ok(Some(t)))?
         {
@@ -161,6 +163,11 @@ impl Unresolved<'_> {
                 list(tensors.iter().copied())
             ))
             .help("say which is meant with --rename, such as --rename '^=PREFIX.' for a leading part"),
+            Self::TooLong => Problem::usage(format!(
+                "--rename makes a name of more than {LONGEST} bytes of the module {}",
+                quoted(module)
+            ))
+            .help("leave out the rules that repeat what they find"),
         }
     }
 }

@@ -52,7 +52,7 @@ static COMPILED: LazyLock<Vec<Vec<(Regex, &'static str)>>> = LazyLock::new(|| {
 /// The names that a module may have on disk, one for each family that renames it.
 pub(super) fn names_on_disk(module: &str) -> impl Iterator<Item = String> {
     COMPILED.iter().filter_map(move |family| {
-        let name = super::renames::rename(family, module);
+        let name = super::renames::rename(family, module)?;
         (name != module).then_some(name)
     })
 }

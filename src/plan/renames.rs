@@ -27,6 +27,9 @@ impl std::str::FromStr for Rename {
     }
 }
 
+/// The longest name that renames may make, in bytes.
+pub(super) const LONGEST: usize = 4096;
+
 /// The user's renames, compiled.
 pub(super) struct Renames<'a>(Vec<(Regex, &'a str)>);
 
@@ -44,8 +47,8 @@ impl<'a> Renames<'a> {
         problems.or_ok(Self(compiled))
     }
 
-    /// A name with all of them applied.
-    pub(super) fn apply(&self, name: &str) -> String {
+    /// A name with all of them applied; `None` if that becomes too long.
+    pub(super) fn apply(&self, name: &str) -> Option<String> {
         rename(&self.0, name)
     }
 }
@@ -61,9 +64,28 @@ pub(super) fn regular_expression(option: &str, pattern: &str) -> Result<Regex, P
     })
 }
 
-/// Applies replacements in order.
-pub(super) fn rename<R: Borrow<str>>(renames: &[(Regex, R)], name: &str) -> String {
-    renames.iter().fold(name.to_owned(), |name, (pattern, replacement)| {
-        pattern.replace_all(&name, replacement.borrow()).into_owned()
+/// Applies replacements in order. `None` for a name that they make longer than [`LONGEST`]: forty that each double it would fill
+/// any memory.
+pub(super) fn rename<R: Borrow<str>>(renames: &[(Regex, R)], name: &str) -> Option<String> {
+    let longest = LONGEST.max(name.len());
+    renames.iter().try_fold(name.to_owned(), |name, (pattern, replacement)| {
+        let name = pattern.replace_all(&name, replacement.borrow()).into_owned();
+        (name.len() <= longest).then_some(name)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// However many rules double a name, the third beyond the limit is not reached; and long names are no fault of theirs.
+    #[test]
+    fn rules_that_double_names_end() {
+        let doubling: Vec<Rename> = (0..64).map(|_| "^(.*)$=$1$1".parse().unwrap()).collect();
+        let apply = |rules: &[Rename], name: &str| Renames::new(rules).unwrap().apply(name);
+        assert_eq!(apply(&doubling, "q"), None);
+        assert_eq!(apply(&doubling[..12], "q").map(|name| name.len()), Some(LONGEST));
+        let long = "q".repeat(10 * LONGEST);
+        assert_eq!(apply(&["q$=v".parse().unwrap()], &long).map(|name| name.len()), Some(long.len()));
+    }
 }
