@@ -100,8 +100,7 @@ impl Job {
     /// What differs from an earlier job, in words; the first few things of many.
     pub(super) fn differences(&self, earlier: &Self) -> Vec<String> {
         const SHOWN: usize = 5;
-        let mut found = Vec::new();
-        compare("", Some(&earlier.0), Some(&self.0), &mut found);
+        let mut found = differences(&earlier.0, &self.0);
         if found.len() > SHOWN {
             let more = found.len() - SHOWN;
             found.truncate(SHOWN);
@@ -119,6 +118,13 @@ fn files(kind: &str, sources: Vec<&Source>) -> (String, Value) {
         (path, json!({ "bytes": source.length(), "modified": modified }))
     };
     (kind.into(), Value::Object(sources.iter().map(entry).collect()))
+}
+
+/// What differs between two values, in words.
+pub(super) fn differences(before: &Value, now: &Value) -> Vec<String> {
+    let mut found = Vec::new();
+    compare("", Some(before), Some(now), &mut found);
+    found
 }
 
 /// Adds what differs between two values at a place.

@@ -4,6 +4,7 @@ use crate::adapter::Format;
 use crate::plan::{Request, Shard};
 use crate::storage::{Problem, Source, quoted};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use std::path::PathBuf;
 
 /// The file that makes a folder a part.
@@ -70,6 +71,12 @@ impl Part {
             Some(_) => Ok(part),
             None => Err(refused(format!("expected a part I/N with I below N, found {}", part.shard))),
         }
+    }
+
+    /// What another part of the same job says otherwise of the adapter that both are for, in words.
+    pub(super) fn differences(&self, other: &Self) -> Vec<String> {
+        let written = |part: &Self| json!({ "element": part.request.element, "writing": part.writing });
+        super::job::differences(&written(self), &written(other))
     }
 
     /// As it is written.

@@ -77,9 +77,10 @@ impl Parts {
         let parts: Vec<(&PathBuf, Part, Job)> =
             folders.iter().filter_map(|folder| problems.collect(read(folder))).collect();
         problems.or_ok(())?;
-        let Some((first, Part { shard: Shard { count, .. }, .. }, job)) = parts.first() else {
+        let Some((first, first_part, job)) = parts.first() else {
             return Err(Problem::usage("expected the parts of a run, found none").into());
         };
+        let Shard { count, .. } = &first_part.shard;
         let mut problems = Problems::default();
         let mut found: BTreeMap<u64, &PathBuf> = BTreeMap::new();
         let shown = |path: &Path| quoted(&path.to_string_lossy());
@@ -91,7 +92,9 @@ impl Parts {
                     shown(first),
                     part.shard
                 )));
-            } else if let Some(difference) = other.differences(job).first() {
+            } else if let Some(difference) =
+                other.differences(job).into_iter().chain(first_part.differences(part)).next()
+            {
                 problems
                     .push(refuse(format!("is a part of another run than {}: {difference}", shown(first))));
             } else if let Some(earlier) = found.insert(part.shard.index, folder) {
