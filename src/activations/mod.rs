@@ -20,10 +20,11 @@
 //!
 //! # Where things are
 //!
-//! `files` finds the files, `headers` says what one of them holds, this module puts the sites together, `spans` cuts their rows
-//! into blocks, and `blocks` reads these, with the patches that `unfold` makes.
+//! `files` finds the files, `headers` says what one of them holds, this module puts the sites together, `copies` refuses rows that
+//! would count twice, `spans` cuts rows into blocks, and `blocks` reads these, with the patches that `unfold` makes.
 
 mod blocks;
+mod copies;
 mod files;
 mod headers;
 mod spans;
@@ -115,6 +116,15 @@ impl Site {
         found
     }
 
+    /// Bytes of the largest image that patches are cut from, which is held while they are; 0 if rows are stored as such.
+    pub fn image_bytes(&self) -> u64 {
+        let images = self.parts.iter().filter_map(|part| {
+            let numbers = part.unfolding.as_ref()?.image() as u64;
+            Some(numbers.saturating_mul(part.element.size() as u64))
+        });
+        images.max().unwrap_or(0)
+    }
+
     /// Bytes in all parts.
     pub fn bytes(&self) -> u64 {
         let bytes = |part: &Part| part.numbers(self.width) * part.element.size() as u64;
@@ -129,7 +139,7 @@ impl ActivationSet {
     ///
     /// # Errors
     /// A usage problem if there are no paths, a folder has no such file, or a file is given twice, also by a link; an I/O
-    /// problem if a file cannot be read; a data problem for what the files hold.
+    /// problem if a file cannot be read; a data problem for what the files hold, and for a file whose rows another one holds as well.
     pub fn open(paths: &[PathBuf], access: Access) -> Result<Self, Problems> {
         let mut problems = Problems::default();
         let sources = files::open(paths, access, &mut problems);
@@ -140,7 +150,9 @@ impl ActivationSet {
             }
             return Err(problems);
         }
-        Self::from_sources(sources)
+        let set = Self::from_sources(sources)?;
+        copies::refuse(&set)?;
+        Ok(set)
     }
 
     /// A set of opened files, read in the order in which they are given. A name that ends in `.npy` says which format a

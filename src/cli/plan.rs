@@ -171,6 +171,7 @@ pub mod testing {
         Plan {
             model: "model".into(),
             sites: vec![PlannedSite {
+                image_bytes: 0,
                 name: "in".into(),
                 width: 4,
                 rows: 100,

@@ -4,7 +4,7 @@
 //!
 //! | what | bytes |
 //! |---|---|
-//! | moments of a kind of activations | [`Moments::memory`] of the width, of twice the width when rows are paired, and of its rows two blocks as read and one as packed |
+//! | moments of a kind of activations | [`Moments::memory`] of the width, of twice the width when rows are paired, and of its rows two blocks as read and one as packed; where rows are unfolded, an image |
 //! | basis of a site | [`Basis::memory`] |
 //! | weight of a layer `m × d` | as stored, and `4 · m d` |
 //! | decomposition of a layer | [`Options::memory`] |
@@ -46,10 +46,10 @@ impl Memory {
         Self::new(sites.iter().map(|site| (site.is_narrow(), site_memory(site, options))), kept)
     }
 
-    /// Of measuring the moments of sites of these widths.
-    pub(super) fn of_moments(widths: impl Iterator<Item = usize>) -> Self {
-        let memory = |width: usize| Moments::memory(width as u64) + block_memory(width as u64);
-        Self::new(widths.map(|width| (super::is_narrow(width), memory(width))), 0)
+    /// Of measuring the moments of sites of these widths, with images of so many bytes.
+    pub(super) fn of_moments(sites: impl Iterator<Item = (usize, u64)>) -> Self {
+        let memory = |width: u64, image| (Moments::memory(width) + block_memory(width)).saturating_add(image);
+        Self::new(sites.map(|(width, image)| (super::is_narrow(width), memory(width as u64, image))), 0)
     }
 
     /// From what each site takes, and whether it is narrow.
@@ -106,7 +106,7 @@ fn site_memory(site: &PlannedSite, options: &Options) -> u64 {
         m * d * (layer.element.size() as u64 + 4) + decomposition
     };
     let layers = held + site.layers.iter().map(layer).max().unwrap_or(0);
-    (moments + building).max(layers)
+    (moments + building).saturating_add(site.image_bytes).max(layers)
 }
 
 /// Floating-point operations of adding rows to moments.

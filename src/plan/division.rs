@@ -108,7 +108,8 @@ impl Division {
 fn measuring(plan: &Plan, part: &[SiteRows]) -> Share {
     let sums: u64 = part.iter().map(|site| Moments::memory(site.width as u64)).fold(0, u64::saturating_add);
     Share {
-        memory: Memory::of_moments(part.iter().map(|site| site.width)).peak(plan.side_by_side),
+        memory: Memory::of_moments(part.iter().map(|site| (site.width, site.image_bytes)))
+            .peak(plan.side_by_side),
         operations: part.iter().map(SiteRows::work).sum(),
         read: part.iter().map(|site| site.bytes).fold(0, u64::saturating_add),
         // Once as progress, and once in the file.

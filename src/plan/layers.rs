@@ -75,6 +75,7 @@ pub(super) fn find(
                 source_rows: source.map(|source| source.rows),
                 rows_to_read: sum(site.rows_to_read, source.map(|source| source.rows_to_read)),
                 bytes: sum(site.bytes, source.map(|source| source.bytes)),
+                image_bytes: sum(site.image_bytes, source.map(|source| source.image_bytes)),
                 layers,
             });
         }

@@ -193,6 +193,8 @@ pub struct PlannedSite {
     pub rows_to_read: u64,
     /// Bytes of activations or moments to read.
     pub bytes: u64,
+    /// Bytes of the images that patches are cut from, one of either kind of activations, which are held while rows are read.
+    pub image_bytes: u64,
     /// The layers that read it, in order of module name.
     pub layers: Vec<PlannedLayer>,
 }

@@ -26,6 +26,8 @@ pub(super) struct RecordedSite<'a> {
     pub rows_to_read: u64,
     /// Bytes to read.
     pub bytes: u64,
+    /// Bytes of an image that rows are cut from.
+    pub image_bytes: u64,
     /// A file that holds it.
     pub path: &'a Path,
 }
@@ -89,6 +91,7 @@ fn of_rows<'a>(set: &'a ActivationSet, site: &'a Site) -> RecordedSite<'a> {
         rows: site.rows(),
         rows_to_read: site.rows(),
         bytes: site.bytes(),
+        image_bytes: site.image_bytes(),
         path: set.files()[site.parts[0].file].path(),
     }
 }
@@ -102,6 +105,7 @@ pub(super) fn of_weight<'a>(site: &'a Site, checkpoint: &'a Path) -> RecordedSit
         rows: 0,
         rows_to_read: 0,
         bytes: 0,
+        image_bytes: 0,
         path: checkpoint,
     }
 }
@@ -115,6 +119,7 @@ fn of_moments<'a>(set: &'a MomentsSet, name: &str) -> Option<RecordedSite<'a>> {
         rows: set.content().rows(name),
         rows_to_read: 0,
         bytes: set.bytes(name),
+        image_bytes: 0,
         path: set.path_of(name)?,
     })
 }

@@ -117,6 +117,7 @@ fn number_formats_may_differ_between_files() {
     let values = rows(100);
     fs::create_dir(small.path("rows")).unwrap();
     fs::write(small.path("rows/0.safetensors"), matrix("block.mlp", WIDTH, &values)).unwrap();
+    let values: Vec<f32> = values.iter().map(|value| -value).collect();
     fs::write(small.path("rows/1.safetensors"), matrix("block.mlp", WIDTH, &values)).unwrap();
     small.succeed(words);
     let alike = small.bytes("out").remove("adapter_model.safetensors");

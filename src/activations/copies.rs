@@ -1,0 +1,77 @@
+//! Copies of a file under another name, whose rows would count twice.
+
+use super::ActivationSet;
+use crate::storage::{Problem, Problems, fingerprint, quoted};
+use std::collections::BTreeMap;
+
+/// The last bytes of a file, this many, tell most files of the same length from each other.
+const END: u64 = 4096;
+
+/// Refuses a file that has the content of an earlier one and rows of the same site. Only files that have the same length and end alike
+/// are looked at more closely, by their [`fingerprint`].
+pub(super) fn refuse(set: &ActivationSet) -> Result<(), Problems> {
+    let mut problems = Problems::default();
+    let mut alike: BTreeMap<(u64, Vec<u8>), Vec<usize>> = BTreeMap::new();
+    for (index, file) in set.files.iter().enumerate() {
+        let end = file.length().min(END);
+        if let Some(bytes) = problems.collect(file.read_vec(file.length() - end, end)) {
+            alike.entry((file.length(), bytes)).or_default().push(index);
+        }
+    }
+    for group in alike.into_values().filter(|group| group.len() > 1) {
+        let mut seen: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+        for index in group {
+            let file = &set.files[index];
+            let Some(content) = problems.collect(fingerprint(file)) else { continue };
+            let known = seen.entry(content).or_default();
+            if let Some(&copied) = known.iter().find(|&&earlier| share_a_site(set, earlier, index)) {
+                let copied = quoted(&set.files[copied].path().to_string_lossy());
+                let what = format!("its rows would count twice: it has the content of {copied}");
+                problems.push(Problem::data(what).in_file(file.path()).help("leave one of the two out"));
+            }
+            known.push(index);
+        }
+    }
+    problems.or_ok(())
+}
+
+/// Modules that read one input may have a file each, with the same rows.
+fn share_a_site(set: &ActivationSet, one: usize, other: usize) -> bool {
+    set.sites().any(|site| [one, other].iter().all(|file| site.parts.iter().any(|part| part.file == *file)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::{Access, Category};
+    use std::fs;
+    use std::path::Path;
+
+    /// An array of two columns of these bytes.
+    fn write(path: &Path, bytes: &[u8]) {
+        let dictionary =
+            format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({}, 2), }}\n", bytes.len() / 8);
+        let length = (dictionary.len() as u16).to_le_bytes();
+        fs::write(path, [b"\x93NUMPY\x01\0", &length[..], dictionary.as_bytes(), bytes].concat()).unwrap();
+    }
+
+    #[test]
+    fn copies_are_refused_and_what_is_only_alike_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = || ActivationSet::open(&[folder.path().to_owned()], Access::Auto);
+        let content = vec![1; 3 * END as usize];
+        let mut begins_otherwise = content.clone();
+        begins_otherwise[0] = 2;
+        write(&folder.path().join("q.0.npy"), &content);
+        write(&folder.path().join("q.1.npy"), &begins_otherwise);
+        write(&folder.path().join("q.2.npy"), &content[8..]);
+        write(&folder.path().join("k.npy"), &content);
+        assert!(open().is_ok(), "another module may read the same rows");
+        write(&folder.path().join("q.3.npy"), &content);
+        let problems = open().unwrap_err();
+        assert_eq!((problems.0.len(), problems.category()), (1, Category::Data));
+        let said = problems.to_string();
+        let words = "q.3.npy: its rows would count twice: it has the content of ";
+        assert!(said.contains(words) && said.contains("q.0.npy"), "{said}");
+    }
+}
