@@ -2,7 +2,7 @@
 
 use super::testing::{adapter, factors, files, provenance, write_tensors};
 use super::*;
-use crate::storage::faults::{Faults, Step, inject};
+use crate::storage::faults::{Faults, Step, folder, inject};
 use crate::storage::{Access, Category, Checkpoint, Problems};
 use std::fs;
 use std::io::ErrorKind;
@@ -18,7 +18,7 @@ fn all_faults(
     loads: impl Fn(&Files) -> bool,
 ) {
     let outcome = |faults: Faults| {
-        let parent = tempfile::tempdir().unwrap();
+        let parent = folder();
         let folder = parent.path().join("out");
         prepare(&folder);
         let old = files(&folder);

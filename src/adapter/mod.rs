@@ -23,7 +23,7 @@ pub use folder::refuse_occupied;
 pub use peft::{other_modules, write_peft};
 pub use read::{PeftAdapter, PeftLayer};
 pub use record::{FileRecord, Origin, RECORD_FILE, record_heading, recorded_layer};
-pub use replace::remove_residual_base;
+pub use replace::{remove_anchor, remove_residual_base};
 pub use residual::{
     AdaptedWeight, StagedBase, refuse_model_folder, stage_residual_base, write_residual_base,
 };

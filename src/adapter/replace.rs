@@ -1,8 +1,9 @@
-//! What an earlier run left in the folder of a residual base: its own record names it, and nothing else is removed.
+//! What an earlier run left of a residual base or an anchor: its own record says so, and nothing else is removed.
 
-use super::RECORD_FILE;
 use super::folder::OutputFolder;
-use crate::storage::{Problem, quoted};
+use super::record::Record;
+use super::{RECORD_FILE, TENSORS_FILE, retire};
+use crate::storage::{Category, Problem, quoted};
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io;
@@ -59,6 +60,26 @@ pub fn remove_residual_base(folder: &Path) -> Result<(), Problem> {
     let Some(record) = BaseRecord::of(folder)? else { return Ok(()) };
     let output = OutputFolder::open(folder)?;
     remove_all(&output, &record.files)?;
+    output.remove(RECORD_FILE)?;
+    // Fails, as it should, if a file of the user is in it.
+    let _ = fs::remove_dir(folder);
+    Ok(())
+}
+
+/// Removes the anchor that an earlier run left in a folder: an adapter whose record says that it takes an update away. Files of others
+/// stay, and so does the folder if any are left.
+///
+/// # Errors
+/// An I/O problem for what cannot be read or removed.
+pub fn remove_anchor(folder: &Path) -> Result<(), Problem> {
+    match Record::read(&folder.join(RECORD_FILE)) {
+        Ok(Some(record)) if record.is_anchored() => {}
+        Err(problem) if problem.category() == Category::Io => return Err(problem),
+        _ => return Ok(()),
+    }
+    retire(folder)?;
+    let output = OutputFolder::open(folder)?;
+    output.remove(TENSORS_FILE)?;
     output.remove(RECORD_FILE)?;
     // Fails, as it should, if a file of the user is in it.
     let _ = fs::remove_dir(folder);

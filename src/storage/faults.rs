@@ -28,13 +28,14 @@ pub(crate) fn step(_: Step, _: &Path) -> io::Result<()> {
 }
 
 #[cfg(test)]
-pub(crate) use injector::{Faults, inject, step};
+pub(crate) use injector::{Faults, folder, inject, step};
 
 #[cfg(test)]
 mod injector {
     use super::{Path, Step, io};
     use std::path::PathBuf;
     use std::sync::{Mutex, MutexGuard, PoisonError};
+    use tempfile::TempDir;
 
     /// Each test has its faults in a folder of its own, whichever thread works there.
     static FAULTS: Mutex<Vec<(PathBuf, Faults)>> = Mutex::new(Vec::new());
@@ -94,6 +95,11 @@ mod injector {
         let mut all = lock();
         let index = all.iter().position(|(known, _)| known == folder).expect("it was installed");
         (result, all.swap_remove(index).1)
+    }
+
+    /// A new folder to work in: in memory, where that is known to be, since bringing files to a disk would take most of the time.
+    pub(crate) fn folder() -> TempDir {
+        tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("there is a place for files")
     }
 
     fn lock() -> MutexGuard<'static, Vec<(PathBuf, Faults)>> {
