@@ -62,6 +62,10 @@ fn parts_that_do_not_make_up_a_run_are_refused() {
     fs::remove_dir_all(small.path("parts/part-00001-of-00003")).unwrap();
     small.succeed(&format!("{words} --ridge 0.5 --shard 1/2 -o parts"));
     small.refused("merge parts -o adapter", 1, "is a part of another run than");
+    for (options, difference) in [("--format kohya", "writing.format was"), ("--dtype bf16", "element was")] {
+        small.succeed(&format!("{words} {options} --shard 1/2 -o parts --force"));
+        small.refused("merge parts -o adapter", 1, difference);
+    }
     small.succeed(&format!("{words} --shard 1/2 -o parts --force"));
     assert_eq!(names(&small.path("parts")), ["part-00000-of-00002", "part-00001-of-00002"]);
 
@@ -92,6 +96,28 @@ fn parts_that_do_not_make_up_a_run_are_refused() {
     touched.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
     small.refused("merge parts -o other", 1, "the inputs are not those of the parts any more: inputs.activations.target/1.safetensors.modified was");
     assert!(!small.path("other").exists());
+}
+
+/// The events of a part are those of its own sites.
+#[test]
+fn parts_tell_what_happens() {
+    let small = Small::new();
+    let words = "init model.safetensors -a target --rank 4 --shard 0/2 -o parts";
+    small.succeed(&format!("{words} --events part.jsonl"));
+    let stdout = small.succeed(&format!("{words} --force --events -")).stdout;
+    let lines =
+        |text: &str| -> Vec<Value> { text.lines().map(|line| serde_json::from_str(line).unwrap()).collect() };
+    for events in [
+        lines(&fs::read_to_string(small.path("part.jsonl")).unwrap()),
+        lines(std::str::from_utf8(&stdout).unwrap()),
+    ] {
+        let (first, last) = (&events[0], events.last().unwrap());
+        assert_eq!((&first["event"], &first["sites"]), (&"started".into(), &1.into()));
+        assert_eq!((&last["event"], &last["report"]["shard"]["index"]), (&"finished".into(), &0.into()));
+        let told = events.iter().filter(|event| event["event"] == "layer-decomposed").count();
+        assert!(told > 0 && last["report"]["layers"].as_array().unwrap().len() == told);
+    }
+    small.refused(&format!("{words} --json --events -"), 2, "would both write to stdout");
 }
 
 /// What is in a part's place and is none stays.

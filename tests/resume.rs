@@ -1,5 +1,7 @@
 //! Runs that are interrupted end with the bits of runs that are not.
 
+#[path = "small/progress.rs"]
+mod progress;
 mod small;
 
 use cntlora::constraint::Coupling;
@@ -9,6 +11,7 @@ use cntlora::rank::{Limits, Policy};
 use cntlora::run::{Event, Job, Observer, PartialRun, run, run_resumable};
 use cntlora::simd::BLOCK_ROWS;
 use cntlora::storage::Category;
+use progress::leave_progress;
 use rustix::process::{Pid, Signal, kill_process};
 use small::{Small, names};
 use std::fs;
@@ -16,25 +19,6 @@ use std::process::Stdio;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
-
-/// Starts a run and kills it when it has saved something.
-fn leave_progress(small: &Small, words: &str, out: &str) {
-    let partial = small.path(&format!("{out}.partial"));
-    let saved = || partial.is_dir() && names(&partial).iter().any(|name| name.ends_with(".safetensors"));
-    for _ in 0..100 {
-        let mut command = small.command(words);
-        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        while !saved() && child.try_wait().unwrap().is_none() {
-            sleep(Duration::from_micros(200));
-        }
-        child.kill().unwrap();
-        child.wait().unwrap();
-        if saved() {
-            return;
-        }
-    }
-    panic!("every run ended before it was killed");
-}
 
 /// Every way to measure: one kind of activations, both, and pairs; and a run that writes a base as well.
 const JOBS: [(&str, &str); 4] = [
@@ -85,8 +69,9 @@ fn killed_runs_resume_to_the_same_bytes() {
                 saved += usize::from(
                     partial.is_dir() && names(&partial).iter().any(|name| name.ends_with(".safetensors")),
                 );
-                if is_complete(&small, out) {
-                    // Killed after the last file, and before its progress was removed: `--force` says that this may be written again.
+                let begun = small.path(&format!("{out}.partial/job.json")).exists();
+                if is_complete(&small, out) && !begun {
+                    // Killed when nothing was left to be done but to remove the lock.
                     small.succeed(&format!("{words} --force"));
                     break;
                 }
@@ -105,6 +90,36 @@ fn killed_runs_resume_to_the_same_bytes() {
         }
     }
     assert!(saved >= 20, "only {saved} of the kills left something to go on from");
+}
+
+/// Killed between the last rename and the end: the same command, without `--force`, ends what there is to end. Another one is refused.
+#[test]
+fn a_complete_output_of_an_unfinished_run_is_its_own() {
+    for (out, words) in JOBS {
+        let small = Small::new();
+        let words = format!("{words} --checkpoint-every 0");
+        leave_progress(&small, &words, out);
+        let partial = small.path(&format!("{out}.partial"));
+        let saved: Vec<_> =
+            names(&partial).into_iter().map(|name| (fs::read(partial.join(&name)).unwrap(), name)).collect();
+        small.succeed(&words);
+        let complete = small.bytes(out);
+        let unfinished = |writing: bool| {
+            fs::create_dir_all(&partial).unwrap();
+            saved.iter().for_each(|(bytes, name)| fs::write(partial.join(name), bytes).unwrap());
+            if writing {
+                fs::write(partial.join("writing"), "").unwrap();
+            }
+        };
+        unfinished(false);
+        small.refused(&words, 2, "--force");
+        unfinished(true);
+        let other = format!("{words} --nonfinite skip-rows");
+        small.refused(&other, 2, "holds the progress of another run");
+        small.succeed(&words);
+        assert!(small.bytes(out) == complete && !partial.exists());
+        small.refused(&words, 2, "--force");
+    }
 }
 
 /// Stopped after every block in turn, with nothing saved but at the stop; through the library, so that no block is missed.

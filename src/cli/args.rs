@@ -366,7 +366,7 @@ pub struct OutputArgs {
     #[arg(long, value_name = "DIR")]
     pub base_out: Option<PathBuf>,
 
-    /// Write a page about the run: one self-contained HTML file
+    /// Write a page about the run: one self-contained HTML file; of parts, `cntlora merge` writes it
     #[arg(long, value_name = "FILE.html")]
     pub report: Option<PathBuf>,
 
@@ -378,7 +378,7 @@ pub struct OutputArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Run")]
 pub struct RunArgs {
-    /// Number of threads [default: all]
+    /// Number of threads [default: all]; more than there are processors slow each other down
     #[arg(long, value_name = "N")]
     pub threads: Option<NonZeroUsize>,
 

@@ -12,13 +12,12 @@
 //! | `moments-ready` | `site` |
 //! | `layer-decomposed` | `module` |
 //! | `warning` | `message` |
-//! | `finished` | `report`, as with `--json`; the adapter is written |
+//! | `finished` | `report`, as with `--json`; the adapter is written, or with `--shard` the part of it |
 //! | `failed` | `error` in words |
 //!
 //! The last line of a run that was not interrupted is `finished` or `failed`.
 
-use cntlora::plan::Plan;
-use cntlora::report::Report;
+use cntlora::plan::{Plan, PlannedSite};
 use cntlora::run::{Event, Observer};
 use cntlora::storage::{Problem, Problems};
 use serde::Serialize;
@@ -51,10 +50,10 @@ struct Line<T> {
     event: T,
 }
 
-/// Events of the tool, beside those of the library.
+/// Events of the tool, beside those of the library. `R` is the report.
 #[derive(Serialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
-enum Frame<'a> {
+enum Frame<R> {
     Started {
         schema_version: u32,
         tool_version: &'static str,
@@ -65,7 +64,7 @@ enum Frame<'a> {
         memory: u64,
     },
     Finished {
-        report: &'a Report,
+        report: R,
     },
     Failed {
         error: String,
@@ -98,24 +97,25 @@ impl Events {
         Ok(Self { started: Instant::now(), path: path.into(), out })
     }
 
-    /// The first line of a run.
-    pub fn started(&self, plan: &Plan) {
-        self.write(Frame::Started {
+    /// The first line of a run that works on these sites of a plan.
+    pub fn started(&self, plan: &Plan, sites: &[&PlannedSite]) {
+        let work = sites.iter().map(|site| plan.site_work(site));
+        self.write(Frame::<()>::Started {
             schema_version: SCHEMA_VERSION,
             tool_version: env!("CARGO_PKG_VERSION"),
-            sites: plan.sites.len(),
-            layers: plan.layers().count(),
-            rows: plan.sites.iter().map(|site| site.rows + site.source_rows.unwrap_or(0)).sum(),
-            operations: plan.work.moments + plan.work.factors,
+            sites: sites.len(),
+            layers: sites.iter().map(|site| site.layers.len()).sum(),
+            rows: sites.iter().map(|site| site.rows + site.source_rows.unwrap_or(0)).sum(),
+            operations: work.map(|work| work.moments + work.factors).sum(),
             memory: plan.peak_memory,
         });
     }
 
     /// The last line, and whether all lines were written. A reader that goes away is no failure.
-    pub fn end(self, result: &Result<Report, Problems>) -> Result<(), Problem> {
+    pub fn end<R: Serialize>(self, result: &Result<R, Problems>) -> Result<(), Problem> {
         match result {
             Ok(report) => self.write(Frame::Finished { report }),
-            Err(error) => self.write(Frame::Failed { error: error.to_string() }),
+            Err(error) => self.write(Frame::<&R>::Failed { error: error.to_string() }),
         }
         let out = self.out.into_inner().unwrap_or_else(PoisonError::into_inner);
         match out.failure {
@@ -160,13 +160,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("events.jsonl");
         let events = Events::open(&path).unwrap();
-        events.started(&plan_of(Policy::Fixed(3)));
+        let plan = plan_of(Policy::Fixed(3));
+        events.started(&plan, &plan.sites.iter().collect::<Vec<_>>());
         events.event(Event::SiteStarted { site: "a\nb", rows: 7 });
         events.event(Event::RowsAdded { site: "in", rows: 7 });
         events.event(Event::MomentsReady { site: "in" });
         events.event(Event::LayerDecomposed { module: "q" });
         events.event(Event::Warning { message: "look".into() });
-        events.end(&Err(Problem::data("full").into())).unwrap();
+        events.end::<()>(&Err(Problem::data("full").into())).unwrap();
         let text = std::fs::read_to_string(path).unwrap();
         let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         let fields: Vec<String> = lines
@@ -217,7 +218,7 @@ mod tests {
     fn a_full_disk_is_told() {
         let events = Events::open(Path::new("/dev/full")).unwrap();
         events.event(Event::MomentsReady { site: "in" });
-        let problem = events.end(&Err(Problem::data("x").into())).unwrap_err();
+        let problem = events.end::<()>(&Err(Problem::data("x").into())).unwrap_err();
         assert!(problem.to_string().contains("cannot write events"), "{problem}");
     }
 }

@@ -12,8 +12,10 @@ use super::report::write_page;
 use super::resolve::{self, Output, default_base};
 use super::saved;
 use super::terminal::Terminal;
+use super::threads;
 use cntlora::adapter::{
-    AdaptedWeight, Adapter, Format, other_modules, remove_residual_base, retire, stage_residual_base,
+    AdaptedWeight, Adapter, Format, other_modules, remove_anchor, remove_residual_base, retire,
+    stage_residual_base,
     write_adapter,
 };
 use cntlora::plan::{Inputs, Plan, PlannedLayer};
@@ -40,14 +42,14 @@ pub fn execute(
     let output = resolve::output(&args.out, &args.job);
     resolve::check_streams(&args.job, terminal.json())?;
     let (plan, inputs) = prepare(Some(&output), &args.job)?;
+    threads::warn_of_many(&args.job.run, terminal);
     terminal.note(&summary(&plan));
+    let sites: Vec<_> = plan.sites.iter().collect();
     let events_path = args.job.run.events.as_deref();
     let events = events_path.map(Events::open).transpose()?;
     if let Some(events) = &events {
-        events.started(&plan);
+        events.started(&plan, &sites);
     }
-
-    let sites: Vec<_> = plan.sites.iter().collect();
     let progress = Progress::of_sites(terminal, interruption, &plan, &sites);
     let check = || if output.force { Ok(()) } else { refuse_occupied(&output) };
     let job = Job::of_run(&plan, &inputs);
@@ -55,7 +57,10 @@ pub fn execute(
     let watching = Watching { progress: &progress, events: events.as_ref() };
     let outcome = interruption.while_polled(|| run_resumable(&plan, &inputs, &watching, &partial));
     progress.finish();
-    let written = outcome.and_then(|outcome| write(outcome, command, &output, &plan, &inputs, terminal));
+    let written = outcome.and_then(|outcome| {
+        partial.begin_writing()?;
+        write(outcome, command, &output, &plan, &inputs, terminal)
+    });
     let result = saved::close(partial, written);
     let told = events.map_or(Ok(()), |events| events.end(&result));
     let report = result?;
@@ -73,9 +78,9 @@ pub fn tell(report: &Report, output: &Output, print: bool, terminal: &Terminal) 
 }
 
 /// Those who are told what happens.
-struct Watching<'a> {
-    progress: &'a Progress<'a>,
-    events: Option<&'a Events>,
+pub struct Watching<'a> {
+    pub progress: &'a Progress<'a>,
+    pub events: Option<&'a Events>,
 }
 
 impl Observer for Watching<'_> {
@@ -133,6 +138,9 @@ pub fn write(
         // The base of an adapter that is replaced goes with it.
         retire(&output.folder)?;
         remove_residual_base(&default_base)?;
+    }
+    if output.anchor.is_none() {
+        remove_anchor(&resolve::anchor(&output.folder))?;
     }
     let mut provenance = provenance(plan, inputs, &report);
     if output.anchor.is_some() {

@@ -25,6 +25,7 @@ mod resolve;
 mod saved;
 mod slurm;
 mod terminal;
+mod threads;
 mod verify;
 
 use args::{Cli, Command};

@@ -9,11 +9,12 @@ use super::progress::Progress;
 use super::resolve;
 use super::saved;
 use super::terminal::Terminal;
+use super::threads;
 use cntlora::moments_file::{Content, ENDING, MomentsSet, write};
 use cntlora::plan::{Measurement, Shard, plan_measurement};
 use cntlora::report::table::{Align, Table, bytes, count};
 use cntlora::run::{Job, PartialRun, Parts, measure};
-use cntlora::storage::{Access, Problems};
+use cntlora::storage::{Access, Problem, Problems};
 use serde::Serialize;
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
@@ -30,6 +31,7 @@ pub fn run(args: &MomentsArgs, terminal: &Terminal) -> anyhow::Result<()> {
     let planned = problems.collect(plan_measurement(&resolve::measurement(args, shard)));
     let Some((measurement, set)) = planned else { return Err(problems.into()) };
     problems.or_ok(())?;
+    threads::warn_of_many(&args.run, terminal);
     terminal.note(&announcement(&measurement));
 
     let outputs = vec![out.clone(), PartialRun::folder_of(&out)];
@@ -52,6 +54,12 @@ pub fn merge(args: &MergeArgs, terminal: &Terminal) -> anyhow::Result<()> {
         return parts::join(args, &folders, terminal);
     }
     let mut problems = Problems::default();
+    if args.report.is_some() {
+        problems.push(
+            Problem::usage("--report is given, but only adapters have a page, and these are no parts of one")
+                .help("leave --report out"),
+        );
+    }
     problems.collect(check_output_file(&args.out, args.force, &args.files));
     let set = problems.collect(MomentsSet::open(&args.files, Access::Auto));
     let Some(set) = set else { return Err(problems.into()) };

@@ -1,18 +1,20 @@
 //! An adapter in parts: making one of them, and joining them all.
 
-use super::args::{InitArgs, MergeArgs};
+use super::args::{InitArgs, JobArgs, MergeArgs};
 use super::command_line::command_line;
-use super::init::{tell, write};
+use super::events::{Events, is_stdout};
+use super::init::{Watching, tell, write};
 use super::interrupt::Interruption;
 use super::prepare::{check_output, create_folder, prepare, refuse_existing_part};
 use super::progress::Progress;
-use super::resolve;
+use super::resolve::{self, Output};
 use super::saved;
 use super::terminal::Terminal;
+use super::threads;
 use cntlora::plan::{self, PlannedSite, Shard};
 use cntlora::report::table::count;
 use cntlora::run::{Job, Part, PartialRun, Parts, run_part};
-use cntlora::storage::Problems;
+use cntlora::storage::{Problem, Problems};
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -27,33 +29,47 @@ struct Done {
 
 /// Decomposes the layers of a part, into a folder of its own in `--out`.
 pub fn run(args: &InitArgs, shard: Shard, terminal: &Terminal) -> anyhow::Result<()> {
+    resolve::check_streams(&args.job, terminal.json())?;
     let folder = args.out.join(shard.file_name(""));
     let check = || refuse_existing_part(&folder, args.job.output.force).map_err(Problems::from);
     let mut problems = Problems::default();
     problems.collect(check());
+    problems.collect(refuse_page(&args.job));
     let planned = problems.collect(prepare(None, &args.job));
     let Some((plan, inputs)) = planned else { return Err(problems.into()) };
     problems.or_ok(())?;
 
+    threads::warn_of_many(&args.job.run, terminal);
     create_folder(&args.out)?;
     let interruption = Interruption::handle(vec![PartialRun::folder_of(&folder)], terminal)?;
     let sites = plan.sites_of(shard);
+    let events_path = args.job.run.events.as_deref();
+    let events = events_path.map(Events::open).transpose()?;
+    if let Some(events) = &events {
+        events.started(&plan, &sites);
+    }
     let progress = Progress::of_sites(terminal, &interruption, &plan, &sites);
     let job = Job::of_run(&plan, &inputs);
     let partial = saved::open(&folder, &job, &args.job.progress, check, terminal)?;
-    let done = interruption.while_polled(|| run_part(&plan, &inputs, shard, &progress, &partial));
+    let watching = Watching { progress: &progress, events: events.as_ref() };
+    let done = interruption.while_polled(|| run_part(&plan, &inputs, shard, &watching, &partial));
     progress.finish();
-    let partial = saved::keep(partial, done)?;
     let part = Part::new(shard, resolve::request(&args.job), resolve::writing(&args.job));
-    partial.complete(&part, &folder)?;
+    let completed = saved::keep(partial, done).and_then(|partial| Ok(partial.complete(&part, &folder)?));
     let layers =
         |site: &&PlannedSite| site.layers.iter().map(|layer| layer.module.clone()).collect::<Vec<_>>();
-    let done = Done {
+    let done = completed.map(|()| Done {
         path: folder,
         shard,
         sites: sites.iter().map(|site| site.name.clone()).collect(),
         layers: sites.iter().flat_map(layers).collect(),
-    };
+    });
+    let told = events.map_or(Ok(()), |events| events.end(&done));
+    let done = done?;
+    told?;
+    if events_path.is_some_and(is_stdout) {
+        return Ok(());
+    }
     terminal.result(&done, |done| {
         format!(
             "{}: part {shard}, {} at {}\n",
@@ -65,11 +81,23 @@ pub fn run(args: &InitArgs, shard: Shard, terminal: &Terminal) -> anyhow::Result
     Ok(())
 }
 
+/// A part knows no rank, and so has nothing to show.
+fn refuse_page(job: &JobArgs) -> Result<(), Problem> {
+    match job.output.report {
+        None => Ok(()),
+        Some(_) => Err(Problem::usage("--report is given, but a page is about all parts together")
+            .help("give --report to the `cntlora merge` that joins the parts")),
+    }
+}
+
 /// Joins the parts of an adapter.
 pub fn join(args: &MergeArgs, folders: &[PathBuf], terminal: &Terminal) -> anyhow::Result<()> {
     let parts = Parts::open(folders)?;
     let Part { request, writing, .. } = parts.common();
-    let output = resolve::output_of(&args.out, request.method.start, writing.clone(), args.force);
+    let output = Output {
+        page: args.report.clone(),
+        ..resolve::output_of(&args.out, request.method.start, writing.clone(), args.force)
+    };
     let mut problems = Problems::default();
     problems.collect(check_output(&output, request));
     let planned = problems.collect(plan::plan(request));

@@ -99,11 +99,12 @@ pub fn refuse_input_folder<'a>(
     }
 }
 
-/// Refuses output folders that hold an adapter or a model, unless they are what an interrupted run of ours left: then the
-/// adapter is not complete, and its progress is there.
+/// Refuses output folders that hold an adapter or a model, unless they are what an interrupted run of ours left: then its progress is
+/// there, and the adapter is not complete, or is that of this run.
 pub fn refuse_occupied(output: &Output) -> Result<(), Problems> {
-    let unfinished =
-        PartialRun::is_there(&PartialRun::folder_of(&output.folder)) && !adapter::is_complete(&output.folder);
+    let partial = PartialRun::folder_of(&output.folder);
+    let unfinished = PartialRun::is_there(&partial)
+        && (PartialRun::is_writing(&partial) || !adapter::is_complete(&output.folder));
     let mut problems = Problems::default();
     if !unfinished {
         for folder in output.folders() {
@@ -147,14 +148,14 @@ pub fn refuse_existing_part(folder: &Path, force: bool) -> Result<(), Problem> {
     Ok(())
 }
 
-/// Refuses an output file that is there already, unless forced.
+/// Refuses an output file that is there already, unless forced, and unless an interrupted run left it.
 pub fn refuse_existing(file: &Path, force: bool) -> Result<(), Problem> {
     if file.is_dir() {
         return Err(Problem::usage("expected the name of a file to write, found a folder")
             .in_file(file)
             .help("give the name of a file"));
     }
-    if file.exists() && !force {
+    if file.exists() && !force && !PartialRun::is_writing(&PartialRun::folder_of(file)) {
         return Err(Problem::usage("is there already")
             .in_file(file)
             .help("choose another name, or give --force to replace it"));

@@ -3,6 +3,7 @@
 use super::args::{self, InputArgs, JobArgs, MethodArgs, MomentsArgs, RankArgs, ReadingArgs, RunArgs};
 use super::byte_size::ByteSize;
 use super::events::is_stdout;
+use super::threads;
 use cntlora::adapter::{Component, Format, SingleFile};
 use cntlora::constraint::Coupling;
 use cntlora::constraint::Norm;
@@ -14,7 +15,6 @@ use cntlora::rank::{Limits, Policy};
 use cntlora::run::Writing;
 use cntlora::simd::Precision;
 use cntlora::storage::{Access, Problem, Problems};
-use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 /// Largest rank when the ranks follow from `--energy` and `--max-rank` is not given.
@@ -46,7 +46,7 @@ pub fn request(job: &JobArgs) -> Request {
         precision: precision(&job.run),
         element: element(job.output.dtype),
         access: access(reading),
-        threads: threads(&job.run),
+        threads: threads::of(&job.run),
         max_memory: job.run.max_memory.map(|ByteSize(bytes)| bytes),
     }
 }
@@ -64,7 +64,7 @@ pub fn measurement(args: &MomentsArgs, shard: Option<Shard>) -> MeasurementReque
         precision: precision(&args.run),
         shard,
         access: access(&args.reading),
-        threads: threads(&args.run),
+        threads: threads::of(&args.run),
         max_memory: args.run.max_memory.map(|ByteSize(bytes)| bytes),
     }
 }
@@ -198,7 +198,7 @@ pub fn output_of(folder: &Path, start: Start, writing: Writing, force: bool) -> 
     Output {
         folder: folder.into(),
         base: (residual && !anchored).then(|| base.unwrap_or_else(|| default_base(folder))),
-        anchor: (residual && anchored).then(|| folder.join("anchor")),
+        anchor: (residual && anchored).then(|| anchor(folder)),
         format,
         page: None,
         force,
@@ -217,6 +217,11 @@ pub fn writing(job: &JobArgs) -> Writing {
 /// Where the changed base of an adapter goes unless it is told.
 pub fn default_base(folder: &Path) -> PathBuf {
     folder.join("base")
+}
+
+/// Where the adapter goes that takes the update of another one away.
+pub fn anchor(folder: &Path) -> PathBuf {
+    folder.join("anchor")
 }
 
 /// Refuses options that would have no effect.
@@ -317,11 +322,6 @@ pub fn element(dtype: args::Dtype) -> Element {
         args::Dtype::Bf16 => Element::Bf16,
         args::Dtype::F16 => Element::F16,
     }
-}
-
-/// Number of threads: as asked for, or what the machine allows this process.
-fn threads(run: &RunArgs) -> usize {
-    run.threads.or_else(|| std::thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get)
 }
 
 #[cfg(test)]
@@ -536,8 +536,8 @@ mod tests {
 
     #[test]
     fn threads_are_as_asked_or_all() {
-        assert_eq!(threads(&init("--threads 3").job.run), 3);
-        assert!(threads(&init("").job.run) >= 1);
+        assert_eq!(threads::of(&init("--threads 3").job.run), 3);
+        assert!(threads::of(&init("").job.run) >= 1);
     }
 
     /// Options that contradict each other never reach the library.

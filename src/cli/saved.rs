@@ -60,7 +60,17 @@ fn failed(partial: PartialRun, mut problems: Problems) -> Problems {
             let problem = Problem::interrupted("stopped before it was finished; the progress is saved here");
             problem.in_file(partial.folder()).help("give the same command again to go on").into()
         }
-        Category::Io => problems,
+        Category::Io => {
+            let goes_on = |problem: Problem| {
+                match problem.next_step() {
+                Some(_) => problem,
+                None => problem.help(
+                    "what was saved before is kept: give the same command again, when this is mended, to go on",
+                ),
+            }
+            };
+            Problems(problems.0.into_iter().map(goes_on).collect())
+        }
         Category::Data | Category::Usage => {
             problems.collect(partial.discard());
             problems

@@ -8,7 +8,7 @@ use crate::plan::{MeasurementRequest, Nonfinite, Request, Selection, Shard, plan
 use crate::random::gaussian;
 use crate::rank::{Limits, Policy};
 use crate::simd::Precision;
-use crate::storage::faults::{Faults, Step, inject};
+use crate::storage::faults::{Faults, Step, folder, inject};
 use crate::storage::{Access, Category, Problems, is_unfinished, safetensors};
 use serde_json::Map;
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,9 +33,7 @@ type Files = BTreeMap<PathBuf, Vec<u8>>;
 
 impl Small {
     fn new() -> Self {
-        // In memory, where that is known to be: to bring files to a disk would take most of the time.
-        let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
-        let small = Self { folder: folder.unwrap() };
+        let small = Self { folder: folder() };
         let tensors = |rows, names: [&str; 2]| {
             names.map(|name| {
                 let matrix = gaussian::<f32>(rows, WIDTH, 1, name);
@@ -84,6 +82,7 @@ impl Small {
         let (plan, inputs) = plan(&request)?;
         let partial = self.open(&Job::of_run(&plan, &inputs), "out")?;
         let outcome = run_resumable(&plan, &inputs, observer, &partial)?;
+        partial.begin_writing()?;
         self.write(&outcome)?;
         Ok(partial.discard()?)
     }
@@ -266,6 +265,21 @@ fn reads_of_a_measurement_fail() {
     let stopped = stopped(&small, &|observer| small.moments("out", observer));
     let states = [Files::new(), stopped[2].clone()];
     all_faults(&small, &states, reads, &READING, &|| small.moments("out", &()));
+}
+
+/// What the tests above count on: the thread that reads ahead is among those whose reads fail.
+#[test]
+fn reads_ahead_count() {
+    let small = Small::new();
+    let reads_of = |work: &dyn Fn() -> Result<(), Problems>| {
+        let (result, faults) = inject(Faults::none(), small.folder.path(), work);
+        result.unwrap();
+        let rows = small.path("rows/q.1.npy");
+        faults.met.into_iter().filter(|met| *met == (Step::Read, rows.clone())).count()
+    };
+    let planned = reads_of(&|| plan(&small.request()).map(drop));
+    let run = reads_of(&|| small.adapter(&[], &()));
+    assert_eq!(run, planned + WIDTH + 1, "one for each column, and one for the hash in the report");
 }
 
 /// Reads of moments files.

@@ -52,6 +52,7 @@ pub fn measure(
         .iter()
         .map(|site| (site.name.as_str(), extent(site, measurement.precision)))
         .collect();
+    partial.begin_writing()?;
     write(out, &content, &|site| {
         let sums = partial.sums(site, KIND).load(&extents[site])?;
         let sums = sums.ok_or_else(|| {

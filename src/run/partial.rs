@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `lock` | nothing; it is locked while a run works in the folder |
 //! | `job.json` | the inputs and options of the run (`job`) |
+//! | `writing` | nothing; it is there when the output is being written, so that one that looks complete is this run's own |
 //! | `<site>.….moments.safetensors` | the sums of a site that is being measured, and how far they go (`saved_sums`) |
 //! | `<site>.layers.safetensors` | the decomposed layers of a finished site (`saved_layers`) |
 //!
@@ -23,6 +24,7 @@ use std::time::Duration;
 
 const LOCK: &str = "lock";
 pub(super) const JOB: &str = "job.json";
+const WRITING: &str = "writing";
 const SUMS: &str = ".moments.safetensors";
 const LAYERS: &str = ".layers.safetensors";
 
@@ -58,6 +60,11 @@ impl PartialRun {
         folder.join(JOB).is_file()
     }
 
+    /// Whether the folder holds the progress of a run that began to write its output. What is there of it may be replaced by the same run.
+    pub fn is_writing(folder: &Path) -> bool {
+        Self::is_there(folder) && folder.join(WRITING).is_file()
+    }
+
     /// Opens the folder to begin a job, or to continue it where an earlier run stopped. Progress is saved after a block of rows
     /// if `interval` has passed since the last time, and when a site is finished.
     ///
@@ -90,6 +97,8 @@ impl PartialRun {
                 return Err(Problems(differences.iter().map(problem).collect()));
             }
         } else {
+            // A run that has ended may have left it.
+            partial.remove_files(|name| name == WRITING)?;
             partial.refuse_strangers()?;
             write_atomically(&path, job.text().as_bytes())?;
         }
@@ -101,14 +110,23 @@ impl PartialRun {
         &self.folder
     }
 
+    /// Says that the output is going to be written: [`is_writing`](Self::is_writing).
+    ///
+    /// # Errors
+    /// I/O problems of writing.
+    pub fn begin_writing(&self) -> Result<(), Problem> {
+        write_atomically(&self.folder.join(WRITING), b"")
+    }
+
     /// Removes the progress, after the output is complete.
     ///
     /// # Errors
     /// An I/O problem if a file cannot be removed.
     pub fn discard(self) -> Result<(), Problem> {
         // The job stays as long as there is something of it, and the lock to the end: until then no other run can begin.
-        self.remove_files(|name| is_ours(name) && name != LOCK && name != JOB)?;
+        self.remove_files(|name| is_ours(name) && ![LOCK, JOB, WRITING].contains(&name))?;
         self.remove_files(|name| name == JOB)?;
+        self.remove_files(|name| name == WRITING)?;
         self.remove_files(|name| name == LOCK)?;
         // What is not ours stays, and keeps the folder.
         let _ = fs::remove_dir(&self.folder);
@@ -247,7 +265,7 @@ fn is_ours(name: &str) -> bool {
         let digits = name.bytes().take_while(u8::is_ascii_hexdigit).count();
         digits == DIGITS && (name.ends_with(SUMS) || name.ends_with(LAYERS))
     };
-    name == LOCK || name == JOB || name == PART || is_unfinished(name) || of_a_site()
+    [LOCK, JOB, WRITING, PART].contains(&name) || is_unfinished(name) || of_a_site()
 }
 
 #[cfg(test)]

@@ -1,7 +1,10 @@
 //! Faulty inputs, options and surroundings, as the real tool meets them: each ends in its exit code and says what is wrong, or does the work.
 //!
-//! Faults of reading and writing at every operation, and runs that are killed, stopped or damaged, have tests of their own.
+//! Faults of reading and writing at every operation, and runs that are killed, stopped or damaged, have tests of their own:
+//! `src/run/faults.rs`, `src/adapter/faults.rs` and `tests/resume.rs`.
 
+#[path = "../small/progress.rs"]
+mod progress;
 #[path = "../small/mod.rs"]
 mod small;
 

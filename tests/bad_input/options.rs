@@ -1,5 +1,6 @@
 //! Options that cannot be carried out.
 
+use super::matrix;
 use crate::small::Small;
 use std::fs;
 
@@ -27,6 +28,31 @@ fn options_out_of_range_are_answered_with_what_is_legal() {
     }
 }
 
+/// Rules that double a name end before memory does.
+#[test]
+fn renames_cannot_fill_the_memory() {
+    let small = Small::new();
+    let rules = "--rename ^(.*)$=$1$1 ".repeat(50);
+    std::fs::write(small.path("a.safetensors"), matrix("q", 24, &[1.0; 24])).unwrap();
+    let words = format!("plan model.safetensors -a a.safetensors --rank 1 {rules}");
+    small.refused(&words, 2, r#"--rename makes a name of more than 4096 bytes of the module "q""#);
+}
+
+/// A page is about the whole: options that would have no effect are refused.
+#[test]
+fn pages_are_of_adapters() {
+    let small = Small::new();
+    let words = "init model.safetensors -a target --rank 4 --shard 0/1 -o parts";
+    let message = "give --report to the `cntlora merge` that joins the parts";
+    small.refused(&format!("{words} --report page.html"), 2, message);
+    small.succeed(words);
+    small.succeed("merge parts -o adapter --report page.html");
+    assert!(std::fs::read_to_string(small.path("page.html")).unwrap().contains("block.mlp"));
+    small.succeed("moments target -o t.moments.safetensors");
+    let words = "merge t.moments.safetensors -o both.moments.safetensors --report moments.html";
+    small.refused(words, 2, "--report is given, but only adapters have a page");
+}
+
 /// No inputs at all, and one that is given twice.
 #[test]
 fn inputs_must_be_there_once() {
@@ -41,15 +67,26 @@ fn inputs_must_be_there_once() {
     ] {
         small.refused(words, 2, message);
     }
+    std::fs::copy(small.path("target/0.safetensors"), small.path("copy.safetensors")).unwrap();
+    for words in [
+        "plan model.safetensors --rank 4 -a target copy.safetensors",
+        "plan model.safetensors --rank 4 -a target --source source copy.safetensors target/0.safetensors",
+        "init model.safetensors --rank 4 -a target copy.safetensors -o out",
+        "moments target copy.safetensors -o out",
+    ] {
+        small.refused(words, 1, "its rows would count twice: it has the content of");
+    }
 }
 
-/// More threads than processors, and than sites, change no bit.
+/// More threads than processors, and than sites, change no bit, and are told of.
 #[test]
 fn many_threads_change_nothing() {
     let small = Small::new();
     let words = "init model.safetensors -a target --rank 4";
     small.succeed(&format!("{words} --threads 1 -o one"));
-    small.succeed(&format!("{words} --threads 64 -o many"));
+    let output = small.succeed(&format!("{words} --threads 64 -o many"));
+    let told = String::from_utf8_lossy(&output.stderr).contains("--threads 64 is more than the processors");
+    assert_eq!(told, std::thread::available_parallelism().unwrap().get() < 64);
     assert!(small.bytes("one") == small.bytes("many"));
 }
 

@@ -1,7 +1,8 @@
 //! Paths, names and streams that are not what they should be.
 
 use super::{matrix, safetensors};
-use crate::small::Small;
+use crate::progress::leave_progress;
+use crate::small::{Small, names};
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{Seek, SeekFrom, Write};
@@ -98,6 +99,59 @@ fn outputs_keep_off() {
     let input = fs::read(small.path("target/0.safetensors")).unwrap();
     small.succeed("moments target/0.safetensors --out hard.safetensors --force");
     assert!(fs::read(small.path("target/0.safetensors")).unwrap() == input);
+}
+
+/// An adapter that is replaced leaves no anchor beside one that needs none; files of the user stay.
+#[test]
+fn an_anchor_goes_with_its_adapter() {
+    let small = Small::new();
+    let words = "init model.safetensors -a target --rank 4 -o out";
+    let anchored = format!("{words} --force --start residual --residual anchor");
+    small.succeed(&anchored);
+    assert!(small.path("out/anchor/adapter_config.json").exists());
+    small.succeed(&format!("{words} --force"));
+    assert!(!small.path("out/anchor").exists());
+    small.succeed(&format!("{anchored} --format kohya"));
+    fs::write(small.path("out/anchor/notes"), "mine").unwrap();
+    small.succeed(&format!("{words} --force --start residual"));
+    assert_eq!(names(&small.path("out/anchor")), ["notes"]);
+}
+
+/// A run that cannot save its progress says which file it was, and keeps what was saved before. Here files may not grow beyond a few
+/// kilobytes, and the sums of pairs are larger.
+#[test]
+fn progress_that_cannot_be_saved_costs_nothing_of_what_was() {
+    let words = "init model.safetensors -a target --source source --coupling paired --rank 4 -o out --checkpoint-every 0";
+    let whole = Small::new();
+    whole.succeed(words);
+    let small = Small::new();
+    let limited = |words: &str| {
+        let mut shell = Command::new("sh");
+        let tool = env!("CARGO_BIN_EXE_cntlora");
+        let script = format!("trap '' XFSZ; ulimit -f 10; exec {tool} {words}");
+        shell.current_dir(small.path("")).args(["-c", &script]).output().unwrap()
+    };
+    let partial = small.path("out.partial");
+    let saved = || {
+        let names = names(&partial).into_iter().filter(|name| name.ends_with(".safetensors"));
+        names.map(|name| fs::read(partial.join(name)).unwrap()).collect::<Vec<_>>()
+    };
+    // Once with nothing to go on from, and once from sums.
+    for blocks in [0, 1] {
+        let before = if partial.exists() { saved() } else { Vec::new() };
+        assert_eq!(before.is_empty(), blocks == 0);
+        let output = limited(words);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(3), "{stderr}");
+        assert!(stderr.contains("out.partial/") && stderr.contains("File too large"), "{stderr}");
+        assert!(stderr.contains("what was saved before is kept: give the same command again"), "{stderr}");
+        assert!(saved().is_empty() == before.is_empty() && !small.path("out").exists());
+        if blocks == 0 {
+            leave_progress(&small, words, "out");
+        }
+    }
+    small.succeed(words);
+    assert!(small.bytes("out") == whole.bytes("out"));
 }
 
 /// Results that cannot be printed are a failure, not a success without them.

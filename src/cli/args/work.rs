@@ -54,6 +54,10 @@ pub struct MergeArgs {
     #[arg(short, long, value_name = "FILE")]
     pub out: PathBuf,
 
+    /// Write a page about the adapter: one self-contained HTML file
+    #[arg(long, value_name = "FILE.html")]
+    pub report: Option<PathBuf>,
+
     /// Replace what is already there
     #[arg(long)]
     pub force: bool,
