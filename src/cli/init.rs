@@ -15,8 +15,7 @@ use super::terminal::Terminal;
 use super::threads;
 use cntlora::adapter::{
     AdaptedWeight, Adapter, Format, other_modules, remove_anchor, remove_residual_base, retire,
-    stage_residual_base,
-    write_adapter,
+    stage_residual_base, write_adapter,
 };
 use cntlora::plan::{Inputs, Plan, PlannedLayer};
 use cntlora::report::{REPORT_FILE, Report, text};

@@ -87,6 +87,8 @@ impl Module<'_> {
             }
             [outputs, inputs] if inputs == width => one(outputs, LayerShape::Linear),
             [_, inputs] => Err(self.wrong_width(tensor, shape, inputs, "")),
+            // The user's renames may lead to any tensor.
+            [_, _, _] if !tensor.ends_with(".weight") => self.of_parameter(tensor),
             [_, middle, inputs] if inputs == width && middle != 1 => {
                 Err(Unfit::Kind("it holds several matrices, and is no parameter of fused experts".into()))
             }

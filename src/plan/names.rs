@@ -103,7 +103,7 @@ impl<'a> Names<'a> {
     /// The tensor that has the name of a parameter, which no module has to itself.
     pub(super) fn parameter(&self, name: &str) -> Result<Option<&'a str>, Unresolved<'a>> {
         match self.find_tensor(name)? {
-            None => self.find_tensor(&self.renames.apply(name)),
+            None => self.find_tensor(&self.renames.apply(name).ok_or(Unresolved::TooLong)?),
             found => Ok(found),
         }
     }

@@ -33,7 +33,7 @@ fn options_out_of_range_are_answered_with_what_is_legal() {
 fn renames_cannot_fill_the_memory() {
     let small = Small::new();
     let rules = "--rename ^(.*)$=$1$1 ".repeat(50);
-    std::fs::write(small.path("a.safetensors"), matrix("q", 24, &[1.0; 24])).unwrap();
+    fs::write(small.path("a.safetensors"), matrix("q", 24, &[1.0; 24])).unwrap();
     let words = format!("plan model.safetensors -a a.safetensors --rank 1 {rules}");
     small.refused(&words, 2, r#"--rename makes a name of more than 4096 bytes of the module "q""#);
 }
@@ -47,7 +47,7 @@ fn pages_are_of_adapters() {
     small.refused(&format!("{words} --report page.html"), 2, message);
     small.succeed(words);
     small.succeed("merge parts -o adapter --report page.html");
-    assert!(std::fs::read_to_string(small.path("page.html")).unwrap().contains("block.mlp"));
+    assert!(fs::read_to_string(small.path("page.html")).unwrap().contains("block.mlp"));
     small.succeed("moments target -o t.moments.safetensors");
     let words = "merge t.moments.safetensors -o both.moments.safetensors --report moments.html";
     small.refused(words, 2, "--report is given, but only adapters have a page");
@@ -57,8 +57,8 @@ fn pages_are_of_adapters() {
 #[test]
 fn inputs_must_be_there_once() {
     let small = Small::new();
-    std::fs::create_dir(small.path("empty")).unwrap();
-    std::fs::hard_link(small.path("target/0.safetensors"), small.path("again.safetensors")).unwrap();
+    fs::create_dir(small.path("empty")).unwrap();
+    fs::hard_link(small.path("target/0.safetensors"), small.path("again.safetensors")).unwrap();
     for (words, message) in [
         ("plan model.safetensors", "--activations"),
         ("plan model.safetensors -a empty", "expected .safetensors or .npy files in the folder, found none"),
@@ -67,7 +67,7 @@ fn inputs_must_be_there_once() {
     ] {
         small.refused(words, 2, message);
     }
-    std::fs::copy(small.path("target/0.safetensors"), small.path("copy.safetensors")).unwrap();
+    fs::copy(small.path("target/0.safetensors"), small.path("copy.safetensors")).unwrap();
     for words in [
         "plan model.safetensors --rank 4 -a target copy.safetensors",
         "plan model.safetensors --rank 4 -a target --source source copy.safetensors target/0.safetensors",
