@@ -266,8 +266,11 @@ quickcheck! {
             })
     }
 
-    /// We read what the oracle writes.
+    /// We read what the oracle writes; but for files without tensors, whose header is no JSON when it has no metadata either.
     fn what_the_safetensors_crate_writes_is_read(content: Content) -> bool {
+        if content.tensors.is_empty() {
+            return true;
+        }
         let views = content.tensors.iter().map(|(name, (dtype, shape, data))| {
             let dtype: Dtype = serde_json::from_value(dtype.as_str().into()).unwrap();
             let shape = shape.iter().map(|&length| length as usize).collect();
