@@ -4,14 +4,15 @@
 //! Source: `ParamWrapper` and `_ConvNd` in `tuners/lora/layer.py`, and `_inject_parameters` in `tuners/tuners_utils.py`, of PEFT
 //! 0.21.2.
 
-use super::Adapter;
+use super::config::is_suffix;
+use super::{Adapter, CONFIG_FILE, Config};
 use crate::factors::{Factors, LayerShape, module_and_block};
 use crate::storage::{Problem, Problems, quoted};
 use faer::Mat;
 use std::collections::BTreeMap;
 
 /// What PEFT puts behind the name of a module once more for each parameter that it wraps within another.
-pub(super) const WRAPPED: &str = ".base_layer";
+const WRAPPED: &str = ".base_layer";
 
 /// The order in which models have the parameters of their experts. PEFT wraps the first one innermost.
 const ORDER: [&str; 3] = ["gate_up_proj", "up_proj", "down_proj"];
@@ -175,7 +176,7 @@ fn wrapping<'a>(
 ///
 /// # Errors
 /// Data: several of them whose order is not known.
-pub(super) fn in_order(parameters: &mut [&str]) -> Result<(), Problem> {
+fn in_order(parameters: &mut [&str]) -> Result<(), Problem> {
     let place = |name: &str| {
         let last = name.rsplit('.').next().unwrap_or(name);
         ORDER.iter().position(|known| *known == last)
@@ -191,6 +192,35 @@ pub(super) fn in_order(parameters: &mut [&str]) -> Result<(), Problem> {
     }
     parameters.sort_by_key(|name| place(name));
     Ok(())
+}
+
+/// The parameter of experts that stands under this name, if the configuration has such.
+pub(super) fn parameter(name: &str, config: Option<&Config>) -> Result<Option<String>, Problem> {
+    let mut parent = name;
+    let mut depth = 0;
+    while let Some(outer) = parent.strip_suffix(WRAPPED) {
+        (parent, depth) = (outer, depth + 1);
+    }
+    let targets = config.and_then(|config| config.target_parameters.as_ref());
+    let is_of_parent = |target: &&str| {
+        let (of, _) = target.rsplit_once('.').unwrap_or(("", target));
+        of == parent || is_suffix(of, parent)
+    };
+    let mut siblings: Vec<&str> =
+        targets.into_iter().flatten().map(String::as_str).filter(is_of_parent).collect();
+    if siblings.is_empty() {
+        return Ok(None);
+    }
+    in_order(&mut siblings)?;
+    let target = siblings.len().checked_sub(depth + 1).map(|place| siblings[place]).ok_or_else(|| {
+        Problem::data(format!(
+            "expected tensors of {} parameters of {}, as {CONFIG_FILE} says, found those of a further one",
+            siblings.len(),
+            quoted(parent)
+        ))
+    })?;
+    let last = target.rsplit('.').next().unwrap_or(target);
+    Ok(Some(format!("{parent}.{last}")))
 }
 
 #[cfg(test)]

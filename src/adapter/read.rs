@@ -1,7 +1,6 @@
 //! The reader of PEFT folders: headers first, factors of one layer on demand.
 
-use super::config::is_suffix;
-use super::modules::{WRAPPED, in_order};
+use super::modules::parameter;
 use super::single_file::{ALPHA_SUFFIX, DOWN_SUFFIX, SingleFile, UP_SUFFIX};
 use super::{A_SUFFIX, B_SUFFIX, CONFIG_FILE, Config, PREFIX, TENSORS_FILE};
 use crate::element::Element;
@@ -279,35 +278,6 @@ fn pairs(
     pairs
 }
 
-/// The parameter of experts that stands under this name, if the configuration has such.
-fn parameter(name: &str, config: Option<&Config>) -> Result<Option<String>, Problem> {
-    let mut parent = name;
-    let mut depth = 0;
-    while let Some(outer) = parent.strip_suffix(WRAPPED) {
-        (parent, depth) = (outer, depth + 1);
-    }
-    let targets = config.and_then(|config| config.target_parameters.as_ref());
-    let is_of_parent = |target: &&str| {
-        let (of, _) = target.rsplit_once('.').unwrap_or(("", target));
-        of == parent || is_suffix(of, parent)
-    };
-    let mut siblings: Vec<&str> =
-        targets.into_iter().flatten().map(String::as_str).filter(is_of_parent).collect();
-    if siblings.is_empty() {
-        return Ok(None);
-    }
-    in_order(&mut siblings)?;
-    let target = siblings.len().checked_sub(depth + 1).map(|place| siblings[place]).ok_or_else(|| {
-        Problem::data(format!(
-            "expected tensors of {} parameters of {}, as {CONFIG_FILE} says, found those of a further one",
-            siblings.len(),
-            quoted(parent)
-        ))
-    })?;
-    let last = target.rsplit('.').next().unwrap_or(target);
-    Ok(Some(format!("{parent}.{last}")))
-}
-
 impl Pair {
     /// The layers of a module: one, or one for each of its blocks.
     fn layers(
@@ -421,117 +391,4 @@ fn matrix_shape(tensor: &Tensor, expected: &str) -> Result<(usize, usize), Probl
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::testing::{adapter, factors, rows, write, write_tensors};
-    use super::*;
-    use crate::storage::Category;
-
-    const CONFIG: &str = r#"{"peft_type":"LORA","r":1,"target_modules":["q"]}"#;
-
-    fn a() -> (&'static str, Element, Vec<u64>, Vec<f64>) {
-        ("base_model.model.q.lora_A.weight", Element::F32, vec![1, 2], vec![1.0, 2.0])
-    }
-
-    fn b() -> (&'static str, Element, Vec<u64>, Vec<f64>) {
-        ("base_model.model.q.lora_B.weight", Element::F32, vec![3, 1], vec![3.0, 4.0, 5.0])
-    }
-
-    fn opened(
-        config: &str,
-        tensors: &[(&str, Element, Vec<u64>, Vec<f64>)],
-    ) -> Result<PeftAdapter, Problems> {
-        let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join(CONFIG_FILE), config).unwrap();
-        write_tensors(&folder.path().join(TENSORS_FILE), tensors);
-        PeftAdapter::open(folder.path())
-    }
-
-    #[test]
-    fn an_adapter_of_peft_is_read() {
-        let text = r#"{"peft_type":"LORA","r":8,"lora_alpha":4.0,"rank_pattern":{"q":1},"peft_version":"0.21.2",
-            "target_modules":"all-linear","eva_config":null,"layers_pattern":null,"use_rslora":false}"#;
-        let adapter = opened(text, &[a(), b()]).unwrap();
-        let layer = &adapter.layers()["q"];
-        assert_eq!((layer.rank, layer.inputs, layer.outputs, layer.scale), (1, 2, 3, 4.0));
-        let factors = adapter.factors(layer).unwrap();
-        assert_eq!((rows(&factors.a), rows(&factors.b)), (vec![1.0, 2.0], vec![3.0, 4.0, 5.0]));
-    }
-
-    #[test]
-    fn every_complaint_names_the_file_and_what_was_found() {
-        let mut flat = a();
-        flat.2 = vec![2];
-        let mut empty = a();
-        (empty.2, empty.3) = (vec![1, 0], vec![]);
-        let mut wide = b();
-        (wide.2, wide.3) = (vec![3, 2], vec![0.0; 6]);
-        let mut half = b();
-        half.1 = Element::F16;
-        let unprefixed = ("q.lora_A.weight", Element::F32, vec![1, 2], vec![0.0; 2]);
-        let magnitude = ("base_model.model.q.lora_magnitude_vector", Element::F32, vec![3], vec![0.0; 3]);
-        for (config, tensors, complaint) in [
-            (CONFIG, vec![a()], "lora_B.weight\": expected this tensor beside"),
-            (CONFIG, vec![b()], "lora_A.weight\": expected this tensor beside"),
-            (CONFIG, vec![flat, b()], "expected A, of shape [rank, inputs], found shape [2]"),
-            (CONFIG, vec![empty, b()], "expected A, of shape [rank, inputs], found shape [1, 0]"),
-            (CONFIG, vec![a(), wide], "expected 1 columns, one per row of its A, found 2"),
-            (CONFIG, vec![a(), half], "expected the format of its A, \"F32\", found \"F16\""),
-            (CONFIG, vec![a(), b(), unprefixed], "tensor \"q.lora_A.weight\": expected a name like"),
-            (CONFIG, vec![a(), b(), magnitude], "only adapters of linear layers and convolutions are read"),
-            (
-                r#"{"peft_type":"LORA"}"#,
-                vec![a(), b()],
-                "expected rank 8, as adapter_config.json says, found 1",
-            ),
-            (r#"{"peft_type":"LOHA"}"#, vec![a(), b()], "expected peft_type \"LORA\", found \"LOHA\""),
-            ("{", vec![a(), b()], "expected the configuration of a PEFT adapter as JSON"),
-        ] {
-            let problems = opened(config, &tensors).unwrap_err();
-            assert_eq!(problems.0.len(), 1, "{problems}");
-            assert!(problems.to_string().contains(complaint), "{problems}");
-            assert!(problems.to_string().contains("adapter_"), "the file is named: {problems}");
-            assert_eq!(problems.category(), Category::Data);
-        }
-    }
-
-    #[test]
-    fn integers_are_no_factors() {
-        let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join(CONFIG_FILE), CONFIG).unwrap();
-        let integer =
-            |name: &str, shape: Vec<u64>, length| (name.into(), ("I32".into(), shape, vec![0; length]));
-        let tensors = BTreeMap::from([integer(a().0, vec![1, 2], 8), integer(b().0, vec![3, 1], 12)]);
-        let mut file = fs::File::create(folder.path().join(TENSORS_FILE)).unwrap();
-        crate::storage::safetensors::write(&mut file, &BTreeMap::new(), &tensors).unwrap();
-        let problems = PeftAdapter::open(folder.path()).unwrap_err();
-        assert!(problems.to_string().contains("expected F32, F16, BF16 or F64, found \"I32\""), "{problems}");
-    }
-
-    #[test]
-    fn missing_files_are_reported_together() {
-        let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join("adapter_model.bin"), b"").unwrap();
-        let problems = PeftAdapter::open(folder.path()).unwrap_err();
-        assert_eq!(problems.0.len(), 2, "{problems}");
-        assert!(problems.0[0].next_step().unwrap().contains("written last"));
-        assert!(problems.0[1].next_step().unwrap().contains("adapter_model.bin is not read"));
-        assert_eq!(problems.category(), Category::Data);
-
-        for wrong in [folder.path().join("missing"), folder.path().join("adapter_model.bin")] {
-            assert_eq!(PeftAdapter::open(&wrong).unwrap_err().category(), Category::Io);
-        }
-    }
-
-    /// Protects memory against a header that promises more than the file holds.
-    #[test]
-    fn truncated_tensors_are_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        write(folder.path(), &adapter([("q", factors(4, 4, 2))]));
-        let path = folder.path().join(TENSORS_FILE);
-        let bytes = fs::read(&path).unwrap();
-        for length in [0, 7, bytes.len() / 2, bytes.len() - 1] {
-            fs::write(&path, &bytes[..length]).unwrap();
-            assert_eq!(PeftAdapter::open(folder.path()).unwrap_err().category(), Category::Data);
-        }
-    }
-}
+mod tests;

@@ -44,7 +44,7 @@ pub(super) fn find(
             let (stored, block) = match locate_block(&names, module) {
                 Ok(found) => found,
                 Err(unresolved) => {
-                    found.problems.push(unresolved.problem(module).in_file(checkpoint.path()));
+                    found.problems.push(unresolved.problem(module, &names).in_file(checkpoint.path()));
                     continue;
                 }
             };

@@ -29,8 +29,8 @@ pub(super) struct Names<'a> {
 /// Why a module has no tensor.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Unresolved<'a> {
-    /// No tensor fits; these have the most similar names.
-    Missing(Vec<&'a str>),
+    /// No tensor fits. This is what it was looked for as, for the names that are nearest: many modules are only tried.
+    Missing(String),
     /// Several fit equally well.
     Ambiguous(Vec<&'a str>),
     /// The user's renames make a name of it that no tensor has.
@@ -95,7 +95,7 @@ impl<'a> Names<'a> {
         let found: Vec<_> = found.into_iter().collect();
         match found[..] {
             [tensor] => Ok(tensor),
-            [] => Err(Unresolved::Missing(nearest(&weight(&renamed), self.tensors.iter().copied()))),
+            [] => Err(Unresolved::Missing(weight(&renamed))),
             _ => Err(Unresolved::Ambiguous(found)),
         }
     }
@@ -147,15 +147,15 @@ fn weight(module: &str) -> String {
 
 impl Unresolved<'_> {
     /// What to tell the user.
-    pub(super) fn problem(&self, module: &str) -> Problem {
+    pub(super) fn problem(&self, module: &str, names: &Names<'_>) -> Problem {
         let expected = format!("expected the weight of module {} in the checkpoint", quoted(module));
         match self {
-            Self::Missing(nearest) if nearest.is_empty() => {
+            Self::Missing(_) if names.tensors.is_empty() => {
                 Problem::data(format!("{expected}, found no tensor at all"))
             }
-            Self::Missing(nearest) => Problem::data(format!(
+            Self::Missing(name) => Problem::data(format!(
                 "{expected}, found none that fits; the nearest names are {}",
-                list(nearest.iter().copied())
+                list(nearest(name, names.tensors.iter().copied()))
             ))
             .help("say how the checkpoint calls it with --rename 'REGEX=REPLACEMENT', or leave it out with --exclude"),
             Self::Ambiguous(tensors) => Problem::data(format!(
@@ -244,9 +244,9 @@ mod tests {
     #[test]
     fn only_whole_parts_count_as_leading() {
         let missing = resolve_one(&["unq.weight", "q.bias"], "q", &[]).unwrap_err();
-        assert_eq!(missing, r#"Missing(["unq.weight", "q.bias"])"#);
+        assert_eq!(missing, r#"Missing("q.weight")"#);
         let missing = resolve_one(&["q.weight"], "unq", &[]).unwrap_err();
-        assert_eq!(missing, r#"Missing(["q.weight"])"#);
+        assert_eq!(missing, r#"Missing("unq.weight")"#);
     }
 
     #[test]

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from transformers import (
     BertConfig, BertModel, Dinov2Config, Dinov2Model, GPT2Config, GPT2LMHeadModel, GptOssConfig, GptOssForCausalLM, LlamaConfig,
     LlamaForCausalLM, MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerFast, RegNetConfig, RegNetModel, ResNetConfig, ResNetModel,
-    VideoMAEConfig, VideoMAEModel, ViTConfig, ViTModel, WhisperConfig, WhisperForAudioClassification,
+    VideoMAEConfig, VideoMAEModel, ViTConfig, ViTModel, Wav2Vec2Config, Wav2Vec2Model,
 )
 
 torch.manual_seed(0)
@@ -33,11 +33,9 @@ models = dict(
         **small, num_key_value_heads=2, head_dim=8, num_local_experts=4, num_experts_per_tok=2, pad_token_id=0,
     )), tokens),
     regnet=(RegNetModel(RegNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], groups_width=4, layer_type="x")), images),
-    whisper=(WhisperForAudioClassification(WhisperConfig(
-        vocab_size=64, num_mel_bins=8, d_model=32, encoder_layers=2, encoder_attention_heads=4, encoder_ffn_dim=48, decoder_layers=1,
-        decoder_attention_heads=4, decoder_ffn_dim=48, max_source_positions=16, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-        decoder_start_token_id=1, num_labels=4, classifier_proj_size=8,
-    )), dict(input_features=torch.randn(12, 8, 32))),
+    wav2vec2=(Wav2Vec2Model(Wav2Vec2Config(
+        **small, conv_dim=(8, 8), conv_kernel=(4, 3), conv_stride=(2, 2), num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2,
+    )), dict(input_values=torch.randn(12, 64))),
     videomae=(VideoMAEModel(VideoMAEConfig(
         hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, image_size=16, patch_size=8, num_frames=4, tubelet_size=2,
     )), dict(pixel_values=torch.randn(12, 4, 3, 16, 16))),
