@@ -85,7 +85,8 @@ pub fn verify(
     // Where the factors hold the scale, they are no longer those that the method made.
     let holds_scale = adapter.single_file() == Some(SingleFile::Diffusers);
     let form = record.as_ref().and_then(Record::form).filter(|_| !holds_scale);
-    let weights = Weights { base, given: weights, record: record.as_ref() };
+    let has_config = adapter.config().is_some();
+    let weights = Weights { base, given: weights, record: record.as_ref(), has_config };
     let mut largest_relative_update = base.map(|_| 0.0);
     for (module, layer) in adapter.layers() {
         if let Some(relative) =
@@ -252,6 +253,7 @@ struct Weights<'a> {
     base: Option<&'a Checkpoint>,
     given: &'a BTreeMap<String, Vec<Piece>>,
     record: Option<&'a Record>,
+    has_config: bool,
 }
 
 impl Weights<'_> {
@@ -273,10 +275,17 @@ impl Weights<'_> {
         let found = &stored.tensor.shape;
         let whole = matches!(&pieces[..], [one] if base.whole(&first).as_ref() == Some(one));
         let fits = match whole && layer.shape.blocks().is_none() {
-            // A model with both kinds of layers has linear ones among those that the configuration calls transposed.
+            // A model with both kinds of layers has linear ones among those that the configuration calls transposed, and an
+            // adapter of one file does not say which are.
             true => {
-                let linear = layer.shape == LayerShape::Transposed && *found == of_shape(&LayerShape::Linear);
-                *found == expected || linear
+                let may_be = |shape: &LayerShape| match layer.shape {
+                    LayerShape::Transposed => *shape == LayerShape::Linear,
+                    LayerShape::Linear => *shape == LayerShape::Transposed && !self.has_config,
+                    _ => false,
+                };
+                let other =
+                    [LayerShape::Linear, LayerShape::Transposed].into_iter().find(|shape| may_be(shape));
+                *found == expected || other.is_some_and(|other| *found == of_shape(&other))
             }
             false => {
                 let numbers = pieces.iter().map(|piece| piece.count).fold(0, u64::saturating_add);
