@@ -6,7 +6,7 @@
 
 use crate::dense;
 use crate::error::Result;
-use crate::moments::Moments;
+use crate::moments::{Counts, Moments};
 use crate::random;
 use faer::{Col, Mat, Par};
 use serde::{Deserialize, Serialize};
@@ -46,6 +46,43 @@ impl Spread {
         let effective_rank = variance * variance / covariance.squared_norm();
         Ok(Self { mean_square, variance, effective_rank, top_share })
     }
+}
+
+impl Spread {
+    /// As [`Self::of`], of unit vectors that were met this often: `Σ = diag(p) − p pᵀ`.
+    pub fn of_tokens(counts: &Counts) -> Self {
+        let shares = counts.frequencies();
+        let variance = counts.variance();
+        if variance <= 0.0 {
+            return Self { mean_square: 1.0, variance, effective_rank: 0.0, top_share: 0.0 };
+        }
+        let power = |exponent: i32| shares.iter().map(|share| share.powi(exponent)).sum::<f64>();
+        let squared_norm = power(2) - 2.0 * power(3) + power(2).powi(2);
+        let top_share = (largest_of_tokens(&shares) / variance).min(1.0);
+        Self { mean_square: 1.0, variance, effective_rank: variance * variance / squared_norm, top_share }
+    }
+}
+
+/// The largest eigenvalue of `diag(p) − p pᵀ`: where `Σ pᵢ² / (pᵢ − x) = 1` between the two largest shares (Golub 1973).
+fn largest_of_tokens(shares: &[f64]) -> f64 {
+    let mut descending = shares.to_vec();
+    descending.sort_by(|a, b| b.total_cmp(a));
+    let (mut high, mut low) = match descending[..] {
+        [first, second, ..] => (first, second),
+        _ => return 0.0,
+    };
+    /// Halvings after which the bounds are neighbours.
+    const STEPS: usize = 64;
+    for _ in 0..STEPS {
+        let middle = 0.5 * (low + high);
+        if middle <= low || middle >= high {
+            break;
+        }
+        let sum: f64 = descending.iter().map(|share| share * share / (share - middle)).sum();
+        // It grows from minus to plus infinity between them.
+        if sum > 1.0 { high = middle } else { low = middle }
+    }
+    high
 }
 
 /// `Σ = gram / n − μ μᵀ`, never formed.
@@ -164,6 +201,30 @@ mod tests {
                 && near(spread.top_share, values[width - 1] / trace, 0.02)
                 && spread.top_share <= values[width - 1] / trace * (1.0 + 1e-9)
         }
+    }
+
+    quickcheck! {
+        /// Counts have the spread of the unit vectors that they count.
+        fn counts_are_those_of_unit_vectors(counts: Vec<u8>) -> bool {
+            let counts: Vec<u64> = counts.iter().take(20).map(|count| u64::from(count % 5)).chain([1, 3]).collect();
+            let tokens = || counts.iter().enumerate().flat_map(|(token, &count)| (0..count).map(move |_| token));
+            let tokens: Vec<usize> = tokens().collect();
+            let rows = Mat::from_fn(tokens.len(), counts.len(), |i, j| f32::from(u8::from(tokens[i] == j)));
+            let wanted = Spread::of(&Moments::of(rows.as_ref()).unwrap()).unwrap();
+            let found = Spread::of_tokens(&Counts::new(counts).unwrap());
+            let near = |a: f64, b: f64| (a - b).abs() < 1e-6 * b;
+            near(found.mean_square, 1.0)
+                && near(found.variance, wanted.variance)
+                && near(found.effective_rank, wanted.effective_rank)
+                && near(found.top_share, wanted.top_share)
+        }
+    }
+
+    /// One token alone is no spread.
+    #[test]
+    fn one_token_has_no_spread() {
+        let spread = Spread::of_tokens(&Counts::new(vec![0, 4]).unwrap());
+        assert_eq!((spread.mean_square, spread.variance, spread.top_share), (1.0, 0.0, 0.0));
     }
 
     /// No variance is no spread, and no division by zero; no rows are an error.

@@ -42,7 +42,6 @@ const GPT2: [Layer; 4] = [
     layer("head", "head.weight", &[6, 7], &[10, 4, 7]),
     layer("patches", "patches.weight", &[6, 2, 3, 2], &[4, 2, 5, 5]),
 ];
-
 /// A model of experts, in one parameter and one by one, and of a convolution in groups.
 const EXPERTS: [Layer; 5] = [
     layer("layers.0.mlp.experts.gate_up_proj", "layers.0.mlp.experts.gate_up_proj", &[3, 8, 6], &[40, 6]),
@@ -52,12 +51,20 @@ const EXPERTS: [Layer; 5] = [
     layer("patches", "patches.weight", &[6, 2, 3, 2], &[4, 4, 5, 5]),
 ];
 
+/// An embedding, whose activations are how often each token was met.
+const EMBEDDING: [Layer; 2] =
+    [layer("head", "head.weight", &[6, 5], &[40, 5]), layer("wte", "wte.weight", &[9, 5], &[9])];
+
 fn write<'a>(path: &Path, metadata: Option<String>, tensors: impl Iterator<Item = (&'a str, &'a [u64])>) {
     let tensors = tensors.map(|(name, shape)| {
         let count = shape.iter().product::<u64>() as usize;
         let values = gaussian::<f64>(count, 1, 3, &format!("{name} {shape:?}"));
+        let value = |i: usize| match shape {
+            [_] => (4.0 * values[(i, 0)].abs()).floor(),
+            _ => values[(i, 0)],
+        };
         let mut bytes = Vec::new();
-        Element::F32.encode((0..count).map(|i| values[(i, 0)]), &mut bytes);
+        Element::F32.encode((0..count).map(value), &mut bytes);
         (name.to_owned(), ("F32".to_owned(), shape.to_vec(), bytes))
     });
     let tensors = tensors.collect();
@@ -71,7 +78,13 @@ fn write_model(folder: &Path, layers: &[Layer]) {
     let weights = layers.iter().map(|layer| (layer.tensor, layer.weight));
     write(&folder.join("model/model.safetensors"), None, weights);
     let convolution = json!({ "kernel": [3, 2], "stride": [1, 2], "padding": [1, 0] });
-    let metadata = json!({ "format": "activations", "version": 1, "sites": {}, "convolutions": { "patches": convolution } });
+    let convolutions: Map<String, serde_json::Value> = layers
+        .iter()
+        .filter(|layer| layer.module == "patches")
+        .map(|layer| (layer.module.to_owned(), convolution.clone()))
+        .collect();
+    let metadata =
+        json!({ "format": "activations", "version": 1, "sites": {}, "convolutions": convolutions });
     let sites = layers.iter().filter(|layer| !layer.rows.is_empty()).map(|layer| (layer.module, layer.rows));
     write(&folder.join("activations.safetensors"), Some(metadata.to_string()), sites);
 }
@@ -115,7 +128,7 @@ fn methods_layers_and_formats() {
         Format::SingleFile(SingleFile::Diffusers, Component::Unet),
         Format::SingleFile(SingleFile::Kohya, Component::TextEncoder),
     ];
-    check_methods(folder.path(), &shapes, &formats);
+    check_methods(folder.path(), |_| shapes.to_vec(), &formats);
 }
 
 /// Experts and groups have a place in the format of PEFT alone.
@@ -126,17 +139,35 @@ fn methods_and_blocks() {
     let expert = |count| LayerShape::Expert { count, transposed: false };
     let group = LayerShape::Group { count: 2, kernel: vec![3, 2] };
     let shapes = [vec![expert(3); 6], vec![expert(1)], vec![group; 2]].concat();
-    check_methods(folder.path(), &shapes, &[Format::Peft]);
+    check_methods(folder.path(), |_| shapes.clone(), &[Format::Peft]);
 }
 
-fn check_methods(folder: &Path, expected: &[LayerShape], formats: &[Format]) {
+/// Methods that have no embeddings leave them out with their reason. The formats of image models have no names for them.
+#[test]
+fn methods_and_embeddings() {
+    let folder = tempfile::tempdir().unwrap();
+    write_model(folder.path(), &EMBEDDING);
+    let shapes = |method: Method| match method.reason_against_embeddings() {
+        None => vec![LayerShape::Linear, LayerShape::Embedding],
+        Some(reason) => {
+            let (plan, _) = plan::plan(&request(folder.path(), method)).unwrap();
+            assert_eq!(plan.skipped.len(), 1, "{}", method.name());
+            assert!(plan.skipped[0].name == "wte" && plan.skipped[0].reason.ends_with(reason));
+            vec![LayerShape::Linear]
+        }
+    };
+    check_methods(folder.path(), shapes, &[Format::Peft]);
+}
+
+fn check_methods(folder: &Path, expected: impl Fn(Method) -> Vec<LayerShape>, formats: &[Format]) {
     let path = |name: &str| folder.join(name);
     let model = Checkpoint::open(&path("model"), Access::Auto).unwrap();
     for method in Method::ALL {
         let name = method.name();
+        let expected = expected(method);
         let (plan, inputs) = plan::plan(&request(folder, method)).unwrap();
         let shapes: Vec<LayerShape> = plan.layers().map(|layer| layer.shape.clone()).collect();
-        assert_eq!(shapes, expected);
+        assert_eq!(shapes, expected, "{name}");
         let adapter = run::run(&plan, &inputs, &()).unwrap().adapter;
         assert_eq!(adapter.layers.len(), expected.len(), "{name}");
 

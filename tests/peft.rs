@@ -169,6 +169,26 @@ fn peft_loads_and_trains_experts_and_groups() {
     fixture.adapt("regnet", Method::CordaIpm, &["--residual", "anchor"]);
 }
 
+/// Embeddings, whose activations are counts: of a language model beside a linear layer, and of an encoder.
+#[test]
+#[ignore = "slow set: needs Python with torch, transformers and peft, see the head of this file"]
+fn peft_loads_and_trains_embeddings() {
+    if !has("torch, transformers, peft, safetensors") {
+        return;
+    }
+    let fixture = Fixture::new();
+    fixture.record("llama", &["--target", "embed_tokens,q_proj"]);
+    let methods =
+        [Method::Cntlora, Method::Pissa, Method::Milora, Method::Olora, Method::CordaIpm, Method::CordaKpm];
+    for method in methods {
+        fixture.adapt("llama", method, &["--scale", "2"]);
+    }
+    fixture.adapt("llama", Method::Pissa, &["--residual", "anchor", "--force"]);
+    fixture.record("bert", &["--target", "word_embeddings,query"]);
+    fixture.adapt("bert", Method::Cntlora, &["--source", "bert-activations"]);
+    fixture.adapt("bert", Method::CordaIpm, &[]);
+}
+
 /// What is written for diffusers and for kohya's scripts, diffusers reads as the adapter that PEFT would have.
 #[test]
 #[ignore = "slow set: needs Python with torch, peft and diffusers, see the head of this file"]

@@ -5,7 +5,8 @@
 Modules with the same input are found in the first batch, and their input is stored once. Rows of padding are left out, as
 the attention mask says. Numbers are stored as bf16, in files of --shard-rows rows. Inputs of convolutions are stored
 as they are, with the kernel in the metadata. Of fused experts, all rows that any of them reads are one site; with
---per-expert each expert has a site of its own.
+--per-expert each expert has a site of its own. Of the inputs of an embedding it is
+stored how often each token was met; embeddings are recorded only if --target names them.
 """
 import argparse
 import hashlib
@@ -26,9 +27,17 @@ def wanted(model, targets):
     """The layers to record, by name: those whose name is a target or ends in one, or all but the output head."""
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     found = {}
+
+    def named(name):
+        return any(name == target or name.endswith("." + target) for target in targets)
+
+    def chosen(name):
+        return not targets or named(name)
+
     for name, module in model.named_modules():
-        chosen = lambda name: not targets or any(name == target or name.endswith("." + target) for target in targets)
         found.update({f"{name}.{last}": module for last in experts.parameters(module) if chosen(f"{name}.{last}")})
+        if isinstance(module, torch.nn.Embedding) and named(name):
+            found[name] = module
         if not isinstance(module, (torch.nn.Linear, Conv1D, *CONVOLUTIONS)) or module is head:
             continue
         if isinstance(module, CONVOLUTIONS) and reason_against(module):
@@ -50,8 +59,11 @@ def reason_against(convolution):
 
 
 def rows_of(tensor, mask, module):
-    """The rows that count, as [rows, width]; the inputs of convolutions as they are."""
+    """The rows that count, as [rows, width]; the inputs of convolutions as they are; of embeddings, how often each token was met."""
     tensor = tensor.detach()
+    if isinstance(module, torch.nn.Embedding):
+        tokens = tensor[mask.bool()] if mask is not None and tensor.shape == mask.shape else tensor.flatten()
+        return torch.bincount(tokens, minlength=module.num_embeddings)
     if isinstance(module, CONVOLUTIONS):
         return tensor if tensor.dim() == len(module.kernel_size) + 2 else tensor.unsqueeze(0)
     if mask is not None and tensor.shape[:-1] == mask.shape:
@@ -97,17 +109,23 @@ class Recorder:
             if not self.grouped:
                 # Convolutions of one input may cut it into different patches.
                 kind = (tuple(module.kernel_size), tuple(module.stride), tuple(module.padding)) if isinstance(module, CONVOLUTIONS) else None
+                if isinstance(module, torch.nn.Embedding):
+                    kind = name  # equal counts are not yet equal tokens
                 digest = hashlib.sha256(rows.float().contiguous().numpy().tobytes())
                 self.site_of[name] = self.digests.setdefault((tuple(rows.shape), kind, digest.digest()), name)
                 if self.site_of[name] != name:
                     return
+            if isinstance(module, torch.nn.Embedding):
+                self.rows[name] = [sum(self.rows.get(name, []), rows.cpu())]
+                return
             self.rows.setdefault(name, []).append(rows.to(torch.bfloat16).cpu())
 
         return keep
 
     def after_batch(self):
         self.grouped = True
-        if max(sum(len(part) for part in parts) for parts in self.rows.values()) >= self.shard_rows:
+        rows = (sum(len(part) for part in parts if part.dim() > 1) for parts in self.rows.values())
+        if max(rows, default=0) >= self.shard_rows:
             self.write()
 
     def metadata(self):

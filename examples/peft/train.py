@@ -32,9 +32,9 @@ def factors(folder):
 
     found = {}
     for key, a in tensors.items():
-        if key.endswith(".lora_A.weight"):
-            module = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
-            b = tensors[key.replace(".lora_A.", ".lora_B.")]
+        if key.endswith((".lora_A.weight", ".lora_embedding_A")):
+            module = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight").removesuffix(".lora_embedding_A")
+            b = tensors[key.replace(".lora_A.", ".lora_B.").replace(".lora_embedding_A", ".lora_embedding_B")]
             module, is_parameter = parameter_of(module, config.get("target_parameters") or [])
             alpha = pattern("alpha_pattern", module, config["lora_alpha"])
             rank = pattern("rank_pattern", module, config["r"])
@@ -55,11 +55,13 @@ def parameter_of(name, targets):
 
 
 def expected(base, x, a, b, scale):
-    """W x + s B A x; a convolution by its own unfolded patches, or, of three axes, by its own weight."""
+    """W x + s B A x; a convolution by its own unfolded patches, or, of three axes, by its own weight; for an embedding, x is a unit vector."""
     if a.dim() == 5:
         weight = base.weight + scale * (b.flatten(1) @ a.flatten(1)).view_as(base.weight)
         return torch.nn.functional.conv3d(x, weight, base.bias, base.stride, base.padding)
     y = base(x)
+    if isinstance(base, torch.nn.Embedding):
+        return y + scale * a.T[x] @ b.T
     if a.dim() == 2:
         return y + scale * (x @ a.T) @ b.T
     if a.dim() == 4:

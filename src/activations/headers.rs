@@ -1,10 +1,11 @@
 //! What one file of activations holds, from its header.
 
 use super::Part;
+use super::counts::{self, Stored, StoredCounts};
 use super::unfold::{Convolution, Unfolding};
 use crate::element::Element;
 use crate::storage::json::UniqueKeys;
-use crate::storage::{Problem, Problems, Source, npy, quoted, safetensors};
+use crate::storage::{Number, Problem, Problems, Source, npy, quoted, safetensors};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
@@ -14,7 +15,7 @@ const VERSION: u64 = 1;
 /// What a file holds.
 pub(super) struct FileContent {
     /// Its tensors, in order of name.
-    pub tensors: Vec<StoredRows>,
+    pub tensors: Vec<Stored>,
     /// What its metadata says of sites: the modules that read each.
     pub sites: BTreeMap<String, BTreeSet<String>>,
 }
@@ -30,10 +31,10 @@ pub(super) struct StoredRows {
 }
 
 impl FileContent {
-    /// Reads and checks the header of a file.
+    /// Reads and checks the header of a file, and its counts of tokens.
     pub(super) fn read(source: &Source) -> Result<Self, Problems> {
         if source.path().extension().is_some_and(|extension| extension == "npy") {
-            let tensors = vec![npy_rows(source)?];
+            let tensors = vec![npy_tensor(source)?];
             return Ok(Self { tensors, sites: BTreeMap::new() });
         }
         let mut problems = Problems::default();
@@ -54,8 +55,14 @@ impl FileContent {
             .tensors
             .iter()
             .filter_map(|(name, tensor)| {
-                let rows = safetensors_rows(name, tensor, convolutions.get(name));
-                problems.collect(rows.map_err(|p| p.in_file(source.path()).in_tensor(name)))
+                let convolution = convolutions.get(name);
+                let stored = match tensor.shape.as_slice() {
+                    &[tokens] if tokens > 0 && convolution.is_none() => {
+                        safetensors_counts(name, tensor, tokens, source).map(Stored::Counts)
+                    }
+                    _ => safetensors_rows(name, tensor, convolution).map(Stored::Rows),
+                };
+                problems.collect(stored.map_err(|p| p.in_file(source.path()).in_tensor(name)))
             })
             .collect();
         problems.or_ok(Self { tensors, sites })
@@ -94,14 +101,47 @@ fn safetensors_rows(
     Ok(StoredRows { site: name.into(), width, part })
 }
 
-fn npy_rows(source: &Source) -> Result<StoredRows, Problem> {
+fn safetensors_counts(
+    name: &str,
+    tensor: &safetensors::Tensor,
+    tokens: u64,
+    source: &Source,
+) -> Result<StoredCounts, Problem> {
+    let number = Number::from_name(&tensor.dtype).ok_or_else(|| {
+        let found = quoted(&tensor.dtype);
+        Problem::data(format!(
+            "expected counts of tokens as whole numbers, since it has one axis, found {found}"
+        ))
+        .help("record them as I64, and keep other tensors in another file")
+    })?;
+    let counts = counts::read(source, tensor.offset, tokens, number, false)?;
+    Ok(StoredCounts { site: name.into(), tensor: name.into(), counts, bytes: tensor.length })
+}
+
+fn npy_tensor(source: &Source) -> Result<Stored, Problem> {
     let path = source.path();
     let (module, _) = npy_name(path).ok_or_else(|| {
         Problem::data("expected a file name of UTF-8 text, since it names the module")
             .in_file(path)
             .help("rename it to <module>.npy or <module>.<part>.npy")
     })?;
-    let header = npy::Header::read(source)?;
+    let tensor = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let header = npy::Header::read_numbers(source)?;
+    let element = match (header.element, header.shape.as_slice()) {
+        (number, &[tokens]) if tokens > 0 => {
+            let counts = counts::read(source, header.offset, tokens, number, header.big_endian)
+                .map_err(|problem| problem.in_tensor(&tensor))?;
+            let bytes = tokens * number.size() as u64;
+            return Ok(Stored::Counts(StoredCounts { site: module.into(), tensor, counts, bytes }));
+        }
+        (Number::Float(element), _) => element,
+        (Number::Integer { .. }, shape) => {
+            return Err(Problem::data(format!(
+                "expected floating point numbers, found integers of shape {shape:?}"
+            ))
+            .in_file(path));
+        }
+    };
     let (rows, width) = flatten(&header.shape).map_err(|problem| problem.in_file(path))?;
     if header.fortran_order && header.shape.len() > 2 {
         let what = format!("expected two axes in Fortran order, found the shape {:?}", header.shape);
@@ -110,14 +150,14 @@ fn npy_rows(source: &Source) -> Result<StoredRows, Problem> {
     let part = Part {
         file: 0,
         rows,
-        element: header.element,
-        tensor: path.file_stem().unwrap_or_default().to_string_lossy().into(),
+        element,
+        tensor,
         offset: header.offset,
         big_endian: header.big_endian,
         fortran_order: header.fortran_order,
         unfolding: None,
     };
-    Ok(StoredRows { site: module.into(), width, part })
+    Ok(Stored::Rows(StoredRows { site: module.into(), width, part }))
 }
 
 /// The module and the part number that the name of a `.npy` file says; `None` for other files and for names that are not UTF-8.

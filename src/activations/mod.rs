@@ -11,30 +11,37 @@
 //! `"convolutions":{"<site>":{"kernel":[3,3],"stride":[1,1],"padding":[1,1]}}`, and patches are unfolded while they are read.
 //! `dilation` and `groups` may be told too; what PEFT cannot adapt is refused.
 //!
+//! The activations of an **embedding** are how often each token was met: one axis with a whole number for each token of the
+//! vocabulary, in any format of integers or floating point numbers. Counts of several files add up.
+//!
 //! A **`.npy`** file `<module>.npy` holds the site of one module, in C order or, with two axes, in Fortran order, of either
 //! byte order. `<module>.<part>.npy` holds a part of it. Whatever stands after the last dot is a part number if it is all
 //! digits: a module whose own name ends in a number, such as `layers.3`, is stored as `layers.3.0.npy`.
 //!
-//! Numbers are `F64`, `F32`, `F16` or `BF16`, and may differ in format from file to file. The rows of a site are those of all
+//! Numbers of rows are `F64`, `F32`, `F16` or `BF16`, and may differ in format from file to file. The rows of a site are those of all
 //! files one after the other, in order of path, where parts are ordered by their number.
 //!
 //! # Where things are
 //!
 //! `files` finds the files, `headers` says what one of them holds, this module puts the sites together, `copies` refuses rows that
 //! would count twice, `spans` cuts rows into blocks, and `blocks` reads these, with the patches that `unfold` makes.
+//! `counts` is about those of tokens.
 
 mod blocks;
 mod copies;
+mod counts;
 mod files;
 mod headers;
 mod spans;
 mod unfold;
 
 pub use blocks::{Block, Blocks};
+pub use counts::SiteCounts;
 pub use spans::Span;
 
 use crate::element::Element;
 use crate::storage::{Access, Problem, Problems, Source, quoted};
+use counts::{Stored, Sums};
 use headers::FileContent;
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -56,12 +63,14 @@ pub struct ActivationSet {
 pub struct Site {
     /// Its name in the files.
     pub name: String,
-    /// Numbers per row, at least one.
+    /// Numbers per row, at least one; of an embedding the tokens of its vocabulary.
     pub width: usize,
     /// Runtime names of the modules that read it, in order.
     pub modules: Vec<String>,
     /// Where its rows are stored, in the order in which they are read.
     pub parts: Vec<Part>,
+    /// How often each token was met, in place of rows: the site is the input of an embedding.
+    pub counts: Option<SiteCounts>,
 }
 
 /// Consecutive rows of a site in one file.
@@ -96,8 +105,11 @@ impl Part {
 }
 
 impl Site {
-    /// Rows in all parts.
+    /// Rows in all parts, or tokens that were met.
     pub fn rows(&self) -> u64 {
+        if let Some(counts) = &self.counts {
+            return counts.counts.total();
+        }
         self.parts.iter().map(|part| part.rows).fold(0, u64::saturating_add)
     }
 
@@ -125,8 +137,17 @@ impl Site {
         images.max().unwrap_or(0)
     }
 
+    /// Index of the first file that holds some of it.
+    pub(crate) fn first_file(&self) -> usize {
+        let of_rows = self.parts.first().map(|part| part.file);
+        of_rows.or(self.counts.as_ref().map(|counts| counts.file)).unwrap_or(0)
+    }
+
     /// Bytes in all parts.
     pub fn bytes(&self) -> u64 {
+        if let Some(counts) = &self.counts {
+            return counts.bytes;
+        }
         let bytes = |part: &Part| part.numbers(self.width) * part.element.size() as u64;
         self.parts.iter().map(bytes).fold(0, u64::saturating_add)
     }
@@ -168,11 +189,18 @@ impl ActivationSet {
             return Err(problems);
         }
         let mut sites = BTreeMap::new();
+        let mut sums = Sums::default();
         let mut named = BTreeMap::new();
         for (file, content) in contents.into_iter().flatten().enumerate() {
-            join_tensors(&mut sites, file, content.tensors, &files, &mut problems);
+            for tensor in content.tensors {
+                match tensor {
+                    Stored::Rows(rows) => join_rows(&mut sites, file, rows, &files, &mut problems),
+                    Stored::Counts(counts) => sums.add(file, counts, &files, &mut problems),
+                }
+            }
             join_names(&mut named, file, content.sites, &files, &mut problems);
         }
+        sums.into_sites(&mut sites, &files, &mut problems);
         assign_modules(&mut sites, named, &files, &mut problems);
         if sites.is_empty() && problems.0.is_empty() {
             let empty = Problem::data("expected activations, found no tensor in any file");
@@ -181,8 +209,8 @@ impl ActivationSet {
                 None => empty,
             });
         }
-        for site in sites.values().filter(|site| site.rows() == 0) {
-            let file = &files[site.parts[0].file];
+        for site in sites.values().filter(|site| !site.parts.is_empty() && site.rows() == 0) {
+            let file = &files[site.first_file()];
             problems.push(
                 Problem::data("expected at least one row in all files together, found none")
                     .in_file(file.path())
@@ -229,34 +257,33 @@ impl ActivationSet {
     }
 }
 
-/// Appends the tensors of a file to their sites, whose width they must have.
-fn join_tensors(
+/// Appends rows of a file to their site, whose width they must have.
+fn join_rows(
     sites: &mut BTreeMap<String, Site>,
     file: usize,
-    tensors: Vec<headers::StoredRows>,
+    rows: headers::StoredRows,
     files: &[Source],
     problems: &mut Problems,
 ) {
-    for tensor in tensors {
-        let part = Part { file, ..tensor.part };
-        let site = sites.entry(tensor.site).or_insert_with_key(|name| Site {
-            name: name.clone(),
-            width: tensor.width,
-            modules: Vec::new(),
-            parts: Vec::new(),
-        });
-        if site.width != tensor.width {
-            let first = files[site.parts[0].file].path().display().to_string();
-            let what = format!(
-                "expected rows of {} numbers as in {}, found rows of {}",
-                site.width,
-                quoted(&first),
-                tensor.width
-            );
-            problems.push(Problem::data(what).in_file(files[file].path()).in_tensor(&part.tensor));
-        }
-        site.parts.push(part);
+    let part = Part { file, ..rows.part };
+    let site = sites.entry(rows.site).or_insert_with_key(|name| Site {
+        name: name.clone(),
+        width: rows.width,
+        modules: Vec::new(),
+        parts: Vec::new(),
+        counts: None,
+    });
+    if site.width != rows.width {
+        let first = files[site.parts[0].file].path().display().to_string();
+        let what = format!(
+            "expected rows of {} numbers as in {}, found rows of {}",
+            site.width,
+            quoted(&first),
+            rows.width
+        );
+        problems.push(Problem::data(what).in_file(files[file].path()).in_tensor(&part.tensor));
     }
+    site.parts.push(part);
 }
 
 /// Modules of a site, and the file that says so.
@@ -325,7 +352,7 @@ fn assign_modules(
                     quoted(other),
                     quoted(&site.name)
                 );
-                problems.push(Problem::data(what).in_file(files[site.parts[0].file].path()));
+                problems.push(Problem::data(what).in_file(files[site.first_file()].path()));
             }
         }
     }

@@ -103,7 +103,8 @@ pub(super) fn site_of_parts(rows: &[u8]) -> Site {
         fortran_order: false,
         unfolding: None,
     };
-    Site { name: "q".into(), width: 1, modules: Vec::new(), parts: rows.iter().map(part).collect() }
+    let parts = rows.iter().map(part).collect();
+    Site { name: "q".into(), width: 1, modules: Vec::new(), parts, counts: None }
 }
 
 quickcheck! {
@@ -231,7 +232,7 @@ fn refused(files: &[(&str, Vec<u8>)], words: &str) {
 fn shapes_and_number_formats_are_checked() {
     let one = |dtype: &str, shape: &[u64]| vec![("a", tensors(None, &[("q", dtype, shape)]))];
     refused(&one("I64", &[2, 2]), r#"tensor "q": expected F64, F32, F16 or BF16 numbers, found "I64""#);
-    refused(&one("F32", &[4]), "expected the shape [rows, width] or [..., width], found [4]");
+    refused(&one("F32", &[0]), "expected the shape [rows, width] or [..., width], found [0]");
     refused(&one("F32", &[]), "found a single number");
     refused(&one("F32", &[4, 0]), "found [4, 0]");
     refused(&one("F32", &[0, 1 << 40, 1 << 40]), "expected at least one row");
@@ -280,10 +281,79 @@ fn metadata_is_checked() {
     assert_eq!(set(&one(more)).unwrap().site("q").unwrap().modules, ["m"]);
 }
 
+/// One axis is how often each token was met, whatever the format, and files add up.
+#[test]
+fn counts_of_tokens_are_read_and_added() {
+    let integers = |dtype: &str, bytes: Vec<u8>, tokens| {
+        let tensor = ("e".to_owned(), (dtype.to_owned(), vec![tokens], bytes));
+        written(Some(&sites(r#"{"e":["wte"]}"#)), BTreeMap::from([tensor]))
+    };
+    let wide: Vec<u8> = [3_i64, 0, 7].iter().flat_map(|count| count.to_le_bytes()).collect();
+    let narrow: Vec<u8> = [1_u16, 2, 3].iter().flat_map(|count| count.to_be_bytes()).collect();
+    let files = [
+        ("a.safetensors", integers("I64", wide.clone(), 3)),
+        ("b.safetensors", integers("U8", vec![255, 0, 1], 3)),
+        ("e.npy", npy_of(">u2", &[3], &narrow)),
+        ("q.safetensors", tensors(None, &[("q", "F32", &[2, 3])])),
+    ];
+    let opened = set(&files).unwrap();
+    let site = opened.site("e").unwrap();
+    let counts = site.counts.as_ref().unwrap();
+    assert_eq!(counts.counts.counts(), [259, 2, 11]);
+    assert_eq!(
+        (site.width, site.rows(), site.bytes(), site.modules.as_slice()),
+        (3, 272, 33, &["wte".to_owned()][..])
+    );
+    assert_eq!(opened.site("q").unwrap().counts, None);
+
+    let floats = |values: &[f64]| {
+        let mut bytes = Vec::new();
+        Element::F32.encode(values.iter().copied(), &mut bytes);
+        vec![("a", integers("F32", bytes, values.len() as u64))]
+    };
+    assert_eq!(set(&floats(&[2.0, 0.0])).unwrap().site("e").unwrap().rows(), 2);
+    let expected = "tensor \"e\": expected how often each token was met, whole numbers from 0 on, since it has one axis, found";
+    refused(&floats(&[2.0, 0.5]), &format!("{expected} 0.5 for token 1"));
+    refused(&floats(&[-2.0]), &format!("{expected} -2 for token 0"));
+    refused(
+        &floats(&[0.0, 0.0]),
+        "expected at least one token in all files together, found none that was met",
+    );
+    let negative = [5_i32, -1].iter().flat_map(|count| count.to_le_bytes()).collect();
+    refused(&[("a", integers("I32", negative, 2))], &format!("{expected} -1 for token 1"));
+    refused(&[("a", integers("BOOL", vec![1], 1))], "expected counts of tokens as whole numbers");
+    refused(&[("e.npy", npy_of("<i2", &[2], &[1, 0, 0xff, 0xff]))], "found -1 for token 1");
+    refused(&[("e.npy", npy_of("<i2", &[2, 1], &[1, 0, 2, 0]))], "found descr <i2, integers");
+    let longer = ("b", integers("U8", vec![1, 1], 2));
+    refused(
+        &[("a", integers("I64", wide.clone(), 3)), longer],
+        "expected counts of 3 tokens as in \"a\", found counts of 2",
+    );
+    let rows = ("b", tensors(None, &[("e", "F32", &[2, 3])]));
+    refused(
+        &[("a", integers("I64", wide, 3)), rows],
+        "expected rows of 3 numbers as in \"b\", found counts of tokens",
+    );
+    let huge: Vec<u8> = [u64::MAX, 0].iter().flat_map(|count| count.to_le_bytes()).collect();
+    let one = ("b", integers("U8", vec![1, 0], 2));
+    refused(&[("a", integers("U64", huge.clone(), 2)), one], "are too large to be added");
+    let one = ("b", integers("U8", vec![0, 1], 2));
+    refused(&[("a", integers("U64", huge, 2)), one], "the number of tokens is 18446744073709552000");
+}
+
+/// A `.npy` file of these bytes.
+fn npy_of(descr: &str, shape: &[u64], data: &[u8]) -> Vec<u8> {
+    let shape: String = shape.iter().map(|length| format!("{length},")).collect();
+    let mut text = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({shape}), }}");
+    text.push_str(&" ".repeat(118 - 1 - text.len()));
+    text.push('\n');
+    [b"\x93NUMPY\x01\x00".as_slice(), &118_u16.to_le_bytes(), text.as_bytes(), data].concat()
+}
+
 #[test]
 fn complaints_of_all_files_come_together() {
     let problems = set(&[
-        ("a", tensors(None, &[("p", "I64", &[1, 1]), ("q", "F32", &[1])])),
+        ("a", tensors(None, &[("p", "I64", &[1, 1]), ("q", "F32", &[0])])),
         ("b.npy", b"no numpy file".to_vec()),
         ("c", tensors(Some("?"), &[("q", "U64", &[8, 1])])),
     ])

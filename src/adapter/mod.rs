@@ -27,7 +27,7 @@ pub use replace::{remove_anchor, remove_residual_base};
 pub use residual::{
     AdaptedWeight, StagedBase, refuse_model_folder, stage_residual_base, write_residual_base,
 };
-pub use single_file::{Component, SingleFile, write_single_file};
+pub use single_file::{Component, SingleFile, refuse_embeddings, write_single_file};
 pub use verify::{Check, Outcome, Verification, verify};
 
 use crate::element::Element;
@@ -136,6 +136,15 @@ const PREFIX: &str = "base_model.model.";
 const A_SUFFIX: &str = ".lora_A.weight";
 /// The key suffix of an up matrix.
 const B_SUFFIX: &str = ".lora_B.weight";
+
+/// What stands after the name of a module with a weight of this shape, for `A` and for `B`.
+fn suffixes(shape: &LayerShape) -> [&'static str; 2] {
+    match shape {
+        // Parameters and not layers, in PEFT.
+        LayerShape::Embedding => [".lora_embedding_A", ".lora_embedding_B"],
+        _ => [A_SUFFIX, B_SUFFIX],
+    }
+}
 
 /// Refuses factors that make no update.
 fn check_shapes(factors: &Factors) -> Result<(), Problem> {

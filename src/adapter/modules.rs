@@ -82,6 +82,11 @@ impl<'a> Module<'a> {
         Ok(Self { shape, blocks: blocks.values().map(|(_, factors)| *factors).collect() })
     }
 
+    /// How the weights of its blocks are stored.
+    pub(super) fn shape(&self) -> &LayerShape {
+        self.shape
+    }
+
     /// Its rank in the configuration.
     pub(super) fn rank(&self) -> usize {
         self.block_rank() * self.shape.parts()

@@ -4,8 +4,7 @@ use super::config::to_json;
 use super::folder::{OutputFolder, write_all};
 use super::modules::{Module, Side, keys, modules};
 use super::{
-    A_SUFFIX, Adapter, B_SUFFIX, CONFIG_FILE, FileRecord, PREFIX, RECORD_FILE, TENSORS_FILE, check_shapes,
-    encode,
+    Adapter, CONFIG_FILE, FileRecord, PREFIX, RECORD_FILE, TENSORS_FILE, check_shapes, encode, suffixes,
 };
 use crate::element::Element;
 use crate::storage::safetensors::Layout;
@@ -100,8 +99,9 @@ fn tensors<'a>(
     let mut tensors = BTreeMap::new();
     for (name, key) in keys(modules)? {
         let module = &modules[name];
-        tensors.insert(format!("{PREFIX}{key}{A_SUFFIX}"), (module, Side::Down));
-        tensors.insert(format!("{PREFIX}{key}{B_SUFFIX}"), (module, Side::Up));
+        let [a_suffix, b_suffix] = suffixes(module.shape());
+        tensors.insert(format!("{PREFIX}{key}{a_suffix}"), (module, Side::Down));
+        tensors.insert(format!("{PREFIX}{key}{b_suffix}"), (module, Side::Up));
     }
     Ok(tensors)
 }
@@ -157,10 +157,10 @@ pub(super) fn pretty(value: &Value) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::PeftAdapter;
     use super::super::testing::{
         AnyLayers, adapter, checkpoint, factors, files, provenance, rows, write, write_tensors,
     };
+    use super::super::{A_SUFFIX, B_SUFFIX, PeftAdapter};
     use super::*;
     use crate::factors::{Factors, LayerShape};
     use crate::storage::{Category, Source};
@@ -241,7 +241,11 @@ mod tests {
     /// transposed, come back as the kinds of layers.
     #[test]
     fn kinds_of_layers_are_written_and_read_back() {
-        let shapes = [("c", LayerShape::Convolution(vec![3, 2])), ("t", LayerShape::Transposed)];
+        let shapes = [
+            ("c", LayerShape::Convolution(vec![3, 2])),
+            ("t", LayerShape::Transposed),
+            ("e", LayerShape::Embedding),
+        ];
         for (module, shape) in shapes {
             let folder = tempfile::tempdir().unwrap();
             let mut adapter = adapter([(module, factors(5, 12, 2))]);
@@ -260,6 +264,10 @@ mod tests {
                 LayerShape::Convolution(_) => {
                     assert_eq!(shape_of(A_SUFFIX), [2, 2, 3, 2]);
                     assert_eq!(shape_of(B_SUFFIX), [5, 2, 1, 1]);
+                }
+                LayerShape::Embedding => {
+                    assert_eq!(shape_of(".lora_embedding_A"), [2, 12]);
+                    assert_eq!(shape_of(".lora_embedding_B"), [5, 2]);
                 }
                 _ => assert_eq!((shape_of(A_SUFFIX), shape_of(B_SUFFIX)), (vec![2, 12], vec![5, 2])),
             }

@@ -2,7 +2,7 @@
 
 use super::modules::parameter;
 use super::single_file::{ALPHA_SUFFIX, DOWN_SUFFIX, SingleFile, UP_SUFFIX};
-use super::{A_SUFFIX, B_SUFFIX, CONFIG_FILE, Config, PREFIX, TENSORS_FILE};
+use super::{A_SUFFIX, B_SUFFIX, CONFIG_FILE, Config, PREFIX, TENSORS_FILE, suffixes};
 use crate::element::Element;
 use crate::factors::{Factors, LayerShape, block_name, module_and_block};
 use crate::storage::json::UniqueKeys;
@@ -14,7 +14,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-/// An opened adapter of linear layers, convolutions and fused experts: of PEFT, or of one file.
+/// An opened adapter of linear layers, convolutions, embeddings and fused experts: of PEFT, or of one file.
 #[derive(Debug)]
 pub struct PeftAdapter {
     config: Option<Config>,
@@ -74,9 +74,10 @@ impl PeftAdapter {
         let names =
             problems.collect(module_names(&header).map_err(|problem| problem.in_file(source.path())))?;
         let pairs = pairs(header, single_file, &source, problems);
-        let prefix = single_file.map_or("", |format| format.common_prefix(pairs.keys().map(String::as_str)));
+        let prefix = single_file
+            .map_or("", |format| format.common_prefix(pairs.keys().map(|(name, _)| name.as_str())));
         let mut layers = BTreeMap::new();
-        for (name, pair) in pairs {
+        for ((name, _), pair) in pairs {
             let known = names.get(&name).cloned();
             let module = known.unwrap_or_else(|| name.strip_prefix(prefix).unwrap_or(&name).to_owned());
             let read = parameter(&module, config.as_ref()).and_then(|parameter| {
@@ -85,7 +86,12 @@ impl PeftAdapter {
                 pair.layers(&name, &module, is_parameter, (config.as_ref(), single_file, &source))
             });
             let read = problems.collect(read.map_err(|problem| problem.in_file(source.path())));
-            layers.extend(read.into_iter().flatten());
+            for (layer_name, layer) in read.into_iter().flatten() {
+                if layers.insert(layer_name, layer).is_some() {
+                    let what = "expected one pair of factors, found those of an embedding and those of another layer";
+                    problems.push(Problem::data(what).in_file(source.path()).in_tensor(&name));
+                }
+            }
         }
         Some(Self { config, single_file, layers, source })
     }
@@ -235,6 +241,8 @@ struct Pair {
     a: Option<Tensor>,
     b: Option<Tensor>,
     alpha: Option<Tensor>,
+    /// Whether they have the names of an embedding's.
+    is_embedding: bool,
 }
 
 /// What stands before and after the name of a module, for `A`, for `B`, and for the number that kohya has.
@@ -251,24 +259,33 @@ fn pairs(
     format: Option<SingleFile>,
     source: &Source,
     problems: &mut Problems,
-) -> BTreeMap<String, Pair> {
+) -> BTreeMap<(String, bool), Pair> {
     let (prefix, [down, up]) = affixes(format);
-    let mut pairs: BTreeMap<String, Pair> = BTreeMap::new();
+    let [embedding_down, embedding_up] = suffixes(&LayerShape::Embedding);
+    // By module and by whether the names are those of an embedding's factors.
+    let mut pairs: BTreeMap<(String, bool), Pair> = BTreeMap::new();
     for (key, tensor) in header.tensors {
         let name = key.strip_prefix(prefix);
-        if let Some(module) = name.and_then(|name| name.strip_suffix(down)) {
-            pairs.entry(module.into()).or_default().a = Some(tensor);
+        let of_embedding = name.filter(|_| format.is_none());
+        if let Some(module) = of_embedding.and_then(|name| name.strip_suffix(embedding_down)) {
+            let pair = pairs.entry((module.into(), true)).or_default();
+            (pair.a, pair.is_embedding) = (Some(tensor), true);
+        } else if let Some(module) = of_embedding.and_then(|name| name.strip_suffix(embedding_up)) {
+            let pair = pairs.entry((module.into(), true)).or_default();
+            (pair.b, pair.is_embedding) = (Some(tensor), true);
+        } else if let Some(module) = name.and_then(|name| name.strip_suffix(down)) {
+            pairs.entry((module.into(), false)).or_default().a = Some(tensor);
         } else if let Some(module) = name.and_then(|name| name.strip_suffix(up)) {
-            pairs.entry(module.into()).or_default().b = Some(tensor);
+            pairs.entry((module.into(), false)).or_default().b = Some(tensor);
         } else if let Some(module) = name.and_then(|name| name.strip_suffix(ALPHA_SUFFIX))
             && format == Some(SingleFile::Kohya)
         {
-            pairs.entry(module.into()).or_default().alpha = Some(tensor);
+            pairs.entry((module.into(), false)).or_default().alpha = Some(tensor);
         } else {
             let expected = format!("expected a name like {prefix}MODULE{down} or {prefix}MODULE{up}");
             problems.push(
                 Problem::data(format!(
-                    "{expected}: only adapters of linear layers and convolutions are read"
+                    "{expected}: only adapters of linear layers, convolutions and embeddings are read"
                 ))
                 .in_file(source.path())
                 .in_tensor(&key),
@@ -287,7 +304,8 @@ impl Pair {
         is_parameter: bool,
         (config, format, source): (Option<&Config>, Option<SingleFile>, &Source),
     ) -> Result<Vec<(String, PeftLayer)>, Problem> {
-        let (prefix, [down, up]) = affixes(format);
+        let (prefix, affixes) = affixes(format);
+        let [down, up] = if self.is_embedding { suffixes(&LayerShape::Embedding) } else { affixes };
         let (a_key, b_key) = (format!("{prefix}{name}{down}"), format!("{prefix}{name}{up}"));
         let missing = |key: &str, partner: &str| {
             Problem::data(format!("expected this tensor beside {}, found none", quoted(partner)))
@@ -308,6 +326,10 @@ impl Pair {
             ))
             .in_tensor(&b_key));
         }
+        if self.is_embedding && !kernel.is_empty() {
+            let what = format!("expected A, of shape [rank, tokens], found shape {:?}", a.shape);
+            return Err(Problem::data(what).in_tensor(&a_key));
+        }
         let expected = config.map(|config| config.rank(module) as usize);
         // The groups of a convolution divide the rows of A among them.
         let groups = rows / columns.min(rows).max(1);
@@ -316,6 +338,7 @@ impl Pair {
                 let rank = expected.filter(|&rank| rank > 0 && rows.is_multiple_of(rank)).unwrap_or(rows);
                 (rank, outputs, LayerShape::Expert { count: rows / rank, transposed: false })
             }
+            [] if self.is_embedding => (rows, outputs, LayerShape::Embedding),
             [] if config.is_some_and(|config| config.fan_in_fan_out) => {
                 (rows, outputs, LayerShape::Transposed)
             }

@@ -12,7 +12,7 @@ use super::folder::{OutputFolder, write_all};
 use super::peft::{check, finite_bytes, pretty};
 use super::{A_SUFFIX, Adapter, B_SUFFIX, CONFIG_FILE, FileRecord, RECORD_FILE, TENSORS_FILE};
 use crate::element::Element;
-use crate::factors::Factors;
+use crate::factors::{Factors, LayerShape};
 use crate::storage::safetensors::Layout;
 use crate::storage::{Hashing, Problem, Problems, quoted};
 use faer::Mat;
@@ -119,6 +119,7 @@ pub fn write_single_file(
     (format, component): (SingleFile, Component),
 ) -> Result<(), Problems> {
     check(adapter, element)?;
+    refuse_embeddings(adapter.shapes.iter().map(|(module, shape)| (module.as_str(), shape)))?;
     let (entries, metadata) = match format {
         SingleFile::Diffusers => (diffusers_entries(adapter, element, component), BTreeMap::new()),
         SingleFile::Kohya => kohya_entries(adapter, element, component)?,
@@ -164,6 +165,18 @@ pub fn write_single_file(
     }
     file.commit()?;
     Ok(())
+}
+
+/// Refuses embeddings, for which these formats have no names.
+///
+/// # Errors
+/// A usage problem with the first of them.
+pub fn refuse_embeddings<'a>(
+    mut shapes: impl Iterator<Item = (&'a str, &'a LayerShape)>,
+) -> Result<(), Problem> {
+    let Some((module, _)) = shapes.find(|(_, shape)| **shape == LayerShape::Embedding) else { return Ok(()) };
+    let what = format!("module {} is an embedding, for which this format has no names", quoted(module));
+    Err(Problem::usage(what).help("give --format peft, or leave it out with --exclude"))
 }
 
 fn diffusers_entries(adapter: &Adapter, element: Element, component: Component) -> Entries {
@@ -227,10 +240,26 @@ mod tests {
     use super::super::testing::{AnyLayers, adapter, factors, provenance};
     use super::super::{PeftAdapter, verify};
     use super::*;
-    use crate::factors::LayerShape;
     use quickcheck::quickcheck;
     use safetensors::SafeTensors;
     use std::fs;
+
+    /// They are refused by name, and nothing is written.
+    #[test]
+    fn embeddings_are_refused() {
+        let parent = tempfile::tempdir().unwrap();
+        let folder = parent.path().join("adapter");
+        let mut adapter = adapter([("e", factors(5, 12, 2)), ("q", factors(5, 12, 2))]);
+        adapter.shapes.insert("e".into(), LayerShape::Embedding);
+        for format in SingleFile::ALL {
+            let format = (format, Component::TextEncoder);
+            let refused =
+                write_single_file(&folder, &adapter, Element::F32, &Map::new(), &[], format).unwrap_err();
+            let what = "module \"e\" is an embedding, for which this format has no names";
+            assert_eq!(refused.to_string(), what);
+            assert!(!folder.exists());
+        }
+    }
 
     fn written(adapter: &Adapter, format: SingleFile, component: Component) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();

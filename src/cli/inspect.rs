@@ -14,7 +14,7 @@ use cntlora::element::Element;
 use cntlora::moments_file::MomentsFile;
 use cntlora::plan::Plan;
 use cntlora::report::Report;
-use cntlora::storage::{Access, Checkpoint, Problem, Problems, Source, npy, quoted, safetensors};
+use cntlora::storage::{Access, Checkpoint, Number, Problem, Problems, Source, npy, quoted, safetensors};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -61,6 +61,8 @@ struct SiteEntry {
     name: String,
     width: usize,
     rows: u64,
+    /// Whether tokens were counted, in place of rows.
+    counts: bool,
     modules: Vec<String>,
 }
 
@@ -239,15 +241,20 @@ fn safetensors_file(path: &Path, values: bool) -> Result<Inspection, Problems> {
 
 fn npy_file(path: &Path, values: bool) -> Result<Inspection, Problem> {
     let source = Source::open(path, Access::Auto)?;
-    let header = npy::Header::read(&source)?;
-    let place = Place {
-        element: header.element,
-        big_endian: header.big_endian,
-        offset: header.offset,
-        // The header was checked against the length of the file.
-        length: source.length().saturating_sub(header.offset),
+    let header = npy::Header::read_numbers(&source)?;
+    let values = match header.element {
+        Number::Float(element) if values => {
+            let place = Place {
+                element,
+                big_endian: header.big_endian,
+                offset: header.offset,
+                // The header was checked against the length of the file.
+                length: source.length().saturating_sub(header.offset),
+            };
+            Some(Values::of(&source, &place)?)
+        }
+        _ => None,
     };
-    let values = values.then(|| Values::of(&source, &place)).transpose()?;
     Ok(Inspection::Npy(NpyFile {
         path: path.into(),
         bytes: source.length(),
@@ -291,6 +298,7 @@ fn sites(set: &ActivationSet) -> Vec<SiteEntry> {
             name: site.name.clone(),
             width: site.width,
             rows: site.rows(),
+            counts: site.counts.is_some(),
             modules: site.modules.clone(),
         })
         .collect()

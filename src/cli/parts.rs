@@ -5,7 +5,7 @@ use super::command_line::command_line;
 use super::events::{Events, is_stdout};
 use super::init::{Watching, tell, write};
 use super::interrupt::Interruption;
-use super::prepare::{check_output, create_folder, prepare, refuse_existing_part};
+use super::prepare::{check_layers, check_output, create_folder, prepare, refuse_existing_part};
 use super::progress::Progress;
 use super::resolve::{self, Output};
 use super::saved;
@@ -37,6 +37,7 @@ pub fn run(args: &InitArgs, shard: Shard, terminal: &Terminal) -> anyhow::Result
     problems.collect(refuse_page(&args.job));
     let planned = problems.collect(prepare(None, &args.job));
     let Some((plan, inputs)) = planned else { return Err(problems.into()) };
+    check_layers(&resolve::output(&args.out, &args.job), &plan, &inputs, &mut problems);
     problems.or_ok(())?;
 
     threads::warn_of_many(&args.job.run, terminal);
@@ -102,6 +103,7 @@ pub fn join(args: &MergeArgs, folders: &[PathBuf], terminal: &Terminal) -> anyho
     problems.collect(check_output(&output, request));
     let planned = problems.collect(plan::plan(request));
     let Some((plan, inputs)) = planned else { return Err(problems.into()) };
+    check_layers(&output, &plan, &inputs, &mut problems);
     problems.or_ok(())?;
     Interruption::handle(output.folders().into_iter().map(Into::into).collect(), terminal)?;
     let outcome = parts.join(&plan, &inputs)?;

@@ -178,6 +178,7 @@ pub mod testing {
                 source_rows: None,
                 rows_to_read: 100,
                 bytes: 1600,
+                classes: None,
                 layers: vec![layer("query", 6), layer("value", 2)],
             }],
             skipped: vec![Skipped { name: "conv".into(), reason: "its weight is not a matrix".into() }],

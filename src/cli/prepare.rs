@@ -18,12 +18,13 @@ pub fn prepare(output: Option<&Output>, job: &JobArgs) -> Result<(Plan, Inputs),
     if let Some(output) = output {
         problems.collect(check_output(output, &request));
     }
-    let planned = problems.collect(plan::plan(&request));
-    if let (Some(output), Some((plan, _))) = (output, &planned) {
-        problems.collect(check_blocks(output, plan));
-    }
-    match planned {
-        Some(planned) => problems.or_ok(planned),
+    match problems.collect(plan::plan(&request)) {
+        Some((plan, inputs)) => {
+            if let Some(output) = output {
+                check_layers(output, &plan, &inputs, &mut problems);
+            }
+            problems.or_ok((plan, inputs))
+        }
         None => Err(problems),
     }
 }
@@ -51,6 +52,20 @@ fn check_blocks(output: &Output, plan: &Plan) -> Result<(), Problem> {
         return Err(Problem::usage(what).help("give --residual anchor, or leave it out with --exclude"));
     }
     Ok(())
+}
+
+/// Refuses layers that the output cannot have.
+pub fn check_layers(output: &Output, plan: &Plan, inputs: &Inputs, problems: &mut Problems) {
+    if let Format::SingleFile(..) = output.format {
+        let shapes = plan.layers().map(|layer| (layer.module.as_str(), &layer.shape));
+        problems.collect(adapter::refuse_embeddings(shapes));
+    }
+    if output.base.is_some() {
+        for layer in plan.layers().filter(|layer| layer.shape == LayerShape::Embedding) {
+            problems.collect(plan::refuse_tied_embedding(&inputs.checkpoint, &layer.tensors()));
+        }
+    }
+    problems.collect(check_blocks(output, plan));
 }
 
 /// Refuses an output that would replace something, unless forced, and one that would mix with the inputs.

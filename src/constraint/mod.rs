@@ -10,7 +10,12 @@
 //! applied to a thin block, computed once per site in f64 and shared, in f32, by all weights of the site. Neither `Δ` nor
 //! the inverse is ever formed. Ranks, and how a decomposition uses this, are elsewhere.
 
+mod classes;
+mod tokens;
 mod transport;
+
+pub use classes::token_classes;
+pub use tokens::TokenConstraint;
 
 use crate::dense;
 use crate::error::{Error, Result};
@@ -78,6 +83,25 @@ pub struct Constraint {
     metric: Option<Mat<f32>>,
     damping: f64,
     frechet_distance: Option<f64>,
+}
+
+/// What the constraints of a site do to thin blocks, `F` being the identity in [`Norm::Weights`].
+pub trait SiteOperator {
+    /// Numbers per activation, `d`.
+    fn width(&self) -> usize;
+    /// `(K − C) (C + ρ_p S + λI)⁻¹ F V` for a thin block `V (d × k)`.
+    fn apply(&self, norm: Norm, block: MatRef<'_, f32>, par: Par) -> Mat<f32>;
+    /// The transpose of [`Self::apply`].
+    fn apply_transpose(&self, norm: Norm, block: MatRef<'_, f32>, par: Par) -> Mat<f32>;
+    /// Turns right singular vectors of `Δ F`, the columns of `V`, into those row vectors of `A`, as columns, that `V` stands
+    /// for: `F⁻ᵀ V`, in place.
+    fn leave_norm(&self, norm: Norm, block: MatMut<'_, f32>, par: Par);
+    /// `aᵀ C a = E (aᵀ x)²` for every column `a` of a thin block.
+    fn activation_energy(&self, block: MatRef<'_, f32>, par: Par) -> Vec<f64>;
+    /// `tr(W C Wᵀ) = E|W x|²`, the mean square of the layer's output, for `W (m × d)`.
+    fn output_energy(&self, weight: MatRef<'_, f32>, par: Par) -> f64;
+    /// `C`, where it is a matrix whose products with a weight are dear.
+    fn second_moment(&self) -> Option<MatRef<'_, f32>>;
 }
 
 /// Each failure of a factorization multiplies the relative damping by this …
@@ -185,11 +209,6 @@ impl Constraint {
         (8 * double * square, 4 * (3 + preserved) * square)
     }
 
-    /// Numbers per activation, `d`.
-    pub fn width(&self) -> usize {
-        self.change.nrows()
-    }
-
     /// The relative damping that was used: the one asked for, or the first of the ladder that worked.
     pub fn damping(&self) -> f64 {
         self.damping
@@ -201,9 +220,14 @@ impl Constraint {
     pub fn frechet_distance(&self) -> Option<f64> {
         self.frechet_distance
     }
+}
 
-    /// `(K − C) (C + ρ_p S + λI)⁻¹ F V` for a thin block `V (d × k)`, where `F` is the identity in [`Norm::Weights`].
-    pub fn apply(&self, norm: Norm, block: MatRef<'_, f32>, par: Par) -> Mat<f32> {
+impl SiteOperator for Constraint {
+    fn width(&self) -> usize {
+        self.change.nrows()
+    }
+
+    fn apply(&self, norm: Norm, block: MatRef<'_, f32>, par: Par) -> Mat<f32> {
         let denominator = self.denominator.as_ref();
         let mut x = match (norm, &self.metric) {
             // G⁻¹ F = I
@@ -223,8 +247,7 @@ impl Constraint {
         dense::thin_product(self.change.as_ref(), x.as_ref(), par)
     }
 
-    /// The transpose of [`Self::apply`].
-    pub fn apply_transpose(&self, norm: Norm, block: MatRef<'_, f32>, par: Par) -> Mat<f32> {
+    fn apply_transpose(&self, norm: Norm, block: MatRef<'_, f32>, par: Par) -> Mat<f32> {
         let denominator = self.denominator.as_ref();
         let mut x = dense::thin_product(self.change.transpose(), block, par);
         solve_lower_triangular_in_place(denominator, x.as_mut(), par);
@@ -241,28 +264,23 @@ impl Constraint {
         }
     }
 
-    /// Turns right singular vectors of `Δ F`, the columns of `V`, into those row vectors of `A`, as columns, that
-    /// `V` stands for: `F⁻ᵀ V`, in place.
-    pub fn leave_norm(&self, norm: Norm, block: MatMut<'_, f32>, par: Par) {
+    fn leave_norm(&self, norm: Norm, block: MatMut<'_, f32>, par: Par) {
         if norm == Norm::Activations {
             let metric = self.metric.as_ref().unwrap_or(&self.denominator);
             solve_upper_triangular_in_place(metric.transpose(), block, par);
         }
     }
 
-    /// `aᵀ C a = E (aᵀ x)²` for every column `a` of a thin block.
-    pub fn activation_energy(&self, block: MatRef<'_, f32>, par: Par) -> Vec<f64> {
-        let image = dense::thin_product(self.second_moment(), block, par);
+    fn activation_energy(&self, block: MatRef<'_, f32>, par: Par) -> Vec<f64> {
+        let image = dense::thin_product(self.second_moment.as_ref(), block, par);
         (0..block.ncols()).map(|j| dot(block.col(j).as_mat(), image.col(j).as_mat())).collect()
     }
 
-    /// `C = E[x xᵀ]`, `d × d`.
-    pub fn second_moment(&self) -> MatRef<'_, f32> {
-        self.second_moment.as_ref()
+    fn second_moment(&self) -> Option<MatRef<'_, f32>> {
+        Some(self.second_moment.as_ref())
     }
 
-    /// `tr(W C Wᵀ) = E|W x|²`, the mean square of the layer's output, for `W (m × d)`. `O(m d²)` operations.
-    pub fn output_energy(&self, weight: MatRef<'_, f32>, par: Par) -> f64 {
+    fn output_energy(&self, weight: MatRef<'_, f32>, par: Par) -> f64 {
         /// Rows of `W` at a time, so that the product is never held whole.
         const STRIP: usize = 512;
         let mut strip = Mat::zeros(STRIP.min(weight.nrows()), weight.ncols());

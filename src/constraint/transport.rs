@@ -47,7 +47,12 @@ pub(super) fn transport(
 }
 
 /// With `Σ_z = v I`, `T = √v (Σ + λI)^-½`: a function of the eigenvalues.
-fn isotropic(damped: Mat<f64>, lambda: f64, variance: f64, par: Par) -> Result<Option<Transported>> {
+pub(super) fn isotropic(
+    damped: Mat<f64>,
+    lambda: f64,
+    variance: f64,
+    par: Par,
+) -> Result<Option<Transported>> {
     let (values, vectors) = dense::self_adjoint_eigen("covariance of the activations", damped.as_ref(), par)?;
     if values.iter().any(|value| *value <= 0.0) {
         return Ok(None);
@@ -60,7 +65,8 @@ fn isotropic(damped: Mat<f64>, lambda: f64, variance: f64, par: Par) -> Result<O
     Ok(Some(Transported { cross, overlap: None }))
 }
 
-fn measured(
+/// With a measured `Σ_z`. `damped` is `Σ̃`.
+pub(super) fn measured(
     covariance: Mat<f64>,
     damped: Mat<f64>,
     source: MatRef<'_, f64>,

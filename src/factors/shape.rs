@@ -13,6 +13,8 @@ pub enum LayerShape {
     Linear,
     /// As `[d, m]`: the Conv1D layers of GPT-2, which are linear layers for all that.
     Transposed,
+    /// As `[d, m]`: an embedding of `d` tokens, whose activations are unit vectors.
+    Embedding,
     /// As `[m, channels, kernel…]` with `d = channels · Π kernel`: a convolution in one group, whose rows of activations are
     /// the unfolded patches of its input. The kernel has one number for each axis of space.
     Convolution(Vec<u64>),
@@ -38,7 +40,7 @@ impl LayerShape {
     pub fn of_weight(&self, outputs: u64, inputs: u64) -> Vec<u64> {
         match self {
             Self::Linear => vec![outputs, inputs],
-            Self::Transposed => vec![inputs, outputs],
+            Self::Transposed | Self::Embedding => vec![inputs, outputs],
             Self::Convolution(kernel) => with_kernel(outputs, inputs, kernel),
             Self::Group { count, kernel } => with_kernel(outputs, inputs / (*count as u64).max(1), kernel),
             Self::Expert { transposed: false, .. } => vec![outputs, inputs],
@@ -49,7 +51,7 @@ impl LayerShape {
     /// The shape of `A` in an adapter, of all blocks together.
     pub fn of_down(&self, rank: u64, inputs: u64) -> Vec<u64> {
         match self {
-            Self::Linear | Self::Transposed | Self::Expert { .. } => vec![rank, inputs],
+            Self::Linear | Self::Transposed | Self::Embedding | Self::Expert { .. } => vec![rank, inputs],
             Self::Convolution(kernel) | Self::Group { kernel, .. } => with_kernel(rank, inputs, kernel),
         }
     }
@@ -57,7 +59,7 @@ impl LayerShape {
     /// The shape of `B` in an adapter, of all blocks together.
     pub fn of_up(&self, outputs: u64, rank: u64) -> Vec<u64> {
         match self {
-            Self::Linear | Self::Transposed | Self::Expert { .. } => vec![outputs, rank],
+            Self::Linear | Self::Transposed | Self::Embedding | Self::Expert { .. } => vec![outputs, rank],
             Self::Convolution(kernel) | Self::Group { kernel, .. } => {
                 [outputs, rank].into_iter().chain(kernel.iter().map(|_| 1)).collect()
             }
@@ -66,7 +68,7 @@ impl LayerShape {
 
     /// Whether `Wᵀ` is what is stored.
     pub fn is_transposed(&self) -> bool {
-        matches!(self, Self::Transposed | Self::Expert { transposed: true, .. })
+        matches!(self, Self::Transposed | Self::Embedding | Self::Expert { transposed: true, .. })
     }
 
     /// Factors of the weight as it is stored: those of `Wᵀ` where that is what is stored.
@@ -80,7 +82,7 @@ impl LayerShape {
     /// Of how many blocks the weight of the module is one: each has factors of its own, and all have one rank.
     pub fn blocks(&self) -> Option<usize> {
         match self {
-            Self::Linear | Self::Transposed | Self::Convolution(_) => None,
+            Self::Linear | Self::Transposed | Self::Convolution(_) | Self::Embedding => None,
             Self::Group { count, .. } | Self::Expert { count, .. } => Some(*count),
         }
     }
@@ -123,6 +125,7 @@ mod tests {
         let shapes = |shape: LayerShape| (shape.of_weight(8, 18), shape.of_down(3, 18), shape.of_up(8, 3));
         assert_eq!(shapes(LayerShape::Linear), (vec![8, 18], vec![3, 18], vec![8, 3]));
         assert_eq!(shapes(LayerShape::Transposed), (vec![18, 8], vec![3, 18], vec![8, 3]));
+        assert_eq!(shapes(LayerShape::Embedding), (vec![18, 8], vec![3, 18], vec![8, 3]));
         let convolution = shapes(LayerShape::Convolution(vec![3, 3]));
         assert_eq!(convolution, (vec![8, 2, 3, 3], vec![3, 2, 3, 3], vec![8, 3, 1, 1]));
         let group = shapes(LayerShape::Group { count: 2, kernel: vec![3, 3] });

@@ -6,7 +6,7 @@
 //! variable rank. The equations are this project's own derivation from those statements, and are not the paper's.
 
 use super::{Decomposition, Options, check_width};
-use crate::constraint::{Constraint, Evidence, Norm};
+use crate::constraint::{Constraint, Evidence, Norm, SiteOperator};
 use crate::error::Result;
 use crate::factors::{Components, Initialization};
 use crate::low_rank::{self, Operator, Product};
@@ -16,7 +16,7 @@ use faer::{Mat, MatRef, Par};
 /// The update of a layer, `Δ F = W · (K − C) (C + ρ_p S + λI)⁻¹ F`, applied factor by factor.
 struct Update<'a> {
     weight: MatRef<'a, f32>,
-    constraint: &'a Constraint,
+    constraint: &'a dyn SiteOperator,
     norm: Norm,
 }
 
@@ -41,7 +41,7 @@ impl Operator for Update<'_> {
 /// [`Error::Shape`] if the weight does not read activations of this width; [`Error::NonFinite`] for a weight with NaN or
 /// infinity; what the decomposition returns.
 pub fn decompose(
-    constraint: &Constraint,
+    constraint: &dyn SiteOperator,
     weight: MatRef<'_, f32>,
     name: &str,
     options: &Options,
@@ -68,20 +68,20 @@ pub fn decompose(
 /// `E|W x|²`, which the trust region is a share of: exact up to a side that a product of `W` and `C` is cheap for, and
 /// beyond it estimated, to a fraction of a per cent.
 fn output_energy(
-    constraint: &Constraint,
+    constraint: &dyn SiteOperator,
     weight: MatRef<'_, f32>,
     name: &str,
     seed: u64,
     par: Par,
 ) -> Result<f64> {
     const EXACT_SIDE: usize = 2048;
-    if weight.nrows().min(weight.ncols()) <= EXACT_SIDE {
-        Ok(constraint.output_energy(weight, par))
-    } else {
-        let (second_moment, transposed) = (constraint.second_moment(), weight.transpose());
-        let moved = Product { left: &second_moment, right: &transposed };
-        low_rank::trace(&Product { left: &weight, right: &moved }, seed, name, par)
-    }
+    let is_small = weight.nrows().min(weight.ncols()) <= EXACT_SIDE;
+    let Some(second_moment) = constraint.second_moment().filter(|_| !is_small) else {
+        return Ok(constraint.output_energy(weight, par));
+    };
+    let transposed = weight.transpose();
+    let moved = Product { left: &second_moment, right: &transposed };
+    low_rank::trace(&Product { left: &weight, right: &moved }, seed, name, par)
 }
 
 /// The whole method for one layer on its own: from what was measured at its site to its factors.

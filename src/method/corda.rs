@@ -9,6 +9,7 @@
 //! - `C` is the mean over all rows. PEFT divides each call's rows by the largest activation of that call, which weighs the
 //!   calls against each other; with one call the products agree, since a factor of `C` cancels.
 //! - That factor decides in PEFT how the product is shared between `A` and `B`; here they are balanced.
+//! - PEFT has it for linear layers only; here also for embeddings, whose `C'` is diagonal.
 //! - PEFT doubles `λ` until an inverse is accurate; here it grows tenfold until a Cholesky factorization succeeds.
 
 use super::{Decomposition, Options, check_width};
@@ -16,19 +17,66 @@ use crate::constraint::damped_second_moment;
 use crate::dense;
 use crate::error::Result;
 use crate::factors::Components;
-use crate::low_rank::{self, Product};
-use crate::moments::Moments;
+use crate::low_rank::{self, Operator, Product};
+use crate::moments::{Counts, Moments};
 use faer::linalg::triangular_solve::{solve_lower_triangular_in_place, solve_upper_triangular_in_place};
-use faer::{Mat, MatRef, Par};
+use faer::{Mat, MatMut, MatRef, Par};
 
-/// The damped second moment of a site, and its factor.
+/// The damped second moment of a site, and what its inverse is applied with.
 #[derive(Debug)]
 pub struct Covariance {
-    /// `C'`.
-    matrix: Mat<f32>,
-    /// Lower `G` with `G Gᵀ = C'`.
-    factor: Mat<f32>,
+    matrix: Matrix,
     damping: f64,
+}
+
+/// `C'`.
+#[derive(Debug)]
+enum Matrix {
+    /// With the lower `G` of `G Gᵀ = C'`.
+    Dense { matrix: Mat<f32>, factor: Mat<f32> },
+    /// Of an embedding.
+    Diagonal(Vec<f32>),
+}
+
+impl Operator for Matrix {
+    fn rows(&self) -> usize {
+        match self {
+            Self::Dense { matrix, .. } => matrix.nrows(),
+            Self::Diagonal(diagonal) => diagonal.len(),
+        }
+    }
+    fn columns(&self) -> usize {
+        self.rows()
+    }
+    fn apply(&self, block: MatRef<'_, f32>, par: Par) -> Mat<f32> {
+        match self {
+            Self::Dense { matrix, .. } => dense::thin_product(matrix.as_ref(), block, par),
+            Self::Diagonal(diagonal) => {
+                Mat::from_fn(block.nrows(), block.ncols(), |i, j| diagonal[i] * block[(i, j)])
+            }
+        }
+    }
+    fn apply_transpose(&self, block: MatRef<'_, f32>, par: Par) -> Mat<f32> {
+        // It is symmetric.
+        self.apply(block, par)
+    }
+}
+
+impl Matrix {
+    /// `C'⁻¹ V`, in place.
+    fn solve(&self, mut block: MatMut<'_, f32>, par: Par) {
+        match self {
+            Self::Dense { factor, .. } => {
+                solve_lower_triangular_in_place(factor.as_ref(), block.as_mut(), par);
+                solve_upper_triangular_in_place(factor.transpose(), block, par);
+            }
+            Self::Diagonal(diagonal) => {
+                for column in block.col_iter_mut() {
+                    column.iter_mut().zip(diagonal).for_each(|(value, entry)| *value /= entry);
+                }
+            }
+        }
+    }
 }
 
 /// Which triplets the adapter takes.
@@ -47,7 +95,14 @@ impl Covariance {
     /// As [`Constraint::new`](crate::constraint::Constraint::new).
     pub fn new(moments: &Moments, ridge: f64, par: Par) -> Result<Self> {
         let (matrix, factor, damping) = damped_second_moment(moments, ridge, par)?;
-        Ok(Self { matrix, factor, damping })
+        Ok(Self { matrix: Matrix::Dense { matrix, factor }, damping })
+    }
+
+    /// That of an embedding: `diag(p) + (ρ / V) I`. The inverse of a diagonal needs no factorization that could fail.
+    pub fn of_tokens(counts: &Counts, ridge: f64) -> Self {
+        let damping = ridge / counts.width() as f64;
+        let diagonal = counts.frequencies().iter().map(|share| (share + damping) as f32).collect();
+        Self { matrix: Matrix::Diagonal(diagonal), damping: ridge }
     }
 
     /// The relative damping that was used.
@@ -58,6 +113,11 @@ impl Covariance {
     /// Bytes that [`Self::new`] needs at its peak for a site of width `d`, and bytes that its result holds.
     pub fn memory(width: u64) -> (u64, u64) {
         (8 * 3 * width * width, 4 * 2 * width * width)
+    }
+
+    /// As [`Self::memory`], for an embedding of this many tokens.
+    pub fn memory_of_tokens(tokens: u64) -> (u64, u64) {
+        ((8 + 4) * tokens, 4 * tokens)
     }
 }
 
@@ -73,18 +133,15 @@ pub fn decompose(
     options: &Options,
     par: Par,
 ) -> Result<Decomposition> {
-    let matrix = covariance.matrix.as_ref();
-    check_width(weight, matrix.ncols())?;
-    let response = Product { left: &weight, right: &matrix };
+    check_width(weight, covariance.matrix.columns())?;
+    let response = Product { left: &weight, right: &covariance.matrix };
     let side = weight.nrows().min(weight.ncols());
     let svd = match part {
         Part::First => low_rank::truncated_svd(&response, options.components(side), options.seed, name, par)?,
         Part::Last => low_rank::last_components(&response, options.fixed_rank(side), par)?,
     };
     let mut a = svd.v;
-    let factor = covariance.factor.as_ref();
-    solve_lower_triangular_in_place(factor, a.as_mut(), par);
-    solve_upper_triangular_in_place(factor.transpose(), a.as_mut(), par);
+    covariance.matrix.solve(a.as_mut(), par);
     dense::check_finite("the rows of the down matrix", a.as_ref())?;
     let components =
         Components { u: svd.u, sigma: svd.s, a, activation_energy: Vec::new(), output_energy: 0.0 };

@@ -15,10 +15,11 @@ pub mod pissa;
 
 pub use draft::{Decomposition, Draft, Nested};
 
-use crate::constraint::{Constraint, Coupling, Evidence, Norm, Terms};
+use crate::constraint::{Constraint, Coupling, Evidence, Norm, Terms, TokenConstraint};
 use crate::error::{Error, Result};
 use crate::factors::{Start, Strength};
 use crate::low_rank;
+use crate::moments::Counts;
 use crate::rank::{Limits, Policy};
 use faer::{MatRef, Par};
 
@@ -120,6 +121,21 @@ impl Method {
         matches!(self, Self::Cntlora | Self::CordaIpm | Self::CordaKpm | Self::Eva)
     }
 
+    /// Why it adapts no embeddings, if it does not.
+    pub fn reason_against_embeddings(self) -> Option<&'static str> {
+        match self {
+            Self::Eva => {
+                Some("tokens that were met equally often vary alike, so that they have no leading directions")
+            }
+            Self::Lora | Self::Gaussian | Self::Orthogonal => {
+                Some("its random A is one for inputs of many numbers, and not for single tokens")
+            }
+            Self::Cntlora | Self::Pissa | Self::Milora | Self::Olora | Self::CordaIpm | Self::CordaKpm => {
+                None
+            }
+        }
+    }
+
     /// Whether it damps the second moment.
     pub fn has_ridge(self) -> bool {
         matches!(self, Self::Cntlora | Self::CordaIpm | Self::CordaKpm)
@@ -157,6 +173,8 @@ pub enum Basis {
     None,
     /// The constraints of [`cntlora`].
     Constraint(Constraint),
+    /// The constraints of [`cntlora`] for an embedding.
+    Tokens(TokenConstraint),
     /// The second moment of [`corda`].
     Covariance(corda::Covariance),
     /// The directions of [`eva`].
@@ -183,10 +201,30 @@ impl Basis {
         }
     }
 
+    /// What the method of the options makes of the tokens that an embedding met.
+    ///
+    /// # Errors
+    /// As [`Self::new`]; [`Error::Combination`] for a method that adapts no embeddings.
+    pub fn of_tokens(target: &Counts, source: Option<&Counts>, options: &Options, par: Par) -> Result<Self> {
+        let method = options.method;
+        if let Some(reason) = method.reason_against_embeddings() {
+            let (method, what) = (method.name(), "embeddings".to_owned());
+            return Err(Error::Combination { method, what, instead: reason.into() });
+        }
+        match method {
+            Method::Cntlora => TokenConstraint::new(target, source, options.terms(), par).map(Self::Tokens),
+            Method::CordaIpm | Method::CordaKpm => {
+                Ok(Self::Covariance(corda::Covariance::of_tokens(target, options.ridge)))
+            }
+            _ => Ok(Self::None),
+        }
+    }
+
     /// The relative damping that was used, if there was any.
     pub fn damping(&self) -> Option<f64> {
         match self {
             Self::Constraint(constraint) => Some(constraint.damping()),
+            Self::Tokens(constraint) => Some(constraint.damping()),
             Self::Covariance(covariance) => Some(covariance.damping()),
             Self::None | Self::Directions(_) => None,
         }
@@ -196,6 +234,7 @@ impl Basis {
     pub fn frechet_distance(&self) -> Option<f64> {
         match self {
             Self::Constraint(constraint) => constraint.frechet_distance(),
+            Self::Tokens(constraint) => constraint.frechet_distance(),
             Self::None | Self::Covariance(_) | Self::Directions(_) => None,
         }
     }
@@ -215,9 +254,15 @@ impl Basis {
         options: &Options,
         par: Par,
     ) -> Result<Draft> {
-        if let (Method::Cntlora, Self::Constraint(constraint)) = (options.method, self) {
-            // It looks at the whole weight itself.
-            return Ok(Draft::Update(cntlora::decompose(constraint, weight, name, options, par)?));
+        // It looks at the whole weight itself.
+        match (options.method, self) {
+            (Method::Cntlora, Self::Constraint(constraint)) => {
+                return Ok(Draft::Update(cntlora::decompose(constraint, weight, name, options, par)?));
+            }
+            (Method::Cntlora, Self::Tokens(constraint)) => {
+                return Ok(Draft::Update(cntlora::decompose(constraint, weight, name, options, par)?));
+            }
+            _ => {}
         }
         let (outputs, inputs) = weight.shape();
         crate::dense::check_finite("the weight", weight)?;
@@ -247,6 +292,20 @@ impl Basis {
             Method::Cntlora => Constraint::memory(width, options.terms(), measured_source),
             Method::CordaIpm | Method::CordaKpm => corda::Covariance::memory(width),
             Method::Eva => eva::Directions::memory(width, options),
+            _ => (0, 0),
+        }
+    }
+
+    /// As [`Self::memory`], for an embedding of `V` tokens in `k` [classes](crate::constraint::token_classes).
+    pub fn memory_of_tokens(
+        tokens: u64,
+        classes: u64,
+        options: &Options,
+        measured_source: bool,
+    ) -> (u64, u64) {
+        match options.method {
+            Method::Cntlora => TokenConstraint::memory(tokens, classes, options.terms(), measured_source),
+            Method::CordaIpm | Method::CordaKpm => corda::Covariance::memory_of_tokens(tokens),
             _ => (0, 0),
         }
     }

@@ -1,7 +1,11 @@
 //! What is remembered of the activations of a site: how many rows, their sum, their Gram matrix, and the largest
 //! absolute value of every column. All of them add up, so moments of parts merge into moments of the whole.
 //!
-//! Knows nothing of weights, and nothing of files.
+//! Knows nothing of weights, and nothing of files. Of what an embedding meets, `counts` remembers less.
+
+mod counts;
+
+pub use counts::Counts;
 
 use crate::error::{Error, Result};
 use crate::simd::{self, Rows, Sums, Values, Workspace};

@@ -4,7 +4,7 @@
 
 use super::recording::RecordedSite;
 use super::stored::Stored;
-use super::{PlannedLayer, weights};
+use super::{PlannedLayer, embeddings, weights};
 use crate::element::Element;
 use crate::factors::{LayerShape, block_name};
 use crate::method::Options;
@@ -32,6 +32,9 @@ impl Module<'_> {
     pub(super) fn layers(&self, stored: &Stored<'_>) -> Result<Vec<PlannedLayer>, Unfit> {
         match stored {
             Stored::Own(tensor) => self.of_tensor(tensor),
+            _ if self.site.counts.is_some() => {
+                Err(Unfit::Kind("tokens were counted, and its weight is no table of an embedding".into()))
+            }
             Stored::Share { tensor, index, of } => self.of_share(tensor, *index, *of),
             Stored::Parameter(tensor) => self.of_parameter(tensor),
             Stored::Experts(experts) => self.of_experts(experts),
@@ -73,6 +76,10 @@ impl Module<'_> {
 
     fn of_tensor(&self, tensor: &str) -> Result<Vec<PlannedLayer>, Unfit> {
         let (piece, shape, element) = self.tensor(tensor)?;
+        if self.site.counts.is_some() {
+            let (outputs, shape) = embeddings::shape_of(self.name, shape, self.site, self.options)?;
+            return Ok(vec![self.layer(self.name.into(), vec![piece], element, outputs, shape)?]);
+        }
         let width = self.width();
         let one = |outputs: u64, shape: LayerShape| {
             let layer = self.layer(self.name.into(), vec![piece.clone()], element, outputs, shape)?;

@@ -5,7 +5,7 @@
 //! | what | bytes |
 //! |---|---|
 //! | moments of a kind of activations | [`Moments::memory`] of the width, of twice the width when rows are paired, and of its rows two blocks as read and one as packed; where rows are unfolded, an image |
-//! | basis of a site | [`Basis::memory`] |
+//! | basis of a site | [`Basis::memory`], of an embedding [`Basis::memory_of_tokens`] |
 //! | weight of a layer `m × d` | as stored, and `4 · m d` |
 //! | decomposition of a layer | [`Options::memory`] |
 //! | components of a layer | `4 · k (m + d)` for the `k` that are computed |
@@ -14,7 +14,8 @@
 //! weight is; the components of all layers stay.
 //!
 //! Work counts a multiplication and an addition each: `d (d + 1)` for each row that is read, then for each site `12 d³` (and `10 d³` for the
-//! eigendecompositions of the transport) and for each layer `2 m d²`. That is for cntlora; the other methods are counted as
+//! eigendecompositions of the transport) and for each layer `2 m d²`; for the site of an embedding its classes take the place of `d`, and
+//! for its layer the products of `k` components with the weight. That is for cntlora; the other methods are counted as
 //! if they did as much for a layer, and `d³` for a site whose activations they look at.
 
 use super::{PlannedLayer, PlannedSite, Work};
@@ -93,13 +94,18 @@ fn site_memory(site: &PlannedSite, options: &Options) -> u64 {
     let width = site.width as u64;
     let measured_source = site.source_rows.is_some();
     let moments = match options.coupling {
+        // Counts of both kinds, as they are kept and as they are read.
+        _ if site.classes.is_some() => 4 * 8 * width,
         _ if !options.method.reads_activations() => 0,
         // The sides and the cross moment are split from the joint moments while those are there.
         Coupling::Paired => 2 * Moments::memory(2 * width) + block_memory(2 * width),
         _ if measured_source => 2 * Moments::memory(width) + block_memory(width),
         _ => Moments::memory(width) + block_memory(width),
     };
-    let (building, held) = Basis::memory(width, options, measured_source);
+    let (building, held) = match site.classes {
+        Some(classes) => Basis::memory_of_tokens(width, classes, options, measured_source),
+        None => Basis::memory(width, options, measured_source),
+    };
     let layer = |layer: &PlannedLayer| {
         let (m, d) = (layer.outputs as u64, layer.inputs as u64);
         let decomposition = options.of_part(layer.shape.parts()).memory(m, d);
@@ -119,7 +125,7 @@ pub(super) fn work_of_rows(rows: u64, width: usize) -> f64 {
 pub(super) fn work(sites: &[PlannedSite], options: &Options) -> Work {
     let mut work = Work::default();
     for site in sites {
-        let d = site.width as f64;
+        let d = site.classes.map_or(site.width as f64, |classes| classes as f64);
         work.moments += work_of_rows(site.rows_to_read, site.width);
         let cubes = match (options.method, options.coupling) {
             (Method::Cntlora, Coupling::Transport) => 22.0,
@@ -127,7 +133,11 @@ pub(super) fn work(sites: &[PlannedSite], options: &Options) -> Work {
             (method, _) => f64::from(u8::from(method.reads_activations())),
         };
         work.factors += cubes * d * d * d;
-        work.factors += site.layers.iter().map(|layer| 2.0 * layer.outputs as f64 * d * d).sum::<f64>();
+        let of_layer = |layer: &PlannedLayer| {
+            let side = if site.classes.is_some() { components(layer, options) as f64 } else { d };
+            2.0 * (layer.outputs * layer.inputs) as f64 * side
+        };
+        work.factors += site.layers.iter().map(of_layer).sum::<f64>();
     }
     work
 }

@@ -72,7 +72,12 @@ impl Division {
             match recording {
                 Recording::Activations(set) => {
                     rows.push(
-                        plan.sites.iter().filter_map(|site| set.site(&site.name)).collect::<Vec<&Site>>(),
+                        plan.sites
+                            .iter()
+                            .filter_map(|site| set.site(&site.name))
+                            // Counts of tokens are read whole by whoever needs them.
+                            .filter(|site| site.counts.is_none())
+                            .collect::<Vec<&Site>>(),
                     );
                 }
                 Recording::Moments(_) => holders.iter_mut().for_each(|holders| *holders += 1),

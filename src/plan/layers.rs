@@ -7,7 +7,7 @@ use super::recording::{RecordedSite, Recording};
 use super::renames::Renames;
 use super::select::Selector;
 use super::stored::{Stored, locate};
-use super::{PlannedLayer, PlannedSite, Skipped};
+use super::{PlannedLayer, PlannedSite, Skipped, embeddings};
 use crate::constraint::Coupling;
 use crate::factors::{LayerShape, module_and_block};
 use crate::method::Options;
@@ -76,6 +76,7 @@ pub(super) fn find(
                 rows_to_read: sum(site.rows_to_read, source.map(|source| source.rows_to_read)),
                 bytes: sum(site.bytes, source.map(|source| source.bytes)),
                 image_bytes: sum(site.image_bytes, source.map(|source| source.image_bytes)),
+                classes: embeddings::classes(site, source.as_ref()),
                 layers,
             });
         }
@@ -200,10 +201,19 @@ pub(super) fn check_source(
             .in_file(other.path)
             .in_tensor(site.name)
         };
-        if other.width != site.width {
+        if other.counts.is_some() != site.counts.is_some() {
+            let kind =
+                |site: &RecordedSite<'_>| if site.counts.is_some() { "counts of tokens" } else { "rows" };
+            let what = format!(
+                "expected {} as among the fine-tuning activations, found {}",
+                kind(&site),
+                kind(&other)
+            );
+            problems.push(Problem::data(what).in_file(other.path).in_tensor(site.name));
+        } else if other.width != site.width {
             problems.push(differ("numbers per row", site.width as u64, other.width as u64));
         }
-        if coupling == Coupling::Paired && other.rows != site.rows {
+        if coupling == Coupling::Paired && site.counts.is_none() && other.rows != site.rows {
             problems.push(differ("rows", site.rows, other.rows).help(
                 "paired rows are of the same inputs in the same order; --coupling transport needs no pairs",
             ));

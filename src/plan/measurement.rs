@@ -120,6 +120,15 @@ pub fn plan_measurement(request: &MeasurementRequest) -> Result<(Measurement, Ac
         );
         problems.push(Problem::usage(what).help("loosen one of them"));
     }
+    let (tokens, selected): (Vec<_>, Vec<_>) = selected.into_iter().partition(|site| site.counts.is_some());
+    for site in tokens {
+        problems.push(
+            Problem::data("expected rows, found counts of tokens, which moments files do not hold")
+                .in_file(set.files()[site.first_file()].path())
+                .in_tensor(&site.name)
+                .help("leave this site out with --exclude; to adapt an embedding, give init the counts themselves"),
+        );
+    }
     let all: Vec<SiteRows> = selected.iter().map(|site| SiteRows::of(site, 0..site.rows())).collect();
     let memory = Memory::of_moments(all.iter().map(|site| (site.width, site.image_bytes)));
     let side_by_side = schedule::side_by_side(&memory, request.threads, request.max_memory);

@@ -1,14 +1,16 @@
 //! What a run is going to do, from headers alone: sites, layers, shapes, memory, work, and every complaint at once.
 //!
 //! Runs nothing: a [`Plan`] is data. `select` says which modules are adapted, `names` finds the weight of a module in the
-//! checkpoint with the renames of `presets`, `weights` stands in for activations where there are none, `layers` puts sites,
-//! modules and weights together, `blocks` makes layers of what is stored, `stored` finds weights that share a tensor or have several, `options` checks what the user asks for against them, `cost` estimates memory and work, and
+//! checkpoint with the renames of `presets`, and `stored` where it shares a tensor or has several. `embeddings` knows what is special
+//! about those, `weights` stands in for activations where there are none, `blocks` makes layers of what is stored, `layers` puts
+//! sites, modules and weights together, `options` checks what the user asks for against them, `cost` estimates memory and work, and
 //! `schedule` says how many sites fit side by side. `measurement` plans the measurement of moments, `shard` cuts work into
 //! parts, and `division` says what that comes to.
 
 mod blocks;
 mod cost;
 mod division;
+mod embeddings;
 mod layers;
 mod measurement;
 mod names;
@@ -30,6 +32,7 @@ use crate::simd::Precision;
 use crate::storage::{Access, Checkpoint, Piece, Problem, Problems};
 use cost::Memory;
 pub use division::{Division, Share};
+pub use embeddings::refuse_tied_embedding;
 use layers::Found;
 pub use measurement::{Measurement, MeasurementRequest, SiteRows, plan_measurement};
 use recording::RecordedSite;
@@ -185,7 +188,7 @@ pub struct PlannedSite {
     pub name: String,
     /// Numbers per row.
     pub width: usize,
-    /// Fine-tuning rows to read.
+    /// Fine-tuning rows, or tokens.
     pub rows: u64,
     /// Pre-training rows, if there are any.
     pub source_rows: Option<u64>,
@@ -195,6 +198,10 @@ pub struct PlannedSite {
     pub bytes: u64,
     /// Bytes of the images that patches are cut from, one of either kind of activations, which are held while rows are read.
     pub image_bytes: u64,
+    /// In how many classes the tokens of an embedding fall, see [`token_classes`](crate::constraint::token_classes): its activations
+    /// are counts, and not rows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub classes: Option<u64>,
     /// The layers that read it, in order of module name.
     pub layers: Vec<PlannedLayer>,
 }

@@ -1,6 +1,7 @@
 //! What was recorded of one kind of activations: the rows themselves, or the moments of them.
 
 use crate::activations::{ActivationSet, Site};
+use crate::moments::Counts;
 use crate::moments_file::MomentsSet;
 use crate::storage::{Access, Problems, Source};
 use std::path::{Path, PathBuf};
@@ -28,6 +29,8 @@ pub(super) struct RecordedSite<'a> {
     pub bytes: u64,
     /// Bytes of an image that rows are cut from.
     pub image_bytes: u64,
+    /// How often each token was met, in place of rows.
+    pub counts: Option<&'a Counts>,
     /// A file that holds it.
     pub path: &'a Path,
 }
@@ -89,10 +92,11 @@ fn of_rows<'a>(set: &'a ActivationSet, site: &'a Site) -> RecordedSite<'a> {
         width: site.width,
         modules: &site.modules,
         rows: site.rows(),
-        rows_to_read: site.rows(),
+        rows_to_read: if site.counts.is_some() { 0 } else { site.rows() },
         bytes: site.bytes(),
         image_bytes: site.image_bytes(),
-        path: set.files()[site.parts[0].file].path(),
+        counts: site.counts.as_ref().map(|counts| &counts.counts),
+        path: set.files()[site.first_file()].path(),
     }
 }
 
@@ -106,6 +110,7 @@ pub(super) fn of_weight<'a>(site: &'a Site, checkpoint: &'a Path) -> RecordedSit
         rows_to_read: 0,
         bytes: 0,
         image_bytes: 0,
+        counts: None,
         path: checkpoint,
     }
 }
@@ -120,6 +125,7 @@ fn of_moments<'a>(set: &'a MomentsSet, name: &str) -> Option<RecordedSite<'a>> {
         rows_to_read: 0,
         bytes: set.bytes(name),
         image_bytes: 0,
+        counts: None,
         path: set.path_of(name)?,
     })
 }

@@ -23,7 +23,13 @@ pub(super) fn sites(checkpoint: &Checkpoint) -> Vec<Site> {
             return None;
         }
         let width = usize::try_from(inputs).ok().filter(|&width| width > 0)?;
-        Some(Site { name: module.into(), width, modules: vec![module.into()], parts: Vec::new() })
+        Some(Site {
+            name: module.into(),
+            width,
+            modules: vec![module.into()],
+            parts: Vec::new(),
+            counts: None,
+        })
     };
     checkpoint.names().filter_map(site).collect()
 }

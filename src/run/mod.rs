@@ -1,9 +1,10 @@
 //! Carries a plan out and tells an observer what happens. Prints nothing.
 //!
-//! `site` works on one site, with `moments` for its rows; `measure` stops there, and writes the moments. `partial` is the folder
+//! `site` works on one site, with `moments` for its rows and `counts` for its tokens; `measure` stops there, and writes the moments. `partial` is the folder
 //! of an unfinished run, `job` what it is about, and `saved_sums` and `saved_layers` are what is in it. `parts` divides a run,
 //! and `part` is what one of them says of itself.
 
+mod counts;
 #[cfg(test)]
 mod faults;
 mod inputs;

@@ -3,7 +3,7 @@
 use super::moments::{Measured, Reading};
 use super::partial::PartialRun;
 use super::saved_layers::SavedLayers;
-use super::{Event, Observer, damaged, interrupted, site_of};
+use super::{Event, Observer, counts, damaged, interrupted, site_of};
 use crate::constraint::{Coupling, Evidence};
 use crate::error::Error;
 use crate::factors::{LayerShape, module_and_block};
@@ -102,25 +102,15 @@ fn work<'a>(
     let par = if planned.is_narrow() { Par::Seq } else { Par::rayon(PARTS) };
     observer.event(Event::SiteStarted { site: &planned.name, rows: planned.rows_to_read });
 
-    let started = Instant::now();
-    let reading =
-        Reading { nonfinite: plan.nonfinite, precision: plan.precision, threads, observer, partial };
-    let measured = match plan.method.method.reads_activations() {
-        true => Some(Measurements::of(plan, planned, inputs, reading)?),
-        false => None,
+    let by_tokens = planned.classes.is_some() && plan.method.method.reads_activations();
+    let (basis, report) = if by_tokens {
+        observer.event(Event::MomentsReady { site: &planned.name });
+        counts::basis(plan, planned, inputs, par).map_err(|error| describe(error).in_tensor(&planned.name))?
+    } else {
+        let reading =
+            Reading { nonfinite: plan.nonfinite, precision: plan.precision, threads, observer, partial };
+        basis_of_rows(plan, planned, inputs, reading, par)?
     };
-    let moments_seconds = started.elapsed().as_secs_f64();
-    observer.event(Event::MomentsReady { site: &planned.name });
-
-    let started = Instant::now();
-    let spread =
-        |moments: &Moments| Spread::of(moments).map_err(|error| describe(error).in_tensor(&planned.name));
-    let target = measured.as_ref().map(|measured| &measured.target);
-    let source = measured.as_ref().and_then(|measured| measured.source.as_ref());
-    let (target_spread, source_spread) = (target.map(spread).transpose()?, source.map(spread).transpose()?);
-    let evidence = measured.as_ref().map(Measurements::evidence);
-    let basis = Basis::new(evidence, &planned.name, &plan.method, par)
-        .map_err(|error| describe(error).in_tensor(&planned.name))?;
     if let Some(used) = basis.damping()
         && used > plan.method.ridge
     {
@@ -130,20 +120,6 @@ fn work<'a>(
         );
         observer.event(Event::Warning { message });
     }
-    let report = SiteReport {
-        name: planned.name.clone(),
-        width: planned.width,
-        rows: target.map_or(0, Moments::count),
-        source_rows: source.map(Moments::count),
-        skipped_rows: measured.as_ref().map_or(0, |measured| measured.skipped_rows),
-        damping: basis.damping().unwrap_or(0.0),
-        spread: target_spread,
-        source_spread,
-        frechet_distance: basis.frechet_distance(),
-        moments_seconds,
-        constraint_seconds: started.elapsed().as_secs_f64(),
-    };
-    drop(measured);
 
     let mut layers = Vec::new();
     for layer in &planned.layers {
@@ -167,6 +143,47 @@ fn work<'a>(
         observer.event(Event::LayerDecomposed { module: &layer.module });
     }
     Ok(FinishedSite { report, layers })
+}
+
+/// What the method makes of the rows of a site, and what is to be said of them.
+fn basis_of_rows(
+    plan: &Plan,
+    planned: &PlannedSite,
+    inputs: &Inputs,
+    reading: Reading<'_>,
+    par: Par,
+) -> Result<(Basis, SiteReport), Problem> {
+    let started = Instant::now();
+    let measured = match plan.method.method.reads_activations() {
+        true => Some(Measurements::of(plan, planned, inputs, reading)?),
+        false => None,
+    };
+    let moments_seconds = started.elapsed().as_secs_f64();
+    reading.observer.event(Event::MomentsReady { site: &planned.name });
+
+    let started = Instant::now();
+    let spread =
+        |moments: &Moments| Spread::of(moments).map_err(|error| describe(error).in_tensor(&planned.name));
+    let target = measured.as_ref().map(|measured| &measured.target);
+    let source = measured.as_ref().and_then(|measured| measured.source.as_ref());
+    let (target_spread, source_spread) = (target.map(spread).transpose()?, source.map(spread).transpose()?);
+    let evidence = measured.as_ref().map(Measurements::evidence);
+    let basis = Basis::new(evidence, &planned.name, &plan.method, par)
+        .map_err(|error| describe(error).in_tensor(&planned.name))?;
+    let report = SiteReport {
+        name: planned.name.clone(),
+        width: planned.width,
+        rows: target.map_or(0, Moments::count),
+        source_rows: source.map(Moments::count),
+        skipped_rows: measured.as_ref().map_or(0, |measured| measured.skipped_rows),
+        damping: basis.damping().unwrap_or(0.0),
+        spread: target_spread,
+        source_spread,
+        frechet_distance: basis.frechet_distance(),
+        moments_seconds,
+        constraint_seconds: started.elapsed().as_secs_f64(),
+    };
+    Ok((basis, report))
 }
 
 /// What was measured at a site.

@@ -91,7 +91,14 @@ fn tensors_that_are_no_activations() {
             r#"expected a number format of safetensors, such as F32 or BF16, found "F33""#,
         ),
         ("F32", "[]", 4, "expected the shape [rows, width] or [..., width], found a single number"),
-        ("F32", "[24]", 96, "expected the shape [rows, width] or [..., width], found [24]"),
+        ("F32", "[24]", 96, "expected at least one token in all files together, found none that was met"),
+        (
+            "C64",
+            "[24]",
+            192,
+            r#"expected counts of tokens as whole numbers, since it has one axis, found "C64""#,
+        ),
+        ("F32", "[0]", 0, "expected the shape [rows, width] or [..., width], found [0]"),
         ("F32", "[2,0]", 0, "expected the shape [rows, width] or [..., width], found [2, 0]"),
         ("F32", "[0,24]", 0, "expected at least one row in all files together, found none"),
     ] {

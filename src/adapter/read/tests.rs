@@ -41,6 +41,11 @@ fn every_complaint_names_the_file_and_what_was_found() {
     let mut half = b();
     half.1 = Element::F16;
     let unprefixed = ("q.lora_A.weight", Element::F32, vec![1, 2], vec![0.0; 2]);
+    let token = ("base_model.model.q.lora_embedding_A", Element::F32, vec![1, 2], vec![0.0; 2]);
+    let mut deep = token.clone();
+    (deep.0, deep.2) = ("base_model.model.e.lora_embedding_A", vec![1, 2, 1]);
+    let deep_up = ("base_model.model.e.lora_embedding_B", Element::F32, vec![3, 1, 1], vec![0.0; 3]);
+    let token_up = ("base_model.model.q.lora_embedding_B", Element::F32, vec![3, 1], vec![0.0; 3]);
     let magnitude = ("base_model.model.q.lora_magnitude_vector", Element::F32, vec![3], vec![0.0; 3]);
     for (config, tensors, complaint) in [
         (CONFIG, vec![a()], "lora_B.weight\": expected this tensor beside"),
@@ -50,7 +55,14 @@ fn every_complaint_names_the_file_and_what_was_found() {
         (CONFIG, vec![a(), wide], "expected 1 columns, one per row of its A, found 2"),
         (CONFIG, vec![a(), half], "expected the format of its A, \"F32\", found \"F16\""),
         (CONFIG, vec![a(), b(), unprefixed], "tensor \"q.lora_A.weight\": expected a name like"),
-        (CONFIG, vec![a(), b(), magnitude], "only adapters of linear layers and convolutions are read"),
+        (CONFIG, vec![a(), b(), token.clone()], "lora_embedding_B\": expected this tensor beside"),
+        (CONFIG, vec![a(), b(), token, token_up], "those of an embedding and those of another layer"),
+        (CONFIG, vec![deep, deep_up], "expected A, of shape [rank, tokens], found shape [1, 2, 1]"),
+        (
+            CONFIG,
+            vec![a(), b(), magnitude],
+            "only adapters of linear layers, convolutions and embeddings are read",
+        ),
         (r#"{"peft_type":"LORA"}"#, vec![a(), b()], "expected rank 8, as adapter_config.json says, found 1"),
         (r#"{"peft_type":"LOHA"}"#, vec![a(), b()], "expected peft_type \"LORA\", found \"LOHA\""),
         ("{", vec![a(), b()], "expected the configuration of a PEFT adapter as JSON"),

@@ -11,15 +11,15 @@ mod tests;
 
 use super::problem::printable;
 use super::recognize::{PREFIX, recognize};
-use super::{Problem, Source, product};
+use super::{Number, Problem, Source, product};
 use crate::element::Element;
 use dictionary::Dictionary;
 
-/// What the header says.
+/// What the header says of an array, by default one of floating point numbers.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Header {
+pub struct Header<N = Element> {
     /// The number format.
-    pub element: Element,
+    pub element: N,
     /// Whether numbers are stored with the most significant byte first.
     pub big_endian: bool,
     /// Whether the first axis varies fastest.
@@ -47,6 +47,33 @@ impl Header {
     /// # Errors
     /// Other number formats, arrays without an axis, and everything that `numpy.save` does not write.
     pub fn read(source: &Source) -> Result<Self, Problem> {
+        Self::read_as(source, |descr, _| match number_format(descr)? {
+            (Number::Float(element), big_endian) => Some((element, big_endian, element.size())),
+            _ => None,
+        })
+    }
+}
+
+impl Header<Number> {
+    /// As [`Header::read`], where an array with one axis may also hold whole numbers of any width.
+    ///
+    /// # Errors
+    /// As [`Header::read`].
+    pub fn read_numbers(source: &Source) -> Result<Self, Problem> {
+        Self::read_as(source, |descr, shape| {
+            let (number, big_endian) = number_format(descr)?;
+            let legal = matches!(number, Number::Float(_)) || shape.len() == 1;
+            legal.then_some((number, big_endian, number.size()))
+        })
+    }
+}
+
+impl<N> Header<N> {
+    /// `format` gives the number format of a descr, whether it is big-endian, and its size, if it is accepted.
+    fn read_as(
+        source: &Source,
+        format: impl Fn(&str, &[u64]) -> Option<(N, bool, usize)>,
+    ) -> Result<Self, Problem> {
         let refused = |what: String| Problem::data(what).in_file(source.path());
         let malformed = |what: String| {
             refused(what).help(
@@ -57,7 +84,7 @@ impl Header {
         let text = source.read_vec(text_start, text_length)?;
         let Dictionary { descr, fortran_order, shape } =
             dictionary::parse(&text).map_err(|error| malformed(error.describe(&text, text_start)))?;
-        let Some((element, big_endian)) = number_format(&descr) else {
+        let Some((element, big_endian, size)) = format(&descr, &shape) else {
             let what = format!(
                 "expected floating point numbers (descr f8, f4, f2, or V2 for bfloat16), found descr {}{}",
                 printable(&descr),
@@ -70,13 +97,12 @@ impl Header {
                 .help("save an array of shape (rows, columns)"));
         }
         let header = Self { element, big_endian, fortran_order, shape, offset: text_start + text_length };
-        header.check_length(source.length() - header.offset).map_err(malformed)?;
+        header.check_length(size as u64, source.length() - header.offset).map_err(malformed)?;
         Ok(header)
     }
 
     /// Compares the bytes that the shape asks for with those that follow the header.
-    fn check_length(&self, found: u64) -> Result<(), String> {
-        let size = self.element.size() as u64;
+    fn check_length(&self, size: u64, found: u64) -> Result<(), String> {
         let too_large = || format!("its shape {:?} asks for more bytes than any file has", self.shape);
         let expected =
             product(&self.shape).and_then(|count| count.checked_mul(size)).ok_or_else(too_large)?;
@@ -138,9 +164,11 @@ fn locate(source: &Source) -> Result<(u64, u64), Problem> {
 }
 
 /// Format and whether it is big-endian, if it is one that is read.
-fn number_format(descr: &str) -> Option<(Element, bool)> {
-    if matches!(descr, "<V2" | "|V2") {
-        return Some((Element::Bf16, false));
+fn number_format(descr: &str) -> Option<(Number, bool)> {
+    match descr {
+        "<V2" | "|V2" => return Some((Number::Float(Element::Bf16), false)),
+        "|u1" | "|i1" => return Some((Number::Integer { bytes: 1, signed: descr == "|i1" }, false)),
+        _ => {}
     }
     let (order, kind) = descr.split_at_checked(1)?;
     let big_endian = match order {
@@ -149,13 +177,19 @@ fn number_format(descr: &str) -> Option<(Element, bool)> {
         "=" => cfg!(target_endian = "big"),
         _ => return None,
     };
-    let element = match kind {
-        "f8" => Element::F64,
-        "f4" => Element::F32,
-        "f2" => Element::F16,
+    let number = match kind {
+        "f8" => Number::Float(Element::F64),
+        "f4" => Number::Float(Element::F32),
+        "f2" => Number::Float(Element::F16),
+        "i2" => Number::Integer { bytes: 2, signed: true },
+        "i4" => Number::Integer { bytes: 4, signed: true },
+        "i8" => Number::Integer { bytes: 8, signed: true },
+        "u2" => Number::Integer { bytes: 2, signed: false },
+        "u4" => Number::Integer { bytes: 4, signed: false },
+        "u8" => Number::Integer { bytes: 8, signed: false },
         _ => return None,
     };
-    Some((element, big_endian))
+    Some((number, big_endian))
 }
 
 /// In words, what a refused format is.

@@ -1,0 +1,277 @@
+//! The constraints of an embedding, whose activations are unit vectors: one for each token of a vocabulary of size `V`.
+//!
+//! With the shares `p` of the tokens among the fine-tuning ones, `μ = p`, `C = diag(p)` and `Σ = diag(p) − p pᵀ`; with their
+//! shares `q` among the pre-training ones, `S` is diagonal as well, and so are `F` and `L = C + ρ_p S + λI`, but for a
+//! multiple of `p pᵀ` where the source is isotropic. What is no such matrix is the transport `T Σ`, and that is the same
+//! for all tokens with the same counts: [`ClassMatrix`] holds it. The formulas are those of [`Constraint`](super::Constraint), with the trace of
+//! a matrix over all `V` tokens.
+
+use super::classes::{ClassMatrix, Classes, map_columns};
+use super::{Coupling, Damped, Norm, SiteOperator, Terms, transport, with_ladder};
+use crate::dense;
+use crate::error::{Error, Result};
+use crate::moments::Counts;
+use faer::{Mat, MatMut, MatRef, Par};
+
+/// The constraints of an embedding, factored. In f64, since nothing of it is large.
+#[derive(Debug)]
+pub struct TokenConstraint {
+    /// `p`: mean, and diagonal of `C`.
+    shares: Vec<f64>,
+    /// `μ_z`.
+    source_mean: Vec<f64>,
+    /// `T Σ`, in [`Coupling::Transport`].
+    transport: Option<ClassMatrix>,
+    /// `λ`: `F` is the diagonal root of `C + λI`.
+    lambda: f64,
+    /// Diagonal `D` of `L`.
+    denominator: Vec<f64>,
+    /// If `L` is not diagonal but `D + ρ_p p pᵀ`, `w` in `L⁻¹ = D⁻¹ − w D⁻¹ p pᵀ D⁻¹` (Sherman and Morrison 1950).
+    along_mean: Option<f64>,
+    damping: f64,
+    frechet_distance: Option<f64>,
+}
+
+/// Measured shares of pre-training tokens.
+struct Source {
+    /// `q = μ_z`.
+    shares: Vec<f64>,
+    /// `tr Σ_z`.
+    variance: f64,
+    /// Damping of `Σ_z`.
+    lambda: f64,
+}
+
+impl TokenConstraint {
+    /// Factors the constraints of an embedding: `O(V)` operations, and `O(k³)` in [`Coupling::Transport`] with `k` classes
+    /// of tokens, see [`token_classes`](super::token_classes).
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for vocabularies of different size; [`Error::NoVariation`] where one token alone was met and the coupling
+    /// needs a covariance; [`Error::MissingSource`] for [`Coupling::Paired`], since counts are not paired;
+    /// [`Error::NotPositiveDefinite`] when even the largest damping does not help.
+    pub fn new(target: &Counts, source: Option<&Counts>, terms: Terms, par: Par) -> Result<Self> {
+        if terms.coupling == Coupling::Paired {
+            return Err(Error::MissingSource);
+        }
+        if let Some(source) = source
+            && source.width() != target.width()
+        {
+            let (expected, found) = (target.width(), source.width());
+            return Err(Error::Shape { what: "tokens of the source activations", expected, found });
+        }
+        if terms.coupling == Coupling::Transport && target.variance() <= 0.0 {
+            return Err(Error::NoVariation { what: "all rows of activations are equal" });
+        }
+        with_ladder(terms.ridge, |damping| Self::with_damping(target, source, terms, damping, par))
+    }
+
+    /// `None` if a factorization failed with this damping.
+    fn with_damping(
+        target: &Counts,
+        source: Option<&Counts>,
+        terms: Terms,
+        ridge: f64,
+        par: Par,
+    ) -> Result<Option<Self>> {
+        let width = target.width() as f64;
+        let shares = target.frequencies();
+        // tr C = 1.
+        let lambda = ridge / width;
+        let isotropic = target.variance() / width;
+        let measured = source.map(|source| Source {
+            shares: source.frequencies(),
+            variance: source.variance(),
+            lambda: ridge * source.variance() / width,
+        });
+        let (transport, frechet_distance) = match terms.coupling {
+            Coupling::Transport => {
+                let classes = Classes::of(target, source);
+                let moved = move_classes(classes, &shares, target.variance(), measured.as_ref(), ridge, par)?;
+                let Some((matrix, distance)) = moved else { return Ok(None) };
+                (Some(matrix), distance)
+            }
+            Coupling::Uncorrelated | Coupling::Paired => (None, None),
+        };
+        let preserved = |token: usize| match &measured {
+            Some(source) => source.shares[token] + source.lambda,
+            None => isotropic,
+        };
+        let diagonal = |(token, share): (usize, &f64)| share + lambda + terms.preserve * preserved(token);
+        let denominator: Vec<f64> = shares.iter().enumerate().map(diagonal).collect();
+        let along_mean = (measured.is_none() && terms.preserve > 0.0).then(|| {
+            let inside: f64 = shares.iter().zip(&denominator).map(|(share, d)| share * share / d).sum();
+            terms.preserve / (1.0 + terms.preserve * inside)
+        });
+        let source_mean = measured.map_or_else(|| shares.clone(), |source| source.shares);
+        Ok(Some(Self {
+            shares,
+            source_mean,
+            transport,
+            lambda,
+            denominator,
+            along_mean,
+            damping: ridge,
+            frechet_distance,
+        }))
+    }
+
+    /// Bytes that [`Self::new`] needs at its peak for `V` tokens in `k` classes, and bytes that its result holds.
+    pub fn memory(tokens: u64, classes: u64, terms: Terms, measured_source: bool) -> (u64, u64) {
+        // Shares, those of the source, the diagonal and a copy of counts; classes of tokens.
+        let vectors = (8 * 4 + 2 * 4) * tokens;
+        let squares = match terms.coupling {
+            Coupling::Transport if measured_source => 10,
+            Coupling::Transport => 7,
+            Coupling::Uncorrelated | Coupling::Paired => return (vectors, vectors),
+        };
+        // While classes are told apart there is an entry of a map for each.
+        (vectors + 8 * squares * classes * classes + 64 * classes, vectors + 8 * classes * classes)
+    }
+
+    /// The relative damping that was used: the one asked for, or the first of the ladder that worked.
+    pub fn damping(&self) -> f64 {
+        self.damping
+    }
+
+    /// As [`Constraint::frechet_distance`](super::Constraint::frechet_distance).
+    pub fn frechet_distance(&self) -> Option<f64> {
+        self.frechet_distance
+    }
+
+    /// `L⁻¹ x`, in place.
+    fn solve(&self, x: &mut [f64]) {
+        x.iter_mut().zip(&self.denominator).for_each(|(x, denominator)| *x /= denominator);
+        if let Some(weight) = self.along_mean {
+            let overlap = weight * dot(&self.shares, x);
+            for ((x, share), denominator) in x.iter_mut().zip(&self.shares).zip(&self.denominator) {
+                *x -= overlap * share / denominator;
+            }
+        }
+    }
+
+    /// `F x`, in place.
+    fn enter_norm(&self, norm: Norm, x: &mut [f64]) {
+        if norm == Norm::Activations {
+            x.iter_mut().zip(&self.shares).for_each(|(x, share)| *x *= (share + self.lambda).sqrt());
+        }
+    }
+
+    /// `(T Σ + b aᵀ − C) V` in place, where `moved` are the classes of `T Σ V`.
+    fn change(&self, block: MatMut<'_, f32>, moved: Option<&Mat<f64>>, [b, a]: [&[f64]; 2]) {
+        map_columns(block, |j, x| {
+            let along = dot(a, x);
+            for (token, x) in x.iter_mut().enumerate() {
+                let transported = match (&self.transport, moved) {
+                    (Some(transport), Some(moved)) => transport.unfold(moved, j, token, *x),
+                    _ => 0.0,
+                };
+                *x = transported + b[token] * along - self.shares[token] * *x;
+            }
+        });
+    }
+}
+
+impl SiteOperator for TokenConstraint {
+    fn width(&self) -> usize {
+        self.shares.len()
+    }
+
+    fn apply(&self, norm: Norm, block: MatRef<'_, f32>, par: Par) -> Mat<f32> {
+        let mut x = block.to_owned();
+        map_columns(x.as_mut(), |_, x| {
+            self.enter_norm(norm, x);
+            self.solve(x);
+        });
+        let moved = self.transport.as_ref().map(|matrix| matrix.apply(&matrix.fold(x.as_ref()), par));
+        self.change(x.as_mut(), moved.as_ref(), [&self.source_mean, &self.shares]);
+        x
+    }
+
+    fn apply_transpose(&self, norm: Norm, block: MatRef<'_, f32>, par: Par) -> Mat<f32> {
+        let mut x = block.to_owned();
+        let moved = self.transport.as_ref().map(|matrix| matrix.apply_transpose(&matrix.fold(block), par));
+        self.change(x.as_mut(), moved.as_ref(), [&self.shares, &self.source_mean]);
+        map_columns(x.as_mut(), |_, x| {
+            self.solve(x);
+            self.enter_norm(norm, x);
+        });
+        x
+    }
+
+    fn leave_norm(&self, norm: Norm, block: MatMut<'_, f32>, _: Par) {
+        if norm == Norm::Activations {
+            map_columns(block, |_, x| {
+                x.iter_mut().zip(&self.shares).for_each(|(x, share)| *x /= (share + self.lambda).sqrt());
+            });
+        }
+    }
+
+    fn activation_energy(&self, block: MatRef<'_, f32>, _: Par) -> Vec<f64> {
+        let energy = |j: usize| {
+            let column = block.col(j);
+            column.iter().zip(&self.shares).map(|(a, share)| share * f64::from(*a).powi(2)).sum()
+        };
+        (0..block.ncols()).map(energy).collect()
+    }
+
+    /// `Σ pᵢ |W eᵢ|²`: `O(m V)` operations.
+    fn output_energy(&self, weight: MatRef<'_, f32>, _: Par) -> f64 {
+        let energy = |token: usize| weight.col(token).iter().map(|w| f64::from(*w).powi(2)).sum::<f64>();
+        self.shares.iter().enumerate().filter(|(_, share)| **share > 0.0).map(|(i, p)| p * energy(i)).sum()
+    }
+
+    fn second_moment(&self) -> Option<MatRef<'_, f32>> {
+        None
+    }
+}
+
+/// `T Σ`, and the Fréchet distance where a source was measured. `None` if the damped covariance is not positive definite.
+fn move_classes(
+    classes: Classes,
+    shares: &[f64],
+    variance: f64,
+    source: Option<&Source>,
+    ridge: f64,
+    par: Par,
+) -> Result<Option<(ClassMatrix, Option<f64>)>> {
+    let width = shares.len() as f64;
+    let lambda = ridge * variance / width;
+    let p = classes.values(shares);
+    let covariance = covariance(&classes.sizes, &p);
+    let mut damped = covariance.clone();
+    damped.add_to_diagonal(lambda);
+    let Some(source) = source else {
+        let isotropic = variance / width;
+        let Some(moved) = transport::isotropic(damped, lambda, isotropic, par)? else { return Ok(None) };
+        let outside = p.iter().map(|p| (isotropic / (p + lambda)).sqrt() * p).collect();
+        return Ok(Some((ClassMatrix::new(classes, moved.cross, outside), None)));
+    };
+    let q = classes.values(&source.shares);
+    let mut other = self::covariance(&classes.sizes, &q);
+    other.add_to_diagonal(source.lambda);
+    let Some(moved) = transport::measured(covariance, damped, other.as_ref(), par)? else { return Ok(None) };
+    dense::check_finite("transported covariance", moved.cross.as_ref())?;
+    let outside = p.iter().zip(&q).map(|(p, q)| ((q + source.lambda) / (p + lambda)).sqrt() * p).collect();
+    let distance = moved.overlap.map(|inside| {
+        let beside = p.iter().zip(&q).zip(&classes.sizes);
+        let beside = beside.map(|((p, q), size)| (size - 1.0) * ((p + lambda) * (q + source.lambda)).sqrt());
+        let means: f64 = shares.iter().zip(&source.shares).map(|(p, q)| (p - q).powi(2)).sum();
+        let traces = (1.0 + ridge) * (variance + source.variance);
+        (means + traces - 2.0 * (inside + beside.sum::<f64>())).max(0.0).sqrt()
+    });
+    Ok(Some((ClassMatrix::new(classes, moved.cross, outside), distance)))
+}
+
+/// `diag(p) − p pᵀ` on the unit vectors of the classes.
+fn covariance(sizes: &[f64], p: &[f64]) -> Mat<f64> {
+    let mean: Vec<f64> = sizes.iter().zip(p).map(|(size, p)| size.sqrt() * p).collect();
+    Mat::from_fn(p.len(), p.len(), |i, j| f64::from(u8::from(i == j)) * p[i] - mean[i] * mean[j])
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+#[cfg(test)]
+mod tests;

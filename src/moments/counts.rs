@@ -1,0 +1,84 @@
+//! What is remembered of the tokens that an embedding met: how often each of them was.
+//!
+//! An embedding answers token `i` with row `i` of its table, so its activations are the unit vectors `e_i`, and everything
+//! that moments hold follows from the frequencies `p`: the mean is `p`, and the second moment `diag(p)`.
+
+use crate::error::{Error, Result};
+
+/// How often each token of a vocabulary was met.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Counts {
+    counts: Vec<u64>,
+    total: u64,
+}
+
+impl Counts {
+    /// From the count of each token.
+    ///
+    /// # Errors
+    /// [`Error::NoRows`] if no token was met; [`Error::Option`] if their number is too large to be counted.
+    pub fn new(counts: Vec<u64>) -> Result<Self> {
+        let total = counts.iter().try_fold(0_u64, |sum, count| sum.checked_add(*count));
+        match total {
+            Some(0) => Err(Error::NoRows),
+            Some(total) => Ok(Self { counts, total }),
+            None => Err(Error::Option {
+                what: "the number of tokens",
+                expected: "below 2^64",
+                found: counts.iter().map(|&count| count as f64).sum(),
+            }),
+        }
+    }
+
+    /// Size of the vocabulary, `V`.
+    pub fn width(&self) -> usize {
+        self.counts.len()
+    }
+
+    /// Tokens that were met, each as often as it was.
+    pub fn total(&self) -> u64 {
+        self.total
+    }
+
+    /// The count of each token.
+    pub fn counts(&self) -> &[u64] {
+        &self.counts
+    }
+
+    /// The share of each token, `p`.
+    pub fn frequencies(&self) -> Vec<f64> {
+        let total = self.total as f64;
+        self.counts.iter().map(|&count| count as f64 / total).collect()
+    }
+
+    /// `tr Σ = 1 − |p|²`, without cancellation: exactly zero if one token alone was met.
+    pub fn variance(&self) -> f64 {
+        let total = self.total as f64;
+        let share = |&count: &u64| count as f64 / total * ((self.total - count) as f64 / total);
+        self.counts.iter().map(share).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_of_the_whole() {
+        let counts = Counts::new(vec![3, 0, 1]).unwrap();
+        assert_eq!((counts.width(), counts.total()), (3, 4));
+        assert_eq!(counts.frequencies(), [0.75, 0.0, 0.25]);
+        assert!((counts.variance() - (1.0 - 0.625)).abs() < 1e-15);
+        assert_eq!(Counts::new(vec![0, 7]).unwrap().variance(), 0.0);
+    }
+
+    #[test]
+    fn nothing_and_too_much_are_refused() {
+        assert_eq!(Counts::new(vec![0, 0]), Err(Error::NoRows));
+        let text = Counts::new(vec![u64::MAX, 1]).unwrap_err().to_string();
+        assert!(
+            text.starts_with("the number of tokens is 1844") && text.ends_with("must be below 2^64"),
+            "{text}"
+        );
+    }
+}

@@ -1,0 +1,254 @@
+//! Embeddings, whose activations are counts of tokens, from the command line: each agrees with a linear layer that reads the
+//! same tokens as unit vectors.
+
+use cntlora::adapter::PeftAdapter;
+use cntlora::element::Element;
+use cntlora::random::gaussian;
+use cntlora::storage::safetensors;
+use faer::Mat;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use tempfile::TempDir;
+
+const TOKENS: usize = 30;
+const WIDTH: usize = 8;
+
+/// How often each token was met: most of them rarely, some never.
+const TARGET: [i64; TOKENS] =
+    [0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 4, 5, 7, 9, 12, 20, 31, 44, 80, 3];
+const SOURCE: [i64; TOKENS] =
+    [0, 0, 1, 0, 4, 0, 1, 0, 1, 1, 3, 1, 0, 1, 2, 2, 0, 2, 3, 1, 9, 5, 7, 1, 2, 20, 11, 24, 30, 50];
+
+type Tensors = BTreeMap<String, (String, Vec<u64>, Vec<u8>)>;
+
+/// The model of one embedding `e` and one linear layer `l` with the transposed table, `target` and `source` with what they read.
+struct Model {
+    folder: TempDir,
+}
+
+impl Model {
+    fn new() -> Self {
+        let model = Self { folder: tempfile::tempdir().unwrap() };
+        let table = gaussian::<f32>(TOKENS, WIDTH, 3, "table");
+        fs::create_dir(model.path("model")).unwrap();
+        model.configure("{}");
+        let weights = [("e.weight", table.clone()), ("l.weight", table.transpose().to_owned())];
+        let weights = weights.into_iter().map(|(name, matrix)| (name.to_owned(), stored(&matrix)));
+        write(&model.path("model/model.safetensors"), &weights.collect());
+        for (folder, counts) in [("target", TARGET), ("source", SOURCE)] {
+            fs::create_dir(model.path(folder)).unwrap();
+            write_npy(&model.path(&format!("{folder}/e.npy")), &counts);
+            let rows: Vec<usize> =
+                (0..TOKENS).flat_map(|token| vec![token; counts[token] as usize]).collect();
+            let rows = Mat::from_fn(rows.len(), TOKENS, |i, j| f32::from(u8::from(rows[i] == j)));
+            let path = model.path(&format!("{folder}/l.safetensors"));
+            write(&path, &BTreeMap::from([("l".to_owned(), stored(&rows))]));
+        }
+        model
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn configure(&self, config: &str) {
+        fs::write(self.path("model/config.json"), config).unwrap();
+    }
+
+    fn run(&self, words: &str) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cntlora"));
+        command.current_dir(self.folder.path()).env("NO_COLOR", "1").args(words.split_whitespace());
+        command.output().unwrap()
+    }
+
+    #[track_caller]
+    fn succeed(&self, words: &str) -> String {
+        let output = self.run(words);
+        assert!(output.status.success(), "{words}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap() + &String::from_utf8_lossy(&output.stderr)
+    }
+
+    #[track_caller]
+    fn refused(&self, words: &str, message: &str) {
+        let output = self.run(words);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "{words} was not refused");
+        assert!(stderr.contains(message), "{words}: expected {message:?} in: {stderr}");
+    }
+
+    /// `s B A` of both layers, the embedding's first.
+    fn updates(&self, adapter: &str) -> [Mat<f32>; 2] {
+        let adapter = PeftAdapter::open(&self.path(adapter)).unwrap();
+        ["e", "l"].map(|module| {
+            let layer = &adapter.layers()[module];
+            let factors = adapter.factors(layer).unwrap();
+            factors.b * factors.a * faer::Scale(layer.scale as f32)
+        })
+    }
+}
+
+fn stored(matrix: &Mat<f32>) -> (String, Vec<u64>, Vec<u8>) {
+    let mut bytes = Vec::new();
+    let places = (0..matrix.nrows()).flat_map(|i| (0..matrix.ncols()).map(move |j| (i, j)));
+    Element::F32.encode(places.map(|place| f64::from(matrix[place])), &mut bytes);
+    ("F32".into(), vec![matrix.nrows() as u64, matrix.ncols() as u64], bytes)
+}
+
+fn write(path: &Path, tensors: &Tensors) {
+    safetensors::write(&mut File::create(path).unwrap(), &BTreeMap::new(), tensors).unwrap();
+}
+
+/// As `numpy.save` writes `numpy.bincount`.
+fn write_npy(path: &Path, counts: &[i64]) {
+    let mut text = format!("{{'descr': '<i8', 'fortran_order': False, 'shape': ({},), }}", counts.len());
+    text.push_str(&" ".repeat(117 - text.len()));
+    text.push('\n');
+    let data: Vec<u8> = counts.iter().flat_map(|count| count.to_le_bytes()).collect();
+    fs::write(path, [b"\x93NUMPY\x01\x00\x76\x00".as_slice(), text.as_bytes(), &data].concat()).unwrap();
+}
+
+/// The oracle is the linear layer, whose activations are the tokens as unit vectors.
+#[test]
+fn an_embedding_is_a_linear_layer_of_unit_vectors() {
+    let model = Model::new();
+    for (at, options) in [
+        "",
+        "--source source",
+        "--coupling uncorrelated",
+        "--coupling uncorrelated --source source --preserve 0.5",
+        "--preserve 0.5 --norm weights",
+        "--source source --preserve 2 --strength 1",
+        "--start residual --residual anchor",
+        "--start zero",
+        "--method corda-ipm --residual anchor",
+        "--method corda-kpm --residual anchor",
+        "--method pissa",
+        "--method milora --residual anchor",
+        "--method olora",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let out = format!("out-{at}");
+        model.succeed(&format!("init model --activations target --rank 3 --out {out} {options}"));
+        model.succeed(&format!("verify {out} --base model"));
+        let [embedding, linear] = model.updates(&out);
+        if options.contains("zero") {
+            assert_eq!(embedding.norm_max(), 0.0);
+            continue;
+        }
+        let difference = (&embedding - &linear).norm_max();
+        assert!(
+            linear.norm_max() > 0.0 && difference <= 1e-3 * linear.norm_max(),
+            "{options}: {difference:e}"
+        );
+    }
+}
+
+/// A changed base and the adapter together are the model, row by row of the table; and what was trained is taken back.
+#[test]
+fn a_changed_base_takes_the_update_away() {
+    let model = Model::new();
+    model.succeed("init model -a target --target e --method pissa --rank 3 --scale 2 -o out");
+    let table = |path: &str| {
+        let bytes = fs::read(model.path(path)).unwrap();
+        let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        let mut values = vec![0.0; TOKENS * WIDTH];
+        Element::F32.decode_f32(&bytes[8 + header..][..4 * TOKENS * WIDTH], &mut values);
+        values
+    };
+    let adapter = PeftAdapter::open(&model.path("out")).unwrap();
+    let layer = &adapter.layers()["e"];
+    let factors = adapter.factors(layer).unwrap();
+    let update = factors.b * factors.a * faer::Scale(layer.scale as f32);
+    let (old, new) = (table("model/model.safetensors"), table("out/base/model.safetensors"));
+    for token in 0..TOKENS {
+        for j in 0..WIDTH {
+            let at = token * WIDTH + j;
+            assert!((new[at] + update[(j, token)] - old[at]).abs() < 1e-5);
+        }
+    }
+    model.succeed("convert out --init out --out plain");
+    assert!(PeftAdapter::open(&model.path("plain")).unwrap().layers()["e"].rank == 6);
+    let said = model.succeed("inspect out");
+    assert!(said.contains("e"), "{said}");
+}
+
+/// The parts of a divided run make the adapter of one process.
+#[test]
+fn divided_runs_agree() {
+    let model = Model::new();
+    model.succeed("init model -a target --source source --rank 3 -o whole");
+    for shard in ["0/2", "1/2"] {
+        model.succeed(&format!("init model -a target --source source --rank 3 -o parts --shard {shard}"));
+    }
+    model.succeed("merge parts --out joined");
+    let bytes = |name: &str| fs::read(model.path(name).join("adapter_model.safetensors")).unwrap();
+    assert!(bytes("whole") == bytes("joined"));
+}
+
+#[test]
+fn what_is_counted_is_told() {
+    let model = Model::new();
+    let said = model.succeed("inspect target/e.npy");
+    assert!(said.contains("I64"), "{said}");
+    let said = model.succeed("inspect target");
+    let tokens: i64 = TARGET.iter().sum();
+    assert!(said.contains(&format!("{tokens} tokens of 30 different ones, read by e")), "{said}");
+    let plan = String::from_utf8(model.run("plan model -a target --rank 3 --json").stdout).unwrap();
+    let classes = BTreeSet::from(TARGET).len();
+    let plan: serde_json::Value = serde_json::from_str(&plan).unwrap();
+    assert_eq!(plan["sites"][0]["classes"], classes, "{plan}");
+}
+
+/// What has no meaning for an embedding is left out with a reason, and refused if the user names it.
+#[test]
+fn combinations_that_do_not_exist() {
+    let model = Model::new();
+    for method in ["eva", "lora", "gaussian", "orthogonal"] {
+        let said = model.succeed(&format!("plan model -a target --method {method} --rank 2"));
+        assert!(said.contains(&format!("which the method {method} does not adapt")), "{said}");
+        let named = format!("plan model -a target --method {method} --rank 2 --target e");
+        model.refused(&named, "module \"e\" cannot be adapted: it is an embedding");
+    }
+    let pairs = "plan model -a target --source target --coupling paired --rank 2";
+    assert!(model.succeed(pairs).contains("counts of tokens have no pairs"));
+    model.refused(&format!("{pairs} --target e"), "counts of tokens have no pairs");
+    for format in ["kohya", "diffusers"] {
+        let words = format!("plan model -a target --rank 2 --format {format}");
+        model.refused(
+            &words.replace("plan", "init").replace("--rank", "-o x --rank"),
+            "module \"e\" is an embedding",
+        );
+    }
+    model.refused(
+        "moments target -o m.safetensors",
+        "found counts of tokens, which moments files do not hold",
+    );
+    model.succeed("moments target -o m.safetensors --exclude ^e$");
+
+    let residual = "init model -a target --method pissa --rank 2 -o x";
+    model.configure(r#"{"tie_word_embeddings":true}"#);
+    model.refused(residual, "one that is also the output head of the model");
+    assert!(!model.path("x").exists());
+    model.succeed(&format!("{residual} --residual anchor"));
+    model.configure(r#"{"tie_word_embeddings":false}"#);
+    model.succeed(&format!("{residual} --force"));
+}
+
+/// Counts of another vocabulary, or rows on one side and counts on the other, are refused with what to do.
+#[test]
+fn counts_that_do_not_fit() {
+    let model = Model::new();
+    write_npy(&model.path("target/e.npy"), &[1; TOKENS - 1]);
+    model.refused("plan model -a target", "expected counts of 30 tokens in site \"e\", found 29");
+    write_npy(&model.path("target/e.npy"), &TARGET);
+    fs::remove_file(model.path("source/e.npy")).unwrap();
+    fs::copy(model.path("source/l.safetensors"), model.path("rows.safetensors")).unwrap();
+    let rows = BTreeMap::from([("e".to_owned(), stored(&Mat::full(4, TOKENS, 1.0)))]);
+    write(&model.path("source/e.safetensors"), &rows);
+    let words = "expected counts of tokens as among the fine-tuning activations, found rows";
+    model.refused("plan model -a target --source source", words);
+}
