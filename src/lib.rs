@@ -47,6 +47,10 @@
 // An item that looks public and is not misleads the reader.
 #![warn(unreachable_pub)]
 
+// Matrices of real models have more bytes than a pointer of 32 bits reaches.
+#[cfg(not(target_pointer_width = "64"))]
+compile_error!("cntlora needs a processor with 64-bit addresses");
+
 pub mod element;
 pub mod error;
 pub mod simd;
