@@ -12,9 +12,9 @@ mod kernel {
 #[path = "../src/simd/columns.rs"]
 mod columns;
 
-use cntlora::simd::{BLOCK_ROWS, Rows, Sums, Values, Workspace, accumulate};
+use cntlora::simd::{BLOCK_ROWS, Rows, Sums, Values, Workspace, accumulate, peak};
 use columns::Columns;
-use common::{Problem, SITES, Way, number, peak, thread_counts};
+use common::{Problem, SITES, Way, number, thread_counts};
 use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
 use half::{bf16, f16};
 use pulp::{Simd, WithSimd};

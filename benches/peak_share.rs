@@ -9,8 +9,8 @@
 #[allow(dead_code, reason = "each benchmark uses a part of it")]
 mod common;
 
-use common::{Problem, SITES, Way, peak, thread_counts};
-use std::time::Instant;
+use cntlora::simd::peak;
+use common::{Problem, SITES, Way, median_and_best, rate, thread_counts};
 
 fn main() {
     // Run as a test, this is to compile and start, no more.
@@ -42,16 +42,4 @@ fn main() {
             println!();
         }
     }
-}
-
-/// Operations per second.
-fn rate(operations: u64, run: impl FnOnce()) -> f64 {
-    let start = Instant::now();
-    run();
-    operations as f64 / start.elapsed().as_secs_f64()
-}
-
-fn median_and_best(mut rates: Vec<f64>) -> (f64, f64) {
-    rates.sort_by(f64::total_cmp);
-    (rates[rates.len() / 2], rates[rates.len() - 1])
 }

@@ -1,11 +1,11 @@
 //! What the benchmarks measure: the kernels, and what they are measured against.
 
-pub use cntlora::simd::peak;
 use cntlora::simd::{BLOCK_ROWS, Precision, Rows, Sums, Tier, Values, Workspace, accumulate};
 use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::{Accum, MatMut, MatRef, Par};
 use half::bf16;
 use pulp::{Simd, WithSimd};
+use std::time::Instant;
 
 /// A site of a real model, and as many rows as take a few tenths of a second.
 #[derive(Clone, Copy)]
@@ -170,4 +170,17 @@ impl WithSimd for Lanes {
     fn with_simd<S: Simd>(self, _simd: S) -> usize {
         S::F32_LANES
     }
+}
+
+/// Operations per second.
+pub fn rate(operations: u64, run: impl FnOnce()) -> f64 {
+    let start = Instant::now();
+    run();
+    operations as f64 / start.elapsed().as_secs_f64()
+}
+
+/// The median of some rates, and the best.
+pub fn median_and_best(mut rates: Vec<f64>) -> (f64, f64) {
+    rates.sort_by(f64::total_cmp);
+    (rates[rates.len() / 2], rates[rates.len() - 1])
 }
