@@ -63,6 +63,8 @@ fn weights_of_other_kinds_are_listed() {
     for (dtype, shape, bytes, reason) in [
         ("I8", "[40,24]", 960, r#"its weight holds "I8" and not F64, F32, F16 or BF16 numbers"#),
         ("F8_E4M3", "[40,24]", 960, r#"its weight holds "F8_E4M3" and not"#),
+        ("F4", "[40,24]", 480, r#"its weight holds "F4" and not"#),
+        ("BOOL", "[40,24]", 960, r#"its weight holds "BOOL" and not"#),
         ("F32", "[2,20,24]", 3840, "it holds several matrices, and is no parameter of fused experts"),
         ("F32", "[]", 4, "its weight has the shape [], and is none of a linear layer or a convolution"),
         ("F32", "[0,24]", 0, "its weight has 0 outputs"),

@@ -78,16 +78,51 @@ fn inputs_must_be_there_once() {
     }
 }
 
-/// More threads than processors, and than sites, change no bit, and are told of.
+/// More threads than processors, and than sites, change no bit, and are told of; nor does a single processor for all of them.
 #[test]
 fn many_threads_change_nothing() {
     let small = Small::new();
     let words = "init model.safetensors -a target --rank 4";
     small.succeed(&format!("{words} --threads 1 -o one"));
-    let output = small.succeed(&format!("{words} --threads 64 -o many"));
-    let told = String::from_utf8_lossy(&output.stderr).contains("--threads 64 is more than the processors");
-    assert_eq!(told, std::thread::available_parallelism().unwrap().get() < 64);
+    let output = small.succeed(&format!("{words} --threads 1000 -o many"));
+    let told = String::from_utf8_lossy(&output.stderr).contains("--threads 1000 is more than the processors");
+    assert_eq!(told, std::thread::available_parallelism().unwrap().get() < 1000);
     assert!(small.bytes("one") == small.bytes("many"));
+    if cfg!(target_os = "linux") {
+        let mut bound = std::process::Command::new("taskset");
+        bound.current_dir(small.path("")).args(["-c", "0", env!("CARGO_BIN_EXE_cntlora")]);
+        assert!(bound.args(words.split(' ')).args(["-o", "bound"]).output().unwrap().status.success());
+        assert!(small.bytes("one") == small.bytes("bound"));
+    }
+}
+
+/// A site that is too wide for the memory is refused from headers, with the size that it needs; none is allocated.
+#[test]
+fn wide_sites_are_refused_from_headers() {
+    const WIDTH: u64 = 28_672;
+    let small = Small::new();
+    let sparse = |file: &str, tensor: &str, rows: u64| {
+        let length = 4 * rows * WIDTH;
+        let header = format!(
+            r#"{{"{tensor}":{{"dtype":"F32","shape":[{rows},{WIDTH}],"data_offsets":[0,{length}]}}}}"#
+        );
+        let header = crate::safetensors(header, 0);
+        fs::write(small.path(file), &header).unwrap();
+        let file = fs::File::options().write(true).open(small.path(file)).unwrap();
+        file.set_len(header.len() as u64 + length).unwrap();
+    };
+    sparse("wide.safetensors", "mlp.weight", 8192);
+    sparse("rows.safetensors", "mlp", 1_000_000);
+    let words = "plan wide.safetensors -a rows.safetensors --rank 4 --json";
+    let plan = small.succeed(words);
+    let plan: serde_json::Value = serde_json::from_slice(&plan.stdout).unwrap();
+    let gram = 8 * WIDTH * (WIDTH + 1) / 2;
+    assert!(plan["peak_memory"].as_u64().is_some_and(|memory| memory > gram), "{plan}");
+    small.refused(
+        &format!("{words} --max-memory 2GiB"),
+        2,
+        "or more; --coupling uncorrelated and smaller ranks need",
+    );
 }
 
 /// Experts and groups of convolutions go where there is a place for them, and are refused before the work elsewhere.

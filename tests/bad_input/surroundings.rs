@@ -27,6 +27,16 @@ fn irregular_inputs_are_refused() {
         small.refused(&format!("plan model.safetensors -a {name}"), code, message);
     }
     fs::create_dir(small.path("model.npy")).unwrap();
+    small.refused(
+        "plan model.npy -a target",
+        1,
+        "model.npy: expected model.safetensors or model.safetensors.index.json",
+    );
+    small.refused(
+        "plan model.safetensors -a model.npy",
+        2,
+        "expected .safetensors or .npy files in the folder",
+    );
     small.refused("inspect pipe.npy", 3, "found a pipe");
     small.refused("plan pipe.npy -a target", 3, "found a pipe");
 }
@@ -167,10 +177,10 @@ fn a_full_stdout_is_an_io_error() {
     assert!(text.contains("No space left on device"), "{text}");
 }
 
-/// Rows beyond the first four gibibytes of a file are the same as those of a small one.
+/// Rows beyond the first four gibibytes of a file, and beyond 2^31 numbers, are the same as those of a small one.
 #[test]
 fn offsets_beyond_32_bits_are_exact() {
-    const HOLE: u64 = 5 << 30;
+    const HOLE: u64 = 9 << 30;
     let small = Small::new();
     let values: Vec<f32> = (0..24 * 50).map(|i| (i * i % 97) as f32).collect();
     let data: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();

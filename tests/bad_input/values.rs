@@ -56,17 +56,20 @@ fn unusual_activations_give_a_finite_adapter_or_a_reason() {
     }
 }
 
-/// A number beyond f32 counts as infinite, and its place is said as for any other.
+/// A number beyond f32 counts as infinite, as does what overflowed when it was recorded in f16, and its place is said.
 #[test]
 fn numbers_beyond_f32_are_refused_with_their_place() {
     let small = Small::new();
-    let dictionary = format!("{{'descr': '<f8', 'fortran_order': False, 'shape': (2, {WIDTH}), }}\n");
-    let mut bytes = npy(&dictionary, 16 * WIDTH);
-    let last = bytes.len() - 8;
-    bytes[last..].copy_from_slice(&1e300_f64.to_le_bytes());
-    fs::write(small.path("block.mlp.npy"), bytes).unwrap();
-    let words = "init model.safetensors -a block.mlp.npy --rank 4 -o out";
-    small.refused(words, 1, "row 1, column 23 is not a finite f32 number");
+    for (format, number) in [("<f8", &1e300_f64.to_le_bytes()[..]), ("<f2", &[0x00, 0x7c])] {
+        let dictionary =
+            format!("{{'descr': '{format}', 'fortran_order': False, 'shape': (2, {WIDTH}), }}\n");
+        let mut bytes = npy(&dictionary, 2 * number.len() * WIDTH);
+        let last = bytes.len() - number.len();
+        bytes[last..].copy_from_slice(number);
+        fs::write(small.path("block.mlp.npy"), bytes).unwrap();
+        let words = "init model.safetensors -a block.mlp.npy --rank 4 --restart -o out";
+        small.refused(words, 1, "row 1, column 23 is not a finite f32 number");
+    }
 }
 
 /// NaN ends the run with its place; rows with it can be left out, and are then counted.
