@@ -25,7 +25,7 @@ pub enum ProgressStyle {
 
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
 pub enum Io {
-    /// The default for this kind of file
+    /// As `read`: a mapping was no faster
     #[default]
     Auto,
     /// Reads into a buffer
