@@ -7,7 +7,7 @@ use cntlora::method::{Draft, Options};
 use cntlora::moments_file::MomentsFile;
 use cntlora::plan::{self, Recording, Rename, Request};
 use cntlora::rank::{Limits, Policy};
-use cntlora::run::{Job, SavedLayers};
+use cntlora::run::{Job, Part, SavedLayers};
 use cntlora::storage::{Access, Checkpoint, Source, npy, safetensors};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -18,7 +18,7 @@ pub fn npy_header(bytes: &[u8]) {
     let source = Source::from_bytes("fuzz.npy", bytes.to_vec());
     if let Ok(header) = npy::Header::read(&source) {
         let numbers: u64 = header.shape.iter().product();
-        assert_eq!(header.offset + numbers * header.element.size() as u64, source.length());
+        assert_eq!(header.offset + numbers * header.number.size() as u64, source.length());
     }
 }
 
@@ -59,7 +59,7 @@ pub fn rename_rules(bytes: &[u8]) {
 
 /// A whole set of activations: each file is a byte of its kind, two of its length, and its content.
 ///
-/// The rows of a set that is accepted can be read, as many as its headers say.
+/// The rows of a set that is accepted can be read, as many as its headers say, and its tokens were counted.
 pub fn activation_set(bytes: &[u8]) {
     let folder = tempfile::tempdir().unwrap();
     let activations = folder.path().join("activations");
@@ -97,10 +97,11 @@ pub fn moments_file(bytes: &[u8]) {
     }
 }
 
-/// What an unfinished run saves: the layers of a site, and the job.
+/// What an unfinished run saves, the layers of a site and the job, and what a part of a divided one says of itself.
 pub fn saved_run(bytes: &[u8]) {
     let source = Source::from_bytes("fuzz", bytes.to_vec());
     let _ = Job::read(&source);
+    let _ = Part::read(&source);
     if let Ok(saved) = SavedLayers::read(&source) {
         for (module, (layer, _)) in &saved.layers {
             let rank = match layer {
@@ -112,9 +113,12 @@ pub fn saved_run(bytes: &[u8]) {
     }
 }
 
-/// Reads a site to its end and counts its rows.
+/// Reads a site to its end and counts its rows, or its tokens.
 fn rows_of(set: &ActivationSet, site: &str) -> u64 {
     let site = set.site(site).expect("the plan takes sites of the set");
+    if let Some(counts) = site.counts() {
+        return counts.counts().iter().sum();
+    }
     let mut blocks = set.blocks(site, site.spans(0..site.rows(), 7, Vec::new()));
     let mut count = 0;
     while let Some(block) = blocks.next().unwrap() {

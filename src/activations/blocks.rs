@@ -61,7 +61,7 @@ impl<'a> Blocks<'a> {
         let mut reader = Reader {
             files: Arc::clone(&set.files),
             width: site.width,
-            parts: site.parts.clone(),
+            parts: site.parts().to_vec(),
             column: Vec::new(),
         };
         let read = move || {
@@ -99,7 +99,7 @@ impl<'a> Blocks<'a> {
         };
         let (span, buffer) = read?;
         self.buffer = buffer;
-        let part = &self.site.parts[span.part];
+        let part = &self.site.parts()[span.part];
         let width = self.site.width;
         let numbers = span.rows * width;
         let values = match part.element {

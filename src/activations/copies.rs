@@ -1,13 +1,13 @@
-//! Copies of a file under another name, whose rows would count twice.
+//! Copies of a file under another name, whose rows or tokens would count twice.
 
-use super::ActivationSet;
+use super::{ActivationSet, Site};
 use crate::storage::{Problem, Problems, fingerprint, quoted};
 use std::collections::BTreeMap;
 
 /// The last bytes of a file, this many, tell most files of the same length from each other.
 const END: u64 = 4096;
 
-/// Refuses a file that has the content of an earlier one and rows of the same site. Only files that have the same length and end alike
+/// Refuses a file that has the content of an earlier one and is of the same site. Only files that have the same length and end alike
 /// are looked at more closely, by their [`fingerprint`].
 pub(super) fn refuse(set: &ActivationSet) -> Result<(), Problems> {
     let mut problems = Problems::default();
@@ -37,7 +37,8 @@ pub(super) fn refuse(set: &ActivationSet) -> Result<(), Problems> {
 
 /// Modules that read one input may have a file each, with the same rows.
 fn share_a_site(set: &ActivationSet, one: usize, other: usize) -> bool {
-    set.sites().any(|site| [one, other].iter().all(|file| site.parts.iter().any(|part| part.file == *file)))
+    let holds = |site: &Site, file: usize| site.holders().iter().any(|(holder, _)| *holder == file);
+    set.sites().any(|site| holds(site, one) && holds(site, other))
 }
 
 #[cfg(test)]
@@ -49,8 +50,11 @@ mod tests {
 
     /// An array of two columns of these bytes.
     fn write(path: &Path, bytes: &[u8]) {
-        let dictionary =
-            format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({}, 2), }}\n", bytes.len() / 8);
+        write_as(path, "<f4", &format!("({}, 2)", bytes.len() / 8), bytes);
+    }
+
+    fn write_as(path: &Path, descr: &str, shape: &str, bytes: &[u8]) {
+        let dictionary = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}\n");
         let length = (dictionary.len() as u16).to_le_bytes();
         fs::write(path, [b"\x93NUMPY\x01\0", &length[..], dictionary.as_bytes(), bytes].concat()).unwrap();
     }
@@ -73,5 +77,23 @@ mod tests {
         let said = problems.to_string();
         let words = "q.3.npy: its rows would count twice: it has the content of ";
         assert!(said.contains(words) && said.contains("q.0.npy"), "{said}");
+    }
+
+    /// Also of counts of tokens, whichever of the files that hold a site it is.
+    #[test]
+    fn copies_of_counts_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = || ActivationSet::open(&[folder.path().to_owned()], Access::Auto);
+        let counts = |name: &str, bytes: &[u8]| write_as(&folder.path().join(name), "|u1", "(3,)", bytes);
+        counts("e.0.npy", &[1, 2, 3]);
+        counts("e.1.npy", &[1, 2, 4]);
+        counts("f.npy", &[1, 2, 4]);
+        assert!(open().is_ok(), "another module may meet the same tokens");
+        counts("e.2.npy", &[1, 2, 4]);
+        let problems = open().unwrap_err();
+        assert_eq!((problems.0.len(), problems.category()), (1, Category::Data));
+        let said = problems.to_string();
+        let words = "e.2.npy: its rows would count twice: it has the content of ";
+        assert!(said.contains(words) && said.contains("e.1.npy"), "{said}");
     }
 }

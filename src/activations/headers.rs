@@ -1,7 +1,6 @@
 //! What one file of activations holds, from its header.
 
 use super::Part;
-use super::counts::{self, Stored, StoredCounts};
 use super::unfold::{Convolution, Unfolding};
 use crate::element::Element;
 use crate::storage::json::UniqueKeys;
@@ -12,12 +11,24 @@ use std::path::Path;
 /// Version of the metadata that this program writes and reads.
 const VERSION: u64 = 1;
 
+/// The most tokens that are counted at a site: sixty times the vocabularies of language models. A tensor of one axis that is longer
+/// counts something else, and is not read.
+const MOST_TOKENS: u64 = 1 << 24;
+
 /// What a file holds.
 pub(super) struct FileContent {
     /// Its tensors, in order of name.
     pub tensors: Vec<Stored>,
     /// What its metadata says of sites: the modules that read each.
     pub sites: BTreeMap<String, BTreeSet<String>>,
+}
+
+/// What a tensor holds.
+pub(super) enum Stored {
+    /// Rows of numbers.
+    Rows(StoredRows),
+    /// Counts of tokens.
+    Counts(StoredCounts),
 }
 
 /// The rows of a site in one file.
@@ -30,8 +41,31 @@ pub(super) struct StoredRows {
     pub part: Part,
 }
 
+/// The counts of a site in one file, and where they are.
+pub(super) struct StoredCounts {
+    /// Name of the site.
+    pub site: String,
+    /// Name of the tensor in the file, or the stem of the `.npy` file.
+    pub tensor: String,
+    /// How many tokens there are to be counted.
+    pub tokens: u64,
+    /// Format of the counts.
+    pub number: Number,
+    /// Where the first of them is, in bytes from the start of the file.
+    pub offset: u64,
+    /// Whether they are stored with the most significant byte first.
+    pub big_endian: bool,
+}
+
+impl StoredCounts {
+    /// Bytes that hold them.
+    pub(super) fn bytes(&self) -> u64 {
+        self.tokens * self.number.size() as u64
+    }
+}
+
 impl FileContent {
-    /// Reads and checks the header of a file, and its counts of tokens.
+    /// Reads and checks the header of a file.
     pub(super) fn read(source: &Source) -> Result<Self, Problems> {
         if source.path().extension().is_some_and(|extension| extension == "npy") {
             let tensors = vec![npy_tensor(source)?];
@@ -58,7 +92,7 @@ impl FileContent {
                 let convolution = convolutions.get(name);
                 let stored = match tensor.shape.as_slice() {
                     &[tokens] if tokens > 0 && convolution.is_none() => {
-                        safetensors_counts(name, tensor, tokens, source).map(Stored::Counts)
+                        safetensors_counts(name, tensor, tokens).map(Stored::Counts)
                     }
                     _ => safetensors_rows(name, tensor, convolution).map(Stored::Rows),
                 };
@@ -105,8 +139,8 @@ fn safetensors_counts(
     name: &str,
     tensor: &safetensors::Tensor,
     tokens: u64,
-    source: &Source,
 ) -> Result<StoredCounts, Problem> {
+    check_tokens(tokens)?;
     let number = Number::from_name(&tensor.dtype).ok_or_else(|| {
         let found = quoted(&tensor.dtype);
         Problem::data(format!(
@@ -114,8 +148,18 @@ fn safetensors_counts(
         ))
         .help("record them as I64, and keep other tensors in another file")
     })?;
-    let counts = counts::read(source, tensor.offset, tokens, number, false)?;
-    Ok(StoredCounts { site: name.into(), tensor: name.into(), counts, bytes: tensor.length })
+    let offset = tensor.offset;
+    Ok(StoredCounts { site: name.into(), tensor: name.into(), tokens, number, offset, big_endian: false })
+}
+
+fn check_tokens(tokens: u64) -> Result<(), Problem> {
+    if tokens <= MOST_TOKENS {
+        return Ok(());
+    }
+    let what = format!(
+        "expected counts of at most {MOST_TOKENS} tokens, since it has one axis, found {tokens} numbers"
+    );
+    Err(Problem::data(what).help("record rows as [rows, width], and keep other tensors in another file"))
 }
 
 fn npy_tensor(source: &Source) -> Result<Stored, Problem> {
@@ -126,13 +170,13 @@ fn npy_tensor(source: &Source) -> Result<Stored, Problem> {
             .help("rename it to <module>.npy or <module>.<part>.npy")
     })?;
     let tensor = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    let header = npy::Header::read_numbers(source)?;
-    let element = match (header.element, header.shape.as_slice()) {
+    let header = npy::Header::read(source)?;
+    let element = match (header.number, header.shape.as_slice()) {
         (number, &[tokens]) if tokens > 0 => {
-            let counts = counts::read(source, header.offset, tokens, number, header.big_endian)
-                .map_err(|problem| problem.in_tensor(&tensor))?;
-            let bytes = tokens * number.size() as u64;
-            return Ok(Stored::Counts(StoredCounts { site: module.into(), tensor, counts, bytes }));
+            check_tokens(tokens).map_err(|problem| problem.in_file(path))?;
+            let (offset, big_endian) = (header.offset, header.big_endian);
+            let site = module.into();
+            return Ok(Stored::Counts(StoredCounts { site, tensor, tokens, number, offset, big_endian }));
         }
         (Number::Float(element), _) => element,
         (Number::Integer { .. }, shape) => {

@@ -12,7 +12,7 @@
 //! `dilation` and `groups` may be told too; what PEFT cannot adapt is refused.
 //!
 //! The activations of an **embedding** are how often each token was met: one axis with a whole number for each token of the
-//! vocabulary, in any format of integers or floating point numbers. Counts of several files add up.
+//! vocabulary, in any format of integers or floating point numbers; of at most 2²⁴ tokens. Counts of several files add up.
 //!
 //! A **`.npy`** file `<module>.npy` holds the site of one module, in C order or, with two axes, in Fortran order, of either
 //! byte order. `<module>.<part>.npy` holds a part of it. Whatever stands after the last dot is a part number if it is all
@@ -40,9 +40,10 @@ pub use counts::SiteCounts;
 pub use spans::Span;
 
 use crate::element::Element;
+use crate::moments::Counts;
 use crate::storage::{Access, Problem, Problems, Source, quoted};
-use counts::{Stored, Sums};
-use headers::FileContent;
+use counts::Sums;
+use headers::{FileContent, Stored};
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -67,10 +68,19 @@ pub struct Site {
     pub width: usize,
     /// Runtime names of the modules that read it, in order.
     pub modules: Vec<String>,
-    /// Where its rows are stored, in the order in which they are read.
-    pub parts: Vec<Part>,
-    /// How often each token was met, in place of rows: the site is the input of an embedding.
-    pub counts: Option<SiteCounts>,
+    /// What was recorded of it.
+    pub recorded: Recorded,
+    /// Index of the first file in [`ActivationSet::files`] that holds some of it.
+    pub(crate) first_file: usize,
+}
+
+/// What was recorded of a site.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Recorded {
+    /// Rows, and where they are stored, in the order in which they are read.
+    Rows(Vec<Part>),
+    /// How often each token was met: the site is the input of an embedding.
+    Counts(SiteCounts),
 }
 
 /// Consecutive rows of a site in one file.
@@ -105,51 +115,69 @@ impl Part {
 }
 
 impl Site {
-    /// Rows in all parts, or tokens that were met.
-    pub fn rows(&self) -> u64 {
-        if let Some(counts) = &self.counts {
-            return counts.counts.total();
+    /// Where its rows are stored; nowhere if tokens were counted.
+    pub fn parts(&self) -> &[Part] {
+        match &self.recorded {
+            Recorded::Rows(parts) => parts,
+            Recorded::Counts(_) => &[],
         }
-        self.parts.iter().map(|part| part.rows).fold(0, u64::saturating_add)
     }
 
-    /// Where these rows are, in reading order: file by file, its index in [`ActivationSet::files`] and its rows.
+    /// How often each token was met, if they were counted.
+    pub fn counts(&self) -> Option<&Counts> {
+        match &self.recorded {
+            Recorded::Rows(_) => None,
+            Recorded::Counts(site) => Some(&site.counts),
+        }
+    }
+
+    /// Rows in all parts, or tokens that were met.
+    pub fn rows(&self) -> u64 {
+        match &self.recorded {
+            Recorded::Rows(parts) => parts.iter().map(|part| part.rows).fold(0, u64::saturating_add),
+            Recorded::Counts(site) => site.counts.total(),
+        }
+    }
+
+    /// The files that hold some of it, in reading order: their index in [`ActivationSet::files`], and rows or tokens.
+    fn holders(&self) -> Vec<(usize, u64)> {
+        match &self.recorded {
+            Recorded::Rows(parts) => parts.iter().map(|part| (part.file, part.rows)).collect(),
+            Recorded::Counts(site) => site.files.clone(),
+        }
+    }
+
+    /// Where these rows, or tokens, are, in reading order: file by file, its index in [`ActivationSet::files`] and its rows.
     pub fn in_files(&self, rows: Range<u64>) -> Vec<(usize, Range<u64>)> {
-        let mut first = 0;
+        let mut first = 0u64;
         let mut found = Vec::new();
-        for part in &self.parts {
-            let inside = |row: u64| row.saturating_sub(first).min(part.rows);
+        for (file, held) in self.holders() {
+            let inside = |row: u64| row.saturating_sub(first).min(held);
             let within = inside(rows.start)..inside(rows.end);
             if !within.is_empty() {
-                found.push((part.file, within));
+                found.push((file, within));
             }
-            first = first.saturating_add(part.rows);
+            first = first.saturating_add(held);
         }
         found
     }
 
     /// Bytes of the largest image that patches are cut from, which is held while they are; 0 if rows are stored as such.
     pub fn image_bytes(&self) -> u64 {
-        let images = self.parts.iter().filter_map(|part| {
+        let images = self.parts().iter().filter_map(|part| {
             let numbers = part.unfolding.as_ref()?.image() as u64;
             Some(numbers.saturating_mul(part.element.size() as u64))
         });
         images.max().unwrap_or(0)
     }
 
-    /// Index of the first file that holds some of it.
-    pub(crate) fn first_file(&self) -> usize {
-        let of_rows = self.parts.first().map(|part| part.file);
-        of_rows.or(self.counts.as_ref().map(|counts| counts.file)).unwrap_or(0)
-    }
-
-    /// Bytes in all parts.
+    /// Bytes in all files.
     pub fn bytes(&self) -> u64 {
-        if let Some(counts) = &self.counts {
-            return counts.bytes;
-        }
         let bytes = |part: &Part| part.numbers(self.width) * part.element.size() as u64;
-        self.parts.iter().map(bytes).fold(0, u64::saturating_add)
+        match &self.recorded {
+            Recorded::Rows(parts) => parts.iter().map(bytes).fold(0, u64::saturating_add),
+            Recorded::Counts(site) => site.bytes,
+        }
     }
 }
 
@@ -195,12 +223,18 @@ impl ActivationSet {
             for tensor in content.tensors {
                 match tensor {
                     Stored::Rows(rows) => join_rows(&mut sites, file, rows, &files, &mut problems),
-                    Stored::Counts(counts) => sums.add(file, counts, &files, &mut problems),
+                    Stored::Counts(counts) => {
+                        problems.collect(sums.add(file, counts, &files));
+                    }
                 }
             }
             join_names(&mut named, file, content.sites, &files, &mut problems);
         }
         sums.into_sites(&mut sites, &files, &mut problems);
+        if !problems.0.is_empty() {
+            // A site may be missing, and its names would be complained of in vain.
+            return Err(problems);
+        }
         assign_modules(&mut sites, named, &files, &mut problems);
         if sites.is_empty() && problems.0.is_empty() {
             let empty = Problem::data("expected activations, found no tensor in any file");
@@ -209,8 +243,8 @@ impl ActivationSet {
                 None => empty,
             });
         }
-        for site in sites.values().filter(|site| !site.parts.is_empty() && site.rows() == 0) {
-            let file = &files[site.first_file()];
+        for site in sites.values().filter(|site| site.rows() == 0) {
+            let file = &files[site.first_file];
             problems.push(
                 Problem::data("expected at least one row in all files together, found none")
                     .in_file(file.path())
@@ -270,11 +304,11 @@ fn join_rows(
         name: name.clone(),
         width: rows.width,
         modules: Vec::new(),
-        parts: Vec::new(),
-        counts: None,
+        recorded: Recorded::Rows(Vec::new()),
+        first_file: file,
     });
     if site.width != rows.width {
-        let first = files[site.parts[0].file].path().display().to_string();
+        let first = files[site.first_file].path().display().to_string();
         let what = format!(
             "expected rows of {} numbers as in {}, found rows of {}",
             site.width,
@@ -283,7 +317,9 @@ fn join_rows(
         );
         problems.push(Problem::data(what).in_file(files[file].path()).in_tensor(&part.tensor));
     }
-    site.parts.push(part);
+    if let Recorded::Rows(parts) = &mut site.recorded {
+        parts.push(part);
+    }
 }
 
 /// Modules of a site, and the file that says so.
@@ -352,7 +388,7 @@ fn assign_modules(
                     quoted(other),
                     quoted(&site.name)
                 );
-                problems.push(Problem::data(what).in_file(files[site.first_file()].path()));
+                problems.push(Problem::data(what).in_file(files[site.first_file].path()));
             }
         }
     }

@@ -29,7 +29,7 @@ impl Site {
         borders: Vec<u64>,
     ) -> impl Iterator<Item = Span> + Send + use<> {
         assert!(most > 0, "a span has at least one row");
-        let parts: Vec<u64> = self.parts.iter().map(|part| part.rows).collect();
+        let parts: Vec<u64> = self.parts().iter().map(|part| part.rows).collect();
         let mut borders = borders.into_iter().peekable();
         let (mut part, mut first_row, mut row) = (0, rows.start, rows.start);
         std::iter::from_fn(move || {
@@ -53,7 +53,7 @@ impl Site {
     /// The rows of the site at which its parts begin, without the first.
     pub fn borders(&self) -> Vec<u64> {
         let mut row = 0;
-        let ends = self.parts.iter().map(|part| {
+        let ends = self.parts().iter().map(|part| {
             row += part.rows;
             row
         });
@@ -70,13 +70,13 @@ mod tests {
     quickcheck! {
         /// Every row is in one span, in order; spans are as long as they may be, and cross no border.
         fn spans_cover_the_rows(parts: Vec<u8>, most: u8, borders: Vec<u16>) -> bool {
-            let site = site_of_parts(&parts);
+            let site = site_of_parts(&parts.into_iter().map(u64::from).collect::<Vec<_>>());
             let most = usize::from(most) + 1;
             let mut borders: Vec<u64> = borders.into_iter().map(u64::from).collect();
             borders.sort_unstable();
             let mut ends = site.borders();
             ends.extend(&borders);
-            let starts = |part: usize| site.parts[..part].iter().map(|part| part.rows).sum::<u64>();
+            let starts = |part: usize| site.parts()[..part].iter().map(|part| part.rows).sum::<u64>();
             let mut row = 0;
             for span in site.spans(0..site.rows(), most, borders) {
                 let next = row + span.rows as u64;
@@ -92,7 +92,7 @@ mod tests {
 
         /// Rows from where a span began on are cut as they were: what goes on with a run relies on it.
         fn spans_go_on(parts: Vec<u8>, most: u8, skipped: u8) -> bool {
-            let site = site_of_parts(&parts);
+            let site = site_of_parts(&parts.into_iter().map(u64::from).collect::<Vec<_>>());
             let most = usize::from(most) + 1;
             let all: Vec<Span> = site.spans(0..site.rows(), most, Vec::new()).collect();
             let (before, after) = all.split_at(usize::from(skipped) % (all.len() + 1));
@@ -103,15 +103,13 @@ mod tests {
 
         /// Two sites that are cut at each other's borders are cut alike.
         fn pairs_are_cut_alike(left: Vec<u8>, right: Vec<u8>, most: u8) -> bool {
-            let (mut left, mut right) = (site_of_parts(&left), site_of_parts(&right));
-            let rows = left.rows().max(right.rows());
-            for site in [&mut left, &mut right] {
-                let missing = rows - site.rows();
-                site.parts.extend(site_of_parts(&[0]).parts.into_iter().map(|mut part| {
-                    part.rows = missing;
-                    part
-                }));
+            let rows = |parts: &[u8]| parts.iter().map(|&rows| u64::from(rows)).collect::<Vec<_>>();
+            let (mut left, mut right) = (rows(&left), rows(&right));
+            let all = left.iter().sum::<u64>().max(right.iter().sum());
+            for parts in [&mut left, &mut right] {
+                parts.push(all - parts.iter().sum::<u64>());
             }
+            let (left, right) = (site_of_parts(&left), site_of_parts(&right));
             let most = usize::from(most) + 1;
             let lengths = |site: &Site, other: &Site| {
                 site.spans(0..site.rows(), most, other.borders()).map(|span| span.rows).collect::<Vec<_>>()

@@ -92,10 +92,10 @@ fn stream(set: &ActivationSet, site: &str, rows: usize) -> Vec<f64> {
 }
 
 /// A site whose parts have these numbers of rows, in no file.
-pub(super) fn site_of_parts(rows: &[u8]) -> Site {
-    let part = |&rows: &u8| Part {
+pub(super) fn site_of_parts(rows: &[u64]) -> Site {
+    let part = |&rows: &u64| Part {
         file: 0,
-        rows: rows.into(),
+        rows,
         element: Element::F32,
         tensor: "q".into(),
         offset: 0,
@@ -103,8 +103,8 @@ pub(super) fn site_of_parts(rows: &[u8]) -> Site {
         fortran_order: false,
         unfolding: None,
     };
-    let parts = rows.iter().map(part).collect();
-    Site { name: "q".into(), width: 1, modules: Vec::new(), parts, counts: None }
+    let recorded = Recorded::Rows(rows.iter().map(part).collect());
+    Site { name: "q".into(), width: 1, modules: Vec::new(), recorded, first_file: 0 }
 }
 
 quickcheck! {
@@ -298,13 +298,13 @@ fn counts_of_tokens_are_read_and_added() {
     ];
     let opened = set(&files).unwrap();
     let site = opened.site("e").unwrap();
-    let counts = site.counts.as_ref().unwrap();
-    assert_eq!(counts.counts.counts(), [259, 2, 11]);
+    assert_eq!(site.counts().unwrap().counts(), [259, 2, 11]);
+    assert_eq!(site.in_files(0..site.rows()), [(0, 0..10), (1, 0..256), (2, 0..6)]);
     assert_eq!(
         (site.width, site.rows(), site.bytes(), site.modules.as_slice()),
         (3, 272, 33, &["wte".to_owned()][..])
     );
-    assert_eq!(opened.site("q").unwrap().counts, None);
+    assert_eq!(opened.site("q").unwrap().counts(), None);
 
     let floats = |values: &[f64]| {
         let mut bytes = Vec::new();
@@ -333,6 +333,11 @@ fn counts_of_tokens_are_read_and_added() {
     refused(
         &[("a", integers("I64", wide, 3)), rows],
         "expected rows of 3 numbers as in \"b\", found counts of tokens",
+    );
+    let many = || tensors(None, &[("e", "F16", &[(1 << 24) + 1])]);
+    refused(
+        &[("a", many())],
+        "tensor \"e\": expected counts of at most 16777216 tokens, since it has one axis, found 16777217 numbers",
     );
     let huge: Vec<u8> = [u64::MAX, 0].iter().flat_map(|count| count.to_le_bytes()).collect();
     let one = ("b", integers("U8", vec![1, 0], 2));

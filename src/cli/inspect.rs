@@ -241,8 +241,8 @@ fn safetensors_file(path: &Path, values: bool) -> Result<Inspection, Problems> {
 
 fn npy_file(path: &Path, values: bool) -> Result<Inspection, Problem> {
     let source = Source::open(path, Access::Auto)?;
-    let header = npy::Header::read_numbers(&source)?;
-    let values = match header.element {
+    let header = npy::Header::read(&source)?;
+    let values = match header.number {
         Number::Float(element) if values => {
             let place = Place {
                 element,
@@ -258,7 +258,7 @@ fn npy_file(path: &Path, values: bool) -> Result<Inspection, Problem> {
     Ok(Inspection::Npy(NpyFile {
         path: path.into(),
         bytes: source.length(),
-        dtype: header.element.name(),
+        dtype: header.number.name(),
         big_endian: header.big_endian,
         fortran_order: header.fortran_order,
         shape: header.shape,
@@ -298,7 +298,7 @@ fn sites(set: &ActivationSet) -> Vec<SiteEntry> {
             name: site.name.clone(),
             width: site.width,
             rows: site.rows(),
-            counts: site.counts.is_some(),
+            counts: site.counts().is_some(),
             modules: site.modules.clone(),
         })
         .collect()

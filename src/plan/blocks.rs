@@ -4,20 +4,13 @@
 
 use super::recording::RecordedSite;
 use super::stored::Stored;
+use super::unfit::Unfit;
 use super::{PlannedLayer, embeddings, weights};
 use crate::element::Element;
 use crate::factors::{LayerShape, block_name};
 use crate::method::Options;
 use crate::rank::Policy;
 use crate::storage::{Checkpoint, Piece, Problem, quoted};
-
-/// Why a weight gets no adapter.
-pub(super) enum Unfit {
-    /// Its kind is none that can be adapted: left out, unless the user names it.
-    Kind(String),
-    /// Something is wrong with it.
-    Wrong(Problem),
-}
 
 /// A module, and what its weight is read with.
 pub(super) struct Module<'a> {

@@ -76,7 +76,7 @@ impl Division {
                             .iter()
                             .filter_map(|site| set.site(&site.name))
                             // Counts of tokens are read whole by whoever needs them.
-                            .filter(|site| site.counts.is_none())
+                            .filter(|site| site.counts().is_none())
                             .collect::<Vec<&Site>>(),
                     );
                 }

@@ -1,7 +1,7 @@
 //! Embeddings: the modules whose activations are counts of tokens.
 
-use super::blocks::Unfit;
 use super::recording::RecordedSite;
+use super::unfit::Unfit;
 use crate::constraint::{Coupling, token_classes};
 use crate::factors::LayerShape;
 use crate::method::{Method, Options};

@@ -1,12 +1,13 @@
 //! Sites, modules and weights put together.
 
-use super::blocks::{Module, Unfit};
+use super::blocks::Module;
 use super::names::{Names, Unresolved};
 use super::nearest::list;
 use super::recording::{RecordedSite, Recording};
 use super::renames::Renames;
 use super::select::Selector;
 use super::stored::{Stored, locate};
+use super::unfit::Unfit;
 use super::{PlannedLayer, PlannedSite, Skipped, embeddings};
 use crate::constraint::Coupling;
 use crate::factors::{LayerShape, module_and_block};

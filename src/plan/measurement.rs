@@ -120,11 +120,11 @@ pub fn plan_measurement(request: &MeasurementRequest) -> Result<(Measurement, Ac
         );
         problems.push(Problem::usage(what).help("loosen one of them"));
     }
-    let (tokens, selected): (Vec<_>, Vec<_>) = selected.into_iter().partition(|site| site.counts.is_some());
+    let (tokens, selected): (Vec<_>, Vec<_>) = selected.into_iter().partition(|site| site.counts().is_some());
     for site in tokens {
         problems.push(
             Problem::data("expected rows, found counts of tokens, which moments files do not hold")
-                .in_file(set.files()[site.first_file()].path())
+                .in_file(set.files()[site.first_file].path())
                 .in_tensor(&site.name)
                 .help("leave this site out with --exclude; to adapt an embedding, give init the counts themselves"),
         );

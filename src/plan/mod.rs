@@ -5,7 +5,7 @@
 //! about those, `weights` stands in for activations where there are none, `blocks` makes layers of what is stored, `layers` puts
 //! sites, modules and weights together, `options` checks what the user asks for against them, `cost` estimates memory and work, and
 //! `schedule` says how many sites fit side by side. `measurement` plans the measurement of moments, `shard` cuts work into
-//! parts, and `division` says what that comes to.
+//! parts, and `division` says what that comes to. `unfit` is why a weight gets no adapter.
 
 mod blocks;
 mod cost;
@@ -23,6 +23,7 @@ mod schedule;
 mod select;
 mod shard;
 mod stored;
+mod unfit;
 mod weights;
 
 use crate::element::Element;
@@ -298,8 +299,8 @@ pub fn plan(request: &Request) -> Result<(Plan, Inputs), Problems> {
         (Some(target), _) => Some(target.sites()),
         (None, Some(checkpoint)) if !has_target && !request.method.method.reads_activations() => {
             weights::check_selection(&request.selection, &mut problems);
-            stand_ins = weights::sites(checkpoint);
-            Some(stand_ins.iter().map(|site| recording::of_weight(site, checkpoint.path())).collect())
+            stand_ins = weights::stand_ins(checkpoint);
+            Some(stand_ins.iter().map(|weight| recording::of_weight(weight, checkpoint.path())).collect())
         }
         _ => None,
     };

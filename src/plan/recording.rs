@@ -1,5 +1,6 @@
 //! What was recorded of one kind of activations: the rows themselves, or the moments of them.
 
+use super::weights::StandIn;
 use crate::activations::{ActivationSet, Site};
 use crate::moments::Counts;
 use crate::moments_file::MomentsSet;
@@ -92,20 +93,20 @@ fn of_rows<'a>(set: &'a ActivationSet, site: &'a Site) -> RecordedSite<'a> {
         width: site.width,
         modules: &site.modules,
         rows: site.rows(),
-        rows_to_read: if site.counts.is_some() { 0 } else { site.rows() },
+        rows_to_read: if site.counts().is_some() { 0 } else { site.rows() },
         bytes: site.bytes(),
         image_bytes: site.image_bytes(),
-        counts: site.counts.as_ref().map(|counts| &counts.counts),
-        path: set.files()[site.first_file()].path(),
+        counts: site.counts(),
+        path: set.files()[site.first_file].path(),
     }
 }
 
 /// A weight that takes the place of a site where there are no activations.
-pub(super) fn of_weight<'a>(site: &'a Site, checkpoint: &'a Path) -> RecordedSite<'a> {
+pub(super) fn of_weight<'a>(weight: &'a StandIn, checkpoint: &'a Path) -> RecordedSite<'a> {
     RecordedSite {
-        name: &site.name,
-        width: site.width,
-        modules: &site.modules,
+        name: &weight.module,
+        width: weight.inputs,
+        modules: std::slice::from_ref(&weight.module),
         rows: 0,
         rows_to_read: 0,
         bytes: 0,

@@ -81,7 +81,7 @@ fn cut(index: u64, count: u64, sites: &[&Site]) -> Cut {
     let mut before = 0u128;
     for (place, site) in sites.iter().enumerate() {
         let mut row = 0;
-        for part in &site.parts {
+        for part in site.parts() {
             let needed = target.saturating_sub(before).div_ceil(cost_of_row(site));
             let blocks = needed.div_ceil(BLOCK_ROWS as u128).saturating_mul(BLOCK_ROWS as u128);
             if needed <= u128::from(part.rows) {

@@ -4,16 +4,22 @@
 //! called an embedding, or the output head, is no candidate, as in PEFT's `all-linear`.
 
 use super::Selection;
-use crate::activations::Site;
 use crate::storage::{Checkpoint, Problem, Problems};
 
 /// Parts of names that belong to embedding tables and output heads.
 const NO_LINEAR_LAYERS: [&str; 7] =
     ["embed", "wte", "wpe", "lm_head", "shared", "relative_attention_bias", "score"];
 
-/// Every matrix that may be the weight of a linear layer as a site of its own, read by the module of its name.
-pub(super) fn sites(checkpoint: &Checkpoint) -> Vec<Site> {
-    let site = |name: &str| {
+/// A weight that stands in for a site: what the module of its name reads.
+pub(super) struct StandIn {
+    pub module: String,
+    /// Input features.
+    pub inputs: usize,
+}
+
+/// Every matrix that may be the weight of a linear layer.
+pub(super) fn stand_ins(checkpoint: &Checkpoint) -> Vec<StandIn> {
+    let stand_in = |name: &str| {
         let module = name.strip_suffix(".weight")?;
         let stored = checkpoint.get(name)?;
         let &[first, second] = stored.tensor.shape.as_slice() else { return None };
@@ -22,16 +28,10 @@ pub(super) fn sites(checkpoint: &Checkpoint) -> Vec<Site> {
         if NO_LINEAR_LAYERS.iter().any(|part| last.contains(part)) {
             return None;
         }
-        let width = usize::try_from(inputs).ok().filter(|&width| width > 0)?;
-        Some(Site {
-            name: module.into(),
-            width,
-            modules: vec![module.into()],
-            parts: Vec::new(),
-            counts: None,
-        })
+        let inputs = usize::try_from(inputs).ok().filter(|&inputs| inputs > 0)?;
+        Some(StandIn { module: module.into(), inputs })
     };
-    checkpoint.names().filter_map(site).collect()
+    checkpoint.names().filter_map(stand_in).collect()
 }
 
 /// Whether a module is one of the Conv1D layers of GPT-2 and its relatives, whose weights are stored as `[inputs, outputs]`: a

@@ -39,7 +39,7 @@ pub(super) fn basis(
 
 fn counts_of<'a>(recording: &'a Recording, site: &str) -> Option<&'a Counts> {
     match recording {
-        Recording::Activations(set) => set.site(site)?.counts.as_ref().map(|counts| &counts.counts),
+        Recording::Activations(set) => set.site(site)?.counts(),
         Recording::Moments(_) => None,
     }
 }

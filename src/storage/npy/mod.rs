@@ -3,7 +3,7 @@
 //! Source: NEP 1 and the documentation of `numpy.lib.format`, versions 1.0 to 3.0: the magic string, two
 //! bytes of version, the header length in two (from version 2 on four) bytes, and a Python dictionary with
 //! the keys `descr`, `fortran_order` and `shape`, padded by spaces and ended by a newline. What is read here
-//! is the part of the language that `numpy.save` writes for arrays of floating point numbers.
+//! is the part of the language that `numpy.save` writes for arrays of numbers.
 
 mod dictionary;
 #[cfg(test)]
@@ -15,11 +15,11 @@ use super::{Number, Problem, Source, product};
 use crate::element::Element;
 use dictionary::Dictionary;
 
-/// What the header says of an array, by default one of floating point numbers.
+/// What the header says of an array.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Header<N = Element> {
+pub struct Header {
     /// The number format.
-    pub element: N,
+    pub number: Number,
     /// Whether numbers are stored with the most significant byte first.
     pub big_endian: bool,
     /// Whether the first axis varies fastest.
@@ -42,38 +42,12 @@ impl Header {
     /// Reads and checks the header of a file; its data must have exactly the length that the shape asks for.
     ///
     /// Accepted are `f8`, `f4` and `f2` in either byte order, and `<V2` or `|V2` for bfloat16: with the
-    /// package `ml_dtypes`, numpy writes bfloat16 as an unnamed type of two bytes.
+    /// package `ml_dtypes`, numpy writes bfloat16 as an unnamed type of two bytes. An array with one axis may also hold
+    /// whole numbers of any width.
     ///
     /// # Errors
     /// Other number formats, arrays without an axis, and everything that `numpy.save` does not write.
     pub fn read(source: &Source) -> Result<Self, Problem> {
-        Self::read_as(source, |descr, _| match number_format(descr)? {
-            (Number::Float(element), big_endian) => Some((element, big_endian, element.size())),
-            _ => None,
-        })
-    }
-}
-
-impl Header<Number> {
-    /// As [`Header::read`], where an array with one axis may also hold whole numbers of any width.
-    ///
-    /// # Errors
-    /// As [`Header::read`].
-    pub fn read_numbers(source: &Source) -> Result<Self, Problem> {
-        Self::read_as(source, |descr, shape| {
-            let (number, big_endian) = number_format(descr)?;
-            let legal = matches!(number, Number::Float(_)) || shape.len() == 1;
-            legal.then_some((number, big_endian, number.size()))
-        })
-    }
-}
-
-impl<N> Header<N> {
-    /// `format` gives the number format of a descr, whether it is big-endian, and its size, if it is accepted.
-    fn read_as(
-        source: &Source,
-        format: impl Fn(&str, &[u64]) -> Option<(N, bool, usize)>,
-    ) -> Result<Self, Problem> {
         let refused = |what: String| Problem::data(what).in_file(source.path());
         let malformed = |what: String| {
             refused(what).help(
@@ -84,7 +58,8 @@ impl<N> Header<N> {
         let text = source.read_vec(text_start, text_length)?;
         let Dictionary { descr, fortran_order, shape } =
             dictionary::parse(&text).map_err(|error| malformed(error.describe(&text, text_start)))?;
-        let Some((element, big_endian, size)) = format(&descr, &shape) else {
+        let may_be = |number: Number| matches!(number, Number::Float(_)) || shape.len() == 1;
+        let Some((number, big_endian)) = number_format(&descr).filter(|(number, _)| may_be(*number)) else {
             let what = format!(
                 "expected floating point numbers (descr f8, f4, f2, or V2 for bfloat16), found descr {}{}",
                 printable(&descr),
@@ -96,13 +71,14 @@ impl<N> Header<N> {
             return Err(refused("expected an array with at least one axis, found a single number".into())
                 .help("save an array of shape (rows, columns)"));
         }
-        let header = Self { element, big_endian, fortran_order, shape, offset: text_start + text_length };
-        header.check_length(size as u64, source.length() - header.offset).map_err(malformed)?;
+        let header = Self { number, big_endian, fortran_order, shape, offset: text_start + text_length };
+        header.check_length(source.length() - header.offset).map_err(malformed)?;
         Ok(header)
     }
 
     /// Compares the bytes that the shape asks for with those that follow the header.
-    fn check_length(&self, size: u64, found: u64) -> Result<(), String> {
+    fn check_length(&self, found: u64) -> Result<(), String> {
+        let size = self.number.size() as u64;
         let too_large = || format!("its shape {:?} asks for more bytes than any file has", self.shape);
         let expected =
             product(&self.shape).and_then(|count| count.checked_mul(size)).ok_or_else(too_large)?;

@@ -25,7 +25,7 @@ fn of_shape(shape: &str, data: usize) -> Vec<u8> {
 }
 
 fn of_descr(descr: &str, data: usize) -> Vec<u8> {
-    file(&format!("{{'descr': {descr}, 'fortran_order': False, 'shape': (1,), }}"), data)
+    file(&format!("{{'descr': {descr}, 'fortran_order': False, 'shape': (1, 1), }}"), data)
 }
 
 #[track_caller]
@@ -41,7 +41,7 @@ fn refused(bytes: impl Into<Vec<u8>>, words: &str) {
 fn all_versions_are_read() {
     let dictionary = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1, 2), }  \n";
     let expected = |offset| Header {
-        element: Element::F32,
+        number: Number::Float(Element::F32),
         big_endian: false,
         fortran_order: false,
         shape: vec![1, 2],
@@ -57,7 +57,8 @@ fn all_versions_are_read() {
 #[test]
 fn spelling_is_free_within_the_format() {
     let header = read(file(r#"{"shape":( 2,3,),"fortran_order":True ,  "descr":">f8"}"#, 48)).unwrap();
-    assert_eq!((header.element, header.big_endian, header.fortran_order), (Element::F64, true, true));
+    let found = (header.number, header.big_endian, header.fortran_order);
+    assert_eq!(found, (Number::Float(Element::F64), true, true));
     assert_eq!(header.shape, [2, 3]);
 }
 
@@ -75,7 +76,31 @@ fn number_formats() {
         ("'|V2'", Element::Bf16, false),
     ] {
         let header = read(of_descr(descr, element.size())).unwrap();
-        assert_eq!((header.element, header.big_endian), (element, big_endian), "{descr}");
+        assert_eq!((header.number, header.big_endian), (Number::Float(element), big_endian), "{descr}");
+    }
+}
+
+/// Whole numbers count something, which has one axis.
+#[test]
+fn integers_have_one_axis() {
+    for (descr, name, big_endian) in [
+        ("|u1", "U8", false),
+        ("|i1", "I8", false),
+        ("<i2", "I16", false),
+        (">u2", "U16", true),
+        (">i4", "I32", true),
+        ("<u4", "U32", false),
+        ("<i8", "I64", false),
+        (">u8", "U64", true),
+    ] {
+        let number = Number::from_name(name).unwrap();
+        let of_shape = |shape: &str| {
+            let dictionary = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}");
+            file(&dictionary, number.size())
+        };
+        let header = read(of_shape("(1,)")).unwrap();
+        assert_eq!((header.number, header.big_endian), (number, big_endian), "{descr}");
+        refused(of_shape("(1, 1)"), &format!("found descr {descr}, integers"));
     }
 }
 
@@ -266,11 +291,12 @@ quickcheck! {
         let header = read(bytes.clone()).unwrap();
         let mut data = bytes[header.offset as usize..].to_vec();
         if header.big_endian {
-            header.element.swap_bytes(&mut data);
+            Element::F32.swap_bytes(&mut data);
         }
         let mut values = vec![0.0; data.len() / 4];
-        header.element.decode_f32(&data, &mut values);
+        Element::F32.decode_f32(&data, &mut values);
         header.shape == shape
+            && header.number == Number::Float(Element::F32)
             && header.fortran_order == fortran_order
             && header.big_endian == big_endian
             && values.iter().enumerate().all(|(at, &value)| value == at as f32)
