@@ -3,8 +3,9 @@
 
 use cntlora::adapter::PeftAdapter;
 use cntlora::element::Element;
+use cntlora::moments_file::MomentsSet;
 use cntlora::random::gaussian;
-use cntlora::storage::safetensors;
+use cntlora::storage::{Access, safetensors};
 use faer::Mat;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -189,6 +190,58 @@ fn divided_runs_agree() {
     assert!(bytes("whole") == bytes("joined"));
 }
 
+/// Counts go through moments files as rows do: measured once, whole or in parts, merged, and initialized from with the same bits.
+#[test]
+fn counts_are_measured_once() {
+    let model = Model::new();
+    let adapter = |name: &str| fs::read(model.path(name).join("adapter_model.safetensors")).unwrap();
+    model.succeed("moments target -o t.m");
+    model.succeed("moments source -o s.m");
+    model.succeed("init model -a target --source source --rank 3 -o rows");
+    for (at, inputs) in [
+        "--moments t.m --source-moments s.m",
+        "-a target --source-moments s.m",
+        "--moments t.m --source source",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        model.succeed(&format!("init model {inputs} --rank 3 -o {at}"));
+        assert!(adapter("rows") == adapter(&at.to_string()), "{inputs}");
+    }
+    model.succeed("init model -a target --target e --rank 3 -o one");
+    for count in [1, 2, 5] {
+        for index in 0..count {
+            model.succeed(&format!("moments target --shard {index}/{count} -o parts-{count}"));
+        }
+        model.succeed(&format!("init model --moments parts-{count} --target e --rank 3 -o of-{count}"));
+        assert!(adapter("one") == adapter(&format!("of-{count}")), "{count} parts");
+        model.succeed(&format!("merge parts-{count} -o {count}.m"));
+        let merged = MomentsSet::open(&[model.path(&format!("{count}.m"))], Access::Auto).unwrap();
+        assert_eq!(merged.counts("e").unwrap().counts(), TARGET.map(|count| count as u64));
+    }
+    let said = model.succeed("inspect t.m");
+    assert!(said.contains(&format!("30  {} tokens", TARGET.iter().sum::<i64>())), "{said}");
+
+    // Tokens count once, as rows do, and counts that were recorded apart are added.
+    model.succeed("moments target/e.npy -o e.m");
+    model.refused("merge t.m e.m -o x.m", "are counted in \"t.m\" as well");
+    fs::create_dir(model.path("apart")).unwrap();
+    let mut rest = TARGET;
+    let half = TARGET.map(|count| count / 2);
+    rest.iter_mut().zip(half).for_each(|(count, half)| *count -= half);
+    write_npy(&model.path("apart/e.0.npy"), &half);
+    write_npy(&model.path("apart/e.1.npy"), &rest);
+    for part in [0, 1] {
+        model.succeed(&format!("moments apart/e.{part}.npy -o apart-{part}.m"));
+    }
+    model.succeed("init model --moments apart-1.m apart-0.m --rank 3 -o apart-adapter");
+    assert!(adapter("one") == adapter("apart-adapter"));
+    model.succeed("moments apart -o apart.m");
+    model.refused("merge apart.m apart-1.m -o x.m", "are counted in \"apart.m\" as well");
+    model.refused("merge e.m s.m t.m -o x.m", "are counted in \"e.m\" as well");
+}
+
 #[test]
 fn what_is_counted_is_told() {
     let model = Model::new();
@@ -223,11 +276,6 @@ fn combinations_that_do_not_exist() {
             "module \"e\" is an embedding",
         );
     }
-    model.refused(
-        "moments target -o m.safetensors",
-        "found counts of tokens, which moments files do not hold",
-    );
-    model.succeed("moments target -o m.safetensors --exclude ^e$");
 
     let residual = "init model -a target --method pissa --rank 2 -o x";
     model.configure(r#"{"tie_word_embeddings":true}"#);

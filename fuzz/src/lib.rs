@@ -90,8 +90,8 @@ pub fn activation_set(bytes: &[u8]) {
 pub fn moments_file(bytes: &[u8]) {
     if let Ok(file) = MomentsFile::from_source(Source::from_bytes("fuzz.safetensors", bytes.to_vec())) {
         for (name, site) in &file.content().sites {
-            if let Ok(moments) = file.read(name) {
-                assert_eq!(moments.width(), site.width, "{name}");
+            if let Ok(sums) = file.read(name) {
+                assert_eq!(sums.width(), site.width, "{name}");
             }
         }
     }

@@ -3,6 +3,7 @@
 use super::Part;
 use super::unfold::{Convolution, Unfolding};
 use crate::element::Element;
+use crate::moments::Counts;
 use crate::storage::json::UniqueKeys;
 use crate::storage::{Number, Problem, Problems, Source, npy, quoted, safetensors};
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,10 +11,6 @@ use std::path::Path;
 
 /// Version of the metadata that this program writes and reads.
 const VERSION: u64 = 1;
-
-/// The most tokens that are counted at a site: sixty times the vocabularies of language models. A tensor of one axis that is longer
-/// counts something else, and is not read.
-const MOST_TOKENS: u64 = 1 << 24;
 
 /// What a file holds.
 pub(super) struct FileContent {
@@ -153,11 +150,12 @@ fn safetensors_counts(
 }
 
 fn check_tokens(tokens: u64) -> Result<(), Problem> {
-    if tokens <= MOST_TOKENS {
+    if tokens <= Counts::MOST as u64 {
         return Ok(());
     }
     let what = format!(
-        "expected counts of at most {MOST_TOKENS} tokens, since it has one axis, found {tokens} numbers"
+        "expected counts of at most {} tokens, since it has one axis, found {tokens} numbers",
+        Counts::MOST
     );
     Err(Problem::data(what).help("record rows as [rows, width], and keep other tensors in another file"))
 }

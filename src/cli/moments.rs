@@ -16,7 +16,6 @@ use cntlora::report::table::{Align, Table, bytes, count};
 use cntlora::run::{Job, PartialRun, Parts, measure};
 use cntlora::storage::{Access, Problem, Problems};
 use serde::Serialize;
-use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 /// Measures the moments of activations, and prints what was measured.
@@ -66,7 +65,7 @@ pub fn merge(args: &MergeArgs, terminal: &Terminal) -> anyhow::Result<()> {
     problems.or_ok(())?;
     create_parent(&args.out)?;
     Interruption::handle(vec![args.out.clone()], terminal)?;
-    write(&args.out, set.content(), &|site| set.read(site).map(Cow::Owned))?;
+    write(&args.out, set.content(), &|site| set.sums(site))?;
     set.check_unchanged()?;
     terminal.result(&Summary::of(&args.out, set.content()), Summary::render)?;
     Ok(())
@@ -97,6 +96,8 @@ pub struct Summary {
 struct SiteSummary {
     name: String,
     width: usize,
+    /// Whether tokens were counted, in place of rows.
+    counts: bool,
     rows: u64,
     skipped_rows: u64,
     modules: Vec<String>,
@@ -114,6 +115,7 @@ impl Summary {
         let sites = content.sites.iter().map(|(name, site)| SiteSummary {
             name: name.clone(),
             width: site.width,
+            counts: site.counts,
             rows: content.rows(name).saturating_sub(site.skipped_rows),
             skipped_rows: site.skipped_rows,
             modules: site.modules.clone(),
@@ -142,7 +144,11 @@ impl Summary {
         ]);
         for site in &self.sites {
             let name = site.name.escape_debug().to_string();
-            table.row([name, site.width.to_string(), site.rows.to_string(), site.skipped_rows.to_string()]);
+            let rows = match site.counts {
+                true => count(site.rows, "token"),
+                false => site.rows.to_string(),
+            };
+            table.row([name, site.width.to_string(), rows, site.skipped_rows.to_string()]);
         }
         format!(
             "{}\n{}: {}moments of {} in precision {}, from {} of {}\n",
@@ -164,9 +170,10 @@ mod tests {
     /// The whole text, byte for byte.
     #[test]
     fn the_text_is_this() {
-        let site = |name: &str, rows, skipped_rows| SiteSummary {
+        let site = |name: &str, counts, rows, skipped_rows| SiteSummary {
             name: name.into(),
             width: 24,
+            counts,
             rows,
             skipped_rows,
             modules: vec!["q".into()],
@@ -175,15 +182,20 @@ mod tests {
             path: "m.moments.safetensors".into(),
             precision: "f32",
             part: Some(Shard { index: 1, count: 2 }),
-            sites: vec![site("attention", 1300, 0), site("mlp", 1298, 2)],
+            sites: vec![
+                site("attention", false, 1300, 0),
+                site("mlp", false, 1298, 2),
+                site("wte", true, 26, 0),
+            ],
             sources: vec![SourceSummary { path: "a.safetensors".into(), bytes: 1600 }],
         };
         let expected = "\
-site       width  rows  skipped
-attention     24  1300        0
-mlp           24  1298        2
+site       width       rows  skipped
+attention     24       1300        0
+mlp           24       1298        2
+wte           24  26 tokens        0
 
-m.moments.safetensors: part 1/2, moments of 2 sites in precision f32, from 1 file of 1.6 kB
+m.moments.safetensors: part 1/2, moments of 3 sites in precision f32, from 1 file of 1.6 kB
 ";
         assert_eq!(summary.render(), expected);
     }

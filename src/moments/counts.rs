@@ -13,6 +13,10 @@ pub struct Counts {
 }
 
 impl Counts {
+    /// The most tokens that are counted: sixty times the vocabularies of language models. What is longer counts something else, and is
+    /// not read.
+    pub const MOST: usize = 1 << 24;
+
     /// From the count of each token.
     ///
     /// # Errors
@@ -22,12 +26,36 @@ impl Counts {
         match total {
             Some(0) => Err(Error::NoRows),
             Some(total) => Ok(Self { counts, total }),
-            None => Err(Error::Option {
-                what: "the number of tokens",
-                expected: "below 2^64",
-                found: counts.iter().map(|&count| count as f64).sum(),
-            }),
+            None => Err(too_many(counts.iter().map(|&count| count as f64).sum())),
         }
+    }
+
+    /// Adds the counts of further tokens.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for another vocabulary; [`Error::Option`] if their number is too large to be counted.
+    pub fn merge(&mut self, other: &Self) -> Result<()> {
+        if other.width() != self.width() {
+            return Err(Error::Shape {
+                what: "number of tokens that were counted",
+                expected: self.width(),
+                found: other.width(),
+            });
+        }
+        self.total = self
+            .total
+            .checked_add(other.total)
+            .ok_or_else(|| too_many(self.total as f64 + other.total as f64))?;
+        // None of them is larger than the total.
+        for (mine, theirs) in self.counts.iter_mut().zip(&other.counts) {
+            *mine += theirs;
+        }
+        Ok(())
+    }
+
+    /// Bytes that the counts of a vocabulary hold.
+    pub fn memory(width: u64) -> u64 {
+        8 * width
     }
 
     /// Size of the vocabulary, `V`.
@@ -59,9 +87,28 @@ impl Counts {
     }
 }
 
+fn too_many(found: f64) -> Error {
+    Error::Option { what: "the number of tokens", expected: "below 2^64", found }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use quickcheck::quickcheck;
+
+    quickcheck! {
+        /// Whatever is added in whatever order: the sum of each token, and their total.
+        fn merging_adds(pairs: Vec<(u32, u32)>) -> bool {
+            let of = |counts: Vec<u64>| Counts::new(counts);
+            let (left, right): (Vec<u64>, Vec<u64>) =
+                pairs.iter().map(|&(left, right)| (u64::from(left) + 1, u64::from(right) + 1)).unzip();
+            let both = left.iter().zip(&right).map(|(left, right)| left + right).collect();
+            match (of(left), of(right)) {
+                (Ok(mut one), Ok(other)) => one.merge(&other).is_ok() && Ok(one) == of(both),
+                _ => pairs.is_empty(),
+            }
+        }
+    }
 
     #[test]
     fn shares_of_the_whole() {
@@ -80,5 +127,13 @@ mod tests {
             text.starts_with("the number of tokens is 1844") && text.ends_with("must be below 2^64"),
             "{text}"
         );
+        let mut counts = Counts::new(vec![u64::MAX - 1, 1]).unwrap();
+        let before = counts.clone();
+        let text = counts.merge(&Counts::new(vec![0, 1]).unwrap()).unwrap_err().to_string();
+        assert!(text.starts_with("the number of tokens is 1844"), "{text}");
+        let other = counts.merge(&Counts::new(vec![1]).unwrap());
+        let what = "number of tokens that were counted";
+        assert_eq!(other, Err(Error::Shape { what, expected: 2, found: 1 }));
+        assert_eq!(counts, before);
     }
 }

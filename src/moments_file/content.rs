@@ -1,6 +1,7 @@
 //! What a moments file says of itself: its metadata, without the sums.
 
 use super::RowRanges;
+use crate::moments::Counts;
 use crate::simd::Precision;
 use crate::storage::json::UniqueKeys;
 use crate::storage::{Problem, quoted};
@@ -11,8 +12,9 @@ use std::ops::Range;
 /// What kind of file it is.
 const FORMAT: &str = "moments";
 
-/// Version of the metadata that this program writes, and the newest that it reads.
-const VERSION: u64 = 1;
+/// The newest version of the metadata that this program reads. A file is of the oldest version that has all that it holds: sums over
+/// rows are in version 1, counts of tokens from 2 on.
+const VERSION: u64 = 2;
 
 /// What was measured, and from what.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,8 +44,10 @@ pub struct Part {
 /// A site that was measured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MeasuredSite {
-    /// Numbers per row, at least one.
+    /// Numbers per row, at least one; of an embedding the tokens of its vocabulary.
     pub width: usize,
+    /// Whether tokens were counted, in place of rows that were added.
+    pub counts: bool,
     /// Runtime names of the modules that read it, in order.
     pub modules: Vec<String>,
     /// Rows that were left out of the sums because they held NaN or infinity.
@@ -60,7 +64,7 @@ pub struct MeasuredSource {
     pub bytes: u64,
     /// What tells it from other files: [`fingerprint`](crate::storage::fingerprint).
     pub fingerprint: String,
-    /// The rows of each site that were read, counted within this file.
+    /// The rows of each site that were read, counted within this file; of an embedding as many as it met tokens.
     #[serde(deserialize_with = "unique_keys")]
     pub rows: BTreeMap<String, RowRanges>,
 }
@@ -87,12 +91,13 @@ impl Content {
     /// The metadata as JSON, with a hash of the sums of each site.
     pub(super) fn to_text(&self, hashes: &BTreeMap<&str, String>) -> String {
         let sites = self.sites.iter().map(|(name, site)| {
-            let MeasuredSite { width, modules, skipped_rows } = site.clone();
+            let MeasuredSite { width, counts, modules, skipped_rows } = site.clone();
             let sha256 = hashes.get(name.as_str()).cloned().unwrap_or_default();
-            (name.clone(), SiteText { width: width as u64, modules, skipped_rows, sha256 })
+            (name.clone(), SiteText { width: width as u64, counts, modules, skipped_rows, sha256 })
         });
+        let version = if self.sites.values().any(|site| site.counts) { VERSION } else { 1 };
         let text = Text {
-            kind: Kind { format: FORMAT.into(), version: VERSION },
+            kind: Kind { format: FORMAT.into(), version },
             tool_version: env!("CARGO_PKG_VERSION").into(),
             precision: self.precision,
             sites: sites.collect(),
@@ -120,7 +125,7 @@ impl Content {
         let mut hashes = BTreeMap::new();
         let mut sites = BTreeMap::new();
         for (name, site) in text.sites {
-            let SiteText { width, modules, skipped_rows, sha256 } = site;
+            let SiteText { width, counts, modules, skipped_rows, sha256 } = site;
             let refused = |what: &str| Err(Problem::data(what).in_tensor(&name));
             let width = match usize::try_from(width) {
                 Ok(width) if width > 0 => width,
@@ -130,11 +135,15 @@ impl Content {
                     ));
                 }
             };
+            if counts && width > Counts::MOST {
+                let most = Counts::MOST;
+                return refused(&format!("expected counts of at most {most} tokens, found {width}"));
+            }
             if modules.is_empty() {
                 return refused("expected at least one module that reads this site, found none");
             }
             hashes.insert(name.clone(), sha256);
-            sites.insert(name, MeasuredSite { width, modules, skipped_rows });
+            sites.insert(name, MeasuredSite { width, counts, modules, skipped_rows });
         }
         if let Some(Part { index, count, .. }) = text.part
             && index >= count
@@ -192,10 +201,16 @@ struct Text {
 #[serde(deny_unknown_fields)]
 struct SiteText {
     width: u64,
+    #[serde(default, skip_serializing_if = "is_false")]
+    counts: bool,
     modules: Vec<String>,
     skipped_rows: u64,
-    /// Of the sums: count, sum, Gram triangle and maxima, in little-endian bytes.
+    /// Of the sums: count, sum, Gram triangle and maxima, or the counts of tokens, in little-endian bytes.
     sha256: String,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 fn unique_keys<'de, D, T>(deserializer: D) -> Result<BTreeMap<String, T>, D::Error>

@@ -9,17 +9,24 @@
 //! | `<site>/gram` | F64 | `[d (d + 1) / 2]` | upper triangle of `Σ x xᵀ`, row after row |
 //! | `<site>/abs_max` | F32 | `[d]` | largest absolute value of each column |
 //!
+//! and of the input of an embedding, in their place,
+//!
+//! | tensor | format | shape | |
+//! |---|---|---|---|
+//! | `<site>/counts` | U64 | `[V]` | how often each token of the vocabulary was met |
+//!
 //! Sums and not means, so that merging is adding. The metadata entry `cntlora` is a [`Content`] as JSON, with
 //! `"format":"moments"` and a version: the sites with their modules, and the files that the rows came from, with which rows of
-//! each. So no row is counted twice ([`MomentsSet`]). It also holds a hash of the sums of each site, which is checked whenever they are read.
+//! each, as if each token that was met were one. So no row is counted twice ([`MomentsSet`]). It also holds a hash of the sums of each site, which is checked whenever they are read.
 //!
-//! `content` is the metadata, `ranges` which rows were used, `write` the writer, `set` several files taken together, `parts` those of one
+//! `content` is the metadata, `sums` what is held of a site, `ranges` which rows were used, `write` the writer, `set` several files taken together, `parts` those of one
 //! measurement; the reader is here.
 
 mod content;
 mod parts;
 mod ranges;
 mod set;
+mod sums;
 #[cfg(test)]
 mod tests;
 mod write;
@@ -27,9 +34,11 @@ mod write;
 pub use content::{Content, MeasuredSite, MeasuredSource, Part};
 pub use ranges::RowRanges;
 pub use set::MomentsSet;
+pub use sums::SiteSums;
 pub use write::write;
 
-use crate::moments::Moments;
+use crate::error::Error;
+use crate::moments::{Counts, Moments};
 use crate::storage::safetensors::{Header, Tensor};
 use crate::storage::{Access, Problem, Source, quoted};
 use bytemuck::{Pod, Zeroable, cast_slice_mut};
@@ -49,10 +58,14 @@ enum Stored {
     Sum,
     Gram,
     AbsMax,
+    Counts,
 }
 
 impl Stored {
-    const ALL: [Self; 4] = [Self::Count, Self::Sum, Self::Gram, Self::AbsMax];
+    /// Those of a site.
+    fn of(site: &MeasuredSite) -> &'static [Self] {
+        if site.counts { &[Self::Counts] } else { &[Self::Count, Self::Sum, Self::Gram, Self::AbsMax] }
+    }
 
     /// Its name.
     fn tensor(self, site: &str) -> String {
@@ -61,13 +74,14 @@ impl Stored {
             Self::Sum => "sum",
             Self::Gram => "gram",
             Self::AbsMax => "abs_max",
+            Self::Counts => "counts",
         };
         format!("{site}/{name}")
     }
 
     fn dtype(self) -> &'static str {
         match self {
-            Self::Count => "U64",
+            Self::Count | Self::Counts => "U64",
             Self::Sum | Self::Gram => "F64",
             Self::AbsMax => "F32",
         }
@@ -77,7 +91,7 @@ impl Stored {
     fn shape(self, width: u64) -> Vec<u64> {
         match self {
             Self::Count => vec![],
-            Self::Sum | Self::AbsMax => vec![width],
+            Self::Sum | Self::AbsMax | Self::Counts => vec![width],
             Self::Gram => vec![width.saturating_mul(width.saturating_add(1)) / 2],
         }
     }
@@ -122,13 +136,17 @@ impl MomentsFile {
                 .help("make moments of activations with `cntlora moments`")
         })?;
         let (content, hashes) = Content::parse(text)?;
+        let mut expected = 0;
         for (site, measured) in &content.sites {
-            for sum in Stored::ALL {
+            for sum in Stored::of(measured) {
+                expected += 1;
                 let name = sum.tensor(site);
                 let shape = sum.shape(measured.width as u64);
-                let (dtype, expected) = (sum.dtype(), format!("expected {} of shape {shape:?}", sum.dtype()));
-                let refused =
-                    |found: String| Err(Problem::data(format!("{expected}, found {found}")).in_tensor(&name));
+                let dtype = sum.dtype();
+                let refused = |found: String| {
+                    let what = format!("expected {dtype} of shape {shape:?}, found {found}");
+                    Err(Problem::data(what).in_tensor(&name))
+                };
                 match header.tensors.get(&name) {
                     None => return refused("no such tensor".into()),
                     Some(found) if found.dtype != dtype || found.shape != shape => {
@@ -138,7 +156,6 @@ impl MomentsFile {
                 }
             }
         }
-        let expected = Stored::ALL.len() * content.sites.len();
         if header.tensors.len() != expected {
             let found = header.tensors.len();
             return Err(Problem::data(format!(
@@ -158,38 +175,57 @@ impl MomentsFile {
         &self.source
     }
 
-    /// The moments of a site.
+    /// What is held of a site.
     ///
     /// # Errors
-    /// An I/O problem if they cannot be read, or there is no memory for them; a data problem for a site that the file does not hold, for sums
+    /// An I/O problem if it cannot be read, or there is no memory for it; a data problem for a site that the file does not hold, for sums
     /// that cannot be, and for those whose hash is another.
-    pub fn read(&self, site: &str) -> Result<Moments, Problem> {
+    pub fn read(&self, site: &str) -> Result<SiteSums<'static>, Problem> {
         let problem = |problem: Problem| problem.in_file(self.source.path()).in_tensor(site);
         let measured = self
             .content
             .sites
             .get(site)
             .ok_or_else(|| problem(Problem::data("expected this site, found none of its name")))?;
-        let count: Vec<u64> = self.numbers(site, Stored::Count)?;
-        let sum = self.numbers(site, Stored::Sum)?;
-        let gram = self.numbers(site, Stored::Gram)?;
-        let abs_max = self.numbers(site, Stored::AbsMax)?;
-        let moments = Moments::from_sums(count[0], sum, gram, abs_max)
-            .map_err(|error| problem(Problem::data(error.to_string())))?;
+        let sums: Result<SiteSums<'_>, Error> = match measured.counts {
+            true => Counts::new(self.numbers(site, Stored::Counts)?).map(Into::into),
+            false => {
+                let count: Vec<u64> = self.numbers(site, Stored::Count)?;
+                let sum = self.numbers(site, Stored::Sum)?;
+                let gram = self.numbers(site, Stored::Gram)?;
+                let abs_max = self.numbers(site, Stored::AbsMax)?;
+                Moments::from_sums(count[0], sum, gram, abs_max).map(Into::into)
+            }
+        };
+        let sums = sums.map_err(|error| problem(Problem::data(error.to_string())))?;
         let damaged = |what: String| {
             problem(Problem::data(what).help("the file is damaged: copy it again, or measure again"))
         };
-        if self.hashes.get(site) != Some(&write::hash(&moments)) {
+        if self.hashes.get(site) != Some(&sums.hash()) {
             return Err(damaged("its sums are not those that were written: their hash is another".into()));
         }
         let rows = self.content.rows(site);
-        if moments.count().checked_add(measured.skipped_rows) != Some(rows) {
-            let (count, skipped) = (moments.count(), measured.skipped_rows);
+        if sums.count().checked_add(measured.skipped_rows) != Some(rows) {
+            let (count, skipped) = (sums.count(), measured.skipped_rows);
             return Err(damaged(format!(
                 "expected the {rows} rows of its sources, found {count} and {skipped} skipped ones"
             )));
         }
-        Ok(moments)
+        Ok(sums)
+    }
+
+    /// The moments of a site.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read); a data problem for counts of tokens.
+    pub fn moments(&self, site: &str) -> Result<Moments, Problem> {
+        match self.read(site)? {
+            SiteSums::Rows(moments) => Ok(moments.into_owned()),
+            SiteSums::Tokens(_) => {
+                let what = "expected sums over rows, found counts of tokens";
+                Err(Problem::data(what).in_file(self.source.path()).in_tensor(site))
+            }
+        }
     }
 
     /// The numbers of one tensor.

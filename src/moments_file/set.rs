@@ -1,7 +1,7 @@
 //! Several moments files taken together: their sums are added, and no row counts twice.
 
-use super::{Content, ENDING, MomentsFile, parts};
-use crate::moments::Moments;
+use super::{Content, ENDING, MeasuredSite, MomentsFile, SiteSums, parts};
+use crate::moments::{Counts, Moments};
 use crate::storage::{Access, Problem, Problems, Source, quoted};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -15,6 +15,8 @@ use std::path::{Path, PathBuf};
 pub struct MomentsSet {
     files: Vec<MomentsFile>,
     content: Content,
+    /// The counts of tokens, which are small.
+    counts: BTreeMap<String, Counts>,
 }
 
 impl MomentsSet {
@@ -23,7 +25,7 @@ impl MomentsSet {
     ///
     /// # Errors
     /// A usage problem if there are no paths, or no moments files in a folder; I/O and data problems of each file; data problems if the
-    /// files disagree on the width or the modules of a site, or on the precision, if rows of a recording are counted in two of them,
+    /// files disagree on the width, the kind or the modules of a site, or on the precision, if rows of a recording are counted in two of them,
     /// be it under another name, and if parts are missing, given twice, or of different measurements.
     pub fn open(paths: &[PathBuf], access: Access) -> Result<Self, Problems> {
         let mut problems = Problems::default();
@@ -50,7 +52,12 @@ impl MomentsSet {
             join(&mut content, first, other, &mut problems);
         }
         problems.or_ok(())?;
-        Ok(Self { files, content })
+        let mut problems = Problems::default();
+        let sites = content.sites.iter().filter(|(_, site)| site.counts);
+        let counts = sites
+            .filter_map(|(name, _)| Some((name.clone(), problems.collect(counts_of(&files, name))?)))
+            .collect();
+        problems.or_ok(Self { files, content, counts })
     }
 
     /// The files, in the order given.
@@ -72,21 +79,38 @@ impl MomentsSet {
     /// Bytes of the sums of a site in all files.
     pub fn bytes(&self, site: &str) -> u64 {
         let holders = self.files.iter().filter_map(|file| file.content.sites.get(site));
-        holders.map(|site| Moments::memory(site.width as u64)).fold(0, u64::saturating_add)
+        let memory = |width: u64, counts| if counts { Counts::memory(width) } else { Moments::memory(width) };
+        holders.map(|site| memory(site.width as u64, site.counts)).fold(0, u64::saturating_add)
+    }
+
+    /// How often each token was met at a site, in all files together, if they were counted there.
+    pub fn counts(&self, site: &str) -> Option<&Counts> {
+        self.counts.get(site)
+    }
+
+    /// What all files together hold of a site.
+    ///
+    /// # Errors
+    /// As [`MomentsFile::read`].
+    pub fn sums(&self, site: &str) -> Result<SiteSums<'_>, Problem> {
+        match self.counts(site) {
+            Some(counts) => Ok(counts.into()),
+            None => self.read(site).map(Into::into),
+        }
     }
 
     /// The moments of a site: those of all files, added in order.
     ///
     /// # Errors
-    /// As [`MomentsFile::read`].
+    /// As [`MomentsFile::moments`].
     pub fn read(&self, site: &str) -> Result<Moments, Problem> {
         let mut holders = self.files.iter().filter(|file| file.content.sites.contains_key(site));
         let first = holders.next().ok_or_else(|| {
             Problem::data("expected this site in the moments files, found none of its name").in_tensor(site)
         })?;
-        let mut moments = first.read(site)?;
+        let mut moments = first.moments(site)?;
         for file in holders {
-            moments.merge(&file.read(site)?).map_err(|error| {
+            moments.merge(&file.moments(site)?).map_err(|error| {
                 Problem::data(error.to_string()).in_file(file.source.path()).in_tensor(site)
             })?;
         }
@@ -104,6 +128,22 @@ impl MomentsSet {
         }
         problems.or_ok(())
     }
+}
+
+/// The counts of a site: the sum over all files that hold it.
+fn counts_of(files: &[MomentsFile], site: &str) -> Result<Counts, Problem> {
+    let mut sum: Option<Counts> = None;
+    for file in files.iter().filter(|file| file.content.sites.contains_key(site)) {
+        let SiteSums::Tokens(counts) = file.read(site)? else { continue };
+        match &mut sum {
+            None => sum = Some(counts.into_owned()),
+            Some(sum) => sum.merge(&counts).map_err(|error| {
+                let what = format!("its counts and those of other files are too large to be added: {error}");
+                Problem::data(what).in_file(file.source.path()).in_tensor(site)
+            })?,
+        }
+    }
+    sum.ok_or_else(|| Problem::data("expected counts of tokens, found none").in_tensor(site))
 }
 
 /// The file itself, or the moments files in a folder, in order of name.
@@ -146,11 +186,9 @@ fn join(content: &mut Content, first: &MomentsFile, other: &MomentsFile, problem
             }
             Entry::Occupied(mut entry) => {
                 let known = entry.get_mut();
-                if known.width != site.width {
-                    let what = format!(
-                        "expected rows of {} numbers as in the files before, found rows of {}",
-                        known.width, site.width
-                    );
+                if (known.width, known.counts) != (site.width, site.counts) {
+                    let (expected, found) = (kind_of(known), kind_of(site));
+                    let what = format!("expected {expected} as in the files before, found {found}");
                     problems.push(refuse(what).in_tensor(name));
                 } else if known.modules != site.modules {
                     let list = |modules: &[String]| {
@@ -176,6 +214,14 @@ fn join(content: &mut Content, first: &MomentsFile, other: &MomentsFile, problem
                 }
             }
         }
+    }
+}
+
+/// In words.
+fn kind_of(site: &MeasuredSite) -> String {
+    match site.counts {
+        true => format!("counts of {} tokens", site.width),
+        false => format!("rows of {} numbers", site.width),
     }
 }
 

@@ -5,7 +5,6 @@ use crate::random::gaussian;
 use crate::simd::Precision;
 use crate::storage::{Category, Problems, safetensors};
 use quickcheck::quickcheck;
-use std::borrow::Cow;
 use std::fs;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -15,7 +14,15 @@ fn moments(rows: usize, width: usize, seed: u64) -> Moments {
     Moments::of(gaussian::<f32>(rows, width, seed, "rows").as_ref()).unwrap()
 }
 
-/// A file under construction: its sites, and the rows that they have of one recording each.
+/// This many tokens, of which the last was met most.
+fn counts(tokens: u64, width: usize) -> Counts {
+    let mut counts: Vec<u64> = (0..width as u64).map(|token| token % 2).collect();
+    counts[width - 1] = tokens - counts[..width - 1].iter().sum::<u64>();
+    Counts::new(counts).unwrap()
+}
+
+/// A file under construction: its sites, and the rows that they have of one recording each. Sites whose names begin with "tokens" are
+/// inputs of embeddings.
 struct Fixture {
     folder: TempDir,
 }
@@ -38,11 +45,14 @@ impl Fixture {
 
     fn write_changed(&self, name: &str, entries: &[Entry<'_>], change: impl Fn(&mut Content)) -> MomentsFile {
         let content = content_of(entries);
-        let read = |site: &str| {
+        let read = |site: &str| -> Result<SiteSums<'static>, Problem> {
             let (_, _, rows, width) = entries.iter().find(|entry| entry.0 == site).unwrap();
-            Ok(Cow::Owned(moments((rows.end - rows.start) as usize, *width, rows.start)))
+            match content.sites[site].counts {
+                true => Ok(counts(rows.end - rows.start, *width).into()),
+                false => Ok(moments((rows.end - rows.start) as usize, *width, rows.start).into()),
+            }
         };
-        let mut changed = content;
+        let mut changed = content.clone();
         change(&mut changed);
         write(&self.path(name), &changed, &read).unwrap();
         MomentsFile::open(&self.path(name), Access::Auto).unwrap()
@@ -65,6 +75,7 @@ fn content_of(entries: &[Entry<'_>]) -> Content {
     for (site, recording, rows, width) in entries {
         let measured = MeasuredSite {
             width: *width,
+            counts: site.starts_with("tokens"),
             modules: vec![format!("{site}.q"), format!("{site}.v")],
             skipped_rows: 0,
         };
@@ -81,16 +92,23 @@ fn content_of(entries: &[Entry<'_>]) -> Content {
 
 /// A file whose header says this of its metadata, with the right tensors for the site "s" of width 2.
 fn with_metadata(text: Option<String>) -> Result<MomentsFile, Problem> {
-    let tensors = Stored::ALL.map(|sum| {
+    with_tensors(text, &ROWS)
+}
+
+/// As [`with_metadata`], with other tensors.
+fn with_tensors(text: Option<String>, stored: &[Stored]) -> Result<MomentsFile, Problem> {
+    let tensors = stored.iter().map(|sum| {
         let shape = sum.shape(2);
-        let length = shape.iter().product::<u64>() as usize * if sum == Stored::AbsMax { 4 } else { 8 };
+        let length = shape.iter().product::<u64>() as usize * if *sum == Stored::AbsMax { 4 } else { 8 };
         (sum.tensor("s"), (sum.dtype().to_owned(), shape, vec![0; length]))
     });
     let metadata = text.map(|text| (METADATA.to_owned(), text)).into_iter().collect();
     let mut bytes = Vec::new();
-    safetensors::write(&mut bytes, &metadata, &tensors.into_iter().collect()).unwrap();
+    safetensors::write(&mut bytes, &metadata, &tensors.collect()).unwrap();
     MomentsFile::from_source(Source::from_bytes("x.safetensors", bytes))
 }
+
+const ROWS: [Stored; 4] = [Stored::Count, Stored::Sum, Stored::Gram, Stored::AbsMax];
 
 fn text_of(content: &Content) -> String {
     content.to_text(&BTreeMap::from([("s", "0".repeat(64))]))
@@ -100,14 +118,21 @@ quickcheck! {
     /// Moments come back with the same bits, whatever the names of the sites.
     fn what_is_written_reads_back(names: Vec<String>, seed: u64) -> bool {
         let fixture = Fixture::new();
-        let names: BTreeMap<String, usize> = names.into_iter().zip((0..5).cycle()).collect();
+        let both = names.into_iter().flat_map(|name| [format!("tokens{name}"), name]);
+        let names: BTreeMap<String, usize> = both.zip((0..5).cycle()).collect();
         let entries: Vec<Entry<'_>> =
             names.iter().map(|(name, size)| (name.as_str(), name.as_str(), 0..*size as u64 + 1, size + 1)).collect();
         let content = content_of(&entries);
-        let of = |site: &str| moments(names[site] + 1, names[site] + 1, seed);
-        write(&fixture.path("m"), &content, &|site| Ok(Cow::Owned(of(site)))).unwrap();
+        let of = |site: &str| -> SiteSums<'static> {
+            let size = names[site] + 1;
+            match site.starts_with("tokens") {
+                true => counts(size as u64, size).into(),
+                false => moments(size, size, seed).into(),
+            }
+        };
+        write(&fixture.path("m"), &content, &|site| Ok(of(site))).unwrap();
         let again = fs::read(fixture.path("m")).unwrap();
-        write(&fixture.path("m"), &content, &|site| Ok(Cow::Owned(of(site)))).unwrap();
+        write(&fixture.path("m"), &content, &|site| Ok(of(site))).unwrap();
         let file = MomentsFile::open(&fixture.path("m"), Access::Auto).unwrap();
         file.content() == &content
             && names.keys().all(|site| file.read(site).unwrap() == of(site))
@@ -117,7 +142,7 @@ quickcheck! {
     /// No byte of the sums changes without notice, and no change of any byte panics.
     fn damage_is_noticed(at: usize, bit: u8) -> bool {
         let fixture = Fixture::new();
-        fixture.write("m", &[("a", "r", 0..3, 2), ("b", "r", 0..3, 3)]);
+        fixture.write("m", &[("a", "r", 0..3, 2), ("b", "r", 0..3, 3), ("tokens", "r", 0..3, 4)]);
         let mut bytes = fs::read(fixture.path("m")).unwrap();
         let data = Header::read(&Source::from_bytes("m", bytes.clone())).unwrap().data_start as usize;
         let at = at % bytes.len();
@@ -125,7 +150,8 @@ quickcheck! {
         let read = || {
             let file = MomentsFile::from_source(Source::from_bytes("m", bytes.clone()))?;
             file.read("a")?;
-            file.read("b")
+            file.read("tokens")?;
+            file.moments("b")
         };
         read().is_err() || at < data
     }
@@ -154,7 +180,7 @@ fn merged_files_know_their_rows() {
     fixture.write("2", &[("a", "s", 0..4, 2)]);
     fixture.write("3", &[("a", "s", 4..6, 2)]);
     let set = fixture.set(&["1", "2"]).unwrap();
-    write(&fixture.path("merged"), set.content(), &|site| set.read(site).map(Cow::Owned)).unwrap();
+    write(&fixture.path("merged"), set.content(), &|site| set.sums(site)).unwrap();
     fixture.refused(&["merged", "2"], "rows 0 to 3 of the recording \"s.safetensors\" are counted in");
     let all = fixture.set(&["merged", "3"]).unwrap();
     assert_eq!(all.read("a").unwrap(), fixture.set(&["1", "2", "3"]).unwrap().read("a").unwrap());
@@ -193,6 +219,63 @@ fn files_that_do_not_fit_together_are_refused() {
     fixture.refused(&["base", "bf16"], "expected moments in precision f32 as in");
     let problems = fixture.set(&["missing", "nowhere"]).unwrap_err();
     assert_eq!((problems.0.len(), problems.category()), (2, Category::Io));
+}
+
+/// Counts of all files are added, and their tokens count once.
+#[test]
+fn counts_add_up() {
+    let fixture = Fixture::new();
+    fixture.write("1", &[("tokens", "r", 0..9, 4), ("a", "r", 0..4, 2)]);
+    fixture.write("2", &[("tokens", "s", 0..7, 4)]);
+    let set = fixture.set(&["1", "2"]).unwrap();
+    assert_eq!(set.counts("tokens").unwrap().counts(), [0, 2, 0, 14]);
+    assert_eq!((set.counts("a"), set.content().rows("tokens"), set.bytes("tokens")), (None, 16, 64));
+    assert!(set.read("tokens").unwrap_err().to_string().contains("expected sums over rows, found counts"));
+    write(&fixture.path("merged"), set.content(), &|site| set.sums(site)).unwrap();
+    assert_eq!(fixture.set(&["merged"]).unwrap().counts("tokens"), set.counts("tokens"));
+    fixture.refused(&["merged", "2"], "rows 0 to 6 of the recording \"s.safetensors\" are counted in");
+
+    fixture.write_changed("rows", &[("a", "s", 0..4, 4)], |_| {});
+    fixture.write("other", &[("tokens", "t", 0..7, 5)]);
+    fixture.refused(
+        &["1", "other"],
+        "tensor \"tokens\": expected counts of 4 tokens as in the files before, found counts of 5 tokens",
+    );
+    fixture.write("many", &[("tokens", "t", 0..u64::MAX - 8, 4)]);
+    fixture.refused(&["1", "many"], "are too large to be added: the number of tokens is 1844");
+}
+
+/// A file of rows is of the version that readers before counts know; one of counts they refuse. A site has either.
+#[test]
+fn files_of_counts_are_of_another_version() {
+    assert!(text_of(&content_of(&[("s", "r", 0..4, 2)])).contains("\"version\":1"));
+    let mut content = content_of(&[("s", "r", 0..4, 2)]);
+    content.sites.get_mut("s").unwrap().counts = true;
+    let text = text_of(&content);
+    assert!(text.contains("\"version\":2") && text.contains("\"counts\":true"), "{text}");
+    let refused = |text: &str, stored: &[Stored], words: &str| {
+        let problem = with_tensors(Some(text.into()), stored).map(|_| ()).expect_err(words);
+        assert!(problem.to_string().contains(words), "expected {words:?} in: {problem}");
+    };
+    assert!(with_tensors(Some(text.clone()), &[Stored::Counts]).is_ok());
+    let both = "expected the 1 tensors of its sites, found 2 tensors";
+    refused(&text, &[Stored::Counts, Stored::Gram], both);
+    refused(&text, &ROWS, "tensor \"s/counts\": expected U64 of shape [2], found no such tensor");
+    refused(
+        &text.replace("\"width\":2", "\"width\":20000000"),
+        &[Stored::Counts],
+        "expected counts of at most 16777216 tokens, found 20000000",
+    );
+    let rows = text_of(&content_of(&[("s", "r", 0..4, 2)]));
+    refused(&rows, &[Stored::Counts], "tensor \"s/count\": expected U64 of shape [], found no such tensor");
+
+    // Of another format.
+    let tensor = ("s/counts".to_owned(), ("I64".to_owned(), vec![2], vec![0; 16]));
+    let metadata = [(METADATA.to_owned(), text)].into();
+    let mut bytes = Vec::new();
+    safetensors::write(&mut bytes, &metadata, &[tensor].into()).unwrap();
+    let problem = MomentsFile::from_source(Source::from_bytes("x", bytes)).unwrap_err();
+    assert!(problem.to_string().contains("expected U64 of shape [2], found \"I64\""), "{problem}");
 }
 
 /// Parts come in their order, whatever that of their files, and only when all are there.
@@ -263,8 +346,8 @@ fn foreign_newer_and_contradictory_files_are_refused() {
     refused(Some("[]".into()), "is not that of a moments file");
     refused(replaced("\"moments\"", "\"activations\""), "found one of \"activations\"");
     refused(
-        replaced("\"version\":1", "\"version\":2"),
-        "expected version 1 of the moments file or an older one, found 2",
+        replaced("\"version\":1", "\"version\":3"),
+        "expected version 2 of the moments file or an older one, found 3",
     );
     refused(replaced("\"f32\"", "\"f8\""), "unknown variant `f8`");
     refused(replaced("\"bytes\"", "\"size\""), "unknown field `size`");

@@ -1,28 +1,25 @@
 //! Writing: one site in memory at a time.
 
-use super::{Content, METADATA, Stored};
-use crate::moments::Moments;
+use super::{Content, METADATA, SiteSums, Stored};
 use crate::storage::safetensors::Layout;
-use crate::storage::{AtomicFile, Hashing, Problem};
-use bytemuck::{NoUninit, cast_slice};
-use std::borrow::Cow;
+use crate::storage::{AtomicFile, Problem};
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 
-/// Writes a moments file. `moments` gives those of a site, and is asked twice for each of them.
+/// Writes a moments file. `sums` gives those of a site, and is asked twice for each of them.
 ///
-/// The same content and moments give the same bytes. The file is absent, old or complete, whatever happens.
+/// The same content and sums give the same bytes. The file is absent, old or complete, whatever happens.
 ///
 /// # Errors
-/// What `moments` returns, and I/O problems of writing.
+/// What `sums` returns, and I/O problems of writing.
 ///
 /// # Panics
-/// If the moments of a site are not as wide as the content says.
+/// If the sums of a site are of another width or kind than the content says.
 pub fn write<'a>(
     path: &Path,
     content: &Content,
-    moments: &dyn Fn(&str) -> Result<Cow<'a, Moments>, Problem>,
+    sums: &dyn Fn(&str) -> Result<SiteSums<'a>, Problem>,
 ) -> Result<(), Problem> {
     let mut hashes = BTreeMap::new();
     let mut shapes = BTreeMap::new();
@@ -30,13 +27,17 @@ pub fn write<'a>(
     // Small, and the maxima are far from the other sums of their site in the file, where wider numbers come first.
     let mut small = BTreeMap::new();
     for (site, measured) in &content.sites {
-        let moments = moments(site)?;
-        assert_eq!(moments.width(), measured.width, "width of site {site:?}");
-        hashes.insert(site.as_str(), hash(&moments));
-        small.insert(site.as_str(), (moments.count(), moments.abs_max().to_vec()));
-        for sum in Stored::ALL {
-            shapes.insert(sum.tensor(site), (sum.dtype().to_owned(), sum.shape(measured.width as u64)));
-            owners.insert(sum.tensor(site), (site.as_str(), sum));
+        let sums = sums(site)?;
+        let (width, counts) = (measured.width, measured.counts);
+        assert_eq!((sums.width(), sums.are_counts()), (width, counts), "width and kind of site {site:?}");
+        hashes.insert(site.as_str(), sums.hash());
+        for &stored in Stored::of(measured) {
+            let name = stored.tensor(site);
+            if matches!(stored, Stored::Count | Stored::AbsMax) {
+                small.insert(name.clone(), sums.bytes(stored).into_owned());
+            }
+            shapes.insert(name.clone(), (stored.dtype().to_owned(), stored.shape(width as u64)));
+            owners.insert(name, (site.as_str(), stored));
         }
     }
     let metadata = BTreeMap::from([(METADATA.to_owned(), content.to_text(&hashes))]);
@@ -46,45 +47,20 @@ pub fn write<'a>(
         file.write_all(bytes).map_err(|error| Problem::io("cannot write", &error).in_file(path))
     };
     put(layout.header())?;
-    let mut current: Option<(&str, Cow<'_, Moments>)> = None;
+    let mut current: Option<(&str, SiteSums<'_>)> = None;
     for tensor in layout.in_file_order() {
-        let (site, sum) = owners[tensor];
-        let (count, abs_max) = &small[site];
-        match sum {
-            Stored::Count => put(&little_endian(&[*count]))?,
-            Stored::AbsMax => put(&little_endian(abs_max))?,
-            Stored::Sum | Stored::Gram => {
-                // Another site goes before the next one comes.
-                let known = current.take().filter(|(name, _)| *name == site);
-                let (_, moments) = current.insert(match known {
-                    Some(known) => known,
-                    None => (site, moments(site)?),
-                });
-                let is_sum = sum == Stored::Sum;
-                put(&little_endian(if is_sum { moments.sum() } else { moments.gram_triangle() }))?;
-            }
+        if let Some(bytes) = small.get(tensor) {
+            put(bytes)?;
+            continue;
         }
+        let (site, stored) = owners[tensor];
+        // Another site goes before the next one comes.
+        let known = current.take().filter(|(name, _)| *name == site);
+        let (_, sums) = current.insert(match known {
+            Some(known) => known,
+            None => (site, sums(site)?),
+        });
+        put(&sums.bytes(stored))?;
     }
     file.commit()
-}
-
-/// Hash of the sums of a site.
-pub(super) fn hash(moments: &Moments) -> String {
-    let mut hashing = Hashing::default();
-    hashing.update(&little_endian(&[moments.count()]));
-    hashing.update(&little_endian(moments.sum()));
-    hashing.update(&little_endian(moments.gram_triangle()));
-    hashing.update(&little_endian(moments.abs_max()));
-    hashing.finish()
-}
-
-/// Numbers as they stand in files.
-fn little_endian<T: NoUninit>(numbers: &[T]) -> Cow<'_, [u8]> {
-    let bytes = cast_slice(numbers);
-    if cfg!(target_endian = "little") {
-        return bytes.into();
-    }
-    let mut bytes = bytes.to_vec();
-    bytes.chunks_exact_mut(size_of::<T>()).for_each(<[u8]>::reverse);
-    bytes.into()
 }

@@ -18,7 +18,7 @@
 //! for its layer the products of `k` components with the weight. That is for cntlora; the other methods are counted as
 //! if they did as much for a layer, and `d³` for a site whose activations they look at.
 
-use super::{PlannedLayer, PlannedSite, Work};
+use super::{PlannedLayer, PlannedSite, SiteRows, Work};
 use crate::activations::Blocks;
 use crate::constraint::Coupling;
 use crate::method::{Basis, Method, Options};
@@ -47,10 +47,13 @@ impl Memory {
         Self::new(sites.iter().map(|site| (site.is_narrow(), site_memory(site, options))), kept)
     }
 
-    /// Of measuring the moments of sites of these widths, with images of so many bytes.
-    pub(super) fn of_moments(sites: impl Iterator<Item = (usize, u64)>) -> Self {
-        let memory = |width: u64, image| (Moments::memory(width) + block_memory(width)).saturating_add(image);
-        Self::new(sites.map(|(width, image)| (super::is_narrow(width), memory(width as u64, image))), 0)
+    /// Of measuring the moments of these sites.
+    pub(super) fn of_moments(sites: &[SiteRows]) -> Self {
+        let memory = |site: &SiteRows| match site.counts {
+            true => site.sums(),
+            false => (site.sums() + block_memory(site.width as u64)).saturating_add(site.image_bytes),
+        };
+        Self::new(sites.iter().map(|site| (site.is_narrow(), memory(site))), 0)
     }
 
     /// From what each site takes, and whether it is narrow.

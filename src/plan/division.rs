@@ -8,7 +8,7 @@ use super::cost::Memory;
 use super::shard::part_of;
 use super::{Inputs, Plan, PlannedSite, Recording, Shard, SiteRows, cost};
 use crate::activations::Site;
-use crate::moments::Moments;
+use crate::moments::{Counts, Moments};
 use serde::{Deserialize, Serialize};
 
 /// What the nodes do.
@@ -72,12 +72,7 @@ impl Division {
             match recording {
                 Recording::Activations(set) => {
                     rows.push(
-                        plan.sites
-                            .iter()
-                            .filter_map(|site| set.site(&site.name))
-                            // Counts of tokens are read whole by whoever needs them.
-                            .filter(|site| site.counts().is_none())
-                            .collect::<Vec<&Site>>(),
+                        plan.sites.iter().filter_map(|site| set.site(&site.name)).collect::<Vec<&Site>>(),
                     );
                 }
                 Recording::Moments(_) => holders.iter_mut().for_each(|holders| *holders += 1),
@@ -111,10 +106,9 @@ impl Division {
 }
 
 fn measuring(plan: &Plan, part: &[SiteRows]) -> Share {
-    let sums: u64 = part.iter().map(|site| Moments::memory(site.width as u64)).fold(0, u64::saturating_add);
+    let sums: u64 = part.iter().map(SiteRows::sums).fold(0, u64::saturating_add);
     Share {
-        memory: Memory::of_moments(part.iter().map(|site| (site.width, site.image_bytes)))
-            .peak(plan.side_by_side),
+        memory: Memory::of_moments(part).peak(plan.side_by_side),
         operations: part.iter().map(SiteRows::work).sum(),
         read: part.iter().map(|site| site.bytes).fold(0, u64::saturating_add),
         // Once as progress, and once in the file.
@@ -125,8 +119,11 @@ fn measuring(plan: &Plan, part: &[SiteRows]) -> Share {
 /// `part` says of each site how many files hold moments of it.
 fn decomposing(plan: &Plan, part: &[(&PlannedSite, u64)]) -> Share {
     let sites: Vec<PlannedSite> = part.iter().map(|(site, _)| (*site).clone()).collect();
-    let moments =
-        part.iter().map(|(site, holders)| Moments::memory(site.width as u64).saturating_mul(*holders));
+    let sums = |site: &PlannedSite| match site.classes {
+        Some(_) => Counts::memory(site.width as u64),
+        None => Moments::memory(site.width as u64),
+    };
+    let moments = part.iter().map(|(site, holders)| sums(site).saturating_mul(*holders));
     let layers = || sites.iter().flat_map(|site| &site.layers);
     let weights = layers().map(|layer| (layer.outputs * layer.inputs * layer.element.size()) as u64);
     Share {

@@ -6,6 +6,7 @@ use super::select::Selector;
 use super::shard::part_of;
 use super::{Nonfinite, Selection, Shard, cost, is_narrow, schedule};
 use crate::activations::{ActivationSet, Site};
+use crate::moments::{Counts, Moments};
 use crate::moments_file::{MeasuredSource, Part};
 use crate::simd::Precision;
 use crate::storage::{Access, Hashing, Problem, Problems, fingerprint};
@@ -63,8 +64,10 @@ pub struct Measurement {
 pub struct SiteRows {
     /// Name of the site.
     pub name: String,
-    /// Numbers per row.
+    /// Numbers per row, or tokens of the vocabulary.
     pub width: usize,
+    /// Whether tokens were counted, in place of rows: they are read when the files are opened.
+    pub counts: bool,
     /// The modules that read it.
     pub modules: Vec<String>,
     /// Its rows, counted over all files together.
@@ -83,6 +86,7 @@ impl SiteRows {
         Self {
             name: site.name.clone(),
             width: site.width,
+            counts: site.counts().is_some(),
             modules: site.modules.clone(),
             rows,
             bytes: u64::try_from(bytes).unwrap_or(u64::MAX),
@@ -90,9 +94,20 @@ impl SiteRows {
         }
     }
 
+    /// How many of them are to be read: none of those that are tokens.
+    pub fn rows_to_read(&self) -> u64 {
+        if self.counts { 0 } else { self.rows.end - self.rows.start }
+    }
+
     /// Floating-point operations.
     pub fn work(&self) -> f64 {
-        cost::work_of_rows(self.rows.end - self.rows.start, self.width)
+        cost::work_of_rows(self.rows_to_read(), self.width)
+    }
+
+    /// Bytes of their sums.
+    pub(super) fn sums(&self) -> u64 {
+        let width = self.width as u64;
+        if self.counts { Counts::memory(width) } else { Moments::memory(width) }
     }
 
     /// Whether this site is worked on beside others, on one thread.
@@ -120,17 +135,8 @@ pub fn plan_measurement(request: &MeasurementRequest) -> Result<(Measurement, Ac
         );
         problems.push(Problem::usage(what).help("loosen one of them"));
     }
-    let (tokens, selected): (Vec<_>, Vec<_>) = selected.into_iter().partition(|site| site.counts().is_some());
-    for site in tokens {
-        problems.push(
-            Problem::data("expected rows, found counts of tokens, which moments files do not hold")
-                .in_file(set.files()[site.first_file].path())
-                .in_tensor(&site.name)
-                .help("leave this site out with --exclude; to adapt an embedding, give init the counts themselves"),
-        );
-    }
     let all: Vec<SiteRows> = selected.iter().map(|site| SiteRows::of(site, 0..site.rows())).collect();
-    let memory = Memory::of_moments(all.iter().map(|site| (site.width, site.image_bytes)));
+    let memory = Memory::of_moments(&all);
     let side_by_side = schedule::side_by_side(&memory, request.threads, request.max_memory);
     let side_by_side = problems.collect(side_by_side);
     let fingerprints = problems.collect(fingerprints(&set));
@@ -145,8 +151,7 @@ pub fn plan_measurement(request: &MeasurementRequest) -> Result<(Measurement, Ac
         }
     };
     let measurement = Measurement {
-        peak_memory: Memory::of_moments(sites.iter().map(|site| (site.width, site.image_bytes)))
-            .peak(side_by_side),
+        peak_memory: Memory::of_moments(&sites).peak(side_by_side),
         sources: sources(&set, &sites, &fingerprints),
         sites,
         part,
@@ -254,7 +259,8 @@ mod tests {
         let mut file = File::create(folder.path().join("a.safetensors")).unwrap();
         safetensors::write(&mut file, &metadata, &[("conv".to_owned(), tensor)].into()).unwrap();
         let (plan, _) = plan_measurement(&request(folder.path(), &[], &[])).unwrap();
-        let without = Memory::of_moments([(plan.sites[0].width, 0)].into_iter()).peak(1);
+        let rows_alone = SiteRows { image_bytes: 0, ..plan.sites[0].clone() };
+        let without = Memory::of_moments(&[rows_alone]).peak(1);
         assert!(plan.peak_memory >= without + 4_000_000, "{} and {without}", plan.peak_memory);
     }
 

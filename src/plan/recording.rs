@@ -126,7 +126,7 @@ fn of_moments<'a>(set: &'a MomentsSet, name: &str) -> Option<RecordedSite<'a>> {
         rows_to_read: 0,
         bytes: set.bytes(name),
         image_bytes: 0,
-        counts: None,
+        counts: set.counts(name),
         path: set.path_of(name)?,
     })
 }

@@ -51,7 +51,8 @@ impl FromStr for Shard {
 type Cut = (usize, u64);
 
 /// What a part does of the work on these sites: rows from one cut to the next, so that all parts have about the same work, counted as
-/// rows times the square of their width. Sites stay in order, and a site without rows in this part is left out.
+/// rows times the square of their width. Sites stay in order, and a site without rows in this part is left out. Counts of tokens are
+/// no work, and all of a site are of one part.
 pub(super) fn part_of(shard: Shard, sites: &[&Site]) -> Vec<SiteRows> {
     let (first, end) = (cut(shard.index, shard.count, sites), cut(shard.index + 1, shard.count, sites));
     let mut part = Vec::new();
@@ -70,10 +71,17 @@ pub(super) fn part_of(shard: Shard, sites: &[&Site]) -> Vec<SiteRows> {
     part
 }
 
-/// The first place between two blocks with at least `index / count` of the work before it.
+/// The first place between two blocks with at least `index / count` of the work before it; the first and the last have all sites between
+/// them, also those that are no work.
 fn cut(index: u64, count: u64, sites: &[&Site]) -> Cut {
+    match index {
+        0 => return (0, 0),
+        _ if index == count => return (sites.len(), 0),
+        _ => {}
+    }
     let cost_of_row = |site: &Site| (site.width as u128).saturating_mul(site.width as u128);
-    let cost = |site: &&Site| cost_of_row(site).saturating_mul(u128::from(site.rows()));
+    let rows = |site: &Site| site.parts().iter().map(|part| u128::from(part.rows)).sum::<u128>();
+    let cost = |site: &&Site| cost_of_row(site).saturating_mul(rows(site));
     let total = sites.iter().map(cost).fold(0, u128::saturating_add);
     // Not by multiplication first: the total may be any u128.
     let (whole, rest) = (total / u128::from(count), total % u128::from(count));
@@ -126,14 +134,15 @@ mod tests {
     use crate::storage::{Source, safetensors};
     use quickcheck::quickcheck;
 
-    /// Files in which sites of these widths have these rows.
+    /// Files in which sites of these widths have these rows, and those of width 0 have counts of three tokens.
     fn set(widths: &[u64], files: &[u64]) -> ActivationSet {
         let file = |(index, rows): (usize, &u64)| {
             let tensors = widths.iter().enumerate().map(|(site, width)| {
-                (
-                    format!("{site:03}"),
-                    ("F16".to_owned(), vec![*rows, *width], vec![0; (2 * rows * width) as usize]),
-                )
+                let tensor = match width {
+                    0 => ("U8".to_owned(), vec![3], vec![5, 0, 7]),
+                    _ => ("F16".to_owned(), vec![*rows, *width], vec![0; (2 * rows * width) as usize]),
+                };
+                (format!("{site:03}"), tensor)
             });
             let mut bytes = Vec::new();
             safetensors::write(&mut bytes, &Default::default(), &tensors.collect()).unwrap();
@@ -143,10 +152,10 @@ mod tests {
     }
 
     quickcheck! {
-        /// The parts are all rows, each once and in order; they begin and end where blocks do; and none has more than its share
-        /// but for a block.
+        /// The parts are all rows, each once and in order; they begin and end where blocks do; none has more than its share
+        /// but for a block; and counts of tokens are in one piece.
         fn parts_are_the_whole(widths: Vec<u8>, files: Vec<u16>, count: u8) -> bool {
-            let widths: Vec<u64> = widths.iter().take(5).map(|width| u64::from(width % 6) + 1).chain([3]).collect();
+            let widths: Vec<u64> = widths.iter().take(5).map(|width| u64::from(width % 7)).chain([3]).collect();
             let files: Vec<u64> = files.iter().take(4).map(|rows| u64::from(rows % 3000)).chain([600]).collect();
             let set = set(&widths, &files);
             let sites: Vec<&Site> = set.sites().collect();
@@ -157,11 +166,18 @@ mod tests {
                 *first += rows;
                 Some((part.0..part.1).step_by(BLOCK_ROWS).chain([part.1]))
             }).flatten().collect();
-            let total: u128 = sites.iter().map(|site| u128::from(site.rows()) * (site.width * site.width) as u128).sum();
+            let rows = |site: &&&Site| site.counts().is_none();
+            let total: u128 =
+                sites.iter().filter(rows).map(|site| u128::from(site.rows()) * (site.width * site.width) as u128).sum();
             let mut fair = true;
             for index in 0..count {
                 let mut work = 0u128;
-                for SiteRows { name, width, rows, .. } in part_of(Shard::new(index, count).unwrap(), &sites) {
+                for SiteRows { name, width, counts, rows, .. } in part_of(Shard::new(index, count).unwrap(), &sites) {
+                    if counts {
+                        fair &= rows == (0..12 * files.len() as u64);
+                        next.push((name, rows.end));
+                        continue;
+                    }
                     fair &= borders.contains(&rows.start) && borders.contains(&rows.end);
                     work += u128::from(rows.end - rows.start) * (width * width) as u128;
                     match next.last_mut().filter(|(last, _)| *last == name) {

@@ -430,7 +430,7 @@ fn moments_take_the_place_of_rows() {
     let width = WIDTH as usize;
     let content = Content {
         precision: Precision::F32,
-        sites: [(QUERY.to_owned(), MeasuredSite { width, modules, skipped_rows: 5 })].into(),
+        sites: [(QUERY.to_owned(), MeasuredSite { width, counts: false, modules, skipped_rows: 5 })].into(),
         sources: vec![MeasuredSource {
             path: "a.safetensors".into(),
             bytes: 100,
@@ -440,7 +440,7 @@ fn moments_take_the_place_of_rows() {
         part: None,
     };
     let path = fixture.folder.path().join("m.moments.safetensors");
-    write(&path, &content, &|_| Ok(std::borrow::Cow::Owned(Moments::new(width)))).unwrap();
+    write(&path, &content, &|_| Ok(Moments::new(width).into())).unwrap();
     fixture.request.activations = Vec::new();
     fixture.request.moments = vec![path.clone()];
     let (plan, inputs) = plan(&fixture.request).unwrap();

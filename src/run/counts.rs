@@ -40,6 +40,6 @@ pub(super) fn basis(
 fn counts_of<'a>(recording: &'a Recording, site: &str) -> Option<&'a Counts> {
     match recording {
         Recording::Activations(set) => set.site(site)?.counts(),
-        Recording::Moments(_) => None,
+        Recording::Moments(set) => set.counts(site),
     }
 }

@@ -4,19 +4,18 @@ use super::moments::Reading;
 use super::partial::PartialRun;
 use super::saved_sums::Extent;
 use super::{Event, Observer, Threads, interrupted, work_side_by_side};
-use crate::activations::ActivationSet;
+use crate::activations::{ActivationSet, Site};
 use crate::moments_file::{Content, MeasuredSite, write};
 use crate::plan::{Measurement, SiteRows};
 use crate::simd::Precision;
 use crate::storage::{Problem, Problems};
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Measures the moments of all sites and writes them to a moments file. Returns what the file says of itself.
 ///
-/// The moments of a site stay in memory while it is measured, and in `partial` after that. `partial` is left to the caller to
-/// discard.
+/// The moments of a site stay in memory while it is measured, and in `partial` after that; counts of tokens were read when the files were
+/// opened. `partial` is left to the caller to discard.
 ///
 /// # Errors
 /// As [`run`](super::run()), and I/O problems of writing.
@@ -54,13 +53,16 @@ pub fn measure(
         .collect();
     partial.begin_writing()?;
     write(out, &content, &|site| {
+        if let Some(counts) = set.site(site).and_then(Site::counts) {
+            return Ok(counts.into());
+        }
         let sums = partial.sums(site, KIND).load(&extents[site])?;
         let sums = sums.ok_or_else(|| {
             Problem::environment("the moments of a site that was measured are gone")
                 .in_file(partial.folder())
                 .in_tensor(site)
         })?;
-        Ok(Cow::Owned(sums.moments))
+        Ok(sums.moments.into())
     })?;
     Ok(content)
 }
@@ -73,7 +75,7 @@ fn extent(site: &SiteRows, precision: Precision) -> Extent<'_> {
     Extent { site: name, width: *width, rows: rows.clone(), precision }
 }
 
-/// Measures a site and saves its sums.
+/// Measures a site and saves its sums. Counts of tokens are sums already.
 fn measure_site(
     reading: Reading<'_>,
     set: &ActivationSet,
@@ -82,8 +84,18 @@ fn measure_site(
     if reading.observer.stop_requested() {
         return Err(interrupted());
     }
-    let SiteRows { name, width, modules, rows, .. } = planned;
-    reading.observer.event(Event::SiteStarted { site: name, rows: rows.end - rows.start });
+    let SiteRows { name, width, counts, modules, rows, .. } = planned;
+    reading.observer.event(Event::SiteStarted { site: name, rows: planned.rows_to_read() });
+    let measured = |skipped_rows| MeasuredSite {
+        width: *width,
+        counts: *counts,
+        modules: modules.clone(),
+        skipped_rows,
+    };
+    if *counts {
+        reading.observer.event(Event::MomentsReady { site: name });
+        return Ok((name.clone(), measured(0)));
+    }
     let site = super::site_of(set, name)?;
     let sums = reading.measure(set, site, rows.clone(), KIND)?;
     if let Some(partial) = reading.partial {
@@ -91,6 +103,5 @@ fn measure_site(
         partial.sums(name, KIND).save(&extent, &sums.moments, rows.end, sums.skipped_rows)?;
     }
     reading.observer.event(Event::MomentsReady { site: name });
-    let measured = MeasuredSite { width: *width, modules: modules.clone(), skipped_rows: sums.skipped_rows };
-    Ok((name.clone(), measured))
+    Ok((name.clone(), measured(sums.skipped_rows)))
 }

@@ -6,7 +6,6 @@ use crate::moments::Moments;
 use crate::moments_file::{Content, MeasuredSite, MeasuredSource, MomentsFile, write};
 use crate::simd::Precision;
 use crate::storage::{Access, Problem};
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -59,7 +58,7 @@ impl SavedSums {
         else {
             return Err(foreign());
         };
-        let moments = file.read(extent.site).map_err(damaged)?;
+        let moments = file.moments(extent.site).map_err(damaged)?;
         Ok(Some(Sums { moments, next_row, skipped_rows: measured.skipped_rows }))
     }
 
@@ -79,14 +78,15 @@ impl SavedSums {
             fingerprint: self.job.clone(),
             rows: BTreeMap::from([(site.clone(), rows)]),
         };
-        let measured = MeasuredSite { width: extent.width, modules: vec![site.clone()], skipped_rows };
+        let measured =
+            MeasuredSite { width: extent.width, counts: false, modules: vec![site.clone()], skipped_rows };
         let content = Content {
             precision: extent.precision,
             sites: BTreeMap::from([(site, measured)]),
             sources: vec![source],
             part: None,
         };
-        write(&self.path, &content, &|_| Ok(Cow::Borrowed(moments)))
+        write(&self.path, &content, &|_| Ok(moments.into()))
     }
 }
 

@@ -47,7 +47,7 @@ impl Tally {
     pub fn of_measurement(measurement: &Measurement, peak: f64) -> Self {
         let sites = measurement.sites.iter().map(|site| {
             let work = Work { moments: site.work(), factors: 0.0 };
-            (site.name.clone(), Site::new(site.rows.end - site.rows.start, 0, work))
+            (site.name.clone(), Site::new(site.rows_to_read(), 0, work))
         });
         Self::new(sites.collect(), BTreeMap::new(), peak)
     }
