@@ -56,14 +56,28 @@ impl Spread {
         if variance <= 0.0 {
             return Self { mean_square: 1.0, variance, effective_rank: 0.0, top_share: 0.0 };
         }
-        let power = |exponent: i32| shares.iter().map(|share| share.powi(exponent)).sum::<f64>();
-        let squared_norm = power(2) - 2.0 * power(3) + power(2).powi(2);
         let top_share = (largest_of_tokens(&shares) / variance).min(1.0);
-        Self { mean_square: 1.0, variance, effective_rank: variance * variance / squared_norm, top_share }
+        let effective_rank = variance * variance / squared_norm_of_tokens(counts);
+        Self { mean_square: 1.0, variance, effective_rank, top_share }
     }
 }
 
-/// The largest eigenvalue of `diag(p) − p pᵀ`: where `Σ pᵢ² / (pᵢ − x) = 1` between the two largest shares (Golub 1973).
+/// `|diag(p) − p pᵀ|²_F`, as a sum of what is on the diagonal and beside it: nothing cancels, however much of all is one token.
+fn squared_norm_of_tokens(counts: &Counts) -> f64 {
+    let total = counts.total() as f64;
+    let mut before = 0.0;
+    let terms = counts.counts().iter().map(|&count| {
+        let (share, others) = (count as f64 / total, (counts.total() - count) as f64 / total);
+        let square = share * share;
+        let term = square * (others * others + 2.0 * before);
+        before += square;
+        term
+    });
+    terms.sum()
+}
+
+/// The largest eigenvalue of `diag(p) − p pᵀ`: where `Σ pᵢ² / (pᵢ − x) = 1` between the two largest shares (Golub 1973). Since the
+/// shares sum to one, that is where `Σ pᵢ / (pᵢ − x) = 0`, which tells small `x` apart.
 fn largest_of_tokens(shares: &[f64]) -> f64 {
     let mut descending = shares.to_vec();
     descending.sort_by(|a, b| b.total_cmp(a));
@@ -78,9 +92,9 @@ fn largest_of_tokens(shares: &[f64]) -> f64 {
         if middle <= low || middle >= high {
             break;
         }
-        let sum: f64 = descending.iter().map(|share| share * share / (share - middle)).sum();
+        let sum: f64 = descending.iter().map(|share| share / (share - middle)).sum();
         // It grows from minus to plus infinity between them.
-        if sum > 1.0 { high = middle } else { low = middle }
+        if sum > 0.0 { high = middle } else { low = middle }
     }
     high
 }
@@ -217,6 +231,18 @@ mod tests {
                 && near(found.variance, wanted.variance)
                 && near(found.effective_rank, wanted.effective_rank)
                 && near(found.top_share, wanted.top_share)
+        }
+    }
+
+    /// Two tokens spread along one line, and so do they where nearly all that was met is one of them.
+    #[test]
+    fn a_token_that_is_nearly_all() {
+        for many in [1, 1_000, 10_000_000_000, u64::MAX - 1] {
+            for counts in [vec![many, 1], vec![1, many], vec![0, 1, many, 0]] {
+                let spread = Spread::of_tokens(&Counts::new(counts.clone()).unwrap());
+                let near = |found: f64| (found - 1.0).abs() < 1e-9;
+                assert!(near(spread.effective_rank) && near(spread.top_share), "{counts:?}: {spread:?}");
+            }
         }
     }
 
