@@ -64,20 +64,47 @@ pub fn refuse_tied_embedding(checkpoint: &Checkpoint, tensor: &str) -> Result<()
 
 fn shares_head(checkpoint: &Checkpoint, tensor: &str) -> bool {
     let Some(config) = checkpoint.config() else { return false };
-    let said = |config: &Value| config.get("tie_word_embeddings")?.as_bool();
     let inner = config.get("text_config");
-    if let Some(tied) = said(config).or_else(|| inner.and_then(said)) {
-        return tied;
-    }
-    // Where nothing is said, models that have an output head share it, unless it has a weight of its own.
-    let classes = config.get("architectures").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
-    let has_head = classes
-        .iter()
-        .filter_map(Value::as_str)
-        .any(|class| class.contains("LM") || class.contains("ForConditionalGeneration"));
     let shape = checkpoint.get(tensor).map(|stored| &stored.tensor.shape);
-    let of_same_shape = |name: &&str| checkpoint.get(name).map(|stored| &stored.tensor.shape) == shape;
-    has_head && checkpoint.names().filter(of_same_shape).count() < 2
+    // Tables of positions and of token types have other numbers of rows than the vocabulary.
+    let sizes = [Some(config), inner].into_iter().flatten().filter_map(|config| config.get("vocab_size"));
+    let mut sizes = sizes.filter_map(Value::as_u64).peekable();
+    let rows = shape.and_then(|shape| shape.first().copied());
+    if sizes.peek().is_some() && sizes.all(|size| Some(size) != rows) {
+        return false;
+    }
+    let said = |config: &Value| config.get("tie_word_embeddings")?.as_bool();
+    match (said(config).or_else(|| inner.and_then(said)), has_head(config)) {
+        (Some(tied), head) => tied && head.unwrap_or(true),
+        // Where nothing is said, models that have an output head share it, unless it has a weight of its own.
+        (None, head) => {
+            let of_same_shape =
+                |name: &&str| checkpoint.get(name).map(|stored| &stored.tensor.shape) == shape;
+            head == Some(true) && checkpoint.names().filter(of_same_shape).count() < 2
+        }
+    }
+}
+
+/// Whether a model has an output head over its vocabulary, by the names of its classes in transformers; `None` if they do not tell.
+fn has_head(config: &Value) -> Option<bool> {
+    const HEADS: [&str; 6] = [
+        "ForCausalLM",
+        "LMHeadModel",
+        "ForMaskedLM",
+        "ForConditionalGeneration",
+        "ForPreTraining",
+        "DoubleHeadsModel",
+    ];
+    /// They end in one of these, and in none of the above.
+    const NONE: [&str; 6] =
+        ["Model", "Encoder", "Classification", "QuestionAnswering", "MultipleChoice", "Retrieval"];
+    let classes = config.get("architectures").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    let names = || classes.iter().filter_map(Value::as_str);
+    let is_one = |endings: &[&str], class: &str| endings.iter().any(|ending| class.ends_with(ending));
+    if names().any(|class| is_one(&HEADS, class)) {
+        return Some(true);
+    }
+    (names().next().is_some() && names().all(|class| is_one(&NONE, class))).then_some(false)
 }
 
 #[cfg(test)]
@@ -107,5 +134,41 @@ mod tests {
         assert!(refused(r#"{"architectures":["GPT2LMHeadModel"]}"#, &[]));
         assert!(!refused(r#"{"architectures":["LlamaForCausalLM"]}"#, &["lm_head.weight"]));
         assert!(!refused(r#"{"architectures":["BertModel"]}"#, &[]));
+    }
+
+    /// Some models are said to share a head that they do not have: only those of transformers that have none are believed not to.
+    #[test]
+    fn models_without_a_head_share_none() {
+        let tied = |class: &str| {
+            refused(&format!(r#"{{"tie_word_embeddings":true,"architectures":["{class}"]}}"#), &[])
+        };
+        for class in
+            ["BertModel", "XLMRobertaModel", "GlmModel", "T5EncoderModel", "BertForTokenClassification"]
+        {
+            assert!(!tied(class), "{class}");
+        }
+        for class in
+            ["GlmForCausalLM", "GPT2LMHeadModel", "BertForPreTraining", "T5ForConditionalGeneration", "Other"]
+        {
+            assert!(tied(class), "{class}");
+        }
+        assert!(!refused(r#"{"architectures":["XLMRobertaModel"]}"#, &[]), "nothing is said");
+        assert!(!refused(r#"{"architectures":["GlmForSequenceClassification"]}"#, &[]));
+    }
+
+    /// The table here has three rows.
+    #[test]
+    fn only_the_table_of_the_vocabulary_is_shared() {
+        let tied = |sizes: &str| {
+            refused(
+                &format!(r#"{{"tie_word_embeddings":true,"architectures":["LlamaForCausalLM"],{sizes}}}"#),
+                &[],
+            )
+        };
+        assert!(tied(r#""vocab_size":3"#));
+        assert!(!tied(r#""vocab_size":4"#), "a table of positions");
+        assert!(tied(r#""text_config":{"vocab_size":3}"#));
+        assert!(!tied(r#""text_config":{"vocab_size":4}"#));
+        assert!(tied(r#""vocab_size":4,"text_config":{"vocab_size":3}"#));
     }
 }
