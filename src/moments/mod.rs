@@ -38,6 +38,12 @@ impl Moments {
         }
     }
 
+    /// As [`Self::new`]; `None` where there is no memory for them.
+    pub fn try_new(width: usize) -> Option<Self> {
+        let triangle = width.checked_mul(width.checked_add(1)?)? / 2;
+        Some(Self { width, count: 0, sum: zeros(width)?, gram: zeros(triangle)?, abs_max: zeros(width)? })
+    }
+
     /// Moments whose sums were computed before: of `count` rows, their sum (`d`), the upper triangle of their Gram matrix, row after
     /// row (`d (d + 1) / 2`), and the largest absolute values (`d`).
     ///
@@ -258,6 +264,13 @@ impl PairedMoments {
     }
 }
 
+fn zeros<T: Clone + Default>(length: usize) -> Option<Vec<T>> {
+    let mut zeros = Vec::new();
+    zeros.try_reserve_exact(length).ok()?;
+    zeros.resize(length, T::default());
+    Some(zeros)
+}
+
 fn add_to(sums: &mut [f64], more: &[f64]) {
     for (sum, value) in sums.iter_mut().zip(more) {
         *sum += value;
@@ -333,6 +346,14 @@ mod tests {
         let moments = Moments::new(3);
         assert_eq!(moments.mean(), Err(Error::NoRows));
         assert_eq!(moments.second_moment(), Err(Error::NoRows));
+    }
+
+    /// More than any memory is no reason to abort.
+    #[test]
+    fn memory_may_be_lacking() {
+        assert_eq!(Moments::try_new(3), Some(Moments::new(3)));
+        assert_eq!(Moments::try_new(1 << 31), None);
+        assert_eq!(Moments::try_new(usize::MAX), None);
     }
 
     /// The position that a user is told counts from the first row, not from the first row of a block.

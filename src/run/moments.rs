@@ -111,9 +111,14 @@ impl Reading<'_> {
             let rows = (next_row - extent.rows.start).saturating_mul(sides);
             self.observer.event(Event::Resumed { site: extent.site, rows });
         }
-        let none =
-            || Sums { moments: Moments::new(extent.width), next_row: extent.rows.start, skipped_rows: 0 };
-        Ok(loaded.unwrap_or_else(none))
+        if let Some(loaded) = loaded {
+            return Ok(loaded);
+        }
+        let moments = Moments::try_new(extent.width).ok_or_else(|| {
+            let what = format!("no memory for {} bytes of moments", Moments::memory(extent.width as u64));
+            Problem::environment(what).in_tensor(extent.site)
+        })?;
+        Ok(Sums { moments, next_row: extent.rows.start, skipped_rows: 0 })
     }
 
     fn workspace(self) -> Result<Workspace, Problem> {
@@ -144,7 +149,8 @@ impl Reading<'_> {
                     .in_file(block.path)
                     .in_tensor(block.tensor)
                     .help(
-                        "record these activations again, or leave such rows out with --nonfinite skip-rows",
+                        "record these activations again, or leave such rows out with --nonfinite skip-rows; `cntlora inspect \
+                         --values` counts such numbers",
                     ))
             }
             Err(other) => Err(Problem::data(other.to_string())),

@@ -125,15 +125,19 @@ fn work<'a>(
     for layer in &planned.layers {
         go_on()?;
         let started = Instant::now();
-        let weight = read_weight(&inputs.checkpoint, layer)?;
+        let numbers = read_weight(&inputs.checkpoint, layer)?;
         let weight = match layer.shape.is_transposed() {
-            false => MatRef::from_row_major_slice(&weight, layer.outputs, layer.inputs),
-            true => MatRef::from_column_major_slice(&weight, layer.outputs, layer.inputs),
+            false => MatRef::from_row_major_slice(&numbers, layer.outputs, layer.inputs),
+            true => MatRef::from_column_major_slice(&numbers, layer.outputs, layer.inputs),
         };
         let options = plan.method.of_part(layer.shape.parts());
-        let draft = basis
-            .decompose(weight, &layer.module, &options, par)
-            .map_err(|error| in_weight(describe(error), &inputs.checkpoint, layer))?;
+        let draft = basis.decompose(weight, &layer.module, &options, par).map_err(|error| {
+            let problem = match (&error, first_nonfinite(&numbers, layer)) {
+                (Error::NonFinite { .. }, Some(found)) => found,
+                _ => describe(error),
+            };
+            in_weight(problem, &inputs.checkpoint, layer)
+        })?;
         layers.push(DecomposedLayer {
             site: &planned.name,
             planned: layer,
@@ -253,14 +257,23 @@ impl Measurements {
 /// A weight as f32, in the order in which it is stored. That of a group of a convolution is as wide as the patches of all
 /// groups, and zero outside its own channels.
 fn read_weight(checkpoint: &Checkpoint, layer: &PlannedLayer) -> Result<Vec<f32>, Problem> {
+    let no_memory =
+        || in_weight(Problem::environment("no memory for the numbers of the weight"), checkpoint, layer);
     let mut bytes = Vec::new();
     for piece in &layer.weight {
+        let mut more = checkpoint.read_piece(piece)?;
         match bytes.is_empty() {
-            true => bytes = checkpoint.read_piece(piece)?,
-            false => bytes.append(&mut checkpoint.read_piece(piece)?),
+            true => bytes = more,
+            false => {
+                bytes.try_reserve_exact(more.len()).map_err(|_| no_memory())?;
+                bytes.append(&mut more);
+            }
         }
     }
-    let mut weight = vec![0.0; layer.outputs * layer.inputs];
+    let length = layer.outputs * layer.inputs;
+    let mut weight = Vec::new();
+    weight.try_reserve_exact(length).map_err(|_| no_memory())?;
+    weight.resize(length, 0.0);
     let (LayerShape::Group { count, .. }, Some((_, group))) = (&layer.shape, module_and_block(&layer.module))
     else {
         layer.element.decode_f32(&bytes, &mut weight);
@@ -272,6 +285,21 @@ fn read_weight(checkpoint: &Checkpoint, layer: &PlannedLayer) -> Result<Vec<f32>
         layer.element.decode_f32(bytes, &mut row[group * own..][..own]);
     }
     Ok(weight)
+}
+
+/// What to say of a weight that holds NaN or infinity: where the first is in the matrix as it is stored, and how many there are.
+fn first_nonfinite(weight: &[f32], layer: &PlannedLayer) -> Option<Problem> {
+    let place = weight.iter().position(|value| !value.is_finite())?;
+    let others = weight[place + 1..].iter().filter(|value| !value.is_finite()).count();
+    let columns = if layer.shape.is_transposed() { layer.outputs } else { layer.inputs };
+    let problem = Problem::data(format!(
+        "the weight holds a value that is not finite: {} in row {}, column {} of module {}; there are {others} more",
+        weight[place],
+        place / columns,
+        place % columns,
+        quoted(&layer.module)
+    ));
+    Some(problem.help("download or convert the checkpoint again, or leave this layer out with --exclude"))
 }
 
 fn in_weight(problem: Problem, checkpoint: &Checkpoint, layer: &PlannedLayer) -> Problem {

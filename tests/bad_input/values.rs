@@ -100,12 +100,15 @@ fn weights_that_cannot_be_used() {
     let values = |value: f32| {
         let mut values = rows(40);
         values[30] = value;
+        values[99] = value;
         matrix("block.mlp.weight", WIDTH, &values)
     };
     for value in [f32::NAN, f32::NEG_INFINITY] {
         fs::write(small.path("bad.safetensors"), values(value)).unwrap();
         let words = "init bad.safetensors -a target --target mlp --rank 4 -o out";
-        small.refused(words, 1, r#"tensor "block.mlp.weight": the weight holds a value that is not finite"#);
+        let place = format!("{value} in row 1, column 6 of module \"block.mlp\"; there are 1 more");
+        let expected = r#"tensor "block.mlp.weight": the weight holds a value that is not finite: "#;
+        small.refused(words, 1, &format!("{expected}{place}"));
     }
     fs::write(small.path("large.safetensors"), values(1e18)).unwrap();
     let words = "init large.safetensors -a target --target mlp --rank 4 --dtype f16 -o large";
