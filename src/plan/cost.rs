@@ -9,18 +9,20 @@
 //! | weight of a layer `m × d` | as stored, and `4 · m d` |
 //! | decomposition of a layer | [`Options::memory`] |
 //! | components of a layer | `4 · k (m + d)` for the `k` that are computed |
+//! | writing | the components of all layers twice; four times with [`Start::Residual`] |
 //!
 //! Narrow sites are in memory side by side, as many as `schedule` allows, wide ones one at a time; of the layers of a site one
 //! weight is; the components of all layers stay.
 //!
 //! Work counts a multiplication and an addition each: `d (d + 1)` for each row that is read, then for each site `12 d³` (and `10 d³` for the
-//! eigendecompositions of the transport) and for each layer `2 m d²`; for the site of an embedding its classes take the place of `d`, and
-//! for its layer the products of `k` components with the weight. That is for cntlora; the other methods are counted as
+//! eigendecompositions of the transport) and for each layer `2 m d²`; for the site of an embedding its classes take the place of `d` in the transport, which is
+//! all that is counted of it, and for its layer the products of `k` components with the weight. That is for cntlora; the other methods are counted as
 //! if they did as much for a layer, and `d³` for a site whose activations they look at.
 
 use super::{PlannedLayer, PlannedSite, SiteRows, Work};
 use crate::activations::Blocks;
 use crate::constraint::Coupling;
+use crate::factors::{LayerShape, Start};
 use crate::method::{Basis, Method, Options};
 use crate::moments::Moments;
 use crate::simd::BLOCK_ROWS;
@@ -38,13 +40,19 @@ pub(super) struct Memory {
     pub(super) wide: u64,
     /// Components of all layers, which stay.
     pub(super) kept: u64,
+    /// What is held while the adapter is made of them and written.
+    pub(super) writing: u64,
 }
 
 impl Memory {
     /// Of a whole run.
     pub(super) fn of_run(sites: &[PlannedSite], options: &Options) -> Self {
         let kept = components_memory(sites.iter().flat_map(|site| &site.layers), options);
-        Self::new(sites.iter().map(|site| (site.is_narrow(), site_memory(site, options))), kept)
+        // The factors are not larger than the components, with which they are in memory first, and beside what is written of them then:
+        // their bytes, or, where the update is taken away, copies for the weights as they are stored, in f64.
+        let copies = if options.start == Start::Residual { 4 } else { 2 };
+        let sites = sites.iter().map(|site| (site.is_narrow(), site_memory(site, options)));
+        Self { kept, writing: kept.saturating_mul(copies), ..Self::of_sites(sites) }
     }
 
     /// Of measuring the moments of these sites.
@@ -53,22 +61,22 @@ impl Memory {
             true => site.sums(),
             false => (site.sums() + block_memory(site.width as u64)).saturating_add(site.image_bytes),
         };
-        Self::new(sites.iter().map(|site| (site.is_narrow(), memory(site))), 0)
+        Self::of_sites(sites.iter().map(|site| (site.is_narrow(), memory(site))))
     }
 
     /// From what each site takes, and whether it is narrow.
-    fn new(sites: impl Iterator<Item = (bool, u64)>, kept: u64) -> Self {
+    fn of_sites(sites: impl Iterator<Item = (bool, u64)>) -> Self {
         let (narrow, wide): (Vec<_>, Vec<_>) = sites.partition(|(is_narrow, _)| *is_narrow);
         let mut narrow: Vec<u64> = narrow.into_iter().map(|(_, memory)| memory).collect();
         narrow.sort_unstable_by(|a, b| b.cmp(a));
         let wide = wide.into_iter().map(|(_, memory)| memory).max().unwrap_or(0);
-        Self { narrow, wide, kept }
+        Self { narrow, wide, kept: 0, writing: 0 }
     }
 
     /// At the peak, with this many narrow sites side by side.
     pub(super) fn peak(&self, side_by_side: usize) -> u64 {
         let narrow = self.narrow.iter().take(side_by_side).copied().fold(0, u64::saturating_add);
-        let held = narrow.max(self.wide).saturating_add(self.kept);
+        let held = narrow.max(self.wide).saturating_add(self.kept).max(self.writing);
         held.saturating_add(held / OVERHEAD_SHARE).saturating_add(OVERHEAD)
     }
 }
@@ -132,12 +140,15 @@ pub(super) fn work(sites: &[PlannedSite], options: &Options) -> Work {
         work.moments += work_of_rows(site.rows_to_read, site.width);
         let cubes = match (options.method, options.coupling) {
             (Method::Cntlora, Coupling::Transport) => 22.0,
+            // All else is diagonal.
+            _ if site.classes.is_some() => 0.0,
             (Method::Cntlora, _) => 12.0,
             (method, _) => f64::from(u8::from(method.reads_activations())),
         };
         work.factors += cubes * d * d * d;
         let of_layer = |layer: &PlannedLayer| {
-            let side = if site.classes.is_some() { components(layer, options) as f64 } else { d };
+            let is_embedding = layer.shape == LayerShape::Embedding;
+            let side = if is_embedding { components(layer, options) as f64 } else { d };
             2.0 * (layer.outputs * layer.inputs) as f64 * side
         };
         work.factors += site.layers.iter().map(of_layer).sum::<f64>();

@@ -37,11 +37,12 @@ mod tests {
 
     quickcheck! {
         /// As many as fit: they stay under the limit, and one more would not, or is not there to be done.
-        fn as_many_as_fit(narrow: Vec<u32>, wide: u32, kept: u32, threads: u8, max_memory: u32) -> bool {
+        fn as_many_as_fit(narrow: Vec<u32>, wide: u32, kept: (u32, u32), threads: u8, max_memory: u32) -> bool {
+            let (kept, writing) = kept;
             let mut narrow: Vec<u64> = narrow.into_iter().map(u64::from).collect();
             narrow.sort_unstable_by(|a, b| b.cmp(a));
             let most = usize::from(threads).min(narrow.len()).max(1);
-            let memory = Memory { narrow, wide: wide.into(), kept: kept.into() };
+            let memory = Memory { narrow, wide: wide.into(), kept: kept.into(), writing: writing.into() };
             let max_memory = u64::from(max_memory);
             let unlimited = side_by_side(&memory, threads.into(), None).unwrap() == most;
             unlimited && match side_by_side(&memory, threads.into(), Some(max_memory)) {
@@ -57,7 +58,7 @@ mod tests {
     /// Who is refused is told a limit that is enough.
     #[test]
     fn a_refusal_names_the_limit_to_give() {
-        let memory = Memory { narrow: vec![3 << 20, 2 << 20], wide: 0, kept: 5 };
+        let memory = Memory { narrow: vec![3 << 20, 2 << 20], wide: 0, kept: 5, writing: 6 };
         let problem = side_by_side(&memory, 2, Some(50 << 20)).unwrap_err();
         assert_eq!(problem.category(), Category::Usage);
         let needed = memory.peak(1).div_ceil(1 << 20);
