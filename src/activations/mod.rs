@@ -9,7 +9,7 @@
 //! The inputs of a convolution are given as rows of unfolded patches, `channels · Π kernel` numbers each in the order of the weight,
 //! or as they are, `[images, channels, space…]`: then the metadata has an entry
 //! `"convolutions":{"<site>":{"kernel":[3,3],"stride":[1,1],"padding":[1,1]}}`, and patches are unfolded while they are read.
-//! `dilation` and `groups` may be told too; what PEFT cannot adapt is refused.
+//! `dilation` and `groups` may be told too: what PEFT cannot adapt is refused, and kernel and groups must be those of the weight.
 //!
 //! The activations of an **embedding** are how often each token was met: one axis with a whole number for each token of the
 //! vocabulary, in any format of integers or floating point numbers; of at most 2²⁴ tokens. Counts of several files add up.
@@ -105,6 +105,11 @@ pub struct Part {
 }
 
 impl Part {
+    /// Of rows that are unfolded while they are read, the kernel of the convolution, and its groups if they are told.
+    pub(crate) fn convolution(&self) -> Option<(Vec<u64>, Option<u64>)> {
+        self.unfolding.as_ref().map(|unfolding| (unfolding.kernel(), unfolding.groups))
+    }
+
     /// Numbers that are stored.
     fn numbers(&self, width: usize) -> u64 {
         match &self.unfolding {

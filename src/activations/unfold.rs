@@ -13,12 +13,7 @@ pub(super) struct Convolution {
     padding: Vec<u64>,
     #[serde(default)]
     dilation: Vec<u64>,
-    #[serde(default = "one")]
-    groups: u64,
-}
-
-fn one() -> u64 {
-    1
+    groups: Option<u64>,
 }
 
 /// The largest image, in numbers: what is read at once.
@@ -30,6 +25,8 @@ pub(super) struct Unfolding {
     channels: usize,
     /// Input places, kernel, stride and padding of each axis of space, and how many patches there are along it.
     axes: Vec<Axis>,
+    /// How many groups the convolution has, if that is told. Patches are of all of them.
+    pub(super) groups: Option<u64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,10 +45,6 @@ impl Convolution {
             return Err(Problem::data(format!("found a convolution with dilation {:?}", self.dilation)).help(
                 "PEFT adapts such a layer by one without dilation, which is another layer: leave it out of the recording",
             ));
-        }
-        if self.groups != 1 {
-            return Err(Problem::data(format!("found a convolution in {} groups", self.groups))
-                .help("only convolutions in one group are adapted: leave it out of the recording"));
         }
         let axes = self.kernel.len();
         let complete = [&self.stride, &self.padding].iter().all(|numbers| numbers.len() == axes);
@@ -91,11 +84,23 @@ impl Convolution {
             .collect();
         let axes = axes.ok_or_else(expected)?;
         let channels = small(channels).ok_or_else(expected)?;
-        Ok((*images, Unfolding { channels, axes }))
+        if let Some(groups) = self.groups
+            && (groups == 0 || !(channels as u64).is_multiple_of(groups))
+        {
+            return Err(Problem::data(format!(
+                "expected a number of groups that divides the {channels} channels, found {groups}"
+            )));
+        }
+        Ok((*images, Unfolding { channels, axes, groups: self.groups }))
     }
 }
 
 impl Unfolding {
+    /// One number for each axis of space.
+    pub(super) fn kernel(&self) -> Vec<u64> {
+        self.axes.iter().map(|axis| axis.kernel as u64).collect()
+    }
+
     /// Numbers in a patch, `None` if there are more than can be counted.
     pub(super) fn width(&self) -> Option<usize> {
         self.axes.iter().try_fold(self.channels, |product, axis| product.checked_mul(axis.kernel))
@@ -173,7 +178,7 @@ mod tests {
 
     fn convolution(kernel: &[u64], stride: &[u64], padding: &[u64]) -> Convolution {
         let [kernel, stride, padding] = [kernel, stride, padding].map(<[u64]>::to_vec);
-        Convolution { kernel, stride, padding, dilation: vec![], groups: 1 }
+        Convolution { kernel, stride, padding, dilation: vec![], groups: None }
     }
 
     /// The patches of an image of one-byte numbers.
@@ -202,6 +207,16 @@ mod tests {
         assert_eq!(found, [[0, 0], [2, 6], [4, 8], [0, 0], [6, 10], [8, 12]]);
     }
 
+    /// Groups are those of the weight: patches are of all channels.
+    #[test]
+    fn groups_do_not_change_patches() {
+        let grouped = Convolution { groups: Some(2), ..convolution(&[3], &[2], &[1]) };
+        let image = [1, 2, 3, 4, 5, 6, 7, 8];
+        let alone = patches(&convolution(&[3], &[2], &[1]), &[1, 2, 4], &image);
+        assert!(grouped.check().is_ok());
+        assert_eq!(patches(&grouped, &[1, 2, 4], &image), alone);
+    }
+
     /// The oracle is a loop over all places with the padding written out.
     #[test]
     fn patches_of_a_padded_square() {
@@ -223,9 +238,11 @@ mod tests {
         let problem = dilated.check().unwrap_err();
         assert!(problem.to_string().contains("dilation [2]"), "{problem}");
         assert!(problem.next_step().unwrap().contains("PEFT adapts such a layer by one without dilation"));
-        let mut grouped = convolution(&[3], &[1], &[0]);
-        grouped.groups = 2;
-        assert!(grouped.check().unwrap_err().to_string().contains("in 2 groups"));
+        for groups in [0, 2] {
+            let grouped = Convolution { groups: Some(groups), ..convolution(&[3], &[1], &[0]) };
+            let problem = grouped.check().and_then(|()| grouped.unfolding(&[2, 3, 4])).unwrap_err();
+            assert!(problem.to_string().contains(&format!("the 3 channels, found {groups}")), "{problem}");
+        }
         for (kernel, stride) in [(vec![], vec![]), (vec![3], vec![1, 1]), (vec![0], vec![1])] {
             let problem = convolution(&kernel, &stride, &vec![0; kernel.len()]).check().unwrap_err();
             assert!(problem.to_string().contains("one number for each of 1 to 3 axes"), "{problem}");

@@ -6,6 +6,7 @@ use super::recording::RecordedSite;
 use super::stored::Stored;
 use super::unfit::Unfit;
 use super::{PlannedLayer, embeddings, weights};
+use crate::activations::Part;
 use crate::element::Element;
 use crate::factors::{LayerShape, block_name};
 use crate::method::Options;
@@ -25,7 +26,7 @@ impl Module<'_> {
     pub(super) fn layers(&self, stored: &Stored<'_>) -> Result<Vec<PlannedLayer>, Unfit> {
         match stored {
             Stored::Own(tensor) => self.of_tensor(tensor),
-            _ if self.site.counts.is_some() => {
+            _ if self.site.is_of_tokens() => {
                 Err(Unfit::Kind("tokens were counted, and its weight is no table of an embedding".into()))
             }
             Stored::Share { tensor, index, of } => self.of_share(tensor, *index, *of),
@@ -63,13 +64,17 @@ impl Module<'_> {
         let problem = Problem::data(what).help(
             "give the checkpoint that the activations were recorded from, or correct the names with --rename",
         );
+        self.wrong(tensor, problem)
+    }
+
+    fn wrong(&self, tensor: &str, problem: Problem) -> Unfit {
         let path = self.checkpoint.get(tensor).map(|stored| self.checkpoint.source(stored).path());
         Unfit::Wrong(problem.in_file(path.unwrap_or(self.checkpoint.path())).in_tensor(tensor))
     }
 
     fn of_tensor(&self, tensor: &str) -> Result<Vec<PlannedLayer>, Unfit> {
         let (piece, shape, element) = self.tensor(tensor)?;
-        if self.site.counts.is_some() {
+        if self.site.is_of_tokens() {
             let (outputs, shape) = embeddings::shape_of(self.name, shape, self.site, self.options)?;
             return Ok(vec![self.layer(self.name.into(), vec![piece], element, outputs, shape)?]);
         }
@@ -95,9 +100,13 @@ impl Module<'_> {
             [outputs, channels, ref kernel @ ..] if (1..=3).contains(&kernel.len()) => {
                 let inputs = kernel.iter().try_fold(channels, |product, &axis| product.checked_mul(axis));
                 match inputs {
-                    Some(inputs) if inputs == width => one(outputs, LayerShape::Convolution(kernel.to_vec())),
+                    Some(inputs) if inputs == width => {
+                        self.check_convolution(tensor, shape, kernel, 1)?;
+                        one(outputs, LayerShape::Convolution(kernel.to_vec()))
+                    }
                     Some(inputs) if inputs > 0 && width > inputs && width.is_multiple_of(inputs) => {
                         let count = (width / inputs) as usize;
+                        self.check_convolution(tensor, shape, kernel, count as u64)?;
                         self.blocks(
                             &piece,
                             element,
@@ -113,6 +122,32 @@ impl Module<'_> {
                 "its weight has the shape {shape:?}, and is none of a linear layer or a convolution"
             ))),
         }
+    }
+
+    /// Compares what the metadata of its activations say of a convolution with its weight: another kernel may be as large.
+    fn check_convolution(
+        &self,
+        tensor: &str,
+        shape: &[u64],
+        kernel: &[u64],
+        groups: u64,
+    ) -> Result<(), Unfit> {
+        for (told, told_groups) in self.site.parts().iter().filter_map(Part::convolution) {
+            let (expected, found) = match told_groups {
+                _ if told != kernel => (format!("the kernel {kernel:?}"), format!("{told:?}")),
+                Some(told) if told != groups => (format!("the number of groups {groups}"), told.to_string()),
+                _ => continue,
+            };
+            let what = format!(
+                "module {} has a weight of shape {shape:?}: expected {expected} in the metadata of site {}, found {found}",
+                quoted(self.name),
+                quoted(self.site.name)
+            );
+            let help =
+                "give the checkpoint that the activations were recorded from, or correct their metadata";
+            return Err(self.wrong(tensor, Problem::data(what).help(help)));
+        }
+        Ok(())
     }
 
     fn of_share(&self, tensor: &str, index: u64, of: u64) -> Result<Vec<PlannedLayer>, Unfit> {

@@ -5,7 +5,6 @@ use super::unfit::Unfit;
 use crate::constraint::{Coupling, token_classes};
 use crate::factors::LayerShape;
 use crate::method::{Method, Options};
-use crate::moments::Counts;
 use crate::storage::{Checkpoint, Problem, quoted};
 use serde_json::Value;
 
@@ -43,8 +42,8 @@ pub(super) fn shape_of(
 
 /// In how many classes the tokens of a site fall, if it is that of an embedding.
 pub(super) fn classes(target: &RecordedSite<'_>, source: Option<&RecordedSite<'_>>) -> Option<u64> {
-    let source: Option<&Counts> = source.and_then(|source| source.counts);
-    target.counts.map(|counts| token_classes(counts, source) as u64)
+    let source = source.and_then(RecordedSite::counts);
+    target.counts().map(|counts| token_classes(counts, source) as u64)
 }
 
 /// Refuses to change the weight of an embedding that the output head of the model shares.

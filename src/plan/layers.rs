@@ -202,9 +202,9 @@ pub(super) fn check_source(
             .in_file(other.path)
             .in_tensor(site.name)
         };
-        if other.counts.is_some() != site.counts.is_some() {
+        if other.is_of_tokens() != site.is_of_tokens() {
             let kind =
-                |site: &RecordedSite<'_>| if site.counts.is_some() { "counts of tokens" } else { "rows" };
+                |site: &RecordedSite<'_>| if site.is_of_tokens() { "counts of tokens" } else { "rows" };
             let what = format!(
                 "expected {} as among the fine-tuning activations, found {}",
                 kind(&site),
@@ -214,7 +214,7 @@ pub(super) fn check_source(
         } else if other.width != site.width {
             problems.push(differ("numbers per row", site.width as u64, other.width as u64));
         }
-        if coupling == Coupling::Paired && site.counts.is_none() && other.rows != site.rows {
+        if coupling == Coupling::Paired && !site.is_of_tokens() && other.rows != site.rows {
             problems.push(differ("rows", site.rows, other.rows).help(
                 "paired rows are of the same inputs in the same order; --coupling transport needs no pairs",
             ));

@@ -295,11 +295,13 @@ pub fn plan(request: &Request) -> Result<(Plan, Inputs), Problems> {
         layers::check_source(target, source, selector, request.method.coupling, &mut problems);
     }
     let stand_ins;
-    let sites: Option<Vec<RecordedSite<'_>>> = match (&target, &checkpoint) {
-        (Some(target), _) => Some(target.sites()),
-        (None, Some(checkpoint)) if !has_target && !request.method.method.reads_activations() => {
+    let sites: Option<Vec<RecordedSite<'_>>> = match (&target, &checkpoint, &selector) {
+        (Some(target), _, _) => Some(target.sites()),
+        (None, Some(checkpoint), Some(selector))
+            if !has_target && !request.method.method.reads_activations() =>
+        {
             weights::check_selection(&request.selection, &mut problems);
-            stand_ins = weights::stand_ins(checkpoint);
+            stand_ins = weights::stand_ins(checkpoint, selector);
             Some(stand_ins.iter().map(|weight| recording::of_weight(weight, checkpoint.path())).collect())
         }
         _ => None,

@@ -1,7 +1,7 @@
 //! What was recorded of one kind of activations: the rows themselves, or the moments of them.
 
 use super::weights::StandIn;
-use crate::activations::{ActivationSet, Site};
+use crate::activations::{ActivationSet, Part, Site};
 use crate::moments::Counts;
 use crate::moments_file::MomentsSet;
 use crate::storage::{Access, Problems, Source};
@@ -30,10 +30,42 @@ pub(super) struct RecordedSite<'a> {
     pub bytes: u64,
     /// Bytes of an image that rows are cut from.
     pub image_bytes: u64,
-    /// How often each token was met, in place of rows.
-    pub counts: Option<&'a Counts>,
+    /// What its modules read.
+    pub kind: Kind<'a>,
     /// A file that holds it.
     pub path: &'a Path,
+}
+
+/// What the modules of a site read.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Kind<'a> {
+    /// Rows, which are stored in these parts; none if their moments are known, or the method does not look at them.
+    Rows(&'a [Part]),
+    /// Tokens: the site is the input of an embedding. How often each was met, unless the method does not look at that.
+    Tokens(Option<&'a Counts>),
+}
+
+impl<'a> RecordedSite<'a> {
+    /// Whether it is the input of an embedding.
+    pub(super) fn is_of_tokens(&self) -> bool {
+        matches!(self.kind, Kind::Tokens(_))
+    }
+
+    /// How often each token was met, if that is known.
+    pub(super) fn counts(&self) -> Option<&'a Counts> {
+        match self.kind {
+            Kind::Rows(_) => None,
+            Kind::Tokens(counts) => counts,
+        }
+    }
+
+    /// The parts of its rows.
+    pub(super) fn parts(&self) -> &'a [Part] {
+        match self.kind {
+            Kind::Rows(parts) => parts,
+            Kind::Tokens(_) => &[],
+        }
+    }
 }
 
 impl Recording {
@@ -96,9 +128,13 @@ fn of_rows<'a>(set: &'a ActivationSet, site: &'a Site) -> RecordedSite<'a> {
         rows_to_read: if site.counts().is_some() { 0 } else { site.rows() },
         bytes: site.bytes(),
         image_bytes: site.image_bytes(),
-        counts: site.counts(),
+        kind: kind_of(site.counts(), site.parts()),
         path: set.files()[site.first_file].path(),
     }
+}
+
+fn kind_of<'a>(counts: Option<&'a Counts>, parts: &'a [Part]) -> Kind<'a> {
+    counts.map_or(Kind::Rows(parts), |counts| Kind::Tokens(Some(counts)))
 }
 
 /// A weight that takes the place of a site where there are no activations.
@@ -111,7 +147,7 @@ pub(super) fn of_weight<'a>(weight: &'a StandIn, checkpoint: &'a Path) -> Record
         rows_to_read: 0,
         bytes: 0,
         image_bytes: 0,
-        counts: None,
+        kind: if weight.is_table { Kind::Tokens(None) } else { Kind::Rows(&[]) },
         path: checkpoint,
     }
 }
@@ -126,7 +162,7 @@ fn of_moments<'a>(set: &'a MomentsSet, name: &str) -> Option<RecordedSite<'a>> {
         rows_to_read: 0,
         bytes: set.bytes(name),
         image_bytes: 0,
-        counts: set.counts(name),
+        kind: kind_of(set.counts(name), &[]),
         path: set.path_of(name)?,
     })
 }

@@ -544,6 +544,33 @@ fn halves_of_a_tensor_are_layers() {
     experts(&odd, &sites[..1], None).refused_with("it is one of 2 shares of a weight", Category::Data);
 }
 
+/// A kernel that is as large as that of the weight may be another, and groups that are told are those of the weight.
+#[test]
+fn convolutions_that_are_told_are_those_of_the_weight() {
+    let told = |kernel: [u64; 2], channels: u64, groups: Option<u64>| {
+        let fixture = experts(&[("patches.weight", &[8, 2, 3, 2])], &[], None);
+        let mut convolution = serde_json::json!({ "kernel": kernel, "stride": [1, 1], "padding": [0, 0] });
+        if let Some(groups) = groups {
+            convolution["groups"] = groups.into();
+        }
+        let metadata = serde_json::json!({
+            "format": "activations", "version": 1, "sites": {}, "convolutions": { "patches": convolution }
+        });
+        let images = [2, channels, 5, 5];
+        let tensors = [("patches", "F32", images.as_slice())];
+        write(&fixture.request.activations[0], Some(&metadata.to_string()), tensors);
+        fixture
+    };
+    for (channels, groups, layers) in [(2, None, 1), (2, Some(1), 1), (4, None, 2), (4, Some(2), 2)] {
+        assert_eq!(told([3, 2], channels, groups).plan().layers().count(), layers);
+    }
+    told([2, 3], 2, None).refused_with(
+        "expected the kernel [3, 2] in the metadata of site \"patches\", found [2, 3]",
+        Category::Data,
+    );
+    told([3, 2], 4, Some(4)).refused_with("expected the number of groups 2 in the metadata", Category::Data);
+}
+
 /// The rank of a convolution in groups is divided among them.
 #[test]
 fn groups_are_layers_that_divide_a_rank() {

@@ -1,35 +1,53 @@
 //! Layers without activations: what a checkpoint alone tells of its linear layers, for methods that look at weights only.
 //!
 //! Nothing in a checkpoint says which matrices are linear layers, so the user names them, or leaves it to the names: what is
-//! called an embedding, or the output head, is no candidate, as in PEFT's `all-linear`.
+//! called an embedding, or the output head, is no candidate, as in PEFT's `all-linear`. An embedding that the user names is one.
 
 use super::Selection;
+use super::select::Selector;
 use crate::storage::{Checkpoint, Problem, Problems};
 
 /// Parts of names that belong to embedding tables and output heads.
 const NO_LINEAR_LAYERS: [&str; 7] =
     ["embed", "wte", "wpe", "lm_head", "shared", "relative_attention_bias", "score"];
 
+/// What the last parts of the names of embedding tables end in. Other matrices are called embedders, and are linear layers.
+const TABLES: [&str; 10] = [
+    "embed_tokens",
+    "embed_positions",
+    "embed_in",
+    "embedding",
+    "embeddings",
+    "wte",
+    "wpe",
+    "shared",
+    "relative_attention_bias",
+    "embedding_table",
+];
+
 /// A weight that stands in for a site: what the module of its name reads.
 pub(super) struct StandIn {
     pub module: String,
-    /// Input features.
+    /// Input features, or tokens.
     pub inputs: usize,
+    /// Whether it is the table of an embedding.
+    pub is_table: bool,
 }
 
-/// Every matrix that may be the weight of a linear layer.
-pub(super) fn stand_ins(checkpoint: &Checkpoint) -> Vec<StandIn> {
+/// Every matrix that may be the weight of a linear layer, and the tables that are named.
+pub(super) fn stand_ins(checkpoint: &Checkpoint, selector: &Selector<'_>) -> Vec<StandIn> {
     let stand_in = |name: &str| {
         let module = name.strip_suffix(".weight")?;
         let stored = checkpoint.get(name)?;
         let &[first, second] = stored.tensor.shape.as_slice() else { return None };
-        let inputs = if is_transposed(checkpoint, module) { first } else { second };
         let last = module.rsplit('.').next().unwrap_or(module);
-        if NO_LINEAR_LAYERS.iter().any(|part| last.contains(part)) {
+        let is_table = TABLES.iter().any(|table| last.ends_with(table)) && selector.names(module);
+        if !is_table && NO_LINEAR_LAYERS.iter().any(|part| last.contains(part)) {
             return None;
         }
+        let inputs = if is_table || is_transposed(checkpoint, module) { first } else { second };
         let inputs = usize::try_from(inputs).ok().filter(|&inputs| inputs > 0)?;
-        Some(StandIn { module: module.into(), inputs })
+        Some(StandIn { module: module.into(), inputs, is_table })
     };
     checkpoint.names().filter_map(stand_in).collect()
 }
