@@ -41,6 +41,9 @@ pub enum Error {
     /// A coupling needs pre-training activations, row for row.
     #[error("paired coupling needs source activations, row for row")]
     MissingSource,
+    /// Counts of tokens, which do not say what was met together.
+    #[error("counts of tokens have no pairs, which paired coupling needs")]
+    NoPairs,
     /// Statistics were asked of no rows at all.
     #[error("there are no rows to take statistics of")]
     NoRows,

@@ -5,7 +5,7 @@ use cntlora::adapter::PeftAdapter;
 use cntlora::element::Element;
 use cntlora::moments_file::MomentsSet;
 use cntlora::random::gaussian;
-use cntlora::storage::{Access, safetensors};
+use cntlora::storage::{Access, Source, safetensors};
 use faer::Mat;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -79,15 +79,35 @@ impl Model {
         assert!(stderr.contains(message), "{words}: expected {message:?} in: {stderr}");
     }
 
-    /// `s B A` of both layers, the embedding's first.
-    fn updates(&self, adapter: &str) -> [Mat<f32>; 2] {
+    /// `s B A` of these layers.
+    fn updates<const N: usize>(&self, adapter: &str, modules: [&str; N]) -> [Mat<f32>; N] {
         let adapter = PeftAdapter::open(&self.path(adapter)).unwrap();
-        ["e", "l"].map(|module| {
+        modules.map(|module| {
             let layer = &adapter.layers()[module];
             let factors = adapter.factors(layer).unwrap();
             factors.b * factors.a * faer::Scale(layer.scale as f32)
         })
     }
+
+    /// The projections on the row spaces of `A` of both layers, which are orthonormal where `B` is zero.
+    fn row_spaces(&self, adapter: &str) -> [Mat<f32>; 2] {
+        let adapter = PeftAdapter::open(&self.path(adapter)).unwrap();
+        ["e", "l"].map(|module| {
+            let a = adapter.factors(&adapter.layers()[module]).unwrap().a;
+            a.transpose() * &a
+        })
+    }
+}
+
+/// Whether two matrices agree to a thousandth of the larger entries, and are not zero.
+#[track_caller]
+fn assert_near(found: &Mat<f32>, wanted: &Mat<f32>, what: &str) {
+    let difference = (found - wanted).norm_max();
+    assert!(
+        wanted.norm_max() > 0.0 && difference <= 1e-3 * wanted.norm_max(),
+        "{what}: {difference:e} of {:e}",
+        wanted.norm_max()
+    );
 }
 
 fn stored(matrix: &Mat<f32>) -> (String, Vec<u64>, Vec<u8>) {
@@ -110,6 +130,20 @@ fn write_npy(path: &Path, counts: &[i64]) {
     fs::write(path, [b"\x93NUMPY\x01\x00\x76\x00".as_slice(), text.as_bytes(), &data].concat()).unwrap();
 }
 
+/// Doubles the numbers of the one tensor whose name ends so.
+fn double(path: &Path, ending: &str) {
+    let mut bytes = fs::read(path).unwrap();
+    let header = safetensors::Header::read(&Source::from_bytes("a", bytes.clone())).unwrap();
+    let (_, tensor) = header.tensors.iter().find(|(name, _)| name.ends_with(ending)).unwrap();
+    let data = &mut bytes[tensor.offset as usize..][..tensor.length as usize];
+    let mut values = vec![0.0; data.len() / 4];
+    Element::F32.decode_f32(data, &mut values);
+    let mut doubled = Vec::new();
+    Element::F32.encode(values.iter().map(|value| 2.0 * f64::from(*value)), &mut doubled);
+    data.copy_from_slice(&doubled);
+    fs::write(path, bytes).unwrap();
+}
+
 /// The oracle is the linear layer, whose activations are the tokens as unit vectors.
 #[test]
 fn an_embedding_is_a_linear_layer_of_unit_vectors() {
@@ -123,6 +157,8 @@ fn an_embedding_is_a_linear_layer_of_unit_vectors() {
         "--source source --preserve 2 --strength 1",
         "--start residual --residual anchor",
         "--start zero",
+        // Three ranks of each.
+        "--budget=228",
         "--method corda-ipm --residual anchor",
         "--method corda-kpm --residual anchor",
         "--method pissa",
@@ -133,18 +169,21 @@ fn an_embedding_is_a_linear_layer_of_unit_vectors() {
     .enumerate()
     {
         let out = format!("out-{at}");
-        model.succeed(&format!("init model --activations target --rank 3 --out {out} {options}"));
+        let rank = if options.contains("--budget") { "" } else { "--rank 3" };
+        model.succeed(&format!("init model --activations target {rank} --out {out} {options}"));
         model.succeed(&format!("verify {out} --base model"));
-        let [embedding, linear] = model.updates(&out);
+        let [embedding, linear] = model.updates(&out, ["e", "l"]);
         if options.contains("zero") {
             assert_eq!(embedding.norm_max(), 0.0);
+            let [embedding, linear] = model.row_spaces(&out);
+            assert_near(&embedding, &linear, options);
             continue;
         }
-        let difference = (&embedding - &linear).norm_max();
-        assert!(
-            linear.norm_max() > 0.0 && difference <= 1e-3 * linear.norm_max(),
-            "{options}: {difference:e}"
-        );
+        assert_near(&embedding, &linear, options);
+        if options.contains("anchor") {
+            let [taken_away] = model.updates(&format!("{out}/anchor"), ["e"]);
+            assert_near(&-taken_away, &embedding, options);
+        }
     }
 }
 
@@ -171,10 +210,68 @@ fn a_changed_base_takes_the_update_away() {
             assert!((new[at] + update[(j, token)] - old[at]).abs() < 1e-5);
         }
     }
-    model.succeed("convert out --init out --out plain");
+    // Training doubled B: what it added to the original base is the update once more.
+    fs::create_dir(model.path("trained")).unwrap();
+    for name in ["adapter_config.json", "adapter_model.safetensors"] {
+        fs::copy(model.path("out").join(name), model.path("trained").join(name)).unwrap();
+    }
+    double(&model.path("trained/adapter_model.safetensors"), "embedding_B");
+    model.succeed("convert trained --init out --out plain");
     assert!(PeftAdapter::open(&model.path("plain")).unwrap().layers()["e"].rank == 6);
+    assert_near(&model.updates("plain", ["e"])[0], &update, "convert");
     let said = model.succeed("inspect out");
     assert!(said.contains("e"), "{said}");
+}
+
+/// Methods that look at weights alone adapt a table that is named, without activations.
+#[test]
+fn tables_that_are_named_need_no_activations() {
+    let model = Model::new();
+    let table = gaussian::<f32>(TOKENS, WIDTH, 3, "table");
+    let weights = [("embed_tokens.weight", table.clone()), ("l.weight", table.transpose().to_owned())];
+    let weights = weights.into_iter().map(|(name, matrix)| (name.to_owned(), stored(&matrix)));
+    write(&model.path("named.safetensors"), &weights.collect());
+    for method in ["pissa", "milora", "olora"] {
+        let options = format!("--method {method} --residual anchor --rank 3 -o {method}");
+        model.succeed(&format!("init named.safetensors --target embed_tokens,l {options}"));
+        model.succeed(&format!("verify {method} --base named.safetensors"));
+        let [embedding, linear] = model.updates(method, ["embed_tokens", "l"]);
+        assert_near(&embedding, &linear, method);
+    }
+    let all = model.succeed("plan named.safetensors --method pissa --target all-linear --rank 2 --json");
+    assert!(!all.contains("embed_tokens"), "{all}");
+    model.refused(
+        "plan named.safetensors --method lora --target embed_tokens --rank 2",
+        "module \"embed_tokens\" cannot be adapted: it is an embedding",
+    );
+}
+
+/// The transport between counts that all differ is as large as one of rows: what that takes is planned, and what takes less is said.
+#[test]
+fn counts_that_all_differ_need_memory() {
+    let model = Model::new();
+    let tokens = 3000;
+    write(
+        &model.path("large.safetensors"),
+        &BTreeMap::from([("e.weight".to_owned(), stored(&Mat::zeros(tokens, 4)))]),
+    );
+    for (folder, step) in [("many", 1), ("others", 7)] {
+        fs::create_dir(model.path(folder)).unwrap();
+        let counts: Vec<i64> = (0..tokens as i64).map(|token| token * step % 3001).collect();
+        write_npy(&model.path(&format!("{folder}/e.npy")), &counts);
+    }
+    let plan = "plan large.safetensors -a many --source others --rank 2 --json";
+    model.refused(
+        &format!("{plan} --max-memory 300MiB"),
+        "--coupling uncorrelated and smaller ranks need less",
+    );
+    let uncorrelated = format!("{plan} --coupling uncorrelated --max-memory 300MiB");
+    for (plan, least, most) in [(plan, 22.0 * 2.7e10, 6e11), (&uncorrelated, 0.0, 1e7)] {
+        let plan: serde_json::Value = serde_json::from_slice(&model.run(plan).stdout).unwrap();
+        let work = plan["work"]["factors"].as_f64().unwrap();
+        assert!((least..most).contains(&work), "{plan}");
+        assert_eq!(plan["sites"][0]["classes"], tokens);
+    }
 }
 
 /// The parts of a divided run make the adapter of one process.
@@ -249,7 +346,7 @@ fn what_is_counted_is_told() {
     assert!(said.contains("I64"), "{said}");
     let said = model.succeed("inspect target");
     let tokens: i64 = TARGET.iter().sum();
-    assert!(said.contains(&format!("{tokens} tokens of 30 different ones, read by e")), "{said}");
+    assert!(said.contains(&format!("{tokens} tokens of a vocabulary of 30, read by e")), "{said}");
     let plan = String::from_utf8(model.run("plan model -a target --rank 3 --json").stdout).unwrap();
     let classes = BTreeSet::from(TARGET).len();
     let plan: serde_json::Value = serde_json::from_str(&plan).unwrap();

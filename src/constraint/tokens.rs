@@ -48,11 +48,11 @@ impl TokenConstraint {
     ///
     /// # Errors
     /// [`Error::Shape`] for vocabularies of different size; [`Error::NoVariation`] where one token alone was met and the coupling
-    /// needs a covariance; [`Error::MissingSource`] for [`Coupling::Paired`], since counts are not paired;
+    /// needs a covariance; [`Error::NoPairs`] for [`Coupling::Paired`];
     /// [`Error::NotPositiveDefinite`] when even the largest damping does not help.
     pub fn new(target: &Counts, source: Option<&Counts>, terms: Terms, par: Par) -> Result<Self> {
         if terms.coupling == Coupling::Paired {
-            return Err(Error::MissingSource);
+            return Err(Error::NoPairs);
         }
         if let Some(source) = source
             && source.width() != target.width()

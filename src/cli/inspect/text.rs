@@ -139,14 +139,11 @@ fn sites(sites: &[SiteEntry]) -> String {
     for site in sites {
         let modules: Vec<String> =
             site.modules.iter().map(|module| module.escape_debug().to_string()).collect();
-        let [what, of] = if site.counts { ["token", "different one"] } else { ["row", "number"] };
-        text.push_str(&format!(
-            "{}: {} of {}, read by {}\n",
-            site.name.escape_debug(),
-            count(site.rows, what),
-            count(site.width as u64, of),
-            modules.join(", ")
-        ));
+        let recorded = match site.counts {
+            true => format!("{} of a vocabulary of {}", count(site.rows, "token"), site.width),
+            false => format!("{} of {}", count(site.rows, "row"), count(site.width as u64, "number")),
+        };
+        text.push_str(&format!("{}: {recorded}, read by {}\n", site.name.escape_debug(), modules.join(", ")));
     }
     text
 }

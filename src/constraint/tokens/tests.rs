@@ -234,7 +234,7 @@ fn counts_without_content_are_refused() {
     };
     let constant = Error::NoVariation { what: "all rows of activations are equal" };
     assert_eq!(refusal(Coupling::Transport, None), constant);
-    assert_eq!(refusal(Coupling::Paired, Some(&one)), Error::MissingSource);
+    assert_eq!(refusal(Coupling::Paired, Some(&one)), Error::NoPairs);
     let shape = Error::Shape { what: "tokens of the source activations", expected: 3, found: 2 };
     let other = Counts::new(vec![1, 1]).unwrap();
     assert_eq!(refusal(Coupling::Transport, Some(&other)), shape);
