@@ -1,7 +1,8 @@
 //! The peers' methods against PEFT's own results on small layers (`golden/peers.py`), and what each of them promises.
 
 use cntlora::constraint::Evidence;
-use cntlora::factors::{Factors, Start};
+use cntlora::error::{Error, Result};
+use cntlora::factors::{Factors, LayerShape, Start};
 use cntlora::low_rank::truncated_svd;
 use cntlora::method::{Basis, Draft, Method, Options, RankRule};
 use cntlora::moments::Moments;
@@ -69,9 +70,18 @@ fn options(method: Method, rank: usize) -> Options {
 }
 
 fn draft(moments: &Moments, weight: MatRef<'_, f32>, name: &str, options: &Options) -> Draft {
+    draft_of(moments, weight, &LayerShape::Linear, name, options).unwrap()
+}
+
+fn draft_of(
+    moments: &Moments,
+    weight: MatRef<'_, f32>,
+    shape: &LayerShape,
+    name: &str,
+    options: &Options,
+) -> Result<Draft> {
     let evidence = Evidence { target: moments, source: None, cross: None };
-    let basis = Basis::new(Some(evidence), "site", options, Par::Seq).unwrap();
-    basis.decompose(weight, name, options, Par::Seq).unwrap()
+    Basis::new(Some(evidence), "site", options, Par::Seq)?.decompose(weight, shape, name, options, Par::Seq)
 }
 
 /// Difference relative to the larger of the two.
@@ -184,11 +194,12 @@ fn milora_takes_the_last_triplets() {
 fn random_factors_are_distributed_as_in_peft() {
     let (outputs, inputs, rank) = (50, 400, 40);
     let weight = gaussian::<f32>(outputs, inputs, 0, "weight");
-    let factors = |method| {
+    let of_shape = |method, shape: &LayerShape, part_rank| {
         let options = options(method, rank);
-        let draft = draft(&Moments::new(inputs), weight.as_ref(), "w", &options);
-        draft.initialize(rank, &options).unwrap().factors
+        let draft = draft_of(&Moments::new(inputs), weight.as_ref(), shape, "w", &options).unwrap();
+        draft.initialize(part_rank, &options).unwrap().factors
     };
+    let factors = |method| of_shape(method, &LayerShape::Linear, rank);
     let deviation = |a: &Mat<f32>| a.norm_l2() / ((a.nrows() * a.ncols()) as f32).sqrt();
     let near = |found: f32, wanted: f32| (found / wanted - 1.0).abs() < 0.05;
 
@@ -196,6 +207,16 @@ fn random_factors_are_distributed_as_in_peft() {
     let bound = 1.0 / (inputs as f32).sqrt();
     assert!(kaiming.norm_max() <= bound && near(deviation(&kaiming), bound / 3f32.sqrt()));
     assert!(near(deviation(&factors(Method::Gaussian).a), 1.0 / rank as f32));
+
+    // A group has its share of the rows, and they are as large as those of the whole.
+    let group = LayerShape::Group { count: 4, kernel: vec![1] };
+    let a = of_shape(Method::Gaussian, &group, rank / 4).a;
+    assert!(a.nrows() == rank / 4 && near(deviation(&a), 1.0 / rank as f32), "{}", deviation(&a));
+
+    for method in [Method::Lora, Method::Gaussian] {
+        let Factors { a, b } = of_shape(method, &LayerShape::Embedding, rank);
+        assert!(a.norm_max() == 0.0 && near(deviation(&b), 1.0), "{}", deviation(&b));
+    }
 
     let Factors { a, b } = factors(Method::Orthogonal);
     let wanted = (rank as f32 / 2.0).sqrt() / 10.0 / (rank as f32).sqrt();
@@ -206,6 +227,29 @@ fn random_factors_are_distributed_as_in_peft() {
         deviation(&b)
     );
     assert!((&b * &a).norm_max() < 1e-5);
+}
+
+/// Its factors come in pairs, so there are none for a layer of one output.
+#[test]
+fn orthogonal_factors_have_no_rank_of_one() {
+    let weight = gaussian::<f32>(1, 5, 0, "weight");
+    let options = options(Method::Orthogonal, 4);
+    let refused =
+        draft_of(&Moments::new(5), weight.as_ref(), &LayerShape::Linear, "w", &options).unwrap_err();
+    assert_eq!(refused.to_string(), "the method orthogonal has no rank below 2: its factors come in pairs");
+}
+
+/// What is left of the variance of equal rows with a large mean is rounding, and gives no directions.
+#[test]
+fn equal_rows_have_no_directions_however_large() {
+    for exponent in 0..20 {
+        let value = 1.7f32.powi(exponent);
+        let rows = Mat::from_fn(8, 6, |_, j| value * (1.0 + 0.1 * j as f32));
+        let moments = Moments::of(rows.as_ref()).unwrap();
+        let evidence = Evidence { target: &moments, source: None, cross: None };
+        let refused = Basis::new(Some(evidence), "site", &options(Method::Eva, 2), Par::Seq).unwrap_err();
+        assert_eq!(refused, Error::NoVariation { what: "all rows of activations are equal" }, "{value}");
+    }
 }
 
 /// Every method, on layers of any shape: the starts that leave the model alone do so, and the same layer gives the same bits.

@@ -4,7 +4,7 @@
 //! needs.
 
 use super::read::is_missing;
-use crate::factors::Start;
+use crate::factors::{LayerShape, Start};
 use crate::method::{Form, Method};
 use crate::storage::{Access, Hashing, Piece, Problem, Source};
 use serde::{Deserialize, Serialize};
@@ -80,9 +80,9 @@ pub(super) struct RecordedLayer {
 }
 
 impl Record {
-    /// What the factors promise, if the record says how they came about.
-    pub(super) fn form(&self) -> Option<Form> {
-        self.method.as_ref().map(|recorded| recorded.method.form(recorded.start))
+    /// What the factors of a layer of this shape promise, if the record says how they came about.
+    pub(super) fn form(&self, shape: &LayerShape) -> Option<Form> {
+        self.method.as_ref().map(|recorded| recorded.method.form(recorded.start, shape))
     }
 
     /// Whether a second adapter takes the update away, and not a changed base.

@@ -84,13 +84,15 @@ pub fn verify(
     let start = record.as_ref().and_then(Record::start);
     // Where the factors hold the scale, they are no longer those that the method made.
     let holds_scale = adapter.single_file() == Some(SingleFile::Diffusers);
-    let form = record.as_ref().and_then(Record::form).filter(|_| !holds_scale);
+    let form = |layer: &PeftLayer| {
+        record.as_ref().and_then(|record| record.form(&layer.shape)).filter(|_| !holds_scale)
+    };
     let has_config = adapter.config().is_some();
     let weights = Weights { base, given: weights, record: record.as_ref(), has_config };
     let mut largest_relative_update = base.map(|_| 0.0);
     for (module, layer) in adapter.layers() {
         if let Some(relative) =
-            problems.collect(check_layer(&adapter, module, layer, form, &weights)).flatten()
+            problems.collect(check_layer(&adapter, module, layer, form(layer), &weights)).flatten()
         {
             largest_relative_update = largest_relative_update.map(|largest: f64| largest.max(relative));
         }
@@ -100,7 +102,13 @@ pub fn verify(
     let layers = || adapter.layers().values();
     let ranks = || layers().map(|layer| layer.rank);
     Ok(Verification {
-        checks: checks(record.is_some(), form, holds_scale, adapter.config().is_some(), base.is_some()),
+        checks: checks(
+            record.is_some(),
+            &layers().filter_map(form).collect(),
+            holds_scale,
+            adapter.config().is_some(),
+            base.is_some(),
+        ),
         layers: adapter.layers().len() as u64,
         parameters: layers().map(|layer| (layer.rank * (layer.inputs + layer.outputs)) as u64).sum(),
         bytes: adapter.source().length(),
@@ -114,11 +122,12 @@ pub fn verify(
 
 fn checks(
     recorded: bool,
-    form: Option<Form>,
+    forms: &BTreeSet<Form>,
     holds_scale: bool,
     with_config: bool,
     with_base: bool,
 ) -> Vec<Check> {
+    const BALANCED: &str = "the factors are balanced: BᵀB = A Aᵀ";
     let no_record = format!("there is no {RECORD_FILE}");
     let no_start = match (recorded, holds_scale) {
         (true, true) => "the factors hold the scale".to_owned(),
@@ -126,12 +135,17 @@ fn checks(
         (false, _) => no_record.clone(),
     };
     let no_config = || (!with_config).then(|| "an adapter of one file has no configuration".to_owned());
-    let factors = match form {
-        Some(Form::Balanced) | None => "the factors are balanced: BᵀB = A Aᵀ",
-        Some(Form::OrthonormalUp) => "the columns of B are orthonormal",
-        Some(Form::OrthonormalDown) => "B is zero, and the rows of A are orthonormal",
-        Some(Form::ZeroUp) => "B is zero",
-        Some(Form::ZeroProduct) => "the product B A is zero",
+    let in_words = |form: &Form| match form {
+        Form::Balanced => BALANCED,
+        Form::OrthonormalUp => "the columns of B are orthonormal",
+        Form::OrthonormalDown => "B is zero, and the rows of A are orthonormal",
+        Form::ZeroUp => "B is zero",
+        Form::ZeroDown => "A of embeddings is zero",
+        Form::ZeroProduct => "the product B A is zero",
+    };
+    let factors = match forms.is_empty() {
+        true => BALANCED.to_owned(),
+        false => forms.iter().map(in_words).collect::<Vec<_>>().join("; "),
     };
     [
         ("the files are complete, and the configuration is one of LoRA", no_config()),
@@ -139,7 +153,7 @@ fn checks(
         ("every pair of factors has the shape and the rank that the configuration gives it", None),
         ("every value is finite", None),
         ("the tensors are those that were written", (!recorded).then_some(no_record)),
-        (factors, form.is_none().then_some(no_start)),
+        (&factors, forms.is_empty().then_some(no_start)),
         (
             "every adapted weight is in the base, with a shape that fits",
             (!with_base).then(|| "no base was given".into()),
@@ -417,10 +431,13 @@ impl Grams {
             Form::OrthonormalDown | Form::ZeroUp if self.b.norm_l2() != 0.0 => {
                 return Err(format!("expected B = 0, found |BᵀB| = {:e}", self.b.norm_l2()));
             }
+            Form::ZeroDown if self.a.norm_l2() != 0.0 => {
+                return Err(format!("expected A = 0, found |A Aᵀ| = {:e}", self.a.norm_l2()));
+            }
             Form::OrthonormalDown => {
                 ("orthonormal rows of A", (&self.a - &identity).norm_l2(), identity.norm_l2())
             }
-            Form::ZeroUp => return Ok(()),
+            Form::ZeroUp | Form::ZeroDown => return Ok(()),
             Form::ZeroProduct => {
                 // |B A| ≤ |B| |A|, and |B|² = tr BᵀB.
                 let trace = |gram: &Mat<f64>| gram.diagonal().column_vector().iter().sum::<f64>();

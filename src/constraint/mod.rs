@@ -111,7 +111,7 @@ const DAMPING_LIMIT: f64 = 1.0;
 
 /// A covariance below this share of the second moment is the rounding error of `C − μμᵀ`, since Gram matrices accumulate
 /// in f32 within a block.
-const RESOLUTION: f64 = 4.0 * f32::EPSILON as f64;
+pub(crate) const RESOLUTION: f64 = 4.0 * f32::EPSILON as f64;
 
 impl Constraint {
     /// Factors the constraints of a site. `O(d³)` operations in f64.

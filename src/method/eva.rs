@@ -10,6 +10,7 @@
 //! the first of the model; and no rank is above the smaller side of its weight. PEFT's `whiten` is not offered.
 
 use super::{Nested, Options, check_width};
+use crate::constraint::RESOLUTION;
 use crate::error::{Error, Result};
 use crate::factors::{Factors, sign_of_largest};
 use crate::low_rank;
@@ -37,7 +38,7 @@ impl Directions {
         let mut covariance = moments.second_moment()?;
         covariance -= &mean * mean.transpose();
         let variance: f64 = covariance.diagonal().column_vector().iter().sum();
-        if variance <= 0.0 {
+        if variance <= RESOLUTION * (variance + mean.squared_norm_l2()) {
             return Err(Error::NoVariation { what: "all rows of activations are equal" });
         }
         let width = covariance.nrows();

@@ -15,9 +15,9 @@ pub mod pissa;
 
 pub use draft::{Decomposition, Draft, Nested};
 
-use crate::constraint::{Constraint, Coupling, Evidence, Norm, Terms, TokenConstraint};
+use crate::constraint::{Constraint, Coupling, Evidence, Norm, SiteOperator, Terms, TokenConstraint};
 use crate::error::{Error, Result};
-use crate::factors::{Start, Strength};
+use crate::factors::{LayerShape, Start, Strength};
 use crate::low_rank;
 use crate::moments::Counts;
 use crate::rank::{Limits, Policy};
@@ -62,7 +62,7 @@ pub enum RankRule {
 }
 
 /// What the factors of a method satisfy, apart from rounding.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Form {
     /// `BᵀB = A Aᵀ`.
     Balanced,
@@ -72,6 +72,8 @@ pub enum Form {
     OrthonormalDown,
     /// `B = 0`.
     ZeroUp,
+    /// `A = 0`.
+    ZeroDown,
     /// `B A = 0`, and neither factor is zero.
     ZeroProduct,
 }
@@ -127,12 +129,17 @@ impl Method {
             Self::Eva => {
                 Some("tokens that were met equally often vary alike, so that they have no leading directions")
             }
-            Self::Lora | Self::Gaussian | Self::Orthogonal => {
-                Some("its random A is one for inputs of many numbers, and not for single tokens")
+            Self::Orthogonal => {
+                Some("PEFT has it for other layers, and gives embeddings the factors of lora in its place")
             }
-            Self::Cntlora | Self::Pissa | Self::Milora | Self::Olora | Self::CordaIpm | Self::CordaKpm => {
-                None
-            }
+            Self::Cntlora
+            | Self::Pissa
+            | Self::Milora
+            | Self::Olora
+            | Self::CordaIpm
+            | Self::CordaKpm
+            | Self::Lora
+            | Self::Gaussian => None,
         }
     }
 
@@ -152,14 +159,15 @@ impl Method {
         }
     }
 
-    /// What its factors satisfy.
-    pub fn form(self, start: Start) -> Form {
+    /// What its factors of a layer of this shape satisfy.
+    pub fn form(self, start: Start, shape: &LayerShape) -> Form {
         match (self, start) {
             (Self::Cntlora, Start::Zero) | (Self::Eva, _) => Form::OrthonormalDown,
             (Self::Cntlora | Self::Pissa | Self::Milora | Self::CordaIpm | Self::CordaKpm, _) => {
                 Form::Balanced
             }
             (Self::Olora, _) => Form::OrthonormalUp,
+            (Self::Lora | Self::Gaussian, _) if *shape == LayerShape::Embedding => Form::ZeroDown,
             (Self::Lora | Self::Gaussian, _) => Form::ZeroUp,
             (Self::Orthogonal, _) => Form::ZeroProduct,
         }
@@ -239,30 +247,36 @@ impl Basis {
         }
     }
 
-    /// Decomposes one weight, `W (m × d)`. `name` gives its random stream.
+    /// What [`cntlora`] asks of the constraints of a site, whatever its activations are.
+    fn constraint(&self) -> Option<&dyn SiteOperator> {
+        match self {
+            Self::Constraint(constraint) => Some(constraint),
+            Self::Tokens(constraint) => Some(constraint),
+            Self::None | Self::Covariance(_) | Self::Directions(_) => None,
+        }
+    }
+
+    /// Decomposes one weight, `W (m × d)`, of a layer of this shape: one of the parts among which its module divides the rank of
+    /// the options, if it does. `name` gives its random stream.
     ///
     /// # Errors
     /// [`Error::Shape`] if the weight does not read activations of this width; [`Error::NonFinite`] for a weight with NaN
-    /// or infinity; what the decomposition returns.
+    /// or infinity; [`Error::Combination`] for a rank that the method cannot have; what the decomposition returns.
     ///
     /// # Panics
     /// If the basis was made for another method.
     pub fn decompose(
         &self,
         weight: MatRef<'_, f32>,
+        shape: &LayerShape,
         name: &str,
         options: &Options,
         par: Par,
     ) -> Result<Draft> {
+        let options = &options.of_part(shape.parts());
         // It looks at the whole weight itself.
-        match (options.method, self) {
-            (Method::Cntlora, Self::Constraint(constraint)) => {
-                return Ok(Draft::Update(cntlora::decompose(constraint, weight, name, options, par)?));
-            }
-            (Method::Cntlora, Self::Tokens(constraint)) => {
-                return Ok(Draft::Update(cntlora::decompose(constraint, weight, name, options, par)?));
-            }
-            _ => {}
+        if let (Method::Cntlora, Some(constraint)) = (options.method, self.constraint()) {
+            return Ok(Draft::Update(cntlora::decompose(constraint, weight, name, options, par)?));
         }
         let (outputs, inputs) = weight.shape();
         crate::dense::check_finite("the weight", weight)?;
@@ -279,8 +293,13 @@ impl Basis {
             (Method::Pissa, _) => Draft::Update(pissa::decompose(weight, name, options, par)?),
             (Method::Milora, _) => Draft::Update(milora::decompose(weight, options, par)?),
             (Method::Olora, _) => Draft::Nested(olora::decompose(weight, options, par)?),
+            (Method::Lora | Method::Gaussian, _) if *shape == LayerShape::Embedding => {
+                Draft::Nested(lora::embedding(outputs, inputs, name, options))
+            }
             (Method::Lora, _) => Draft::Nested(lora::kaiming(outputs, inputs, name, options)),
-            (Method::Gaussian, _) => Draft::Nested(lora::gaussian(outputs, inputs, name, options)),
+            (Method::Gaussian, _) => {
+                Draft::Nested(lora::gaussian(outputs, inputs, shape.parts(), name, options))
+            }
             (Method::Orthogonal, _) => Draft::Nested(orthogonal::decompose(outputs, inputs, name, options)?),
             (method, basis) => panic!("{basis:?} is no basis of {method:?}"),
         })
@@ -396,6 +415,13 @@ impl Options {
             limits: Limits { min: min.div_ceil(parts), max: max / parts, multiple },
             ..self.clone()
         }
+    }
+
+    /// The least step between ranks of a layer that divides them among parts.
+    pub fn rank_step(&self, parts: usize) -> usize {
+        // An even rank for each part.
+        let of_part = if self.method == Method::Orthogonal { 2 } else { 1 };
+        self.limits.step(of_part * parts)
     }
 
     /// The rank of a layer of this full rank where all layers have one rank.

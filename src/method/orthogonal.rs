@@ -8,7 +8,7 @@
 
 use super::{Nested, Options};
 use crate::dense;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::factors::Factors;
 use crate::random;
 use faer::{Mat, Par};
@@ -16,11 +16,15 @@ use faer::{Mat, Par};
 /// Factors of one layer, `W (m × d)`.
 ///
 /// # Errors
-/// What the decomposition returns.
+/// [`Error::Combination`] for a rank below 2; what the decomposition returns.
 pub fn decompose(outputs: usize, inputs: usize, name: &str, options: &Options) -> Result<Nested> {
     const SIZE: f32 = 0.1;
     // A pair for each half of the rank: an odd full rank leaves one out.
     let half = options.fixed_rank(outputs.min(inputs)) / 2;
+    if half == 0 {
+        let (method, what) = (options.method.name(), "rank below 2".to_owned());
+        return Err(Error::Combination { method, what, instead: "its factors come in pairs".into() });
+    }
     let draw = |rows, columns, what: &str| {
         random::gaussian::<f32>(rows, columns, options.seed, &format!("{name} {what}"))
     };

@@ -9,7 +9,7 @@ use super::{PlannedLayer, embeddings, weights};
 use crate::activations::Part;
 use crate::element::Element;
 use crate::factors::{LayerShape, block_name};
-use crate::method::Options;
+use crate::method::{Method, Options};
 use crate::rank::Policy;
 use crate::storage::{Checkpoint, Piece, Problem, quoted};
 
@@ -251,17 +251,25 @@ impl Module<'_> {
             .ok()
             .filter(|&outputs| outputs > 0)
             .ok_or_else(|| Unfit::Kind(format!("its weight has {outputs} outputs")))?;
-        let (parts, limits) = (shape.parts(), self.options.limits);
+        let parts = shape.parts();
         let full_rank = outputs.min(self.site.width).saturating_mul(parts);
-        let step = limits.step(parts);
-        let max_rank = full_rank.min(limits.max) / step * step;
+        let step = self.options.rank_step(parts);
+        let max_rank = full_rank.min(self.options.limits.max) / step * step;
+        let in_pairs = self.options.method == Method::Orthogonal;
         if parts > 1 {
-            let fixed = matches!(self.options.ranks, Policy::Fixed(rank) if !rank.is_multiple_of(parts));
+            let fixed = matches!(self.options.ranks, Policy::Fixed(rank) if !rank.is_multiple_of(step));
             if fixed || max_rank == 0 {
+                let even =
+                    if in_pairs { ", because the method orthogonal needs an even rank of each" } else { "" };
                 return Err(Unfit::Kind(format!(
-                    "it is a convolution in {parts} groups, whose rank must be a multiple of {step} and at most {full_rank}"
+                    "it is a convolution in {parts} groups, whose rank must be a multiple of {step} and at most \
+                     {full_rank}{even}"
                 )));
             }
+        } else if in_pairs && full_rank < 2 {
+            return Err(Unfit::Kind(
+                "its rank can be 1 at most, and the method orthogonal needs an even one".into(),
+            ));
         }
         Ok(PlannedLayer { module, weight, shape, element, outputs, inputs: self.site.width, max_rank })
     }

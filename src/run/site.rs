@@ -130,14 +130,14 @@ fn work<'a>(
             false => MatRef::from_row_major_slice(&numbers, layer.outputs, layer.inputs),
             true => MatRef::from_column_major_slice(&numbers, layer.outputs, layer.inputs),
         };
-        let options = plan.method.of_part(layer.shape.parts());
-        let draft = basis.decompose(weight, &layer.module, &options, par).map_err(|error| {
-            let problem = match (&error, first_nonfinite(&numbers, layer)) {
-                (Error::NonFinite { .. }, Some(found)) => found,
-                _ => describe(error),
-            };
-            in_weight(problem, &inputs.checkpoint, layer)
-        })?;
+        let draft =
+            basis.decompose(weight, &layer.shape, &layer.module, &plan.method, par).map_err(|error| {
+                let problem = match (&error, first_nonfinite(&numbers, layer)) {
+                    (Error::NonFinite { .. }, Some(found)) => found,
+                    _ => describe(error),
+                };
+                in_weight(problem, &inputs.checkpoint, layer)
+            })?;
         layers.push(DecomposedLayer {
             site: &planned.name,
             planned: layer,

@@ -163,5 +163,9 @@ fn blocks_have_a_place_in_some_outputs() {
         "whose rank must be a multiple of 2 and at most 4",
     );
     assert!(!small.path("b").exists());
+    let orthogonal = "init groups.safetensors -a group-rows.safetensors --rank 2 -o b --method orthogonal";
+    let even =
+        "must be a multiple of 4 and at most 4, because the method orthogonal needs an even rank of each";
+    small.refused(&format!("{orthogonal} --target patches"), 1, even);
     small.succeed(&format!("{groups} b --method lora"));
 }

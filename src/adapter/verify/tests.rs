@@ -134,6 +134,21 @@ fn the_promises_of_methods_are_checked() {
         assert_eq!(not_made(&verified(written(good).path()).unwrap()), ["no base was given"], "{method}");
         assert_only(&refused(written(bad).path()), complaint);
     }
+    // Of an embedding the other factor of lora is zero, and of a linear layer beside it is not.
+    let mut adapter = adapter([("e", Factors { a: Mat::zeros(2, 3), b: unit(4, 2) }), ("q", zero_up())]);
+    adapter.shapes.insert("e".into(), LayerShape::Embedding);
+    let mut record = provenance("zero", &[]);
+    record.insert("method".into(), serde_json::json!({ "method": "lora", "start": "zero" }));
+    let folder = tempfile::tempdir().unwrap();
+    let write = |adapter: &Adapter| {
+        write_peft(folder.path(), adapter, Element::F32, &record, &BTreeSet::new(), &[]).unwrap();
+    };
+    write(&adapter);
+    let found = verified(folder.path()).unwrap();
+    assert!(found.checks.iter().any(|check| check.what == "B is zero; A of embeddings is zero"));
+    adapter.layers.insert("e".into(), zero_up());
+    write(&adapter);
+    assert_only(&refused(folder.path()), "module \"e\": expected A = 0");
 }
 
 #[test]

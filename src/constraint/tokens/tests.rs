@@ -1,6 +1,7 @@
 //! Against the formulas of the method, with every matrix formed over the whole vocabulary, in f64.
 
 use super::*;
+use crate::factors::LayerShape;
 use crate::method::{Basis, Draft, Method, Options};
 use crate::random::gaussian;
 use quickcheck::quickcheck;
@@ -106,7 +107,8 @@ fn triplets(matrix: &Mat<f64>, first: usize) -> (Mat<f64>, f64) {
 /// `B A` of an embedding `W (m × V)`, and its components' energies.
 fn made(weight: &Mat<f32>, target: &Counts, source: Option<&Counts>, options: &Options) -> (Mat<f64>, Draft) {
     let basis = Basis::of_tokens(target, source, options, Par::Seq).unwrap();
-    let draft = basis.decompose(weight.as_ref(), "embedding", options, Par::Seq).unwrap();
+    let draft =
+        basis.decompose(weight.as_ref(), &LayerShape::Embedding, "embedding", options, Par::Seq).unwrap();
     let factors = draft.initialize(options.limits.max, options).unwrap().factors;
     (double(&factors.b) * double(&factors.a), draft)
 }
@@ -241,21 +243,14 @@ fn counts_without_content_are_refused() {
     assert!(TokenConstraint::new(&one, None, terms(Coupling::Uncorrelated), Par::Seq).is_ok());
     let weight = Mat::<f32>::zeros(4, 2);
     let basis = Basis::of_tokens(&other, None, &Options::default(), Par::Seq).unwrap();
-    assert!(basis.decompose(Mat::<f32>::zeros(4, 3).as_ref(), "e", &Options::default(), Par::Seq).is_err());
-    assert!(
-        basis
-            .decompose(
-                weight.as_ref(),
-                "e",
-                &Options {
-                    limits: crate::rank::Limits { min: 0, max: 2, multiple: 1 },
-                    ..Options::default()
-                },
-                Par::Seq
-            )
-            .is_ok()
-    );
-    for method in [Method::Eva, Method::Lora, Method::Gaussian, Method::Orthogonal] {
+    let decomposed = |weight: &Mat<f32>| {
+        let limits = crate::rank::Limits { min: 0, max: 2, multiple: 1 };
+        let options = Options { limits, ..Options::default() };
+        basis.decompose(weight.as_ref(), &LayerShape::Embedding, "e", &options, Par::Seq)
+    };
+    assert!(decomposed(&Mat::zeros(4, 3)).is_err());
+    assert!(decomposed(&weight).is_ok());
+    for method in [Method::Eva, Method::Orthogonal] {
         let options = Options { method, ..Options::default() };
         let refused = Basis::of_tokens(&other, None, &options, Par::Seq).map(|_| ()).unwrap_err();
         let start = format!("the method {} has no embeddings: ", method.name());
