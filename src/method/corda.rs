@@ -9,7 +9,7 @@
 //! - `C` is the mean over all rows. PEFT divides each call's rows by the largest activation of that call, which weighs the
 //!   calls against each other; with one call the products agree, since a factor of `C` cancels.
 //! - That factor decides in PEFT how the product is shared between `A` and `B`; here they are balanced.
-//! - PEFT has it for linear layers only; here also for embeddings, whose `C'` is diagonal.
+//! - PEFT has it for linear layers and Conv1D only; here also for convolutions, fused experts and embeddings, whose `C'` is diagonal.
 //! - PEFT doubles `λ` until an inverse is accurate; here it grows tenfold until a Cholesky factorization succeeds.
 
 use super::{Decomposition, Options, check_width};

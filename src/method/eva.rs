@@ -7,7 +7,8 @@
 //!
 //! Differs from PEFT's `eva`: the covariance of all rows is decomposed once, where PEFT follows it from batch to batch and stops
 //! when directions no longer change; where modules that read one input tie, the first by name gets the larger rank, in PEFT
-//! the first of the model; and no rank is above the smaller side of its weight. PEFT's `whiten` is not offered.
+//! the first of the model; and no rank is above the smaller side of its weight. PEFT's `whiten` is not offered. PEFT has it for
+//! linear layers and Conv1D only; here also for convolutions and fused experts.
 
 use super::{Nested, Options, check_width};
 use crate::constraint::RESOLUTION;

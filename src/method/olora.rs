@@ -4,7 +4,7 @@
 //! in PEFT's `olora`, nothing is divided by `s`.
 //!
 //! Differs from PEFT in the signs that belong to the choice of `Q`, which no product feels. Only the first `r` columns of
-//! `W` are decomposed: they alone decide `B`, and `A = Bᵀ W`.
+//! `W` are decomposed: they alone decide `B`, and `A = Bᵀ W`. PEFT has it for linear layers only; here also for every other kind.
 
 use super::{Nested, Options};
 use crate::dense;

@@ -4,7 +4,9 @@
 //!
 //! `A = (G₁ Q_odd)ᵀ / 10`, `B = G₂ᵀ Q_even / 10` with standard normal `G₁ (d × r/2)` and `G₂ (r/2 × m)`; `r` must be even.
 //!
-//! Differs from PEFT in the generator: each layer has a stream of its own, which follows from the seed and its name.
+//! Differs from PEFT in the generator: each layer has a stream of its own, which follows from the seed and its name. PEFT has it
+//! for linear layers and Conv1D only; here also for convolutions and fused experts, whose groups and experts each have a `Q` of
+//! their own.
 
 use super::{Nested, Options};
 use crate::dense;

@@ -4,7 +4,8 @@
 //! With `U S Vᵀ = svd(W)`: `B = U_r √(S_r / s)`, `A = √(S_r / s) V_rᵀ`, base `W − s B A`.
 //!
 //! Differs from PEFT's `pissa` in the signs of the singular vectors, which no product feels, and in that large weights are
-//! decomposed by a Krylov method with a residual check in place of a full decomposition.
+//! decomposed by a Krylov method with a residual check in place of a full decomposition. PEFT has it for linear layers and Conv1D
+//! only; here also for convolutions, embeddings and fused experts.
 
 use super::{Decomposition, Options};
 use crate::error::Result;
