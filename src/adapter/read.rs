@@ -264,6 +264,7 @@ fn pairs(
     let [embedding_down, embedding_up] = suffixes(&LayerShape::Embedding);
     // By module and by whether the names are those of an embedding's factors.
     let mut pairs: BTreeMap<(String, bool), Pair> = BTreeMap::new();
+    let mut others = Vec::new();
     for (key, tensor) in header.tensors {
         let name = key.strip_prefix(prefix);
         let of_embedding = name.filter(|_| format.is_none());
@@ -282,17 +283,32 @@ fn pairs(
         {
             pairs.entry((module.into(), false)).or_default().alpha = Some(tensor);
         } else {
-            let expected = format!("expected a name like {prefix}MODULE{down} or {prefix}MODULE{up}");
-            problems.push(
-                Problem::data(format!(
-                    "{expected}: only adapters of linear layers, convolutions and embeddings are read"
-                ))
-                .in_file(source.path())
-                .in_tensor(&key),
-            );
+            others.push(key);
         }
     }
+    let is_copy = |key: &str| {
+        let module = key.strip_prefix(prefix).filter(|_| format.is_none()).and_then(module_of_copy);
+        module.is_some_and(|module| {
+            [true, false].iter().any(|&kind| pairs.contains_key(&(module.into(), kind)))
+        })
+    };
+    for key in others.iter().filter(|key| !is_copy(key)) {
+        let expected = format!("expected a name like {prefix}MODULE{down} or {prefix}MODULE{up}");
+        problems.push(
+            Problem::data(format!(
+                "{expected}: only adapters of linear layers, convolutions and embeddings are read"
+            ))
+            .in_file(source.path())
+            .in_tensor(key),
+        );
+    }
     pairs
+}
+
+/// The module whose base weight this would be. PEFT saves copies of those of adapted embeddings and output heads, which training
+/// leaves as they were.
+fn module_of_copy(name: &str) -> Option<&str> {
+    [".base_layer.weight", ".base_layer.bias"].iter().find_map(|end| name.strip_suffix(end))
 }
 
 impl Pair {

@@ -30,6 +30,27 @@ fn an_adapter_of_peft_is_read() {
     assert_eq!((rows(&factors.a), rows(&factors.b)), (vec![1.0, 2.0], vec![3.0, 4.0, 5.0]));
 }
 
+/// PEFT saves the base weights of adapted embeddings and output heads beside their factors.
+#[test]
+fn copies_of_base_weights_are_passed_over() {
+    let tensor = |name, shape: [u64; 2]| {
+        (name, Element::F32, shape.to_vec(), vec![1.0; (shape[0] * shape[1]) as usize])
+    };
+    let copy = tensor("base_model.model.e.base_layer.weight", [4, 3]);
+    let head = tensor("base_model.model.q.base_layer.weight", [3, 2]);
+    let embedding = [
+        tensor("base_model.model.e.lora_embedding_A", [1, 4]),
+        tensor("base_model.model.e.lora_embedding_B", [3, 1]),
+    ];
+    let all = [a(), b(), copy.clone(), head].into_iter().chain(embedding).collect::<Vec<_>>();
+    let adapter = opened(CONFIG, &all).unwrap();
+    assert!(adapter.layers().keys().eq(["e", "q"]));
+    // Without factors beside it, it is a weight that is not understood.
+    let problems = opened(CONFIG, &[a(), b(), copy]).unwrap_err();
+    assert_eq!(problems.0.len(), 1, "{problems}");
+    assert!(problems.to_string().contains("e.base_layer.weight\": expected a name like"), "{problems}");
+}
+
 #[test]
 fn every_complaint_names_the_file_and_what_was_found() {
     let mut flat = a();
