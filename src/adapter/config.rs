@@ -4,7 +4,7 @@
 //! `rank_pattern` and `alpha_pattern`.
 
 use super::Adapter;
-use super::modules::Module;
+use super::modules::{Module, is_below};
 use crate::factors::LayerShape;
 use crate::storage::quoted;
 use regex::Regex;
@@ -111,16 +111,11 @@ impl Targets {
     /// Whether a module is adapted.
     pub fn contain(&self, module: &str) -> bool {
         match self {
-            Self::Names(names) => names.contains(module) || names.iter().any(|name| is_suffix(name, module)),
+            Self::Names(names) => names.contains(module) || names.iter().any(|name| is_below(name, module)),
             Self::Pattern(pattern) => pattern.is_match(module),
             Self::AllLinear => true,
         }
     }
-}
-
-/// Whether `module` is below some parent under the name `suffix`.
-pub(super) fn is_suffix(suffix: &str, module: &str) -> bool {
-    module.strip_suffix(suffix).is_some_and(|parent| parent.ends_with('.'))
 }
 
 /// `rank_pattern` or `alpha_pattern`: values by regular expression, in the order of the file.
@@ -198,7 +193,7 @@ pub(super) fn to_json(
     let over_matches = other_modules
         .iter()
         .filter(|other| !ranks.contains_key(*other))
-        .any(|other| ranks.keys().any(|module| is_suffix(module, other)));
+        .any(|other| ranks.keys().any(|module| is_below(module, other)));
     let target_modules = if over_matches {
         let names: Vec<String> = ranks.keys().map(|module| regex::escape(module)).collect();
         json!(format!("^(?:{})$", names.join("|")))

@@ -4,12 +4,11 @@
 //! Source: `ParamWrapper` and `_ConvNd` in `tuners/lora/layer.py`, and `_inject_parameters` in `tuners/tuners_utils.py`, of PEFT
 //! 0.21.2.
 
-use super::config::is_suffix;
-use super::{Adapter, CONFIG_FILE, Config};
+use super::{Adapter, CONFIG_FILE};
 use crate::factors::{Factors, LayerShape, module_and_block};
 use crate::storage::{Problem, Problems, quoted};
 use faer::Mat;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What PEFT puts behind the name of a module once more for each parameter that it wraps within another.
 const WRAPPED: &str = ".base_layer";
@@ -199,17 +198,21 @@ fn in_order(parameters: &mut [&str]) -> Result<(), Problem> {
     Ok(())
 }
 
-/// The parameter of experts that stands under this name, if the configuration has such.
-pub(super) fn parameter(name: &str, config: Option<&Config>) -> Result<Option<String>, Problem> {
+/// Whether `module` is below some parent under the name `last`, which may have several parts.
+pub(super) fn is_below(last: &str, module: &str) -> bool {
+    module.strip_suffix(last).is_some_and(|parent| parent.ends_with('.'))
+}
+
+/// The parameter of experts that stands under this name, if `targets`, the `target_parameters` of a configuration, have such.
+pub(super) fn parameter(name: &str, targets: Option<&BTreeSet<String>>) -> Result<Option<String>, Problem> {
     let mut parent = name;
     let mut depth = 0;
     while let Some(outer) = parent.strip_suffix(WRAPPED) {
         (parent, depth) = (outer, depth + 1);
     }
-    let targets = config.and_then(|config| config.target_parameters.as_ref());
     let is_of_parent = |target: &&str| {
         let (of, _) = target.rsplit_once('.').unwrap_or(("", target));
-        of == parent || is_suffix(of, parent)
+        of == parent || is_below(of, parent)
     };
     let mut siblings: Vec<&str> =
         targets.into_iter().flatten().map(String::as_str).filter(is_of_parent).collect();

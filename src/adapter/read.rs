@@ -80,7 +80,8 @@ impl PeftAdapter {
         for ((name, _), pair) in pairs {
             let known = names.get(&name).cloned();
             let module = known.unwrap_or_else(|| name.strip_prefix(prefix).unwrap_or(&name).to_owned());
-            let read = parameter(&module, config.as_ref()).and_then(|parameter| {
+            let targets = config.as_ref().and_then(|config| config.target_parameters.as_ref());
+            let read = parameter(&module, targets).and_then(|parameter| {
                 let is_parameter = parameter.is_some();
                 let module = parameter.unwrap_or(module);
                 pair.layers(&name, &module, is_parameter, (config.as_ref(), single_file, &source))
