@@ -74,7 +74,7 @@ impl Limits {
     }
 }
 
-fn least_common_multiple(a: usize, b: usize) -> usize {
+pub(crate) fn least_common_multiple(a: usize, b: usize) -> usize {
     let (mut divisor, mut rest) = (a, b);
     while rest > 0 {
         (divisor, rest) = (rest, divisor % rest);

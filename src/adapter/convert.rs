@@ -4,7 +4,8 @@
 //! base the update `s (B A − B₀ A₀)`, of twice the rank: what PEFT's `path_initial_model_for_weight_conversion` computes.
 
 use super::{Adapter, PeftAdapter, PeftLayer};
-use crate::factors::{Factors, LayerShape, combine};
+use crate::factors::{Factors, LayerShape, combine, module_and_block};
+use crate::rank::least_common_multiple;
 use crate::storage::{Problem, Problems, quoted};
 use std::collections::BTreeMap;
 
@@ -16,19 +17,21 @@ pub struct Conversion {
     pub kept: BTreeMap<String, f64>,
 }
 
-/// Takes the initial adapter, if there is one, from the trained one, and cuts the result to a rank, if there is one.
+/// Takes the initial adapter, if there is one, from the trained one, and cuts the result to a rank, if there is one: that of a
+/// convolution in groups is divided among them.
 ///
 /// The scale is that of the trained adapter where all layers share one; otherwise it is 1, and the up matrices hold it.
 ///
 /// # Errors
-/// Data: a layer that the initial adapter does not have, or has in another shape; values that are not finite. I/O: what
-/// reading meets.
+/// Usage: a rank that cannot be divided among the groups of a convolution. Data: a layer that the initial adapter does not have, or
+/// has in another shape; values that are not finite. I/O: what reading meets.
 pub fn convert(
     trained: &PeftAdapter,
     initial: Option<&PeftAdapter>,
     rank: Option<usize>,
 ) -> Result<Conversion, Problems> {
     let mut problems = Problems::default();
+    problems.collect(rank.map_or(Ok(()), |rank| check_rank(trained, rank)));
     let scale = common_scale(trained).unwrap_or(1.0);
     let mut adapter = Adapter {
         layers: BTreeMap::new(),
@@ -40,7 +43,7 @@ pub fn convert(
     for (module, layer) in trained.layers() {
         let converted = difference(trained, module, layer, initial, scale).and_then(|factors| match rank {
             None => Ok((factors, 1.0)),
-            Some(rank) => combine::truncated(&factors, rank).map_err(|error| {
+            Some(rank) => combine::truncated(&factors, rank / layer.shape.parts()).map_err(|error| {
                 let what = format!("module {}: {error}", quoted(module));
                 Problem::data(what).in_file(trained.source().path())
             }),
@@ -54,6 +57,24 @@ pub fn convert(
         }
     }
     problems.or_ok(Conversion { adapter, kept })
+}
+
+/// Refuses a rank that the groups of a convolution cannot share.
+fn check_rank(adapter: &PeftAdapter, rank: usize) -> Result<(), Problem> {
+    let parts = |layer: &PeftLayer| layer.shape.parts();
+    let step = adapter.layers().values().map(parts).fold(1, least_common_multiple);
+    let Some((name, layer)) = adapter.layers().iter().find(|(_, layer)| !rank.is_multiple_of(parts(layer)))
+    else {
+        return Ok(());
+    };
+    let (module, _) = module_and_block(name).unwrap_or((name, 0));
+    let what = format!(
+        "module {} is a convolution in {} groups: expected a rank that they can share, found {rank}",
+        quoted(module),
+        parts(layer)
+    );
+    let nearest = rank.next_multiple_of(step);
+    Err(Problem::usage(what).in_file(adapter.source().path()).help(format!("give --rank {nearest}")))
 }
 
 /// The update of a layer on the original base, of which the adapter adds `scale` times the product.
@@ -133,6 +154,26 @@ mod tests {
         let cut = convert(&trained_adapter, Some(&initial), Some(1)).unwrap();
         assert!(cut.adapter.layers.values().all(|factors| factors.a.nrows() == 1));
         assert!(cut.kept["q"] < 1.0 && cut.kept["q"] > 0.0);
+    }
+
+    /// The rank of a convolution in groups is that of all of them together, before the cut and after it.
+    #[test]
+    fn groups_divide_the_rank_among_them() {
+        let shape = LayerShape::Group { count: 2, kernel: vec![3] };
+        let mut whole =
+            adapter([("c.0", factors(5, 12, 3)), ("c.1", factors(5, 12, 3)), ("q", factors(5, 4, 3))]);
+        whole.shapes = ["c.0", "c.1"].map(|group| (group.to_owned(), shape.clone())).into();
+        let folder = tempfile::tempdir().unwrap();
+        write(folder.path(), &whole);
+        let opened = PeftAdapter::open(folder.path()).unwrap();
+        let cut = convert(&opened, None, Some(2)).unwrap();
+        let ranks: Vec<usize> = cut.adapter.layers.values().map(|factors| factors.a.nrows()).collect();
+        assert_eq!(ranks, [1, 1, 2]);
+        assert_eq!(cut.adapter.shape("c.1"), &shape);
+        let problems = convert(&opened, None, Some(3)).map(|_| ()).unwrap_err();
+        let what = "module \"c\" is a convolution in 2 groups: expected a rank that they can share, found 3";
+        assert!(problems.to_string().ends_with(what), "{problems}");
+        assert_eq!(problems.0[0].next_step(), Some("give --rank 4"));
     }
 
     #[test]

@@ -27,7 +27,7 @@ pub use replace::{remove_anchor, remove_residual_base};
 pub use residual::{
     AdaptedWeight, StagedBase, refuse_model_folder, stage_residual_base, write_residual_base,
 };
-pub use single_file::{Component, SingleFile, refuse_embeddings, write_single_file};
+pub use single_file::{Component, SingleFile, refuse_shapes_without_place, write_single_file};
 pub use verify::{Check, Outcome, Verification, verify};
 
 use crate::element::Element;

@@ -119,7 +119,7 @@ pub fn write_single_file(
     (format, component): (SingleFile, Component),
 ) -> Result<(), Problems> {
     check(adapter, element)?;
-    refuse_embeddings(adapter.shapes.iter().map(|(module, shape)| (module.as_str(), shape)))?;
+    refuse_shapes_without_place(adapter.shapes.iter().map(|(module, shape)| (module.as_str(), shape)))?;
     let (entries, metadata) = match format {
         SingleFile::Diffusers => (diffusers_entries(adapter, element, component), BTreeMap::new()),
         SingleFile::Kohya => kohya_entries(adapter, element, component)?,
@@ -167,16 +167,31 @@ pub fn write_single_file(
     Ok(())
 }
 
-/// Refuses embeddings, for which these formats have no names.
+/// Refuses layers that have no place in these formats: embeddings, fused experts, and convolutions in groups.
 ///
 /// # Errors
-/// A usage problem with the first of them.
-pub fn refuse_embeddings<'a>(
-    mut shapes: impl Iterator<Item = (&'a str, &'a LayerShape)>,
-) -> Result<(), Problem> {
-    let Some((module, _)) = shapes.find(|(_, shape)| **shape == LayerShape::Embedding) else { return Ok(()) };
-    let what = format!("module {} is an embedding, for which this format has no names", quoted(module));
-    Err(Problem::usage(what).help("give --format peft, or leave it out with --exclude"))
+/// A usage problem with the first of each kind.
+pub fn refuse_shapes_without_place<'a>(
+    shapes: impl Iterator<Item = (&'a str, &'a LayerShape)>,
+) -> Result<(), Problems> {
+    let mut first = BTreeMap::new();
+    for (module, shape) in shapes {
+        let what = match shape {
+            LayerShape::Embedding => "an embedding, for which this format has no names",
+            LayerShape::Expert { .. } => "one of fused experts, which have no place in this format",
+            LayerShape::Group { .. } => {
+                "one of the groups of a convolution, which have no place in this format"
+            }
+            LayerShape::Linear | LayerShape::Transposed | LayerShape::Convolution(_) => continue,
+        };
+        first.entry(what).or_insert(module);
+    }
+    let mut problems = Problems::default();
+    for (what, module) in first {
+        let problem = Problem::usage(format!("module {} is {what}", quoted(module)));
+        problems.push(problem.help("give --format peft, or make the adapter without it, with --exclude"));
+    }
+    problems.or_ok(())
 }
 
 fn diffusers_entries(adapter: &Adapter, element: Element, component: Component) -> Entries {
@@ -240,23 +255,32 @@ mod tests {
     use super::super::testing::{AnyLayers, adapter, factors, provenance};
     use super::super::{PeftAdapter, verify};
     use super::*;
+    use crate::factors::block_name;
     use quickcheck::quickcheck;
     use safetensors::SafeTensors;
     use std::fs;
 
-    /// They are refused by name, and nothing is written.
+    /// The first of each kind is refused by name, and nothing is written.
     #[test]
-    fn embeddings_are_refused() {
+    fn layers_without_a_place_are_refused() {
         let parent = tempfile::tempdir().unwrap();
         let folder = parent.path().join("adapter");
-        let mut adapter = adapter([("e", factors(5, 12, 2)), ("q", factors(5, 12, 2))]);
+        let names = ["e", "q", "experts.w.0", "experts.w.1", "c.0", "c.1"];
+        let mut adapter = adapter(names.map(|name| (name, factors(5, 12, 2))));
         adapter.shapes.insert("e".into(), LayerShape::Embedding);
+        for (module, shape) in [
+            ("experts.w", LayerShape::Expert { count: 2, transposed: false }),
+            ("c", LayerShape::Group { count: 2, kernel: vec![3] }),
+        ] {
+            adapter.shapes.extend([0, 1].map(|block| (block_name(module, block), shape.clone())));
+        }
         for format in SingleFile::ALL {
             let format = (format, Component::TextEncoder);
             let refused =
                 write_single_file(&folder, &adapter, Element::F32, &Map::new(), &[], format).unwrap_err();
             let what = "module \"e\" is an embedding, for which this format has no names";
-            assert_eq!(refused.to_string(), what);
+            assert!(refused.to_string().contains(what), "{refused}");
+            assert_eq!(refused.0.len(), 3, "{refused}");
             assert!(!folder.exists());
         }
     }

@@ -29,20 +29,10 @@ pub fn prepare(output: Option<&Output>, job: &JobArgs) -> Result<(Plan, Inputs),
     }
 }
 
-/// Refuses outputs that have no place for what the blocks of a module get.
-fn check_blocks(output: &Output, plan: &Plan) -> Result<(), Problem> {
-    let first = |wanted: fn(&LayerShape) -> bool| plan.layers().find(|layer| wanted(&layer.shape));
-    if let Format::SingleFile(..) = output.format
-        && let Some(layer) = first(|shape| shape.blocks().is_some())
-    {
-        let module = quoted(&layer.module);
-        return Err(Problem::usage(format!(
-            "{module}: experts and convolutions in groups have no place in this format"
-        ))
-        .help("give --format peft, or leave them out with --exclude"));
-    }
+/// Refuses to take the updates of convolutions in groups from a base.
+fn check_groups(output: &Output, plan: &Plan) -> Result<(), Problem> {
     if output.base.is_some()
-        && let Some(layer) = first(|shape| matches!(shape, LayerShape::Group { .. }))
+        && let Some(layer) = plan.layers().find(|layer| matches!(layer.shape, LayerShape::Group { .. }))
     {
         let what = format!(
             "{}: the weight of a convolution in groups reads the channels of its group, but the update reads all: no base can \
@@ -58,14 +48,14 @@ fn check_blocks(output: &Output, plan: &Plan) -> Result<(), Problem> {
 pub fn check_layers(output: &Output, plan: &Plan, inputs: &Inputs, problems: &mut Problems) {
     if let Format::SingleFile(..) = output.format {
         let shapes = plan.layers().map(|layer| (layer.module.as_str(), &layer.shape));
-        problems.collect(adapter::refuse_embeddings(shapes));
+        problems.collect(adapter::refuse_shapes_without_place(shapes));
     }
     if output.base.is_some() {
         for layer in plan.layers().filter(|layer| layer.shape == LayerShape::Embedding) {
             problems.collect(plan::refuse_tied_embedding(&inputs.checkpoint, &layer.tensors()));
         }
     }
-    problems.collect(check_blocks(output, plan));
+    problems.collect(check_groups(output, plan));
 }
 
 /// Refuses an output that would replace something, unless forced, and one that would mix with the inputs.

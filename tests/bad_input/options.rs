@@ -147,13 +147,18 @@ fn blocks_have_a_place_in_some_outputs() {
     fs::write(small.path("expert-rows.safetensors"), header(&[("mlp.experts.down_proj", &[9, 4])])).unwrap();
     fs::write(small.path("groups.safetensors"), header(&[("patches.weight", &[4, 2, 3])])).unwrap();
     fs::write(small.path("group-rows.safetensors"), header(&[("patches", &[9, 12])])).unwrap();
+    let told = |words: &str| String::from_utf8(small.succeed(words).stdout).unwrap();
     let experts = "init experts.safetensors -a expert-rows.safetensors --method lora --rank 2 -o";
     small.refused(
         &format!("{experts} a --format kohya"),
         2,
-        "\"mlp.experts.down_proj.0\": experts and convolutions in groups have no place in this format",
+        "module \"mlp.experts.down_proj.0\" is one of fused experts, which have no place in this format",
     );
     small.succeed(&format!("{experts} a"));
+    let no_place = "\"mlp.experts.down_proj.0\" is one of fused experts, which have no place in this format";
+    small.refused("convert a --format diffusers -o c", 2, no_place);
+    small.succeed("convert a --rank 1 -o c");
+    assert!(told("inspect c").contains("mlp.experts.down_proj.1"));
     let groups = "init groups.safetensors -a group-rows.safetensors --rank 2 -o";
     small.refused(&format!("{groups} b --format diffusers --method lora"), 2, "have no place in this format");
     small.refused(&format!("{groups} b --method olora"), 2, "no base can hold what is left");
@@ -168,4 +173,10 @@ fn blocks_have_a_place_in_some_outputs() {
         "must be a multiple of 4 and at most 4, because the method orthogonal needs an even rank of each";
     small.refused(&format!("{orthogonal} --target patches"), 1, even);
     small.succeed(&format!("{groups} b --method lora"));
+    let no_place = "\"patches.0\" is one of the groups of a convolution, which have no place in this format";
+    small.refused("convert b --format kohya -o d", 2, no_place);
+    small.refused("convert b --rank 1 -o d", 2, "expected a rank that they can share, found 1");
+    assert!(!small.path("d").exists());
+    small.succeed("convert b --rank 2 -o d");
+    assert!(told("inspect d").contains("patches.1"));
 }
