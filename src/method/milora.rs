@@ -3,7 +3,7 @@
 //! principal part.
 //!
 //! As PiSSA, with the last `r` singular triplets of `svd(W)`. The whole decomposition is computed, since nothing cheaper
-//! finds the smallest singular values. PEFT does not have it. The paper has it for linear layers; here it is for every kind.
+//! finds the smallest singular values. PEFT does not have it.
 
 use super::{Decomposition, Options, pissa};
 use crate::error::Result;
