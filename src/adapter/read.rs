@@ -1,7 +1,7 @@
 //! The reader of PEFT folders: headers first, factors of one layer on demand.
 
 use super::modules::parameter;
-use super::single_file::{ALPHA_SUFFIX, DOWN_SUFFIX, SingleFile, UP_SUFFIX};
+use super::single_file::{ALPHA_SUFFIX, DOWN_SUFFIX, MODULES_KEY, SingleFile, UP_SUFFIX};
 use super::{A_SUFFIX, B_SUFFIX, CONFIG_FILE, Config, PREFIX, TENSORS_FILE, suffixes};
 use crate::element::Element;
 use crate::factors::{Factors, LayerShape, block_name, module_and_block};
@@ -229,9 +229,9 @@ pub(super) fn tensors_file(folder: &Path) -> &'static str {
 
 /// What the metadata says of the modules that names stand for.
 fn module_names(header: &Header) -> Result<BTreeMap<String, String>, Problem> {
-    let Some(text) = header.metadata.get("cntlora_modules") else { return Ok(BTreeMap::new()) };
+    let Some(text) = header.metadata.get(MODULES_KEY) else { return Ok(BTreeMap::new()) };
     serde_json::from_str::<UniqueKeys<String>>(text).map(|names| names.0).map_err(|error| {
-        Problem::data(format!("the metadata entry \"cntlora_modules\" cannot be understood: {error}"))
+        Problem::data(format!("the metadata entry {} cannot be understood: {error}", quoted(MODULES_KEY)))
             .help("write the adapter again")
     })
 }

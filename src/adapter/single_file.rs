@@ -6,7 +6,8 @@
 //! | names | `unet.MODULE.lora_A.weight`, `.lora_B.weight` | `lora_unet_MODULE.lora_down.weight`, `.lora_up.weight`, with `_` for `.` |
 //! | scale | 1, since no rank is told but by the shapes: each factor holds `√s` | `.alpha`, a single number: `s · r` |
 //!
-//! Which modules the names of kohya stand for cannot be seen from them, so it is told in the metadata.
+//! The text encoders of CLIP have `text_model.` before their `encoder.layers` in either format, as they had it in transformers until
+//! 5.6. Which modules such names, and those of kohya, stand for cannot be seen from them, so it is told in the metadata.
 
 use super::folder::{OutputFolder, write_all};
 use super::peft::{check, finite_bytes, pretty};
@@ -24,6 +25,9 @@ use std::path::Path;
 pub(super) const DOWN_SUFFIX: &str = ".lora_down.weight";
 pub(super) const UP_SUFFIX: &str = ".lora_up.weight";
 pub(super) const ALPHA_SUFFIX: &str = ".alpha";
+
+/// The metadata entry that says which modules names stand for.
+pub(super) const MODULES_KEY: &str = "cntlora_modules";
 
 /// How an adapter of one file is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,6 +56,13 @@ pub enum Component {
 impl Component {
     /// All of them.
     pub const ALL: [Self; 4] = [Self::Unet, Self::Transformer, Self::TextEncoder, Self::TextEncoder2];
+
+    /// What a module is called behind the prefix.
+    fn name_of(self, module: &str) -> String {
+        let is_text_encoder = matches!(self, Self::TextEncoder | Self::TextEncoder2);
+        let inner = if is_text_encoder && module.starts_with("encoder.layers.") { "text_model." } else { "" };
+        format!("{inner}{module}")
+    }
 
     /// What stands before the name of a module.
     pub(super) fn prefix(self, format: SingleFile) -> &'static str {
@@ -121,7 +132,7 @@ pub fn write_single_file(
     check(adapter, element)?;
     refuse_shapes_without_place(adapter.shapes.iter().map(|(module, shape)| (module.as_str(), shape)))?;
     let (entries, metadata) = match format {
-        SingleFile::Diffusers => (diffusers_entries(adapter, element, component), BTreeMap::new()),
+        SingleFile::Diffusers => diffusers_entries(adapter, element, component),
         SingleFile::Kohya => kohya_entries(adapter, element, component)?,
     };
     let output = OutputFolder::open(folder)?;
@@ -194,29 +205,36 @@ pub fn refuse_shapes_without_place<'a>(
     problems.or_ok(())
 }
 
-fn diffusers_entries(adapter: &Adapter, element: Element, component: Component) -> Entries {
+/// The tensors, and the metadata that tell the modules of names.
+type Content = (Entries, BTreeMap<String, String>);
+
+fn diffusers_entries(adapter: &Adapter, element: Element, component: Component) -> Content {
     let root = faer::Scale(adapter.scale.sqrt() as f32);
     let prefix = component.prefix(SingleFile::Diffusers);
-    let pairs = adapter.layers.iter().flat_map(|(module, Factors { a, b })| {
+    let (mut entries, mut modules) = (BTreeMap::new(), BTreeMap::new());
+    for (module, Factors { a, b }) in &adapter.layers {
         let [down, up] = shapes(adapter, module);
-        [
-            (format!("{prefix}{module}{A_SUFFIX}"), Entry { values: a * root, shape: down, element }),
-            (format!("{prefix}{module}{B_SUFFIX}"), Entry { values: b * root, shape: up, element }),
-        ]
-    });
-    pairs.collect()
+        let name = format!("{prefix}{}", component.name_of(module));
+        entries.insert(format!("{name}{A_SUFFIX}"), Entry { values: a * root, shape: down, element });
+        entries.insert(format!("{name}{B_SUFFIX}"), Entry { values: b * root, shape: up, element });
+        if name != format!("{prefix}{module}") {
+            modules.insert(name, module.as_str());
+        }
+    }
+    (entries, if modules.is_empty() { BTreeMap::new() } else { names_in_metadata(&modules) })
 }
 
-fn kohya_entries(
-    adapter: &Adapter,
-    element: Element,
-    component: Component,
-) -> Result<(Entries, BTreeMap<String, String>), Problem> {
+/// Which modules names stand for.
+fn names_in_metadata(modules: &BTreeMap<String, &str>) -> BTreeMap<String, String> {
+    BTreeMap::from([(MODULES_KEY.to_owned(), json!(modules).to_string())])
+}
+
+fn kohya_entries(adapter: &Adapter, element: Element, component: Component) -> Result<Content, Problem> {
     let prefix = component.prefix(SingleFile::Kohya);
     let mut modules: BTreeMap<String, &str> = BTreeMap::new();
     let mut entries = BTreeMap::new();
     for (module, Factors { a, b }) in &adapter.layers {
-        let name = format!("{prefix}{}", module.replace('.', "_"));
+        let name = format!("{prefix}{}", component.name_of(module).replace('.', "_"));
         if let Some(other) = modules.insert(name.clone(), module) {
             let what = format!(
                 "expected modules that have names of their own, found that {} and {} are both {}",
@@ -235,10 +253,8 @@ fn kohya_entries(
         entries.insert(format!("{name}{UP_SUFFIX}"), Entry { values: b.clone(), shape: up, element });
         entries.insert(format!("{name}{ALPHA_SUFFIX}"), alpha);
     }
-    let metadata = BTreeMap::from([
-        ("cntlora_modules".to_owned(), json!(modules).to_string()),
-        ("ss_network_module".to_owned(), "networks.lora".to_owned()),
-    ]);
+    let mut metadata = names_in_metadata(&modules);
+    metadata.insert("ss_network_module".to_owned(), "networks.lora".to_owned());
     Ok((entries, metadata))
 }
 
@@ -354,6 +370,41 @@ mod tests {
                 ("lora_te_down_0_to_q.lora_up.weight", &[4, 2]),
             ])
         );
+    }
+
+    /// As the text encoders of CLIP were called before transformers 5.6, by which either world knows them, and by the names of
+    /// today in what is read back.
+    #[test]
+    fn text_encoders_have_the_names_that_they_used_to_have() {
+        let names = ["encoder.layers.0.mlp.fc1", "text_projection"];
+        let adapter = adapter(names.map(|name| (name, factors(4, 3, 2))));
+        for (format, component, expected) in [
+            (SingleFile::Kohya, Component::TextEncoder, "lora_te_text_model_encoder_layers_0_mlp_fc1.alpha"),
+            (
+                SingleFile::Kohya,
+                Component::TextEncoder2,
+                "lora_te2_text_model_encoder_layers_0_mlp_fc1.alpha",
+            ),
+            (SingleFile::Kohya, Component::Transformer, "lora_unet_encoder_layers_0_mlp_fc1.alpha"),
+            (
+                SingleFile::Diffusers,
+                Component::TextEncoder,
+                "text_encoder.text_model.encoder.layers.0.mlp.fc1.lora_A.weight",
+            ),
+            (
+                SingleFile::Diffusers,
+                Component::TextEncoder2,
+                "text_encoder_2.text_model.encoder.layers.0.mlp.fc1.lora_A.weight",
+            ),
+            (SingleFile::Diffusers, Component::Unet, "unet.encoder.layers.0.mlp.fc1.lora_A.weight"),
+        ] {
+            let folder = written(&adapter, format, component);
+            let bytes = fs::read(folder.path().join(format.file_name())).unwrap();
+            let tensors = SafeTensors::deserialize(&bytes).unwrap();
+            assert!(tensors.names().contains(&expected), "{:?}", tensors.names());
+            let read = PeftAdapter::open(folder.path()).unwrap();
+            assert!(read.layers().keys().eq(names), "{:?}", read.layers().keys());
+        }
     }
 
     #[test]
