@@ -51,6 +51,19 @@ const EXPERTS: [Layer; 5] = [
     layer("patches", "patches.weight", &[6, 2, 3, 2], &[4, 4, 5, 5]),
 ];
 
+/// Convolutions of one and three dimensions, and the halves of a weight that are two layers.
+const OTHERS: [Layer; 4] = [
+    layer("layer.0.mlp.gate_proj", "layer.0.mlp.weights_in.weight", &[12, 6], &[40, 6]),
+    layer("layer.0.mlp.up_proj", "", &[], &[40, 6]),
+    layer("samples", "samples.weight", &[6, 2, 4], &[9, 2, 10]),
+    layer("tubelets", "tubelets.weight", &[6, 2, 2, 2, 1], &[4, 2, 4, 3, 2]),
+];
+/// Experts that are stored as `[inputs, outputs]`.
+const TRANSPOSED_EXPERTS: [Layer; 2] = [
+    layer("layers.0.mlp.experts.gate_up_proj", "layers.0.mlp.experts.gate_up_proj", &[3, 6, 8], &[40, 6]),
+    layer("layers.0.mlp.experts.down_proj", "layers.0.mlp.experts.down_proj", &[3, 4, 6], &[40, 4]),
+];
+
 /// An embedding, whose activations are how often each token was met.
 const EMBEDDING: [Layer; 2] =
     [layer("head", "head.weight", &[6, 5], &[40, 5]), layer("wte", "wte.weight", &[9, 5], &[9])];
@@ -75,14 +88,18 @@ fn write<'a>(path: &Path, metadata: Option<String>, tensors: impl Iterator<Item 
 /// Writes a model and its activations.
 fn write_model(folder: &Path, layers: &[Layer]) {
     std::fs::create_dir(folder.join("model")).unwrap();
-    let weights = layers.iter().map(|layer| (layer.tensor, layer.weight));
+    let weights = layers.iter().filter(|layer| !layer.tensor.is_empty());
+    let weights = weights.map(|layer| (layer.tensor, layer.weight));
     write(&folder.join("model/model.safetensors"), None, weights);
-    let convolution = json!({ "kernel": [3, 2], "stride": [1, 2], "padding": [1, 0] });
-    let convolutions: Map<String, serde_json::Value> = layers
-        .iter()
-        .filter(|layer| layer.module == "patches")
-        .map(|layer| (layer.module.to_owned(), convolution.clone()))
-        .collect();
+    let convolutions: Map<String, serde_json::Value> = [
+        ("patches", json!({ "kernel": [3, 2], "stride": [1, 2], "padding": [1, 0] })),
+        ("samples", json!({ "kernel": [4], "stride": [2], "padding": [1] })),
+        ("tubelets", json!({ "kernel": [2, 2, 1], "stride": [2, 1, 1], "padding": [0, 0, 0] })),
+    ]
+    .into_iter()
+    .filter(|(module, _)| layers.iter().any(|layer| layer.module == *module))
+    .map(|(module, convolution)| (module.to_owned(), convolution))
+    .collect();
     let metadata =
         json!({ "format": "activations", "version": 1, "sites": {}, "convolutions": convolutions });
     let sites = layers.iter().filter(|layer| !layer.rows.is_empty()).map(|layer| (layer.module, layer.rows));
@@ -123,12 +140,32 @@ fn methods_layers_and_formats() {
     std::fs::write(folder.path().join("model/config.json"), r#"{"model_type":"gpt2"}"#).unwrap();
     let kernel = LayerShape::Convolution(vec![3, 2]);
     let shapes = [LayerShape::Transposed, LayerShape::Transposed, LayerShape::Linear, kernel];
-    let formats = [
-        Format::Peft,
-        Format::SingleFile(SingleFile::Diffusers, Component::Unet),
-        Format::SingleFile(SingleFile::Kohya, Component::TextEncoder),
-    ];
-    check_methods(folder.path(), |_| shapes.to_vec(), &formats);
+    check_methods(folder.path(), |_| shapes.to_vec(), &ALL_FORMATS);
+}
+
+const ALL_FORMATS: [Format; 3] = [
+    Format::Peft,
+    Format::SingleFile(SingleFile::Diffusers, Component::Unet),
+    Format::SingleFile(SingleFile::Kohya, Component::TextEncoder),
+];
+
+#[test]
+fn methods_and_convolutions_of_other_dimensions_and_shares() {
+    let folder = tempfile::tempdir().unwrap();
+    write_model(folder.path(), &OTHERS);
+    let convolution = |kernel: &[u64]| LayerShape::Convolution(kernel.to_vec());
+    let shapes = [LayerShape::Linear, LayerShape::Linear, convolution(&[4]), convolution(&[2, 2, 1])];
+    check_methods(folder.path(), |_| shapes.to_vec(), &ALL_FORMATS);
+}
+
+/// What gpt-oss has.
+#[test]
+fn methods_and_transposed_experts() {
+    let folder = tempfile::tempdir().unwrap();
+    write_model(folder.path(), &TRANSPOSED_EXPERTS);
+    std::fs::write(folder.path().join("model/config.json"), r#"{"model_type":"gpt_oss"}"#).unwrap();
+    let shapes = vec![LayerShape::Expert { count: 3, transposed: true }; 6];
+    check_methods(folder.path(), |_| shapes.clone(), &[Format::Peft]);
 }
 
 /// Experts and groups have a place in the format of PEFT alone.
