@@ -2,11 +2,11 @@
 
     python record.py MODEL --text examples.txt --target q_proj,v_proj --out activations
 
-Modules with the same input are found in the first batch, and their input is stored once. Rows of padding are left out, as
-the attention mask says. Numbers are stored as bf16, in files of --shard-rows rows. Inputs of convolutions are stored
-as they are, with the kernel in the metadata. Of fused experts, all rows that any of them reads are one site; with
---per-expert each expert has a site of its own. Of the inputs of an embedding it is
-stored how often each token was met; embeddings are recorded only if --target names them.
+Modules with the same input are found when they are first reached, and their input is stored once. Rows of padding are left out,
+as the attention mask says, and in a decoder decoder_attention_mask. Numbers are stored as bf16, in files of --shard-rows rows or
+--shard-bytes bytes, whichever comes first. Inputs of convolutions are stored as they are, with the kernel in the metadata. Of
+fused experts, all rows that any of them reads are one site; with --per-expert each expert has a site of its own. Of the inputs of
+an embedding it is stored how often each token was met; embeddings are recorded only if --target names them.
 """
 import argparse
 import hashlib
@@ -20,6 +20,9 @@ from transformers.pytorch_utils import Conv1D
 import experts
 from common import add_input_options, batches, load_model
 
+# What a decoder reads of its encoder.
+CROSS_ATTENTION = ("encoder_attn", "EncDecAttention", "crossattention", "cross_attn")
+KEYS_AND_VALUES = ("k_proj", "v_proj", "k", "v", "key", "value")
 CONVOLUTIONS = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
 
 
@@ -58,26 +61,50 @@ def reason_against(convolution):
     return None
 
 
-def rows_of(tensor, mask, module):
+def counting(places, masks):
+    """Which places of an input count, by the first mask that has its places; all of them without one.
+
+    Some models put the tokens of all examples in one row before their layers read them.
+    """
+    for mask in masks:
+        if places in (mask.shape, (mask.numel(),)):
+            return mask.bool().reshape(places)
+    return torch.ones(places, dtype=torch.bool)
+
+
+def rows_of(tensor, masks, module):
     """The rows that count, as [rows, width]; the inputs of convolutions as they are; of embeddings, how often each token was met."""
     tensor = tensor.detach()
     if isinstance(module, torch.nn.Embedding):
-        tokens = tensor[mask.bool()] if mask is not None and tensor.shape == mask.shape else tensor.flatten()
-        return torch.bincount(tokens, minlength=module.num_embeddings)
+        return torch.bincount(tensor[counting(tensor.shape, masks)], minlength=module.num_embeddings)
     if isinstance(module, CONVOLUTIONS):
         return tensor if tensor.dim() == len(module.kernel_size) + 2 else tensor.unsqueeze(0)
-    if mask is not None and tensor.shape[:-1] == mask.shape:
-        return tensor[mask.bool()]
-    return tensor.flatten(0, -2)
+    return tensor[counting(tensor.shape[:-1], masks)]
+
+
+def masks_of(batch, name, has_encoder):
+    """The masks that may say which of the inputs of a module count, the likely one first."""
+    attention, decoder = batch.get("attention_mask"), batch.get("decoder_attention_mask")
+    parts = name.split(".")
+    reads_encoder = parts[-1] in KEYS_AND_VALUES and any(part in CROSS_ATTENTION for part in parts)
+    if not has_encoder:
+        masks = [attention]
+    elif "decoder" in parts and not reads_encoder:
+        masks = [decoder]
+    else:
+        masks = [attention, decoder]
+    return [mask for mask in masks if mask is not None]
 
 
 class Recorder:
     """Collects what arrives at each layer, and writes it in shards."""
 
-    def __init__(self, model, modules, out, shard_rows, per_expert):
-        self.modules, self.out, self.shard_rows, self.per_expert = modules, pathlib.Path(out), shard_rows, per_expert
+    def __init__(self, model, modules, out, shard_rows, shard_bytes, per_expert):
+        self.has_encoder = getattr(model.config, "is_encoder_decoder", False)
+        self.modules, self.out, self.per_expert = modules, pathlib.Path(out), per_expert
+        self.shard_rows, self.shard_bytes = shard_rows, shard_bytes
         self.site_of, self.digests, self.rows = {}, {}, {}
-        self.mask, self.grouped, self.shard = None, False, 0
+        self.batch, self.shard = {}, 0
         self.out.mkdir(parents=True, exist_ok=True)
         self.handles = [
             module.register_forward_pre_hook(self.hook_experts(name, module))
@@ -91,22 +118,22 @@ class Recorder:
 
         def keep(_, args):
             hidden, chosen = args[0].detach().flatten(0, -2), args[1]
-            if self.mask is not None and len(hidden) == self.mask.numel():
-                hidden, chosen = hidden[self.mask.flatten().bool()], chosen[self.mask.flatten().bool()]
-            rows = experts.inputs(module, hidden, chosen)[parameter]
+            counts = counting(hidden.shape[:1], masks_of(self.batch, name, self.has_encoder))
+            rows = experts.inputs(module, hidden[counts], chosen[counts])[parameter]
             sites = {f"{name}.{number}": part for number, part in enumerate(rows)} if self.per_expert else {name: torch.cat(rows)}
             for site, part in sites.items():
-                self.site_of[site] = site
-                self.rows.setdefault(site, []).append(part.to(torch.bfloat16).cpu())
+                if len(part) > 0:
+                    self.site_of[site] = site
+                    self.keep(site, part)
 
         return keep
 
     def hook(self, name, module):
         def keep(_, args):
-            if self.grouped and self.site_of.get(name) != name:
+            if self.site_of.get(name, name) != name:
                 return
-            rows = rows_of(args[0], self.mask, module)
-            if not self.grouped:
+            rows = rows_of(args[0], masks_of(self.batch, name, self.has_encoder), module)
+            if name not in self.site_of:
                 # Convolutions of one input may cut it into different patches.
                 kind = (tuple(module.kernel_size), tuple(module.stride), tuple(module.padding)) if isinstance(module, CONVOLUTIONS) else None
                 if isinstance(module, torch.nn.Embedding):
@@ -117,16 +144,28 @@ class Recorder:
                     return
             if isinstance(module, torch.nn.Embedding):
                 self.rows[name] = [sum(self.rows.get(name, []), rows.cpu())]
-                return
-            self.rows.setdefault(name, []).append(rows.to(torch.bfloat16).cpu())
+            else:
+                self.keep(name, rows)
 
         return keep
 
+    def keep(self, site, rows):
+        self.rows.setdefault(site, []).append(rows.to(torch.bfloat16).cpu())
+
     def after_batch(self):
-        self.grouped = True
+        # What is alike in one batch need not be in another: only modules that read together are compared.
+        self.digests = {}
         rows = (sum(len(part) for part in parts if part.dim() > 1) for parts in self.rows.values())
-        if max(rows, default=0) >= self.shard_rows:
+        size = sum(part.nbytes for parts in self.rows.values() for part in parts)
+        if max(rows, default=0) >= self.shard_rows or size >= self.shard_bytes:
             self.write()
+
+    def never_reached(self):
+        """The layers of which nothing was recorded; of experts, those that no row was sent to."""
+        for name, module in self.modules.items():
+            by_number = self.per_expert and experts.parameters(module)
+            expected = [f"{name}.{number}" for number in range(module.num_experts)] if by_number else [name]
+            yield from (site for site in expected if site not in self.site_of)
 
     def metadata(self):
         sites, convolutions = {}, {}
@@ -159,18 +198,21 @@ def main():
     add_input_options(parser)
     parser.add_argument("--target", default="", help="names of layers, or their last parts, separated by commas; all without it")
     parser.add_argument("--out", required=True, help="folder for the activations")
-    parser.add_argument("--shard-rows", type=int, default=65536)
+    parser.add_argument("--shard-rows", type=int, default=65536, help="rows of a site, after which a file is written")
+    parser.add_argument("--shard-bytes", type=int, default=2**30, help="bytes in memory, after which a file is written")
     parser.add_argument("--per-expert", action="store_true", help="a site for each expert, with the rows that reach it")
     args = parser.parse_args()
     model = load_model(args.model).eval()
     modules = wanted(model, [target for target in args.target.split(",") if target])
-    recorder = Recorder(model, modules, args.out, args.shard_rows, args.per_expert)
+    recorder = Recorder(model, modules, args.out, args.shard_rows, args.shard_bytes, args.per_expert)
     with torch.no_grad():
         for batch in batches(args):
-            recorder.mask = batch.get("attention_mask")
+            recorder.batch = batch
             model(**batch)
             recorder.after_batch()
     recorder.close()
+    for name in recorder.never_reached():
+        print(f"never reached: {name}")
     sites = len(set(recorder.site_of.values()))
     print(f"{len(recorder.site_of)} layers at {sites} sites, {recorder.shard} files in {args.out}")
 
