@@ -5,6 +5,7 @@
 An adapter from a residual start needs the changed base as MODEL. A warning of PEFT when the adapter is loaded is an error.
 """
 import argparse
+import contextlib
 import itertools
 import json
 import pathlib
@@ -61,7 +62,8 @@ def expected(base, x, a, b, scale):
         return torch.nn.functional.conv3d(x, weight, base.bias, base.stride, base.padding)
     y = base(x)
     if isinstance(base, torch.nn.Embedding):
-        return y + scale * a.T[x] @ b.T
+        # Some models multiply their embeddings, and PEFT does the same to what it adds.
+        return y + scale * a.T[x] @ b.T * getattr(base, "embed_scale", 1)
     if a.dim() == 2:
         return y + scale * (x @ a.T) @ b.T
     if a.dim() == 4:
@@ -117,9 +119,28 @@ def check_layers(model, adapter, batch):
     print(f"{len(seen)} layers compute W x + s B A x, to {worst:.1e}")
 
 
+@contextlib.contextmanager
+def warnings_are_errors():
+    """What tells the user of something wrong is an error, except for what is said of any adapter of such a model."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "LoRA adapter added to ConvNd layer with groups > 1")
+        warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True` and a tied layer is part of the adapter")
+        # PEFT still asks models for what transformers has renamed.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
+
+
+def load(base, folder, **options):
+    """The model with an adapter."""
+    with warnings_are_errors():
+        return PeftModel.from_pretrained(base, folder, **options)
+
+
 def add_anchor(model, folder):
     """A second adapter, which takes the update away and stays as it is."""
-    model.load_adapter(folder, "anchor")
+    with warnings_are_errors():
+        model.load_adapter(folder, "anchor")
     model.base_model.set_adapter(["default", "anchor"])
     for name, parameter in model.named_parameters():
         if ".anchor." in name:
@@ -157,13 +178,7 @@ def main():
     args = parser.parse_args()
 
     base = load_model(args.model).eval()
-    with warnings.catch_warnings():
-        # Those that tell the user of something wrong; not those of one library to another.
-        warnings.simplefilter("error", UserWarning)
-        warnings.simplefilter("error", RuntimeWarning)
-        # PEFT says this of every such layer.
-        warnings.filterwarnings("ignore", "LoRA adapter added to ConvNd layer with groups > 1")
-        model = PeftModel.from_pretrained(base, args.adapter, is_trainable=True)
+    model = load(base, args.adapter, is_trainable=True)
     batch = next(batches(args))
     check_layers(model, pathlib.Path(args.adapter), batch)
     if args.anchor:

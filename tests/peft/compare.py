@@ -5,17 +5,16 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "examples" / "peft"))
 
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file
 
 from common import load_model
-from train import add_anchor
+from train import add_anchor, load
 
 inputs = load_file(sys.argv[1])
 
 
 def outputs(base, adapter, anchor=None):
-    model = PeftModel.from_pretrained(load_model(base).eval(), adapter)
+    model = load(load_model(base).eval(), adapter)
     if anchor:
         add_anchor(model, anchor)
     with torch.no_grad():
