@@ -1,5 +1,6 @@
-//! Adapters in PEFT itself: recorded, computed, loaded without a warning, checked layer by layer, trained. Slow set: needs Python
-//! with torch, transformers and peft, and no network; without them it says so and passes.
+//! Adapters in PEFT itself: recorded, computed, loaded without a warning, checked layer by layer, trained. Needs Python with torch,
+//! transformers and peft, and no network; without them it says so and passes. One model goes through all of it in every run of the
+//! tests; the others, and all methods, are the slow set.
 //!
 //! ```text
 //! CNTLORA_PYTHON=python3 cargo test --test peft -- --ignored --nocapture
@@ -7,7 +8,10 @@
 
 use cntlora::factors::Start;
 use cntlora::method::Method;
+use safetensors::{Dtype, SafeTensors};
+use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 
@@ -20,7 +24,9 @@ fn has(modules: &str) -> bool {
     let found = Command::new(python()).args(["-c", &format!("import {modules}")]).output();
     let found = found.is_ok_and(|output| output.status.success());
     if !found {
-        println!("skipped: {:?} cannot import {modules}", python());
+        // Past the harness, which keeps what a test that passes prints to itself.
+        let message = format!("skipped: {} cannot import {modules}\n", python().display());
+        std::io::stderr().write_all(message.as_bytes()).unwrap();
     }
     found
 }
@@ -39,9 +45,9 @@ struct Fixture {
 }
 
 impl Fixture {
-    fn new() -> Self {
+    fn new(models: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        succeed(folder.path(), &python(), &[&here("tests/peft/models.py"), "."]);
+        succeed(folder.path(), &python(), &[&[&*here("tests/peft/models.py"), "."], models].concat());
         Self { folder }
     }
 
@@ -56,6 +62,19 @@ impl Fixture {
         let words =
             [&script, model, "--inputs", &inputs, "--batch-size", "5", "--shard-rows", "30", "--out", &out];
         println!("{model}: {}", succeed(self.folder.path(), &python(), &[&words, options].concat()).trim());
+    }
+
+    /// How many rows were recorded of each site. They are bf16 all.
+    fn recorded_rows(&self, model: &str) -> BTreeMap<String, usize> {
+        let mut rows = BTreeMap::new();
+        for entry in std::fs::read_dir(self.folder.path().join(format!("{model}-activations"))).unwrap() {
+            let bytes = std::fs::read(entry.unwrap().path()).unwrap();
+            for (site, tensor) in SafeTensors::deserialize(&bytes).unwrap().tensors() {
+                assert_eq!(tensor.dtype(), Dtype::BF16, "{site}");
+                *rows.entry(site).or_default() += tensor.shape()[0];
+            }
+        }
+        rows
     }
 
     /// Computes an adapter, verifies it, and hands it to PEFT.
@@ -114,15 +133,49 @@ fn here(path: &str) -> String {
     format!("{}/{path}", env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Every method on a language model; and the kinds of layers: linear with shared inputs, Conv1D of GPT-2 with q, k and v in one
-/// weight, vision transformers whose checkpoints have other names, and convolutions of one, two and three dimensions.
+/// The whole way of one small model.
+#[test]
+fn a_model_goes_from_its_activations_to_training() {
+    if !has("torch, transformers, peft, safetensors") {
+        return;
+    }
+    let fixture = Fixture::new(&["llama"]);
+    fixture.record("llama", &["--target", "q_proj,v_proj,down_proj"]);
+    // Of 12 examples with 9 tokens, every second has 3 of padding.
+    assert!(fixture.recorded_rows("llama").values().all(|&rows| rows == 90));
+    fixture.adapt("llama", Method::Cntlora, &["--scale", "2"]);
+}
+
+/// Padding is left out where inputs were flattened before a layer reads them, and by the mask of the decoder in a decoder.
+#[test]
+#[ignore = "slow set: needs Python with torch, transformers and peft, see the head of this file"]
+fn padding_is_left_out() {
+    if !has("torch, transformers, peft, safetensors") {
+        return;
+    }
+    let fixture = Fixture::new(&["opt", "t5"]);
+    fixture.record("opt", &[]);
+    let rows = fixture.recorded_rows("opt");
+    assert!(rows.contains_key("model.decoder.layers.0.fc1"));
+    assert!(rows.values().all(|&rows| rows == 90), "{rows:?}");
+    fixture.record("t5", &[]);
+    for (site, rows) in fixture.recorded_rows("t5") {
+        // Keys and values of the decoder's second attention are those of the encoder's states. Its own mask leaves 8 of 9 tokens.
+        let of_decoder = site.starts_with("decoder.") && !site.ends_with("EncDecAttention.k");
+        assert_eq!(rows, if of_decoder { 96 } else { 90 }, "{site}");
+    }
+}
+
+/// Every method on a language model, on Conv1D of GPT-2 with q, k and v in one weight, and on convolutions, in groups too; and the
+/// other kinds of layers: vision transformers whose checkpoints have other names, convolutions of one and three dimensions.
 #[test]
 #[ignore = "slow set: needs Python with torch, transformers and peft, see the head of this file"]
 fn peft_loads_and_trains_what_is_written() {
     if !has("torch, transformers, peft, safetensors") {
         return;
     }
-    let fixture = Fixture::new();
+    let fixture =
+        Fixture::new(&["llama", "bert", "gpt2", "vit", "dinov2", "resnet", "videomae", "wav2vec2", "regnet"]);
     let script = here("examples/peft/record.py");
     let words = [&script, "llama", "--text", "llama.txt", "--target", "q_proj,v_proj", "--out", "from-text"];
     assert!(succeed(fixture.folder.path(), &python(), &words).contains("4 layers at 2 sites"));
@@ -135,7 +188,15 @@ fn peft_loads_and_trains_what_is_written() {
     fixture.adapt("llama", Method::Pissa, &["--residual", "anchor", "--force"]);
     // Ranks that differ.
     fixture.adapt("llama", Method::Cntlora, &["--budget", "--force"]);
-    for model in ["bert", "gpt2", "vit", "dinov2", "resnet", "videomae", "wav2vec2"] {
+    for model in ["gpt2", "resnet", "regnet"] {
+        fixture.record(model, &[]);
+        for method in Method::ALL {
+            // No base can hold what the groups of a convolution leave.
+            let is_anchored = model == "regnet" && method.starts()[0] == Start::Residual;
+            fixture.adapt(model, method, if is_anchored { &["--residual", "anchor"] } else { &[] });
+        }
+    }
+    for model in ["bert", "vit", "dinov2", "videomae", "wav2vec2"] {
         // The last has a convolution whose weight is stored in two factors.
         let targets = "conv_layers.0.conv,conv_layers.1.conv,q_proj,out_proj";
         let options: &[&str] = if model == "wav2vec2" { &["--target", targets] } else { &[] };
@@ -146,14 +207,14 @@ fn peft_loads_and_trains_what_is_written() {
     }
 }
 
-/// Fused experts, whose checkpoint has them one by one or in one tensor stored as `[inputs, outputs]`; convolutions in groups.
+/// Fused experts, whose checkpoint has them one by one or in one tensor stored as `[inputs, outputs]`.
 #[test]
 #[ignore = "slow set: needs Python with torch, transformers and peft, see the head of this file"]
-fn peft_loads_and_trains_experts_and_groups() {
+fn peft_loads_and_trains_experts() {
     if !has("torch, transformers, peft, safetensors") {
         return;
     }
-    let fixture = Fixture::new();
+    let fixture = Fixture::new(&["mixtral", "gptoss"]);
     fixture.record("mixtral", &[]);
     fixture.record("gptoss", &["--per-expert"]);
     for model in ["mixtral", "gptoss"] {
@@ -164,29 +225,33 @@ fn peft_loads_and_trains_experts_and_groups() {
         }
     }
     fixture.adapt("mixtral", Method::Cntlora, &["--budget", "--exclude", "experts", "--force"]);
-    fixture.record("regnet", &[]);
-    fixture.adapt("regnet", Method::Cntlora, &[]);
-    fixture.adapt("regnet", Method::CordaIpm, &["--residual", "anchor"]);
 }
 
-/// Embeddings, whose activations are counts: of a language model beside a linear layer, and of an encoder.
+/// Embeddings, whose activations are counts: of a language model beside a linear layer, and of an encoder; those that a model
+/// multiplies, or shares with its output head; and beside so many layers that PEFT shortens their names, and saves the base of the
+/// embedding too.
 #[test]
 #[ignore = "slow set: needs Python with torch, transformers and peft, see the head of this file"]
 fn peft_loads_and_trains_embeddings() {
     if !has("torch, transformers, peft, safetensors") {
         return;
     }
-    let fixture = Fixture::new();
+    let fixture = Fixture::new(&["llama", "bert", "deep", "tied", "gemma3"]);
     fixture.record("llama", &["--target", "embed_tokens,q_proj"]);
-    let methods =
-        [Method::Cntlora, Method::Pissa, Method::Milora, Method::Olora, Method::CordaIpm, Method::CordaKpm];
-    for method in methods {
+    for method in Method::ALL.into_iter().filter(|method| method.reason_against_embeddings().is_none()) {
         fixture.adapt("llama", method, &["--scale", "2"]);
     }
     fixture.adapt("llama", Method::Pissa, &["--residual", "anchor", "--force"]);
     fixture.record("bert", &["--target", "word_embeddings,query"]);
     fixture.adapt("bert", Method::Cntlora, &["--source", "bert-activations"]);
     fixture.adapt("bert", Method::CordaIpm, &[]);
+    let all = "embed_tokens,q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj";
+    fixture.record("deep", &["--target", all]);
+    fixture.adapt("deep", Method::Pissa, &[]);
+    for model in ["tied", "gemma3"] {
+        fixture.record(model, &["--target", "embed_tokens,q_proj"]);
+        fixture.adapt(model, Method::Pissa, &["--residual", "anchor"]);
+    }
 }
 
 /// What is written for diffusers and for kohya's scripts, diffusers reads as the adapter that PEFT would have.
@@ -199,12 +264,20 @@ fn diffusers_reads_adapters_of_one_file() {
     let folder = tempfile::tempdir().unwrap();
     let script = here("tests/peft/pipelines.py");
     succeed(folder.path(), &python(), &[&script, "make", "."]);
-    for format in ["peft", "diffusers", "kohya"] {
-        let words =
-            ["init", "unet", "--method", "pissa", "--target", "to_q,to_k,to_v,to_out.0", "--rank", "2"];
-        let output = ["--residual", "anchor", "--scale", "3", "--format", format, "-o", format];
-        let tool = env!("CARGO_BIN_EXE_cntlora").into();
-        succeed(folder.path(), &tool, &[&words[..], &output[..]].concat());
+    let tool = env!("CARGO_BIN_EXE_cntlora").into();
+    for part in ["unet", "text-encoder"] {
+        let activations = format!("{part}-activations");
+        for format in ["peft", "diffusers", "kohya"] {
+            let out = format!("{part}-{format}");
+            let mut words =
+                vec!["init", part, "-a", &activations, "--method", "pissa", "--rank", "2", "--scale", "3"];
+            words.extend(["--residual", "anchor", "--format", format, "-o", &out]);
+            if format != "peft" {
+                words.extend(["--component", part]);
+            }
+            succeed(folder.path(), &tool, &words);
+            succeed(folder.path(), &tool, &["verify", &out, "--base", part]);
+        }
     }
     println!("{}", succeed(folder.path(), &python(), &[&script, "check", "."]));
 }

@@ -1,42 +1,121 @@
-"""A small UNet, and whether diffusers reads adapters of one file: python pipelines.py make DIR, python pipelines.py check DIR.
+"""A small UNet and a text encoder of CLIP, their activations, and whether diffusers reads adapters of one file:
 
-`check` compares the products of the factors that diffusers loaded from DIR/diffusers and DIR/kohya with those of DIR/peft.
+    python pipelines.py make DIR
+    python pipelines.py check DIR
+
+`check` loads the adapters in DIR/PART-diffusers and DIR/PART-kohya, for both parts, and compares what every adapted layer computes
+with W x + s B A x, with the factors of DIR/PART-peft.
 """
 import json
 import pathlib
 import sys
+import warnings
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "examples" / "peft"))
 
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.loaders import StableDiffusionLoraLoaderMixin
+from diffusers.loaders import StableDiffusionLoraLoaderMixin as Loader
 from safetensors.torch import load_file
+from transformers import CLIPTextConfig, CLIPTextModel
 
-folder = pathlib.Path(sys.argv[2])
-if sys.argv[1] == "make":
+from record import Recorder, wanted
+
+TOLERANCE = 1e-5
+UNET = ("to_q", "to_k", "to_v", "to_out.0", "conv1", "conv_shortcut")
+TEXT_ENCODER = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+FILES = {"diffusers": "pytorch_lora_weights.safetensors", "kohya": "lora.safetensors"}
+
+
+def make(folder):
     torch.manual_seed(0)
-    UNet2DConditionModel(
+    unet = UNet2DConditionModel(
         sample_size=8, block_out_channels=(8, 16), layers_per_block=1, cross_attention_dim=8, attention_head_dim=4,
         norm_num_groups=4, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-    ).save_pretrained(folder / "unet")
-    sys.exit()
+    )
+    encoder = CLIPTextModel(CLIPTextConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=12,
+        bos_token_id=1, eos_token_id=2,
+    ))
+    for model, part, targets in [(unet, "unet", UNET), (encoder, "text-encoder", TEXT_ENCODER)]:
+        model.eval().save_pretrained(folder / part)
+        recorder = Recorder(model, wanted(model, targets), folder / f"{part}-activations", 2**16, 2**30, False)
+        with torch.no_grad():
+            model(**inputs_of(part))
+        recorder.close()
 
-config = json.loads((folder / "peft/adapter_config.json").read_text())
-tensors = load_file(folder / "peft/adapter_model.safetensors")
-wanted = {}
-for key, a in tensors.items():
-    if ".lora_A." in key:
-        module = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
-        wanted[module] = config["lora_alpha"] / config["r"] * tensors[key.replace("lora_A", "lora_B")] @ a
-for name, file in [("diffusers", "pytorch_lora_weights.safetensors"), ("kohya", "lora.safetensors")]:
-    unet = UNet2DConditionModel.from_pretrained(folder / "unet")
-    loader = StableDiffusionLoraLoaderMixin
-    state, alphas = loader.lora_state_dict(folder / name, weight_name=file, unet_config=unet.config)
-    loader.load_lora_into_unet(state, alphas, unet, adapter_name="default")
-    modules, worst = dict(unet.named_modules()), 0.0
-    for module, product in wanted.items():
-        layer = modules[module]
-        found = layer.scaling["default"] * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
-        worst = max(worst, ((found - product).norm() / product.norm()).item())
-    assert worst <= 1e-5, f"{name}: a product differs by {worst:.1e}"
-    print(f"{name}: {len(wanted)} layers, to {worst:.1e}")
+
+def inputs_of(part):
+    torch.manual_seed(1)
+    if part == "unet":
+        return dict(sample=torch.randn(6, 4, 8, 8), timestep=torch.tensor(3), encoder_hidden_states=torch.randn(6, 5, 8))
+    return dict(input_ids=torch.randint(3, 60, (12, 9)))
+
+
+def products(folder):
+    """s B A of every module, in the shape of its weight but for the axes of a kernel, read without PEFT."""
+    config = json.loads((folder / "adapter_config.json").read_text())
+    tensors = load_file(folder / "adapter_model.safetensors")
+    scale = config["lora_alpha"] / config["r"]
+    return {
+        key.removeprefix("base_model.model.").removesuffix(".lora_A.weight"):
+        scale * tensors[key.replace("lora_A", "lora_B")].flatten(1) @ a.flatten(1)
+        for key, a in tensors.items() if ".lora_A." in key
+    }
+
+
+def check(name, model, inputs, updates):
+    """Compares what every adapted layer computes with what the base layer computes with its own weight and the update."""
+    worst, seen = 0.0, set()
+
+    def hook(module_name):
+        def compare(module, args, output):
+            nonlocal worst
+            base = module.base_layer
+            weight = base.weight.data
+            base.weight.data = weight + updates[module_name].view_as(weight)
+            expected = base(args[0])
+            base.weight.data = weight
+            assert not torch.allclose(expected, base(args[0]), rtol=1e-3), f"{module_name} adds nothing"
+            worst = max(worst, ((output - expected).norm() / expected.norm()).item())
+            seen.add(module_name)
+
+        return compare
+
+    adapted = {module_name: module for module_name, module in model.named_modules() if hasattr(module, "lora_A")}
+    assert set(adapted) == set(updates), f"{name}: {set(adapted) ^ set(updates)}"
+    for module_name, module in adapted.items():
+        module.register_forward_hook(hook(module_name))
+    with torch.no_grad():
+        model.eval()(**inputs)
+    assert seen == set(updates), f"{name}: never reached: {set(updates) - seen}"
+    assert worst <= TOLERANCE, f"{name}: a layer differs by {worst:.1e}"
+    print(f"{name}: {len(seen)} layers compute W x + s B A x, to {worst:.1e}")
+
+
+def load_unet(folder, file):
+    unet = UNet2DConditionModel.from_pretrained(folder.parent / "unet")
+    state, alphas = Loader.lora_state_dict(folder, weight_name=file, unet_config=unet.config)
+    Loader.load_lora_into_unet(state, alphas, unet, adapter_name="default")
+    return unet
+
+
+def load_text_encoder(folder, file):
+    encoder = CLIPTextModel.from_pretrained(folder.parent / "text-encoder")
+    state, alphas = Loader.lora_state_dict(folder, weight_name=file)
+    Loader.load_lora_into_text_encoder(state, alphas, encoder, prefix="text_encoder", adapter_name="default")
+    return encoder
+
+
+folder = pathlib.Path(sys.argv[2])
+if sys.argv[1] == "make":
+    make(folder)
+else:
+    for part, load in [("unet", load_unet), ("text-encoder", load_text_encoder)]:
+        updates = products(folder / f"{part}-peft")
+        for format, file in FILES.items():
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                model = load(folder / f"{part}-{format}", file)
+            check(f"{part}, {format}", model, inputs_of(part), updates)
