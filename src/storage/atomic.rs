@@ -2,12 +2,17 @@
 
 use super::Problem;
 use super::faults::{Step, step};
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::{self, File, Permissions};
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use tempfile::NamedTempFile;
+
+/// The temporary files of this process.
+static UNFINISHED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
 /// A file under construction: a temporary one in the same folder, renamed over `path` when it is complete.
 ///
@@ -17,6 +22,50 @@ use tempfile::NamedTempFile;
 pub struct AtomicFile {
     path: PathBuf,
     writer: BufWriter<NamedTempFile>,
+    listed: Listed,
+}
+
+/// A file that is whole and on the disk, but not yet in its place. Dropping it leaves no trace.
+#[derive(Debug)]
+pub struct StagedFile {
+    path: PathBuf,
+    file: NamedTempFile,
+    listed: Listed,
+}
+
+/// The path of a temporary file, as long as it is there.
+#[derive(Debug)]
+struct Listed(PathBuf);
+
+impl Listed {
+    /// Makes a file that is listed from its first moment on.
+    fn make(make: impl FnOnce() -> io::Result<NamedTempFile>) -> io::Result<(NamedTempFile, Self)> {
+        let mut all = unfinished();
+        let file = make()?;
+        let path = file.path().to_owned();
+        all.insert(path.clone());
+        Ok((file, Self(path)))
+    }
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        unfinished().remove(&self.0);
+    }
+}
+
+fn unfinished() -> MutexGuard<'static, BTreeSet<PathBuf>> {
+    UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Removes the unfinished files of this process, for a process that ends without unwinding. From then on, none is started: whoever
+/// tries waits for that end.
+pub fn abandon_unfinished() {
+    let all = unfinished();
+    for path in all.iter() {
+        let _ = fs::remove_file(path);
+    }
+    std::mem::forget(all);
 }
 
 impl AtomicFile {
@@ -45,20 +94,34 @@ impl AtomicFile {
         let mut prefix = OsString::from(".");
         prefix.push(name);
         prefix.push(".tmp");
-        let file = step(Step::Create, path)
-            .and_then(|()| {
-                tempfile::Builder::new()
-                    .prefix(&prefix)
-                    .permissions(Permissions::from_mode(0o666))
-                    .tempfile_in(folder_of(path))
-            })
-            .map_err(failed)?;
+        let make = || {
+            tempfile::Builder::new()
+                .prefix(&prefix)
+                .permissions(Permissions::from_mode(0o666))
+                .tempfile_in(folder_of(path))
+        };
+        let (file, listed) = step(Step::Create, path).and_then(|()| Listed::make(make)).map_err(failed)?;
         if let Some(permissions) = replaced {
             step(Step::Permissions, path)
                 .and_then(|()| file.as_file().set_permissions(permissions))
                 .map_err(failed)?;
         }
-        Ok(Self { path: path.into(), writer: BufWriter::new(file) })
+        Ok(Self { path: path.into(), writer: BufWriter::new(file), listed })
+    }
+
+    /// Flushes and syncs: whatever the disk may refuse, it refuses here, before anything is replaced.
+    ///
+    /// # Errors
+    /// An I/O problem if either step fails.
+    pub fn stage(self) -> Result<StagedFile, Problem> {
+        let Self { path, writer, listed } = self;
+        let failed = |doing, error: io::Error| Problem::io(doing, &error).in_file(&path);
+        step(Step::Flush, &path).map_err(|error| failed("cannot write", error))?;
+        let file = writer.into_inner().map_err(|error| failed("cannot write", error.into_error()))?;
+        step(Step::Sync, &path)
+            .and_then(|()| file.as_file().sync_all())
+            .map_err(|error| failed("cannot bring it to the disk", error))?;
+        Ok(StagedFile { path, file, listed })
     }
 
     /// Flushes, syncs, renames, and syncs the folder. Dropping without this leaves no trace.
@@ -66,21 +129,29 @@ impl AtomicFile {
     /// # Errors
     /// An I/O problem if any of these steps fails; the file that was there before is still there then.
     pub fn commit(self) -> Result<(), Problem> {
-        let Self { path, writer } = self;
-        let failed = |doing| move |error: io::Error| Problem::io(doing, &error);
-        let complete = || {
-            step(Step::Flush, &path).map_err(failed("cannot write"))?;
-            let file = writer.into_inner().map_err(|error| failed("cannot write")(error.into_error()))?;
-            step(Step::Sync, &path)
-                .and_then(|()| file.as_file().sync_all())
-                .map_err(failed("cannot bring it to the disk"))?;
-            step(Step::Rename, &path).map_err(failed("cannot rename to it"))?;
-            file.persist(&path).map_err(|error| failed("cannot rename to it")(error.error))?;
-            step(Step::SyncFolder, &path)
-                .and_then(|()| File::open(folder_of(&path))?.sync_all())
-                .map_err(failed("cannot bring its folder to the disk"))
-        };
-        complete().map_err(|problem: Problem| problem.in_file(&path))
+        self.stage()?.commit()
+    }
+
+    /// Where it will be.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl StagedFile {
+    /// Renames, and syncs the folder.
+    ///
+    /// # Errors
+    /// An I/O problem if either step fails; before the rename, the file that was there before is still there.
+    pub fn commit(self) -> Result<(), Problem> {
+        let Self { path, file, listed } = self;
+        let failed = |doing, error: io::Error| Problem::io(doing, &error).in_file(&path);
+        step(Step::Rename, &path).map_err(|error| failed("cannot rename to it", error))?;
+        file.persist(&path).map_err(|error| failed("cannot rename to it", error.error))?;
+        drop(listed);
+        step(Step::SyncFolder, &path)
+            .and_then(|()| File::open(folder_of(&path))?.sync_all())
+            .map_err(|error| failed("cannot bring its folder to the disk", error))
     }
 
     /// Where it will be.
@@ -189,6 +260,29 @@ mod tests {
         drop(file);
         assert_eq!(names(folder.path()), ["content"]);
         assert_eq!(fs::read(&path).unwrap(), b"old");
+    }
+
+    /// What is staged is whole, and still not in place.
+    #[test]
+    fn a_staged_file_changes_nothing_until_it_is_committed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("content");
+        fs::write(&path, b"old").unwrap();
+        let stage = || {
+            let mut file = AtomicFile::create(&path).unwrap();
+            file.write_all(b"new").unwrap();
+            file.stage().unwrap()
+        };
+        drop(stage());
+        assert_eq!(names(folder.path()), ["content"]);
+        let staged = stage();
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        let temporary = names(folder.path()).into_iter().find(|name| name != "content").unwrap();
+        assert_eq!(fs::read(folder.path().join(&temporary)).unwrap(), b"new");
+        assert!(unfinished().iter().any(|path| path.ends_with(&temporary)));
+        staged.commit().unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+        assert!(!unfinished().iter().any(|path| path.ends_with(&temporary)));
     }
 
     #[test]

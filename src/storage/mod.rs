@@ -14,7 +14,7 @@ mod recognize;
 pub mod safetensors;
 mod source;
 
-pub use atomic::{AtomicFile, is_unfinished, write_atomically};
+pub use atomic::{AtomicFile, StagedFile, abandon_unfinished, is_unfinished, write_atomically};
 pub use checkpoint::{Checkpoint, Piece, StoredTensor};
 pub(crate) use hash::Hashing;
 pub use hash::fingerprint;

@@ -24,6 +24,7 @@ pub struct Problem {
     tensor: Option<String>,
     what: String,
     help: Option<String>,
+    is_change: bool,
 }
 
 impl Problem {
@@ -46,13 +47,18 @@ impl Problem {
         Self::new(Category::Io, what.into())
     }
 
+    /// An input that was written to while it was read: data, and what was made of it is of no use.
+    pub fn change(what: impl Into<String>) -> Self {
+        Self { is_change: true, ..Self::data(what) }
+    }
+
     /// An end before the work was done, because it was asked for.
     pub fn interrupted(what: impl Into<String>) -> Self {
         Self::new(Category::Interrupted, what.into())
     }
 
     fn new(category: Category, what: String) -> Self {
-        Self { category, file: None, tensor: None, what, help: None }
+        Self { category, file: None, tensor: None, what, help: None, is_change: false }
     }
     /// Names the file.
     #[must_use]
@@ -75,6 +81,10 @@ impl Problem {
     /// Who has to act.
     pub fn category(&self) -> Category {
         self.category
+    }
+    /// Whether it is a [`change`](Self::change).
+    pub fn is_change(&self) -> bool {
+        self.is_change
     }
     /// The next step, if one is known.
     pub fn next_step(&self) -> Option<&str> {

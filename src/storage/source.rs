@@ -170,7 +170,7 @@ impl Source {
         } else {
             "it was written to".into()
         };
-        Err(Problem::data(format!("changed while it was being read: {how}"))
+        Err(Problem::change(format!("changed while it was being read: {how}"))
             .in_file(&self.path)
             .help("run again when nothing writes to it"))
     }
