@@ -486,6 +486,10 @@ pub enum GenerateCommand {
         /// Folder to write the pages to
         #[arg(short, long, value_name = "DIR")]
         out: Option<PathBuf>,
+
+        /// Replace pages that are already there
+        #[arg(long, requires = "out")]
+        force: bool,
     },
     /// Script that divides a job over a Slurm cluster, on stdout
     ///

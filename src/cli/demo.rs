@@ -20,6 +20,9 @@ use std::path::Path;
 
 /// Rows of each of the two fine-tuning shards, and of the pre-training file.
 const ROWS: usize = 1024;
+/// What the configuration of its model says, by which it is known again.
+const MODEL_TYPE: &str = "cntlora-demo";
+
 
 /// Makes the files, runs the main job, and says what to try next.
 pub fn run(args: &DemoArgs, terminal: &Terminal) -> anyhow::Result<()> {
@@ -74,6 +77,15 @@ fn refuse_used(args: &DemoArgs) -> Result<(), Problem> {
     let used = fs::read_dir(&args.folder).is_ok_and(|mut entries| entries.next().is_some());
     if used && !args.force {
         return Err(Problem::usage("expected a new or empty folder, found one that holds something")
+    let model = args.folder.join("model");
+    let holds = |name: &str| model.join(name).exists();
+    let is_ours =
+        || fs::read_to_string(model.join("config.json")).is_ok_and(|text| text.contains(MODEL_TYPE));
+    if (holds("config.json") || holds("model.safetensors")) && !is_ours() {
+        return Err(Problem::usage("expected a model that the demo made, found another one")
+            .in_file(&model)
+            .help("name another folder"));
+    }
             .in_file(&args.folder)
             .help("name another folder, or add --force"));
     }
@@ -85,7 +97,7 @@ fn make(model_folder: &Path, activations: &Path, source: &Path) -> Result<(), Pr
         create_folder(folder)?;
     }
     let model = Model::new();
-    let config = json!({ "model_type": "cntlora-demo", "_name_or_path": "cntlora-demo" });
+    let config = json!({ "model_type": MODEL_TYPE, "_name_or_path": MODEL_TYPE });
     write_atomically(&model_folder.join("config.json"), format!("{config:#}\n").as_bytes())?;
     let weights = model.weights.iter().map(|(module, weight)| (format!("{module}.weight"), weight.as_ref()));
     write_matrices(&model_folder.join("model.safetensors"), &BTreeMap::new(), Element::F32, weights)?;
@@ -136,6 +148,17 @@ mod tests {
         let args = |force| DemoArgs { folder: folder.path().into(), force };
         assert!(refuse_used(&args(false)).is_ok());
         fs::write(folder.path().join("thesis.tex"), "").unwrap();
+        fs::create_dir(folder.path().join("model")).unwrap();
+        for (config, ours) in
+            [("{\"model_type\":\"bert\"}", false), ("{\"model_type\":\"cntlora-demo\"}", true)]
+        {
+            fs::write(folder.path().join("model/config.json"), config).unwrap();
+            assert_eq!(
+                refuse_used(&args(true)).is_ok(),
+                ours,
+                "a model of the user is not replaced even by force"
+            );
+        }
         assert!(refuse_used(&args(false)).is_err());
         assert!(refuse_used(&args(true)).is_ok());
         assert!(refuse_used(&DemoArgs { folder: folder.path().join("new"), force: false }).is_ok());

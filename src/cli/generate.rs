@@ -1,7 +1,7 @@
 //! Manual pages and shell completions, from the same description as `--help`.
 
 use super::args::{Cli, GenerateCommand};
-use super::prepare::create_folder;
+use super::prepare::{create_folder, refuse_existing};
 use super::slurm;
 use super::terminal::Terminal;
 use clap::CommandFactory;
@@ -12,12 +12,12 @@ use std::path::Path;
 /// Generates what is asked for.
 pub fn run(command: &GenerateCommand, terminal: &Terminal) -> anyhow::Result<()> {
     match command {
-        GenerateCommand::Man { out: Some(folder) } => {
+        GenerateCommand::Man { out: Some(folder), force } => {
             let pages = pages()?;
-            write_pages(folder, &pages)?;
+            write_pages(folder, &pages, *force)?;
             terminal.note(&format!("{} pages in {}", pages.len(), folder.display()));
         }
-        GenerateCommand::Man { out: None } => terminal.data(&rendered(&Man::new(tool()))?)?,
+        GenerateCommand::Man { out: None, .. } => terminal.data(&rendered(&Man::new(tool()))?)?,
         GenerateCommand::Slurm(args) => slurm::run(args, terminal)?,
         GenerateCommand::Completions { shell } => {
             let mut script = Vec::new();
@@ -54,7 +54,12 @@ fn rendered(page: &Man) -> std::io::Result<Vec<u8>> {
     Ok(text)
 }
 
-fn write_pages(folder: &Path, pages: &[(String, Vec<u8>)]) -> Result<(), Problems> {
+fn write_pages(folder: &Path, pages: &[(String, Vec<u8>)], force: bool) -> Result<(), Problems> {
+    let mut problems = Problems::default();
+    for (name, _) in pages {
+        problems.collect(refuse_existing(&folder.join(name), force));
+    }
+    problems.or_ok(())?;
     create_folder(folder)?;
     for (name, page) in pages {
         write_atomically(&folder.join(name), page)?;
@@ -65,6 +70,19 @@ fn write_pages(folder: &Path, pages: &[(String, Vec<u8>)]) -> Result<(), Problem
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What is there is replaced only by force.
+    #[test]
+    fn pages_are_replaced_only_by_force() {
+        let folder = tempfile::tempdir().unwrap();
+        let page = [("cntlora.1".to_owned(), b"new".to_vec())];
+        std::fs::write(folder.path().join("cntlora.1"), "old").unwrap();
+        let problems = write_pages(folder.path(), &page, false).unwrap_err();
+        assert!(problems.0[0].next_step().unwrap().contains("--force"), "{problems}");
+        assert_eq!(std::fs::read(folder.path().join("cntlora.1")).unwrap(), b"old");
+        write_pages(folder.path(), &page, true).unwrap();
+        assert_eq!(std::fs::read(folder.path().join("cntlora.1")).unwrap(), b"new");
+    }
 
     /// One page per command, none empty, and each says how the command ends.
     #[test]
