@@ -98,7 +98,7 @@ fn measure_site(
     }
     let site = super::site_of(set, name)?;
     let sums = reading.measure(set, site, rows.clone(), KIND)?;
-    if let Some(partial) = reading.partial {
+    if let (Some(partial), false) = (reading.partial, sums.saved) {
         let extent = extent(planned, reading.precision);
         partial.sums(name, KIND).save(&extent, &sums.moments, rows.end, sums.skipped_rows)?;
     }

@@ -26,6 +26,8 @@ pub(super) struct Reading<'a> {
 pub(super) struct Measured<T> {
     pub moments: T,
     pub skipped_rows: u64,
+    /// Whether they are saved with all rows.
+    pub saved: bool,
 }
 
 impl Reading<'_> {
@@ -54,7 +56,8 @@ impl Reading<'_> {
             self.observer.event(Event::RowsAdded { site: &site.name, rows: count });
             keeper.block_added(&moments, next_row, skipped_rows)?;
         }
-        Ok(Measured { moments, skipped_rows })
+        let saved = keeper.all_added(&moments, next_row, skipped_rows)?;
+        Ok(Measured { moments, skipped_rows, saved })
     }
 
     /// The moments of pairs: row i of the source and row i of the target are the same input. A pair is left out
@@ -98,7 +101,8 @@ impl Reading<'_> {
             self.observer.event(Event::RowsAdded { site: &target_site.name, rows: 2 * rows as u64 });
             keeper.block_added(moments.joint(), next_row, skipped_rows)?;
         }
-        Ok(Measured { moments, skipped_rows })
+        let saved = keeper.all_added(moments.joint(), next_row, skipped_rows)?;
+        Ok(Measured { moments, skipped_rows, saved })
     }
 
     /// The sums that were saved, or those of no rows. `sides` is how many rows of files make up one that is added.

@@ -90,12 +90,19 @@ impl SavedSums {
     }
 }
 
+/// Sums that took less than this to add are not saved at the end of their site: with many small sites, saving would take longer than
+/// adding again.
+const SHORT: Duration = Duration::from_millis(500);
+
 /// Saves sums when it is time, and ends the run when it is asked to.
 pub(super) struct Keeper<'a> {
     saved: Option<&'a SavedSums>,
     extent: &'a Extent<'a>,
     observer: &'a dyn Observer,
+    /// When they were saved last, or begun.
     last: Instant,
+    /// Whether rows were added since.
+    unsaved: bool,
 }
 
 impl<'a> Keeper<'a> {
@@ -104,7 +111,7 @@ impl<'a> Keeper<'a> {
         extent: &'a Extent<'a>,
         observer: &'a dyn Observer,
     ) -> Self {
-        Self { saved, extent, observer, last: Instant::now() }
+        Self { saved, extent, observer, last: Instant::now(), unsaved: false }
     }
 
     /// To be called after every block.
@@ -114,14 +121,41 @@ impl<'a> Keeper<'a> {
         next_row: u64,
         skipped_rows: u64,
     ) -> Result<(), Problem> {
+        self.unsaved = true;
         let stop = self.observer.stop_requested();
         if let Some(saved) = self.saved
             && (stop || self.last.elapsed() >= saved.interval)
         {
-            saved.save(self.extent, moments, next_row, skipped_rows)?;
-            self.last = Instant::now();
+            self.save(saved, moments, next_row, skipped_rows)?;
         }
         if stop { Err(interrupted()) } else { Ok(()) }
+    }
+
+    /// To be called after the last block, since what follows can take long. Returns whether these rows were added and are all saved.
+    pub(super) fn all_added(
+        &mut self,
+        moments: &Moments,
+        next_row: u64,
+        skipped_rows: u64,
+    ) -> Result<bool, Problem> {
+        let Some(saved) = self.saved else { return Ok(false) };
+        if self.unsaved && self.last.elapsed() >= SHORT {
+            self.save(saved, moments, next_row, skipped_rows)?;
+        }
+        Ok(next_row > self.extent.rows.start && !self.unsaved)
+    }
+
+    fn save(
+        &mut self,
+        saved: &SavedSums,
+        moments: &Moments,
+        next_row: u64,
+        skipped_rows: u64,
+    ) -> Result<(), Problem> {
+        saved.save(self.extent, moments, next_row, skipped_rows)?;
+        self.last = Instant::now();
+        self.unsaved = false;
+        Ok(())
     }
 }
 

@@ -248,7 +248,7 @@ impl Measurements {
             }
             Recording::Moments(set) => {
                 let skipped_rows = set.content().sites.get(name).map_or(0, |site| site.skipped_rows);
-                Ok(Measured { moments: set.read(name)?, skipped_rows })
+                Ok(Measured { moments: set.read(name)?, skipped_rows, saved: false })
             }
         }
     }
