@@ -90,6 +90,14 @@ fn parts_that_do_not_make_up_a_run_are_refused() {
         "expected the layers of this site in one of the parts, found none",
     );
     fs::rename(small.path("away"), &layers).unwrap();
+    let sound = fs::read(&layers).unwrap();
+    fs::write(&layers, &sound[..sound.len() / 2]).unwrap();
+    small.refused(
+        "merge parts -o adapter",
+        3,
+        "remove this part, make it again by the same command with --shard",
+    );
+    fs::write(&layers, sound).unwrap();
     small.succeed("merge parts -o adapter");
 
     let touched = fs::File::options().append(true).open(small.path("target/1.safetensors")).unwrap();

@@ -7,9 +7,7 @@
 use super::job::Job;
 use super::part::{PART, Part};
 use super::partial::{JOB, PartialRun};
-use super::{
-    Observer, Outcome, Threads, assemble, check_unchanged, damaged, site, with_threads, work_side_by_side,
-};
+use super::{Observer, Outcome, Threads, assemble, check_unchanged, site, with_threads, work_side_by_side};
 use crate::plan::{Inputs, Plan, Shard};
 use crate::storage::{Access, Problem, Problems, Source, quoted};
 use std::collections::BTreeMap;
@@ -153,7 +151,7 @@ impl Parts {
                         .in_tensor(&planned.name),
                 )
             })?;
-            finished.push(site::load(planned, &path, &identity)?);
+            finished.push(site::load(planned, &path, &identity).map_err(damaged)?);
         }
         assemble(plan, inputs, finished, started)
     }
@@ -161,5 +159,11 @@ impl Parts {
 
 fn read(folder: &PathBuf) -> Result<(&PathBuf, Part, Job), Problem> {
     let open = |name: &str| Source::open(&folder.join(name), Access::Read);
-    Ok((folder, Part::read(&open(PART)?)?, Job::read(&open(JOB)?)?))
+    Ok((folder, Part::read(&open(PART)?)?, Job::read(&open(JOB)?).map_err(damaged)?))
+}
+
+/// What to make of a file of a part that is not what was saved.
+fn damaged(problem: Problem) -> Problem {
+    Problem::environment(problem.to_string())
+        .help("remove this part, make it again by the same command with --shard, and give all of them")
 }

@@ -43,7 +43,7 @@ pub(super) fn finish<'a>(
     let Some(partial) = partial else { return work(plan, planned, inputs, threads, observer, None) };
     let path = partial.layers(&planned.name);
     if path.exists() {
-        let finished = load(planned, &path, partial.job())?;
+        let finished = load(planned, &path, partial.job()).map_err(damaged)?;
         observer.event(Event::SiteStarted { site: &planned.name, rows: planned.rows_to_read });
         observer.event(Event::Resumed { site: &planned.name, rows: planned.rows_to_read });
         for layer in &finished.layers {
@@ -69,9 +69,8 @@ pub(super) fn load<'a>(
     path: &Path,
     job: &str,
 ) -> Result<FinishedSite<'a>, Problem> {
-    let mut saved = SavedLayers::read(&Source::open(path, Access::Read)?).map_err(damaged)?;
-    let foreign =
-        || damaged(Problem::data("expected the layers of this run, found other ones").in_file(path));
+    let mut saved = SavedLayers::read(&Source::open(path, Access::Read)?)?;
+    let foreign = || Problem::data("expected the layers of this run, found other ones").in_file(path);
     if saved.job != job || saved.report.name != planned.name {
         return Err(foreign());
     }
@@ -220,7 +219,7 @@ impl Measurements {
         {
             let pairs =
                 reading.measure_pairs((source, site_of(source, name)?), (target, site_of(target, name)?));
-            let Measured { moments, skipped_rows } = pairs?;
+            let Measured { moments, skipped_rows, .. } = pairs?;
             let (source, target, cross) = moments.split().map_err(|error| describe(error).in_tensor(name))?;
             return Ok(Self { target, source: Some(source), cross: Some(cross), skipped_rows });
         }
