@@ -14,16 +14,22 @@ use cntlora::storage::Category;
 use progress::leave_progress;
 use rustix::process::{Pid, Signal, kill_process};
 use small::{Small, names};
+use std::collections::BTreeMap;
 use std::fs;
-use std::process::Stdio;
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Output, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 /// Every way to measure: one kind of activations, both, and pairs; and a run that writes a base as well.
-const JOBS: [(&str, &str); 4] = [
+const JOBS: [(&str, &str); 5] = [
     ("adapter", "init model.safetensors -a target -o adapter --rank 4 --threads 2"),
     ("base", "init model.safetensors -a target --source source -o base --rank 4 --start residual"),
+    (
+        "elsewhere",
+        "init model.safetensors -a target -o elsewhere --rank 4 --start residual --base-out changed --report page.html",
+    ),
     ("paired", "init model.safetensors -a target --source source -o paired --rank 4 --coupling paired"),
     ("t.moments.safetensors", "moments target -o t.moments.safetensors"),
 ];
@@ -31,6 +37,32 @@ const JOBS: [(&str, &str); 4] = [
 fn is_complete(small: &Small, out: &str) -> bool {
     let path = small.path(out);
     path.is_file() || path.join("adapter_config.json").is_file()
+}
+
+/// The bytes of an output, and of the base that is written elsewhere with it.
+fn bytes(small: &Small, out: &str) -> Vec<BTreeMap<String, Vec<u8>>> {
+    let mut found = vec![small.bytes(out)];
+    if out == "elsewhere" {
+        found.push(BTreeMap::from([(
+            String::new(),
+            fs::read(small.path("changed/model.safetensors")).unwrap(),
+        )]));
+    }
+    found
+}
+
+/// The files below a folder whose names are those of unfinished ones.
+fn leftovers(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for name in names(folder) {
+        let path = folder.join(&name);
+        if path.is_dir() {
+            found.append(&mut leftovers(&path));
+        } else if name.contains(".tmp") {
+            found.push(path);
+        }
+    }
+    found
 }
 
 /// A random number below 1, of a sequence that is the same every time.
@@ -77,14 +109,11 @@ fn killed_runs_resume_to_the_same_bytes() {
                 }
                 assert!(progress < 1000, "{words}: no progress in all these runs");
             }
-            assert!(small.bytes(out) == whole.bytes(out), "{words}: other bytes after {kills} kills");
+            assert!(bytes(&small, out) == bytes(&whole, out), "{words}: other bytes after {kills} kills");
             assert!(!small.path(&format!("{out}.partial")).exists());
-            let path = small.path(out);
-            if path.is_dir() {
-                assert!(names(&path).iter().all(|name| !name.contains(".tmp")), "{:?}", names(&path));
-                fs::remove_dir_all(path).unwrap();
-            } else {
-                fs::remove_file(path).unwrap();
+            assert!(leftovers(&small.path("")).is_empty(), "{words}: {:?}", leftovers(&small.path("")));
+            for written in [out, "changed", "page.html"].map(|name| small.path(name)) {
+                let _ = if written.is_dir() { fs::remove_dir_all(written) } else { fs::remove_file(written) };
             }
             assert_eq!(names(&small.path("")), ["model.safetensors", "source", "target"], "{words}");
         }
@@ -108,13 +137,15 @@ fn a_complete_output_of_an_unfinished_run_is_its_own() {
             fs::create_dir_all(&partial).unwrap();
             saved.iter().for_each(|(bytes, name)| fs::write(partial.join(name), bytes).unwrap());
             if writing {
-                fs::write(partial.join("writing"), "").unwrap();
+                let outputs = [out, &format!("{out}/base"), "changed", "page.html"];
+                let outputs = outputs.map(|name| format!("{}\0", small.path(name).display()));
+                fs::write(partial.join("writing"), outputs.concat()).unwrap();
             }
         };
         unfinished(false);
         small.refused(&words, 2, "--force");
         unfinished(true);
-        let other = format!("{words} --nonfinite skip-rows");
+        let other = format!("{words} --exclude mlp");
         small.refused(&other, 2, "holds the progress of another run");
         small.succeed(&words);
         assert!(small.bytes(out) == complete && !partial.exists());
@@ -196,40 +227,223 @@ fn runs_stopped_after_any_block_go_on_to_the_same_bits() {
     }
 }
 
-/// SIGTERM ends a run after the block that it is at, with its progress saved whatever the interval.
+/// Stopped when the sums of a site are complete and its layers are not: all of its rows are saved, whatever the interval.
 #[test]
-fn terminated_runs_save_and_say_so() {
-    let (out, words) = JOBS[0];
-    let whole = Small::new();
-    whole.succeed(words);
+fn sums_outlive_a_stop_during_the_decomposition() {
+    /// Takes its time with the first rows of each side, so that the site is not too small to be saved.
+    #[derive(Default)]
+    struct StopWhenReady {
+        rows: AtomicU64,
+        ready: AtomicBool,
+        resumed: AtomicU64,
+    }
+    impl Observer for StopWhenReady {
+        fn event(&self, event: Event<'_>) {
+            match event {
+                Event::RowsAdded { rows, .. } => {
+                    let before = self.rows.fetch_add(rows, SeqCst);
+                    if before.is_multiple_of(small::ROWS.iter().sum::<usize>() as u64) {
+                        sleep(Duration::from_millis(600));
+                    }
+                }
+                Event::MomentsReady { .. } => self.ready.store(true, SeqCst),
+                Event::Resumed { rows, .. } => {
+                    self.resumed.fetch_add(rows, SeqCst);
+                }
+                _ => {}
+            }
+        }
+        fn stop_requested(&self) -> bool {
+            self.ready.load(SeqCst)
+        }
+    }
     let small = Small::new();
-    for attempt in 0.. {
-        assert!(attempt < 100, "every run ended before the signal came");
+    for coupling in [Coupling::Transport, Coupling::Paired] {
+        let mut request = Request {
+            source: vec![small.path("source")],
+            method: Options { coupling, ..Options::default() },
+            threads: 1,
+            ..Request::new(small.path("model.safetensors"), vec![small.path("target")])
+        };
+        request.method.ranks = Policy::Fixed(4);
+        request.method.limits = Limits { min: 0, max: 4, multiple: 1 };
+        let (plan, inputs) = plan(&request).unwrap();
+        let job = Job::of_run(&plan, &inputs);
+        let partial = PartialRun::open(&small.path("out.partial"), &job, Duration::MAX, false).unwrap();
+        let problems = run_resumable(&plan, &inputs, &StopWhenReady::default(), &partial).err().unwrap();
+        assert_eq!(problems.category(), Category::Interrupted, "{problems}");
+        let observer = StopWhenReady::default();
+        run_resumable(&plan, &inputs, &observer, &partial).err().unwrap();
+        let rows = 2 * small::ROWS.iter().sum::<usize>() as u64;
+        assert_eq!(observer.resumed.load(SeqCst), rows, "both sides of the first site, {coupling:?}");
+        partial.discard().unwrap();
+    }
+}
+
+/// Starts a run, and gives it to `signal` when it has saved something, until it ends as `wanted`. Returns what it said.
+fn signalled(
+    small: &Small,
+    (out, words): (&str, &str),
+    signal: impl Fn(&Child),
+    wanted: impl Fn(&str) -> bool,
+) -> String {
+    let partial = small.path(&format!("{out}.partial"));
+    let saved = || partial.is_dir() && names(&partial).iter().any(|name| name.ends_with(".safetensors"));
+    for _ in 0..100 {
         let mut command = small.command(words);
-        let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-        let job = small.path("adapter.partial/job.json");
-        while !job.exists() && !is_complete(&small, out) {
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        while !saved() && child.try_wait().unwrap().is_none() {
             sleep(Duration::from_micros(200));
         }
         // Without effect on a run that has ended.
-        let _ = kill_process(Pid::from_child(&child), Signal::TERM);
-        let output = child.wait_with_output().unwrap();
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        if output.status.code() == Some(130)
-            && stderr.contains("adapter.partial: stopped before it was finished")
-        {
-            assert!(stderr.contains("give the same command again to go on"), "{stderr}");
-            break;
+        signal(&child);
+        let Output { status, stderr, .. } = child.wait_with_output().unwrap();
+        let stderr = String::from_utf8(stderr).unwrap();
+        if status.code() == Some(130) && wanted(&stderr) {
+            return stderr;
         }
-        let _ = fs::remove_dir_all(small.path(out));
-        let _ = fs::remove_dir_all(small.path("adapter.partial"));
+        for left in [small.path(out), partial.clone()] {
+            let _ = if left.is_dir() { fs::remove_dir_all(left) } else { fs::remove_file(left) };
+        }
     }
-    assert!(!is_complete(&small, out));
+    panic!("no run was met by the signal as it should be");
+}
+
+fn send(child: &Child, signal: Signal) {
+    let _ = kill_process(Pid::from_child(child), signal);
+}
+
+/// Every command that saves its progress, with the output that it is for.
+const SAVING: [(&str, &str); 3] = [
+    JOBS[0],
+    JOBS[4],
+    ("parts/part-00000-of-00001", "init model.safetensors -a target -o parts --rank 4 --shard 0/1"),
+];
+
+/// What came of a command of [`SAVING`]: of a part, the adapter that it joins to.
+fn result(small: &Small, out: &str) -> BTreeMap<String, Vec<u8>> {
+    if out.starts_with("parts") {
+        small.succeed("merge parts -o joined");
+        return small.bytes("joined");
+    }
+    small.bytes(out)
+}
+
+/// A signal ends a run after the block that it is at, with its progress saved.
+#[test]
+fn terminated_runs_save_and_say_so() {
+    for ((out, words), signal) in SAVING.into_iter().zip([Signal::TERM, Signal::INT, Signal::TERM]) {
+        let words = &format!("{words} --checkpoint-every 0");
+        let whole = Small::new();
+        whole.succeed(words);
+        let small = Small::new();
+        let stopped = format!("{out}.partial: stopped before it was finished");
+        let stderr =
+            signalled(&small, (out, words), |child| send(child, signal), |stderr| stderr.contains(&stopped));
+        assert!(stderr.contains("give the same command again to go on"), "{stderr}");
+        assert!(!is_complete(&small, out));
+        let output = small.succeed(words);
+        let going_on = format!("Going on from the progress in \"{out}.partial\"");
+        assert!(String::from_utf8_lossy(&output.stderr).contains(&going_on));
+        assert!(result(&small, out) == result(&whole, out), "{words}");
+    }
+}
+
+/// A second signal ends a run at once. What was saved before is good, and nothing unfinished is left.
+#[test]
+fn a_second_signal_ends_a_run_at_once() {
+    for (out, words) in SAVING {
+        let words = &format!("{words} --checkpoint-every 0");
+        let whole = Small::new();
+        whole.succeed(words);
+        let small = Small::new();
+        let twice = |child: &Child| {
+            send(child, Signal::INT);
+            send(child, Signal::TERM);
+        };
+        signalled(&small, (out, words), twice, |stderr| {
+            stderr.contains("stopping, and saving") && !stderr.contains("stopped before it was finished")
+        });
+        assert!(leftovers(&small.path("")).is_empty(), "{words}: {:?}", leftovers(&small.path("")));
+        small.succeed(words);
+        assert!(result(&small, out) == result(&whole, out), "{words}");
+    }
+}
+
+/// What is refused at the very end costs no progress: here numbers that do not fit their format.
+#[test]
+fn a_format_that_is_too_small_costs_no_progress() {
+    let words = "init model.safetensors -a target -o out --rank 4 --strength 1e12";
+    let whole = Small::new();
+    whole.succeed(words);
+    let small = Small::new();
+    small.refused(&format!("{words} --dtype f16"), 1, "which is too large for it");
     let output = small.succeed(words);
     assert!(
-        String::from_utf8_lossy(&output.stderr).contains("Going on from the progress in \"adapter.partial\"")
+        String::from_utf8_lossy(&output.stderr).contains("Going on from the progress in \"out.partial\"")
     );
-    assert!(small.bytes(out) == whole.bytes(out));
+    assert!(small.bytes("out") == whole.bytes("out"));
+}
+
+/// Sums of rows that were refused for the first that is not finite go on when such rows are skipped, and not the other way round.
+#[test]
+fn refused_rows_cost_no_progress() {
+    let words = "moments target -o t.m --checkpoint-every 0";
+    let spoil = |small: &Small| {
+        let path = small.path("target/2.safetensors");
+        let mut bytes = fs::read(&path).unwrap();
+        let end = bytes.len();
+        bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+        fs::write(path, bytes).unwrap();
+    };
+    let (whole, small) = (Small::new(), Small::new());
+    spoil(&whole);
+    spoil(&small);
+    whole.succeed(&format!("{words} --nonfinite skip-rows"));
+    small.refused(words, 1, "is not a finite f32 number");
+    let output = small.succeed(&format!("{words} --nonfinite skip-rows"));
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("Going on from the progress in \"t.m.partial\"")
+    );
+    // The recordings are other files here, with other times.
+    let sums = |small: &Small| {
+        small.succeed("init model.safetensors --moments t.m -o out --rank 4");
+        small.bytes("out")["adapter_model.safetensors"].clone()
+    };
+    assert!(sums(&small) == sums(&whole));
+
+    leave_progress(&small, &format!("{words} --force --nonfinite skip-rows"), "t.m");
+    small.refused(
+        &format!("{words} --force"),
+        2,
+        "options.nonfinite was \"skip-rows\", and is \"refuse\" now",
+    );
+}
+
+/// Progress makes no other folder this run's own: a base that another run did not begin to write is not replaced without force.
+#[test]
+fn progress_is_no_leave_to_replace_another_model() {
+    let small = Small::new();
+    let words =
+        "init model.safetensors -a target -o out --rank 4 --start residual --checkpoint-every 0 --base-out";
+    fs::create_dir(small.path("other")).unwrap();
+    fs::write(small.path("other/model.safetensors"), "mine").unwrap();
+    leave_progress(&small, &format!("{words} b1"), "out");
+    for options in ["", " --restart"] {
+        small.refused(&format!("{words} other{options}"), 2, "other: expected an output folder without");
+    }
+    // Nor when the output was begun.
+    small.refused(&format!("{words} b1 --scale 1e-14 --dtype f16 --restart"), 1, "too large for it");
+    assert!(small.path("out.partial/writing").exists());
+    for options in ["", " --restart"] {
+        small.refused(
+            &format!("{words} other --scale 1e-14{options}"),
+            2,
+            "other: expected an output folder without",
+        );
+    }
+    assert_eq!(fs::read(small.path("other/model.safetensors")).unwrap(), b"mine");
+    small.succeed(&format!("{words} b1 --restart"));
 }
 
 /// Progress is of one job: others are refused by what differs, and go on only when they begin anew.
@@ -247,7 +461,6 @@ fn progress_of_another_job_is_refused_by_name() {
         );
     };
     refused("--ridge 0.5", "options.method.ridge was 0.01, and is 0.5 now");
-    refused("--nonfinite skip-rows", "options.nonfinite was \"refuse\", and is \"skip-rows\" now");
     refused("--exclude mlp", "sites.block.mlp is missing now");
     refused("--source source", "inputs.source.source/0.safetensors was not there");
     small.succeed(&format!("{words} --dtype bf16 --threads 1"));

@@ -1,5 +1,6 @@
 //! Every step of the writers fails in turn, once and from then on: what is left is old, complete, or does not load.
 
+use super::replace::BaseRecord;
 use super::testing::{adapter, factors, files, provenance, write_tensors};
 use super::*;
 use crate::storage::faults::{Faults, Step, folder, inject};
@@ -107,6 +108,11 @@ fn an_adapter_of_one_file_is_old_complete_or_none() {
     assert!(is_complete(folder.path()));
     retire(folder.path()).unwrap();
     assert!(!is_complete(folder.path()));
+    kohya(folder.path(), "old").unwrap();
+    fs::write(folder.path().join(SingleFile::Diffusers.file_name()), "older").unwrap();
+    write_adapter(folder.path(), "new").unwrap();
+    let left: Vec<String> = files(folder.path()).into_keys().collect();
+    assert_eq!(left, [CONFIG_FILE, TENSORS_FILE, RECORD_FILE]);
 }
 
 /// A model of two shards or of one file, with a configuration that differs between them.
@@ -134,6 +140,10 @@ fn write_base(folder: &Path, sharded: bool) -> Result<(), Problems> {
     write_residual_base(folder, &checkpoint, &layers, 1.0, Element::F32).map(drop)
 }
 
+fn remove_base(folder: &Path) -> Result<(), Problem> {
+    BaseRecord::of(folder)?.map_or(Ok(()), |record| record.remove_from(folder))
+}
+
 /// The weights of a base of shards must not stay beside those of one file, nor the other way round.
 #[test]
 fn a_base_is_old_complete_or_does_not_load() {
@@ -157,9 +167,9 @@ fn a_base_is_old_complete_or_does_not_load() {
         assert_eq!(left.remove("notes.txt").unwrap(), b"of the user", "what we did not write stays");
         assert_eq!(left, files(&fresh), "nothing of the old base is left");
 
-        remove_residual_base(&replaced).unwrap();
+        remove_base(&replaced).unwrap();
         assert_eq!(files(&replaced).into_keys().collect::<Vec<_>>(), ["notes.txt"]);
-        remove_residual_base(&fresh).unwrap();
+        remove_base(&fresh).unwrap();
         assert!(!fresh.exists());
     }
 }
@@ -173,7 +183,7 @@ fn a_record_reaches_no_other_folder() {
     fs::write(parent.path().join("kept"), "").unwrap();
     let record = r#"{"format":"cntlora-base","version":1,"files":["../kept"]}"#;
     fs::write(folder.join(RECORD_FILE), record).unwrap();
-    let problem = remove_residual_base(&folder).unwrap_err();
+    let problem = remove_base(&folder).unwrap_err();
     assert!(problem.to_string().ends_with("found \"../kept\""), "{problem}");
     assert!(parent.path().join("kept").exists());
 }

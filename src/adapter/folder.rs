@@ -36,6 +36,11 @@ impl<'a> OutputFolder<'a> {
         }
     }
 
+    /// Where it is.
+    pub(super) fn path(&self) -> &'a Path {
+        self.path
+    }
+
     /// Starts a file, with the folders below this one that its name asks for.
     pub(super) fn create(&self, name: impl AsRef<Path>) -> Result<AtomicFile, Problem> {
         let path = self.path.join(name);
@@ -53,7 +58,7 @@ impl<'a> OutputFolder<'a> {
         match step(Step::Remove, &path).and_then(|()| fs::remove_file(&path)) {
             Ok(()) => {
                 let failed =
-                    |error| Problem::io("cannot bring the folder to the disk", &error).in_file(self.path);
+                    |error| Problem::io("cannot bring its removal to the disk", &error).in_file(&path);
                 step(Step::SyncFolder, &path).and_then(|()| File::open(self.path)?.sync_all()).map_err(failed)
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),

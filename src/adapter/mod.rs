@@ -13,6 +13,7 @@ mod record;
 mod replace;
 mod residual;
 mod single_file;
+mod staged;
 #[cfg(test)]
 mod testing;
 mod verify;
@@ -23,11 +24,11 @@ pub use folder::refuse_occupied;
 pub use peft::{other_modules, write_peft};
 pub use read::{PeftAdapter, PeftLayer};
 pub use record::{FileRecord, Origin, RECORD_FILE, record_heading, recorded_layer};
-pub use replace::{remove_anchor, remove_residual_base};
 pub use residual::{
     AdaptedWeight, StagedBase, refuse_model_folder, stage_residual_base, write_residual_base,
 };
 pub use single_file::{Component, SingleFile, refuse_shapes_without_place, write_single_file};
+pub use staged::{Staged, StagedAdapter, anchor_of, default_base};
 pub use verify::{Check, Outcome, Verification, verify};
 
 use crate::element::Element;
@@ -44,6 +45,8 @@ use std::path::Path;
 pub const TENSORS_FILE: &str = "adapter_model.safetensors";
 /// The configuration of a PEFT adapter. It is written last: its presence means that the adapter is complete.
 pub const CONFIG_FILE: &str = "adapter_config.json";
+/// The file beside an adapter that holds the report of its run.
+pub const REPORT_FILE: &str = "report.json";
 
 /// The factors of all layers, by runtime module name, and the scale `s` that they share.
 pub struct Adapter {
@@ -99,10 +102,26 @@ pub fn write_adapter(
     beside: &[(&str, &[u8])],
     format: Format,
 ) -> Result<(), Problems> {
+    Ok(stage_adapter(folder, adapter, element, provenance, other_modules, beside, format)?.commit()?)
+}
+
+/// As [`write_adapter`] up to the point where old files change.
+///
+/// # Errors
+/// Those of the writer.
+pub fn stage_adapter<'a>(
+    folder: &'a Path,
+    adapter: &Adapter,
+    element: Element,
+    provenance: &Map<String, Value>,
+    other_modules: &BTreeSet<String>,
+    beside: &[(&str, &[u8])],
+    format: Format,
+) -> Result<StagedAdapter<'a>, Problems> {
     match format {
-        Format::Peft => write_peft(folder, adapter, element, provenance, other_modules, beside),
+        Format::Peft => peft::stage(folder, adapter, element, provenance, other_modules, beside),
         Format::SingleFile(format, component) => {
-            write_single_file(folder, adapter, element, provenance, beside, (format, component))
+            single_file::stage(folder, adapter, element, provenance, beside, (format, component))
         }
     }
 }

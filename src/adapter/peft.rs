@@ -3,6 +3,7 @@
 use super::config::to_json;
 use super::folder::{OutputFolder, write_all};
 use super::modules::{Module, Side, keys, modules};
+use super::staged::StagedAdapter;
 use super::{
     Adapter, CONFIG_FILE, FileRecord, PREFIX, RECORD_FILE, TENSORS_FILE, check_shapes, encode, suffixes,
 };
@@ -19,8 +20,8 @@ use std::path::Path;
 ///
 /// `element` is the number format of the factors, which are rounded to nearest even. `other_modules` are modules of the
 /// model that are not adapted, as far as they are known (see [`other_modules`]): `target_modules` is written such that
-/// it does not match them. `beside` are further files of the folder, by name. The folder is created if its parent exists; an adapter in it is replaced. The same arguments
-/// give the same bytes.
+/// it does not match them. `beside` are further files of the folder, by name. The folder is created if its parent exists;
+/// an adapter in it is replaced, in whatever format it is. The same arguments give the same bytes.
 ///
 /// # Errors
 /// Data: no layer, a factor whose shape does not fit, a value that is not finite, or not after rounding. Usage: a scale
@@ -35,6 +36,18 @@ pub fn write_peft(
     other_modules: &BTreeSet<String>,
     beside: &[(&str, &[u8])],
 ) -> Result<(), Problems> {
+    Ok(stage(folder, adapter, element, provenance, other_modules, beside)?.commit()?)
+}
+
+/// As [`write_peft`] up to the point where old files change.
+pub(super) fn stage<'a>(
+    folder: &'a Path,
+    adapter: &Adapter,
+    element: Element,
+    provenance: &Map<String, Value>,
+    other_modules: &BTreeSet<String>,
+    beside: &[(&str, &[u8])],
+) -> Result<StagedAdapter<'a>, Problems> {
     check(adapter, element)?;
     let output = OutputFolder::open(folder)?;
 
@@ -65,23 +78,16 @@ pub fn write_peft(
     record.insert("files".into(), json!({ TENSORS_FILE: FileRecord::from(hashing) }));
     let mut record_file = output.create(RECORD_FILE)?;
     write_all(&mut record_file, pretty(&Value::Object(record)).as_bytes())?;
-    let mut further_files = Vec::new();
+    let mut files = vec![tensors_file, record_file];
     for (name, bytes) in beside {
         let mut file = output.create(name)?;
         write_all(&mut file, bytes)?;
-        further_files.push(file);
+        files.push(file);
     }
     let mut config_file = output.create(CONFIG_FILE)?;
     write_all(&mut config_file, pretty(&to_json(adapter, &modules, other_modules)).as_bytes())?;
-
-    output.remove(CONFIG_FILE)?;
-    tensors_file.commit()?;
-    record_file.commit()?;
-    for file in further_files {
-        file.commit()?;
-    }
-    config_file.commit()?;
-    Ok(())
+    files.push(config_file);
+    Ok(StagedAdapter::new(files, output)?)
 }
 
 /// The modules of a checkpoint, other than those of the adapted tensors, that have a weight.

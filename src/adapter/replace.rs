@@ -1,12 +1,12 @@
 //! What an earlier run left of a residual base or an anchor: its own record says so, and nothing else is removed.
 
 use super::folder::OutputFolder;
+use super::read::is_missing;
 use super::record::Record;
 use super::{RECORD_FILE, TENSORS_FILE, retire};
-use crate::storage::{Category, Problem, quoted};
+use crate::storage::{Access, Category, Problem, Source, quoted};
 use serde::{Deserialize, Serialize};
 use std::fs;
-use std::io;
 use std::path::{Component, Path};
 
 const FORMAT: &str = "cntlora-base";
@@ -30,11 +30,11 @@ impl BaseRecord {
     /// The record in a folder; `None` if there is none of a residual base.
     pub(super) fn of(folder: &Path) -> Result<Option<Self>, Problem> {
         let path = folder.join(RECORD_FILE);
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(Problem::io("cannot read", &error).in_file(&path)),
-        };
+        if is_missing(&path) {
+            return Ok(None);
+        }
+        let source = Source::open(&path, Access::Read)?;
+        let bytes = source.read_vec(0, source.length())?;
         let Ok(record) = serde_json::from_slice::<Self>(&bytes) else { return Ok(None) };
         if record.format != FORMAT || record.version != VERSION {
             return Ok(None);
@@ -49,34 +49,21 @@ impl BaseRecord {
             .help("choose another folder for the residual base")),
         }
     }
-}
 
-/// Removes a residual base that an earlier run left in a folder, weights first and its record last. Files that its
-/// record does not name stay, and so does the folder if any are left.
-///
-/// # Errors
-/// A data problem for a record that names files elsewhere; an I/O problem for what cannot be removed.
-pub fn remove_residual_base(folder: &Path) -> Result<(), Problem> {
-    let Some(record) = BaseRecord::of(folder)? else { return Ok(()) };
-    let output = OutputFolder::open(folder)?;
-    remove_all(&output, &record.files)?;
-    output.remove(RECORD_FILE)?;
-    // Fails, as it should, if a file of the user is in it.
-    let _ = fs::remove_dir(folder);
-    Ok(())
-}
-
-/// Removes the anchor that an earlier run left in a folder: an adapter whose record says that it takes an update away. Files of others
-/// stay, and so does the folder if any are left.
-///
-/// # Errors
-/// An I/O problem for what cannot be read or removed.
-pub fn remove_anchor(folder: &Path) -> Result<(), Problem> {
-    match Record::read(&folder.join(RECORD_FILE)) {
-        Ok(Some(record)) if record.is_anchored() => {}
-        Err(problem) if problem.category() == Category::Io => return Err(problem),
-        _ => return Ok(()),
+    /// Removes the base from its folder, weights first and this record last. Files that it does not name stay, and so does the folder
+    /// if any are left.
+    pub(super) fn remove_from(&self, folder: &Path) -> Result<(), Problem> {
+        let output = OutputFolder::open(folder)?;
+        remove_all(&output, &self.files)?;
+        output.remove(RECORD_FILE)?;
+        // Fails, as it should, if a file of the user is in it.
+        let _ = fs::remove_dir(folder);
+        Ok(())
     }
+}
+
+/// Removes the anchor in a folder, which [`is_anchor`]. Files of others stay, and so does the folder if any are left.
+pub(super) fn remove_anchor(folder: &Path) -> Result<(), Problem> {
     retire(folder)?;
     let output = OutputFolder::open(folder)?;
     output.remove(TENSORS_FILE)?;
@@ -84,6 +71,15 @@ pub fn remove_anchor(folder: &Path) -> Result<(), Problem> {
     // Fails, as it should, if a file of the user is in it.
     let _ = fs::remove_dir(folder);
     Ok(())
+}
+
+/// Whether the adapter in a folder is one that takes an update away, as its record says.
+pub(super) fn is_anchor(folder: &Path) -> Result<bool, Problem> {
+    match Record::read(&folder.join(RECORD_FILE)) {
+        Ok(record) => Ok(record.is_some_and(|record| record.is_anchored())),
+        Err(problem) if problem.category() == Category::Io => Err(problem),
+        Err(_) => Ok(false),
+    }
 }
 
 /// Removes files of a model such that what is left never loads: the index, the weights, all others.

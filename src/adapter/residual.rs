@@ -5,7 +5,7 @@ use super::replace::{BaseRecord, remove_all, standing};
 use super::{RECORD_FILE, check_shapes, encode};
 use crate::element::Element;
 use crate::factors::Factors;
-use crate::storage::{Access, AtomicFile, Checkpoint, Piece, Problem, Problems, Source, quoted};
+use crate::storage::{Access, AtomicFile, Checkpoint, Piece, Problem, Problems, Source, StagedFile, quoted};
 use faer::MatRef;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
@@ -53,22 +53,28 @@ pub fn write_residual_base(
     scale: f64,
     element: Element,
 ) -> Result<Vec<String>, Problems> {
-    stage_residual_base(folder, checkpoint, layers, scale, element)?.commit()
+    Ok(stage_residual_base(folder, checkpoint, layers, scale, element)?.commit()?)
 }
 
 /// A residual base that is written to the disk, but not yet in place. Dropping it leaves no trace.
 pub struct StagedBase<'a> {
-    written: Vec<AtomicFile>,
+    /// In the order in which they are put in place: what makes the folder load comes last.
+    files: Vec<StagedFile>,
+    /// The files of an earlier base that have to go before.
+    old: Vec<String>,
+    /// The record of all that may be ours while files are replaced, so that the next run finds it if this one is killed.
+    during: StagedFile,
+    /// The record for afterwards.
+    record: StagedFile,
     // After the files, so that a folder that was made for them is empty when it goes.
     output: OutputFolder<'a>,
-    folder: &'a Path,
     left_out: Vec<String>,
 }
 
 /// As [`write_residual_base`] up to the point where old files change.
 ///
 /// # Errors
-/// As [`write_residual_base`].
+/// As [`write_residual_base`]; also, data: the record of an earlier base that names files elsewhere.
 pub fn stage_residual_base<'a>(
     folder: &'a Path,
     checkpoint: &Checkpoint,
@@ -95,49 +101,56 @@ pub fn stage_residual_base<'a>(
         copy(&source, 0, source.length(), &mut file)?;
         written.push(file);
     }
-    Ok(StagedBase { written, output, folder, left_out })
+    let name = |file: &AtomicFile| file.path().file_name().map(|name| name.to_string_lossy().into_owned());
+    let names: Vec<String> = written.iter().filter_map(name).collect();
+    let mut old = BaseRecord::of(folder)?.map_or_else(Vec::new, |record| record.files);
+    // Of the old files that have a successor only those go at once that would make a mixture load.
+    old.extend(names.iter().filter(|name| standing(name) > 0).cloned());
+    old.push(INDEX_FILE.into());
+    old.retain(|old| standing(old) > 0 || !names.contains(old));
+    let mut ours = [old.as_slice(), &names].concat();
+    ours.sort();
+    ours.dedup();
+    written.sort_by_key(|file| name(file).map_or(0, |name| standing(&name)));
+    Ok(StagedBase {
+        files: written.into_iter().map(AtomicFile::stage).collect::<Result<_, _>>()?,
+        old,
+        during: stage_record(&output, ours)?,
+        record: stage_record(&output, names)?,
+        output,
+        left_out,
+    })
 }
 
-impl StagedBase<'_> {
+impl<'a> StagedBase<'a> {
+    /// Where it will be.
+    pub fn folder(&self) -> &'a Path {
+        self.output.path()
+    }
+
     /// Puts all files in place of those of an earlier base. Returns what was left out of it.
     ///
     /// # Errors
-    /// I/O: what replacing meets. The folder then holds no model that loads, or the old one, or the new one. Data: the
-    /// record of an earlier base that names files elsewhere.
-    pub fn commit(self) -> Result<Vec<String>, Problems> {
-        let Self { mut written, output, folder, left_out } = self;
-        let name =
-            |file: &AtomicFile| file.path().file_name().map(|name| name.to_string_lossy().into_owned());
-        let names: Vec<String> = written.iter().filter_map(name).collect();
-        let mut old = BaseRecord::of(folder)?.map_or_else(Vec::new, |record| record.files);
-        // Of the old files that have a successor only those go at once that would make a mixture load.
-        old.extend(names.iter().filter(|name| standing(name) > 0).cloned());
-        old.push(INDEX_FILE.into());
-        old.retain(|old| standing(old) > 0 || !names.contains(old));
-
-        // It names all that may be ours from here on, so that the next run finds it if this one is killed.
-        let mut ours = [old.as_slice(), &names].concat();
-        ours.sort();
-        ours.dedup();
-        write_record(&output, ours)?;
+    /// I/O: what replacing meets. The folder then holds no model that loads, or the old one, or the new one.
+    pub fn commit(self) -> Result<Vec<String>, Problem> {
+        // What is not committed goes in the other order: the folder last.
+        let Self { left_out, output, record, during, old, mut files } = self;
+        during.commit()?;
         remove_all(&output, &old)?;
-        written.sort_by_key(|file| name(file).map_or(0, |name| standing(&name)));
         // What makes the folder load comes after the record that is right for it.
-        let last = written.pop();
-        for file in written {
-            file.commit()?;
-        }
-        write_record(&output, names)?;
-        last.map_or(Ok(()), AtomicFile::commit)?;
+        let last = files.pop();
+        files.into_iter().try_for_each(StagedFile::commit)?;
+        record.commit()?;
+        last.map_or(Ok(()), StagedFile::commit)?;
         Ok(left_out)
     }
 }
 
-fn write_record(output: &OutputFolder<'_>, files: Vec<String>) -> Result<(), Problem> {
+fn stage_record(output: &OutputFolder<'_>, files: Vec<String>) -> Result<StagedFile, Problem> {
     let mut file = output.create(RECORD_FILE)?;
     let record = serde_json::json!(BaseRecord::new(files));
     write_all(&mut file, format!("{record:#}\n").as_bytes())?;
-    file.commit()
+    file.stage()
 }
 
 /// Refuses the folder that holds the model as the output folder of its residual base.
@@ -295,19 +308,19 @@ impl<'a> Residual<'a> {
             let mut values = vec![0.0; bytes.len() / self.element.size()];
             let first = (done / row_bytes) as usize;
             self.element.decode_f64(&bytes, &mut values);
-            self.check_finite(first, &values, "")?;
+            self.check_finite(source, first, &values, "")?;
             self.subtract(first, &mut values);
             encoded.clear();
             self.element.encode(values.iter().copied(), &mut encoded);
             self.element.decode_f64(&encoded, &mut values);
-            self.check_finite(first, &values, " once the update is taken away")?;
+            self.check_finite(source, first, &values, " once the update is taken away")?;
             write_all(file, &encoded)?;
             done += length;
         }
         Ok(())
     }
 
-    fn check_finite(&self, first: usize, values: &[f64], when: &str) -> Result<(), Problem> {
+    fn check_finite(&self, source: &Source, first: usize, values: &[f64], when: &str) -> Result<(), Problem> {
         let Some(index) = values.iter().position(|value| !value.is_finite()) else { return Ok(()) };
         let (row, column) = (first + index / self.inputs, index % self.inputs);
         Err(Problem::data(format!(
@@ -315,6 +328,7 @@ impl<'a> Residual<'a> {
             self.element.name(),
             values[index]
         ))
+        .in_file(source.path())
         .in_tensor(self.name))
     }
 }
@@ -332,7 +346,7 @@ fn write_weights(source: &Source, adapted: &[Residual<'_>], file: &mut AtomicFil
     let mut done = 0;
     for residual in adapted {
         copy(source, done, residual.bytes.start, file)?;
-        residual.write(source, file).map_err(|problem| problem.in_file(source.path()))?;
+        residual.write(source, file)?;
         done = residual.bytes.end;
     }
     copy(source, done, source.length(), file)

@@ -11,7 +11,8 @@
 
 use super::folder::{OutputFolder, write_all};
 use super::peft::{check, finite_bytes, pretty};
-use super::{A_SUFFIX, Adapter, B_SUFFIX, CONFIG_FILE, FileRecord, RECORD_FILE, TENSORS_FILE};
+use super::staged::StagedAdapter;
+use super::{A_SUFFIX, Adapter, B_SUFFIX, FileRecord, RECORD_FILE};
 use crate::element::Element;
 use crate::factors::{Factors, LayerShape};
 use crate::storage::safetensors::Layout;
@@ -127,8 +128,20 @@ pub fn write_single_file(
     element: Element,
     provenance: &Map<String, Value>,
     beside: &[(&str, &[u8])],
-    (format, component): (SingleFile, Component),
+    format: (SingleFile, Component),
 ) -> Result<(), Problems> {
+    Ok(stage(folder, adapter, element, provenance, beside, format)?.commit()?)
+}
+
+/// As [`write_single_file`] up to the point where old files change.
+pub(super) fn stage<'a>(
+    folder: &'a Path,
+    adapter: &Adapter,
+    element: Element,
+    provenance: &Map<String, Value>,
+    beside: &[(&str, &[u8])],
+    (format, component): (SingleFile, Component),
+) -> Result<StagedAdapter<'a>, Problems> {
     check(adapter, element)?;
     refuse_shapes_without_place(adapter.shapes.iter().map(|(module, shape)| (module.as_str(), shape)))?;
     let (entries, metadata) = match format {
@@ -159,23 +172,14 @@ pub fn write_single_file(
     record.insert("files".into(), json!({ format.file_name(): FileRecord::from(hashing) }));
     let mut record_file = output.create(RECORD_FILE)?;
     write_all(&mut record_file, pretty(&Value::Object(record)).as_bytes())?;
-    let mut further_files = Vec::new();
+    let mut files = vec![record_file];
     for (name, bytes) in beside {
         let mut file = output.create(name)?;
         write_all(&mut file, bytes)?;
-        further_files.push(file);
+        files.push(file);
     }
-
-    // What would be read in its place goes too.
-    for name in [CONFIG_FILE, TENSORS_FILE].into_iter().chain(SingleFile::ALL.map(SingleFile::file_name)) {
-        output.remove(name)?;
-    }
-    record_file.commit()?;
-    for file in further_files {
-        file.commit()?;
-    }
-    file.commit()?;
-    Ok(())
+    files.push(file);
+    Ok(StagedAdapter::new(files, output)?)
 }
 
 /// Refuses layers that have no place in these formats: embeddings, fused experts, and convolutions in groups.

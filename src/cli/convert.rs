@@ -2,12 +2,16 @@
 
 use super::args::{self, ConvertArgs};
 use super::interrupt::Interruption;
-use super::prepare::{create_parent, refuse_input_folder};
+use super::prepare::{refuse_file_in_place, refuse_input_folder};
 use super::resolve;
+use super::saved::Outputs;
 use super::terminal::Terminal;
-use cntlora::adapter::{Origin, PeftAdapter, convert, record_heading, refuse_occupied, write_adapter};
+use cntlora::adapter::{
+    Origin, PeftAdapter, Staged, convert, record_heading, refuse_occupied, stage_adapter,
+};
 use cntlora::factors::Start;
 use cntlora::report::table::{Align, Table, count, percent};
+use cntlora::run::Output;
 use cntlora::storage::{Problem, Problems};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -42,11 +46,17 @@ pub fn run(args: &ConvertArgs, terminal: &Terminal) -> anyhow::Result<()> {
             .help("give --init with the adapter that the training started from, or --rank, or --format"),
         );
     }
-    problems.collect(refuse_input_folder(&args.out, [&args.adapter].into_iter().chain(&args.init)));
-    problems.collect(resolve::check_component(args.format, args.component));
-    if !args.force {
-        problems.collect(refuse_occupied(&args.out));
+    let format = resolve::format(args.format, args.component);
+    let output = Output { folder: args.out.clone(), base: None, anchor: None, format, page: None };
+    for folder in output.changed_folders() {
+        problems.collect(refuse_input_folder(&folder, [&args.adapter].into_iter().chain(&args.init)));
     }
+    problems.collect(resolve::check_component(args.format, args.component));
+    let check_folder = || match args.force {
+        true => refuse_file_in_place(&args.out),
+        false => refuse_occupied(&args.out),
+    };
+    problems.collect(check_folder());
     let trained = problems.collect(PeftAdapter::open(&args.adapter));
     let initial = args.init.as_ref().map(|folder| problems.collect(open_initial(folder)));
     let (Some(trained), false) = (trained, matches!(initial, Some(None))) else {
@@ -54,18 +64,23 @@ pub fn run(args: &ConvertArgs, terminal: &Terminal) -> anyhow::Result<()> {
     };
     problems.or_ok(())?;
     let (initial, origin) = initial.flatten().unzip();
-    Interruption::handle(vec![args.out.clone()], terminal)?;
+    Interruption::handle(terminal)?;
+    let _locks = Outputs::of(&output).lock()?;
+    check_folder()?;
 
     let mut conversion = convert(&trained, initial.as_ref(), args.rank.map(usize::from))?;
     if let Some(model) = origin.as_ref().and_then(|origin: &Origin| origin.model.clone()) {
         conversion.adapter.base = model;
     }
-    create_parent(&args.out)?;
     let record = record(args, origin.as_ref(), &conversion.adapter.base);
     let element = resolve::element(args.dtype);
     // The names of other modules are not known here: the list of targets is what PEFT itself would write.
-    let format = resolve::format(args.format, args.component);
-    write_adapter(&args.out, &conversion.adapter, element, &record, &BTreeSet::new(), &[], format)?;
+    let others = BTreeSet::new();
+    let adapter = stage_adapter(&args.out, &conversion.adapter, element, &record, &others, &[], format)?;
+    for read in [&trained].into_iter().chain(&initial) {
+        read.source().check_unchanged()?;
+    }
+    Staged { adapter, base: None, anchor: None, page: None }.commit()?;
 
     let layer = |(module, factors): (&String, &cntlora::factors::Factors)| ConvertedLayer {
         module: module.clone(),

@@ -9,7 +9,6 @@ use super::prepare::create_folder;
 use super::terminal::Terminal;
 use clap::Parser;
 use cntlora::element::Element;
-use cntlora::run::PartialRun;
 use cntlora::storage::{AtomicFile, Problem, quoted, safetensors, write_atomically};
 use faer::{Mat, MatRef};
 use serde_json::json;
@@ -20,9 +19,9 @@ use std::path::Path;
 
 /// Rows of each of the two fine-tuning shards, and of the pre-training file.
 const ROWS: usize = 1024;
+
 /// What the configuration of its model says, by which it is known again.
 const MODEL_TYPE: &str = "cntlora-demo";
-
 
 /// Makes the files, runs the main job, and says what to try next.
 pub fn run(args: &DemoArgs, terminal: &Terminal) -> anyhow::Result<()> {
@@ -30,9 +29,7 @@ pub fn run(args: &DemoArgs, terminal: &Terminal) -> anyhow::Result<()> {
     let folder = |name| args.folder.join(name);
     let (model, activations, source, adapter) =
         (folder("model"), folder("activations"), folder("activations-source"), folder("adapter"));
-    let outputs =
-        [&model, &activations, &source, &adapter, &PartialRun::folder_of(&adapter)].map(Clone::clone);
-    let interruption = Interruption::handle(outputs.into(), terminal)?;
+    let interruption = Interruption::handle(terminal)?;
     make(&model, &activations, &source)?;
     terminal.note(&format!(
         "Made a model of {HEIGHT} blocks, {} rows of fine-tuning activations and {ROWS} of pre-training ones in {}",
@@ -77,6 +74,9 @@ fn refuse_used(args: &DemoArgs) -> Result<(), Problem> {
     let used = fs::read_dir(&args.folder).is_ok_and(|mut entries| entries.next().is_some());
     if used && !args.force {
         return Err(Problem::usage("expected a new or empty folder, found one that holds something")
+            .in_file(&args.folder)
+            .help("name another folder, or add --force"));
+    }
     let model = args.folder.join("model");
     let holds = |name: &str| model.join(name).exists();
     let is_ours =
@@ -85,9 +85,6 @@ fn refuse_used(args: &DemoArgs) -> Result<(), Problem> {
         return Err(Problem::usage("expected a model that the demo made, found another one")
             .in_file(&model)
             .help("name another folder"));
-    }
-            .in_file(&args.folder)
-            .help("name another folder, or add --force"));
     }
     Ok(())
 }
@@ -148,6 +145,9 @@ mod tests {
         let args = |force| DemoArgs { folder: folder.path().into(), force };
         assert!(refuse_used(&args(false)).is_ok());
         fs::write(folder.path().join("thesis.tex"), "").unwrap();
+        assert!(refuse_used(&args(false)).is_err());
+        assert!(refuse_used(&args(true)).is_ok());
+        assert!(refuse_used(&DemoArgs { folder: folder.path().join("new"), force: false }).is_ok());
         fs::create_dir(folder.path().join("model")).unwrap();
         for (config, ours) in
             [("{\"model_type\":\"bert\"}", false), ("{\"model_type\":\"cntlora-demo\"}", true)]
@@ -159,8 +159,5 @@ mod tests {
                 "a model of the user is not replaced even by force"
             );
         }
-        assert!(refuse_used(&args(false)).is_err());
-        assert!(refuse_used(&args(true)).is_ok());
-        assert!(refuse_used(&DemoArgs { folder: folder.path().join("new"), force: false }).is_ok());
     }
 }

@@ -17,12 +17,13 @@
 //!
 //! The last line of a run that was not interrupted is `finished` or `failed`.
 
-use cntlora::plan::{Plan, PlannedSite};
+use cntlora::plan::{Inputs, Plan, PlannedSite, Recording};
 use cntlora::run::{Event, Observer};
 use cntlora::storage::{Problem, Problems};
 use serde::Serialize;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
@@ -77,14 +78,25 @@ pub fn is_stdout(path: &Path) -> bool {
 }
 
 impl Events {
-    /// Makes the file, or takes stdout for `-`. A file that is there is replaced if its name says that it holds such lines.
-    pub fn open(path: &Path) -> Result<Self, Problem> {
-        let lines = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("jsonl"));
-        if path.is_file() && !lines {
-            return Err(Problem::usage("there is a file of this name, and it is not one of events")
-                .in_file(path)
-                .help("give --events a new name, or one that ends in .jsonl, or - for stdout"));
+    /// Refuses a path at which there is a file that holds no such lines, to judge by its name, or that is an input, by whatever name.
+    pub fn check(path: &Path, inputs: &Inputs) -> Result<(), Problem> {
+        refuse_other_files(path)?;
+        let identity = |path: &Path| fs::metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()));
+        let recordings = inputs.target.iter().chain(&inputs.source).flat_map(Recording::files);
+        let mut files = inputs.checkpoint.files().iter().map(|(file, _)| file).chain(recordings);
+        match identity(path) {
+            Some(found) if files.any(|file| identity(file.path()) == Some(found)) => {
+                Err(Problem::usage("events would be written over an input")
+                    .in_file(path)
+                    .help("give --events a new name, or - for stdout"))
+            }
+            _ => Ok(()),
         }
+    }
+
+    /// Makes the file, or takes stdout for `-`. A log of an earlier run is replaced.
+    pub fn open(path: &Path) -> Result<Self, Problem> {
+        refuse_other_files(path)?;
         let to: Box<dyn Write + Send> = match is_stdout(path) {
             true => Box::new(io::stdout()),
             false => Box::new(File::create(path).map_err(|error| {
@@ -141,6 +153,18 @@ impl Events {
     }
 }
 
+/// Refuses a file that is there, unless its name says that it holds such lines. That of a link is the name of what it leads to.
+fn refuse_other_files(path: &Path) -> Result<(), Problem> {
+    let real = fs::canonicalize(path).unwrap_or_else(|_| path.into());
+    let lines = real.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("jsonl"));
+    if real.is_file() && !lines {
+        return Err(Problem::usage("there is a file of this name, and it is not one of events")
+            .in_file(path)
+            .help("give --events a new name, or one that ends in .jsonl, or - for stdout"));
+    }
+    Ok(())
+}
+
 impl Observer for Events {
     fn event(&self, event: Event<'_>) {
         self.write(event);
@@ -168,7 +192,7 @@ mod tests {
         events.event(Event::LayerDecomposed { module: "q" });
         events.event(Event::Warning { message: "look".into() });
         events.end::<()>(&Err(Problem::data("full").into())).unwrap();
-        let text = std::fs::read_to_string(path).unwrap();
+        let text = fs::read_to_string(path).unwrap();
         let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         let fields: Vec<String> = lines
             .iter()
@@ -204,12 +228,16 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let [model, log] = ["model.safetensors", "run.jsonl"].map(|name| folder.path().join(name));
         for path in [&model, &log] {
-            std::fs::write(path, "old").unwrap();
+            fs::write(path, "old").unwrap();
         }
         let problem = Events::open(&model).err().unwrap();
         assert!(problem.next_step().unwrap().contains(".jsonl"), "{problem}");
-        assert_eq!(std::fs::read(&model).unwrap(), b"old");
-        assert!(Events::open(&log).is_ok() && std::fs::read(&log).unwrap().is_empty());
+        assert_eq!(fs::read(&model).unwrap(), b"old");
+        assert!(Events::open(&log).is_ok() && fs::read(&log).unwrap().is_empty());
+        let link = folder.path().join("link.jsonl");
+        std::os::unix::fs::symlink(&model, &link).unwrap();
+        assert!(Events::open(&link).is_err());
+        assert_eq!(fs::read(&model).unwrap(), b"old");
     }
 
     /// A full disk does not end the run, but its end says so.

@@ -2,10 +2,10 @@
 
 use super::exit::INTERRUPTED;
 use super::terminal::Terminal;
-use cntlora::storage::is_unfinished;
+use cntlora::storage::{abandon_unfinished, is_unfinished};
 use std::ffi::OsString;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
@@ -20,9 +20,8 @@ struct State {
 }
 
 impl Interruption {
-    /// Takes care of signals from now on. A process that ends at once first removes the unfinished files of `outputs`, which are
-    /// files or folders.
-    pub fn handle(outputs: Vec<PathBuf>, terminal: &Terminal) -> anyhow::Result<Self> {
+    /// Takes care of signals from now on. A process that ends at once first removes the files that it has not finished.
+    pub fn handle(terminal: &Terminal) -> anyhow::Result<Self> {
         let state = State { polled: AtomicBool::new(false), requested: AtomicBool::new(false) };
         let interruption = Self(Arc::new(state));
         let (state, terminal) = (interruption.0.clone(), terminal.clone());
@@ -31,7 +30,7 @@ impl Interruption {
                 terminal.note("stopping, and saving the progress; interrupt again to stop at once");
                 return;
             }
-            outputs.iter().for_each(|output| remove_unfinished(output));
+            abandon_unfinished();
             std::process::exit(INTERRUPTED.into());
         })?;
         Ok(interruption)
@@ -51,8 +50,8 @@ impl Interruption {
     }
 }
 
-/// Removes what an unfinished [`AtomicFile`](cntlora::storage::AtomicFile) left of an output: in it, if it is a folder; beside it,
-/// under its name, if it is a file. Files that resist stay.
+/// Removes what a process that was killed left of an [`AtomicFile`](cntlora::storage::AtomicFile): in an output, if it is a folder;
+/// beside it, under its name, if it is a file. No other process may be at work there. Files that resist stay.
 pub fn remove_unfinished(output: &Path) {
     let (folder, prefix) = match (output.is_dir(), output.parent(), output.file_name()) {
         (false, Some(parent), Some(name)) => {

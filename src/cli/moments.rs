@@ -4,16 +4,16 @@ use super::args::{MergeArgs, MomentsArgs};
 use super::interrupt::Interruption;
 use super::launcher;
 use super::parts;
-use super::prepare::{check_output_file, create_parent, refuse_existing};
+use super::prepare::{check_output_file, refuse_existing};
 use super::progress::Progress;
 use super::resolve;
-use super::saved;
+use super::saved::{self, Outputs};
 use super::terminal::Terminal;
 use super::threads;
-use cntlora::moments_file::{Content, ENDING, MomentsSet, write};
+use cntlora::moments_file::{Content, ENDING, MomentsSet, stage};
 use cntlora::plan::{Measurement, Shard, plan_measurement};
 use cntlora::report::table::{Align, Table, bytes, count};
-use cntlora::run::{Job, PartialRun, Parts, measure};
+use cntlora::run::{Job, Parts, measure};
 use cntlora::storage::{Access, Problem, Problems};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -33,15 +33,14 @@ pub fn run(args: &MomentsArgs, terminal: &Terminal) -> anyhow::Result<()> {
     threads::warn_of_many(&args.run, terminal);
     terminal.note(&announcement(&measurement));
 
-    let outputs = vec![out.clone(), PartialRun::folder_of(&out)];
-    let interruption = Interruption::handle(outputs, terminal)?;
+    let interruption = Interruption::handle(terminal)?;
     let progress = Progress::of_measurement(terminal, &interruption, &measurement);
     let check = || refuse_existing(&out, args.force).map_err(Into::into);
     let job = Job::of_measurement(&measurement, &set);
-    let partial = saved::open(&out, &job, &args.progress, check, terminal)?;
-    let content = interruption.while_polled(|| measure(&measurement, &set, &out, &progress, &partial));
+    let (run, ()) = saved::open(&Outputs::one(&out), &job, &args.progress, check, terminal)?;
+    let content = interruption.while_polled(|| measure(&measurement, &set, &out, &progress, &run.partial));
     progress.finish();
-    let content = saved::close(partial, content)?;
+    let content = saved::close(run, content, terminal)?;
     terminal.result(&Summary::of(&out, &content), Summary::render)?;
     Ok(())
 }
@@ -63,10 +62,12 @@ pub fn merge(args: &MergeArgs, terminal: &Terminal) -> anyhow::Result<()> {
     let set = problems.collect(MomentsSet::open(&args.files, Access::Auto));
     let Some(set) = set else { return Err(problems.into()) };
     problems.or_ok(())?;
-    create_parent(&args.out)?;
-    Interruption::handle(vec![args.out.clone()], terminal)?;
-    write(&args.out, set.content(), &|site| set.sums(site))?;
+    Interruption::handle(terminal)?;
+    let _locks = Outputs::one(&args.out).lock()?;
+    refuse_existing(&args.out, args.force)?;
+    let staged = stage(&args.out, set.content(), &|site| set.sums(site))?;
     set.check_unchanged()?;
+    staged.commit()?;
     terminal.result(&Summary::of(&args.out, set.content()), Summary::render)?;
     Ok(())
 }

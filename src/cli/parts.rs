@@ -5,15 +5,17 @@ use super::command_line::command_line;
 use super::events::{Events, is_stdout};
 use super::init::{Watching, tell, write};
 use super::interrupt::Interruption;
-use super::prepare::{check_layers, check_output, create_folder, prepare, refuse_existing_part};
+use super::prepare::{
+    check_layers, check_output, create_folder, prepare, refuse_existing_part, refuse_occupied,
+};
 use super::progress::Progress;
-use super::resolve::{self, Output};
-use super::saved;
+use super::resolve;
+use super::saved::{self, Outputs};
 use super::terminal::Terminal;
 use super::threads;
 use cntlora::plan::{self, PlannedSite, Shard};
 use cntlora::report::table::count;
-use cntlora::run::{Job, Part, PartialRun, Parts, run_part};
+use cntlora::run::{Job, Output, Part, Parts, run_part};
 use cntlora::storage::{Problem, Problems};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -39,24 +41,29 @@ pub fn run(args: &InitArgs, shard: Shard, terminal: &Terminal) -> anyhow::Result
     let Some((plan, inputs)) = planned else { return Err(problems.into()) };
     check_layers(&resolve::output(&args.out, &args.job), &plan, &inputs, &mut problems);
     problems.or_ok(())?;
+    let events_path = args.job.run.events.as_deref();
+    events_path.map_or(Ok(()), |path| Events::check(path, &inputs))?;
 
     threads::warn_of_many(&args.job.run, terminal);
     create_folder(&args.out)?;
-    let interruption = Interruption::handle(vec![PartialRun::folder_of(&folder)], terminal)?;
+    let interruption = Interruption::handle(terminal)?;
     let sites = plan.sites_of(shard);
-    let events_path = args.job.run.events.as_deref();
-    let events = events_path.map(Events::open).transpose()?;
+    let begin = || {
+        check()?;
+        Ok(events_path.map(Events::open).transpose()?)
+    };
+    let job = Job::of_run(&plan, &inputs);
+    let (run, events) = saved::open(&Outputs::one(&folder), &job, &args.job.progress, begin, terminal)?;
     if let Some(events) = &events {
         events.started(&plan, &sites);
     }
     let progress = Progress::of_sites(terminal, &interruption, &plan, &sites);
-    let job = Job::of_run(&plan, &inputs);
-    let partial = saved::open(&folder, &job, &args.job.progress, check, terminal)?;
     let watching = Watching { progress: &progress, events: events.as_ref() };
-    let done = interruption.while_polled(|| run_part(&plan, &inputs, shard, &watching, &partial));
+    let done = interruption.while_polled(|| run_part(&plan, &inputs, shard, &watching, &run.partial));
     progress.finish();
     let part = Part::new(shard, resolve::request(&args.job), resolve::writing(&args.job));
-    let completed = saved::keep(partial, done).and_then(|partial| Ok(partial.complete(&part, &folder)?));
+    let completed =
+        saved::keep(run, done, terminal).and_then(|run| Ok(run.partial.complete(&part, &folder)?));
     let layers =
         |site: &&PlannedSite| site.layers.iter().map(|layer| layer.module.clone()).collect::<Vec<_>>();
     let done = completed.map(|()| Done {
@@ -97,15 +104,19 @@ pub fn join(args: &MergeArgs, folders: &[PathBuf], terminal: &Terminal) -> anyho
     let Part { request, writing, .. } = parts.common();
     let output = Output {
         page: args.report.clone(),
-        ..resolve::output_of(&args.out, request.method.start, writing.clone(), args.force)
+        ..resolve::output_of(&args.out, request.method.start, writing.clone())
     };
     let mut problems = Problems::default();
-    problems.collect(check_output(&output, request));
+    problems.collect(check_output(&output, request, args.force));
     let planned = problems.collect(plan::plan(request));
     let Some((plan, inputs)) = planned else { return Err(problems.into()) };
     check_layers(&output, &plan, &inputs, &mut problems);
     problems.or_ok(())?;
-    Interruption::handle(output.folders().into_iter().map(Into::into).collect(), terminal)?;
+    Interruption::handle(terminal)?;
+    let _locks = Outputs::of(&output).lock()?;
+    if !args.force {
+        refuse_occupied(&output)?;
+    }
     let outcome = parts.join(&plan, &inputs)?;
     let command = command_line(std::env::args_os());
     let report = write(outcome, &command, &output, &plan, &inputs, terminal)?;

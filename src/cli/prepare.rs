@@ -1,11 +1,11 @@
 //! Everything that can be refused before heavy work, all at once.
 
 use super::args::JobArgs;
-use super::resolve::{self, Output};
+use super::resolve;
 use cntlora::adapter::{self, Format};
 use cntlora::factors::LayerShape;
 use cntlora::plan::{self, Inputs, Plan, Request};
-use cntlora::run::PartialRun;
+use cntlora::run::{Output, PartialRun};
 use cntlora::storage::{Problem, Problems, quoted};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ pub fn prepare(output: Option<&Output>, job: &JobArgs) -> Result<(Plan, Inputs),
     let request = resolve::request(job);
     problems.collect(resolve::check_effects(job));
     if let Some(output) = output {
-        problems.collect(check_output(output, &request));
+        problems.collect(check_output(output, &request, job.output.force));
     }
     match problems.collect(plan::plan(&request)) {
         Some((plan, inputs)) => {
@@ -59,18 +59,24 @@ pub fn check_layers(output: &Output, plan: &Plan, inputs: &Inputs, problems: &mu
 }
 
 /// Refuses an output that would replace something, unless forced, and one that would mix with the inputs.
-pub fn check_output(output: &Output, request: &Request) -> Result<(), Problems> {
+pub fn check_output(output: &Output, request: &Request, force: bool) -> Result<(), Problems> {
     let mut problems = Problems::default();
-    let folders = output.folders();
-    if !output.force {
-        problems.collect(refuse_occupied(output));
+    match force {
+        true => output.folders().into_iter().for_each(|folder| {
+            problems.collect(refuse_file_in_place(folder));
+        }),
+        false => {
+            problems.collect(refuse_occupied(output));
+        }
     }
     let inputs = || {
         let Request { activations, moments, source, source_moments, .. } = request;
         [&request.model].into_iter().chain(activations).chain(moments).chain(source).chain(source_moments)
     };
-    for &folder in &folders {
-        problems.collect(refuse_input_folder(folder, inputs()));
+    for folder in output.changed_folders() {
+        problems.collect(refuse_input_folder(&folder, inputs()));
+    }
+    for folder in output.folders() {
         problems.collect(refuse_unwritable(folder));
     }
     if let Some(base) = &output.base
@@ -83,7 +89,8 @@ pub fn check_output(output: &Output, request: &Request) -> Result<(), Problems> 
         );
     }
     if let Some(page) = &output.page {
-        problems.collect(check_page(page, output.force));
+        // Whether it may be replaced is asked with the folders.
+        problems.collect(check_page(page, true));
     }
     problems.or_ok(())
 }
@@ -104,19 +111,36 @@ pub fn refuse_input_folder<'a>(
     }
 }
 
-/// Refuses output folders that hold an adapter or a model, unless they are what an interrupted run of ours left: then its progress is
-/// there, and the adapter is not complete, or is that of this run.
+/// Refuses output folders that hold an adapter or a model, and a page that is there, unless they are what an unfinished run began to
+/// write.
 pub fn refuse_occupied(output: &Output) -> Result<(), Problems> {
-    let partial = PartialRun::folder_of(&output.folder);
-    let unfinished = PartialRun::is_there(&partial)
-        && (PartialRun::is_writing(&partial) || !adapter::is_complete(&output.folder));
     let mut problems = Problems::default();
-    if !unfinished {
-        for folder in output.folders() {
+    for folder in output.folders() {
+        if !is_being_written(output, folder) {
             problems.collect(adapter::refuse_occupied(folder));
         }
     }
+    if let Some(page) = &output.page
+        && !is_being_written(output, page)
+    {
+        problems.collect(refuse_page_in_place(page));
+    }
     problems.or_ok(())
+}
+
+/// Whether an unfinished run into this output began to write one of its files or folders.
+fn is_being_written(output: &Output, path: &Path) -> bool {
+    PartialRun::is_writing(&PartialRun::folder_of(&output.folder), path)
+}
+
+/// Refuses to replace a file by a folder, which no force does.
+pub fn refuse_file_in_place(folder: &Path) -> Result<(), Problem> {
+    if fs::metadata(folder).is_ok_and(|metadata| !metadata.is_dir()) {
+        return Err(Problem::environment("expected a folder to write to, or nothing; found something else")
+            .in_file(folder)
+            .help("choose another name for the output"));
+    }
+    Ok(())
 }
 
 /// Refuses an output file that is there already, unless forced, that is one of the inputs, or that stands among them.
@@ -155,17 +179,25 @@ pub fn refuse_existing_part(folder: &Path, force: bool) -> Result<(), Problem> {
 
 /// Refuses an output file that is there already, unless forced, and unless an interrupted run left it.
 pub fn refuse_existing(file: &Path, force: bool) -> Result<(), Problem> {
-    if file.is_dir() {
-        return Err(Problem::usage("expected the name of a file to write, found a folder")
-            .in_file(file)
-            .help("give the name of a file"));
-    }
-    if file.exists() && !force && !PartialRun::is_writing(&PartialRun::folder_of(file)) {
+    refuse_irregular(file)?;
+    if file.exists() && !force && !PartialRun::is_writing(&PartialRun::folder_of(file), file) {
         return Err(Problem::usage("is there already")
             .in_file(file)
             .help("choose another name, or give --force to replace it"));
     }
     Ok(())
+}
+
+/// Refuses to replace what is no file.
+fn refuse_irregular(file: &Path) -> Result<(), Problem> {
+    let found = match fs::metadata(file) {
+        Ok(metadata) if metadata.is_dir() => "a folder",
+        Ok(metadata) if !metadata.is_file() => "a pipe or a device",
+        _ => return Ok(()),
+    };
+    Err(Problem::usage(format!("expected the name of a file to write, found {found}"))
+        .in_file(file)
+        .help("give the name of a file"))
 }
 
 /// Refuses a page that would replace something, unless forced, and one whose name is that of something else.
@@ -176,12 +208,20 @@ pub fn check_page(path: &Path, force: bool) -> Result<(), Problem> {
             .in_file(path)
             .help("give a name such as report.html"));
     }
-    if path.exists() && !force {
+    refuse_irregular(path)?;
+    if !force {
+        refuse_page_in_place(path)?;
+    }
+    path.parent().map_or(Ok(()), |folder| refuse_unwritable(or_here(folder)))
+}
+
+fn refuse_page_in_place(path: &Path) -> Result<(), Problem> {
+    if path.exists() {
         return Err(Problem::usage("there is a page of this name")
             .in_file(path)
             .help("choose another name, or give --force to replace it"));
     }
-    path.parent().map_or(Ok(()), |folder| refuse_unwritable(or_here(folder)))
+    Ok(())
 }
 
 /// Refuses a folder that cannot be written to, or made, before the work rather than after it.

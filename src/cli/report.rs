@@ -23,11 +23,16 @@ pub fn run(args: &ReportArgs, terminal: &Terminal) -> anyhow::Result<()> {
 }
 
 /// Writes the page of a report.
-pub fn write_page(path: &Path, report: &Report, terminal: &Terminal) -> Result<(), Problem> {
+fn write_page(path: &Path, report: &Report, terminal: &Terminal) -> Result<(), Problem> {
     create_parent(path)?;
     write_atomically(path, html::render(report).as_bytes())?;
-    terminal.note(&format!("The report is in {}", quoted(&path.display().to_string())));
+    terminal.note(&page_written(path));
     Ok(())
+}
+
+/// Where to find a page.
+pub fn page_written(path: &Path) -> String {
+    format!("The report is in {}", quoted(&path.display().to_string()))
 }
 
 /// The report in a file, or beside an adapter.

@@ -4,7 +4,7 @@ use super::args::{self, InputArgs, JobArgs, MethodArgs, MomentsArgs, RankArgs, R
 use super::byte_size::ByteSize;
 use super::events::is_stdout;
 use super::threads;
-use cntlora::adapter::{Component, Format, SingleFile};
+use cntlora::adapter::{Component, Format, SingleFile, anchor_of, default_base};
 use cntlora::constraint::Coupling;
 use cntlora::constraint::Norm;
 use cntlora::element::Element;
@@ -12,10 +12,10 @@ use cntlora::factors::{Start, Strength};
 use cntlora::method::{Method, Options};
 use cntlora::plan::{MeasurementRequest, Nonfinite, Request, Selection, Shard};
 use cntlora::rank::{Limits, Policy};
-use cntlora::run::Writing;
+use cntlora::run::{Output, Writing};
 use cntlora::simd::Precision;
 use cntlora::storage::{Access, Problem, Problems};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Largest rank when the ranks follow from `--energy` and `--max-rank` is not given.
 const MAX_RANK_OF_ENERGY: usize = 128;
@@ -158,50 +158,21 @@ fn start(method: &MethodArgs) -> Start {
     }
 }
 
-/// Where results go, and in which format.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Output {
-    /// Folder of the adapter.
-    pub folder: PathBuf,
-    /// Folder of the changed base, with `--start residual`.
-    pub base: Option<PathBuf>,
-    /// Folder of the adapter that takes the update away, in place of a changed base.
-    pub anchor: Option<PathBuf>,
-    /// How the adapter is written.
-    pub format: Format,
-    /// Page about the run.
-    pub page: Option<PathBuf>,
-    /// Whether what is there may be replaced.
-    pub force: bool,
-}
-
-impl Output {
-    /// The folders that are written to.
-    pub fn folders(&self) -> Vec<&Path> {
-        let folders = [Some(&self.folder), self.base.as_ref(), self.anchor.as_ref()];
-        folders.into_iter().flatten().map(PathBuf::as_path).collect()
-    }
-}
-
 /// Where the results of a job go.
 pub fn output(folder: &Path, job: &JobArgs) -> Output {
-    Output {
-        page: job.output.report.clone(),
-        ..output_of(folder, start(&job.method), writing(job), job.output.force)
-    }
+    Output { page: job.output.report.clone(), ..output_of(folder, start(&job.method), writing(job)) }
 }
 
 /// Where the results of a job go that does not make a page.
-pub fn output_of(folder: &Path, start: Start, writing: Writing, force: bool) -> Output {
+pub fn output_of(folder: &Path, start: Start, writing: Writing) -> Output {
     let Writing { format, base, anchored } = writing;
     let residual = start == Start::Residual;
     Output {
         folder: folder.into(),
         base: (residual && !anchored).then(|| base.unwrap_or_else(|| default_base(folder))),
-        anchor: (residual && anchored).then(|| anchor(folder)),
+        anchor: (residual && anchored).then(|| anchor_of(folder)),
         format,
         page: None,
-        force,
     }
 }
 
@@ -212,16 +183,6 @@ pub fn writing(job: &JobArgs) -> Writing {
         base: job.output.base_out.clone(),
         anchored: job.output.residual == Some(args::Residual::Anchor),
     }
-}
-
-/// Where the changed base of an adapter goes unless it is told.
-pub fn default_base(folder: &Path) -> PathBuf {
-    folder.join("base")
-}
-
-/// Where the adapter goes that takes the update of another one away.
-pub fn anchor(folder: &Path) -> PathBuf {
-    folder.join("anchor")
 }
 
 /// Refuses options that would have no effect.
@@ -330,6 +291,7 @@ mod tests {
     use super::*;
     use clap::{CommandFactory, Parser};
     use cntlora::plan::Rename;
+    use std::path::PathBuf;
 
     fn init(options: &str) -> InitArgs {
         let words =
@@ -380,14 +342,8 @@ mod tests {
         };
         assert_eq!(request.method, expected);
         assert_eq!(expected, Options::default());
-        let expected = Output {
-            folder: "out".into(),
-            base: None,
-            anchor: None,
-            format: Format::Peft,
-            page: None,
-            force: false,
-        };
+        let expected =
+            Output { folder: "out".into(), base: None, anchor: None, format: Format::Peft, page: None };
         assert_eq!(output_of(""), expected);
     }
 
@@ -517,7 +473,6 @@ mod tests {
         assert_eq!(request_of("--dtype bf16").element, Element::Bf16);
         assert_eq!(request_of("--dtype f16").element, Element::F16);
         assert_eq!(request_of("--dtype f32").element, Element::F32);
-        assert!(output_of("--force").force);
         assert_eq!(output_of("--report page.html").page, Some("page.html".into()));
         assert_eq!(output_of("--start residual").base, Some("out/base".into()));
         assert_eq!(output_of("--start residual --base-out b").base, Some("b".into()));

@@ -35,7 +35,7 @@ pub use content::{Content, MeasuredSite, MeasuredSource, Part};
 pub use ranges::RowRanges;
 pub use set::MomentsSet;
 pub use sums::SiteSums;
-pub use write::write;
+pub use write::{stage, write};
 
 use crate::error::Error;
 use crate::moments::{Counts, Moments};

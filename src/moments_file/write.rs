@@ -2,7 +2,7 @@
 
 use super::{Content, METADATA, SiteSums, Stored};
 use crate::storage::safetensors::Layout;
-use crate::storage::{AtomicFile, Problem};
+use crate::storage::{AtomicFile, Problem, StagedFile};
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
@@ -21,6 +21,21 @@ pub fn write<'a>(
     content: &Content,
     sums: &dyn Fn(&str) -> Result<SiteSums<'a>, Problem>,
 ) -> Result<(), Problem> {
+    stage(path, content, sums)?.commit()
+}
+
+/// As [`write()`] up to the point where the file comes into its place.
+///
+/// # Errors
+/// As [`write()`].
+///
+/// # Panics
+/// As [`write()`].
+pub fn stage<'a>(
+    path: &Path,
+    content: &Content,
+    sums: &dyn Fn(&str) -> Result<SiteSums<'a>, Problem>,
+) -> Result<StagedFile, Problem> {
     let mut hashes = BTreeMap::new();
     let mut shapes = BTreeMap::new();
     let mut owners = BTreeMap::new();
@@ -62,5 +77,5 @@ pub fn write<'a>(
         });
         put(&sums.bytes(stored))?;
     }
-    file.commit()
+    file.stage()
 }

@@ -6,6 +6,8 @@ pub mod table;
 mod testing;
 pub mod text;
 
+pub use crate::adapter::REPORT_FILE;
+
 use crate::element::Element;
 use crate::method::Options;
 use crate::plan::Skipped;
@@ -13,9 +15,6 @@ use crate::simd::Precision;
 use crate::spread::Spread;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
-
-/// The file beside an adapter that holds the [`Report`] of its run.
-pub const REPORT_FILE: &str = "report.json";
 
 /// Version of [`Report`].
 pub const SCHEMA_VERSION: u32 = 1;

@@ -1,17 +1,21 @@
 //! Runs in which every operation on a file fails in turn, once and from then on: each ends in an error that names the file, leaves no
 //! half of an output, and goes on from what it saved to the same bytes.
 
-use super::{Event, Job, Observer, Part, PartialRun, Parts, Writing, measure, run_part, run_resumable};
-use crate::adapter::{Format, is_complete, write_adapter};
+use super::{
+    Event, Job, Observer, Output, Part, PartialRun, Parts, Writing, measure, run_part, run_resumable, write,
+};
+use crate::adapter::{Component, Format, SingleFile, is_complete, record_heading};
 use crate::element::Element;
-use crate::plan::{MeasurementRequest, Nonfinite, Request, Selection, Shard, plan, plan_measurement};
+use crate::factors::Start;
+use crate::plan::{
+    Inputs, MeasurementRequest, Nonfinite, Plan, Request, Selection, Shard, plan, plan_measurement,
+};
 use crate::random::gaussian;
 use crate::rank::{Limits, Policy};
 use crate::simd::Precision;
 use crate::storage::faults::{Faults, Step, folder, inject};
 use crate::storage::{Access, Category, Problems, is_unfinished, safetensors};
-use serde_json::Map;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::PathBuf;
@@ -30,6 +34,17 @@ struct Small {
 }
 
 type Files = BTreeMap<PathBuf, Vec<u8>>;
+
+/// What belongs to an adapter.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Nothing.
+    Plain,
+    /// A changed base, and a page.
+    Residual,
+    /// An anchor, both in one file, and a page.
+    Anchored,
+}
 
 impl Small {
     fn new() -> Self {
@@ -76,15 +91,32 @@ impl Small {
     }
 
     /// An adapter, from the rows or, if there are any, from moments.
-    fn adapter(&self, moments: &[&str], observer: &dyn Observer) -> Result<(), Problems> {
+    fn adapter(&self, kind: Kind, moments: &[&str], observer: &dyn Observer) -> Result<(), Problems> {
         let mut request = self.request();
         request.moments = moments.iter().map(|name| self.path(name)).collect();
+        if kind != Kind::Plain {
+            request.method.start = Start::Residual;
+        }
         let (plan, inputs) = plan(&request)?;
         let partial = self.open(&Job::of_run(&plan, &inputs), "out")?;
         let outcome = run_resumable(&plan, &inputs, observer, &partial)?;
-        partial.begin_writing()?;
-        self.write(&outcome)?;
+        partial.begin_writing(&self.output(kind).all())?;
+        self.write(kind, outcome, &plan, &inputs)?;
         Ok(partial.discard()?)
+    }
+
+    fn output(&self, kind: Kind) -> Output {
+        let folder = self.path("out");
+        let (base, anchor, format) = match kind {
+            Kind::Plain => (None, None, Format::Peft),
+            Kind::Residual => (Some(folder.join("base")), None, Format::Peft),
+            Kind::Anchored => {
+                let format = Format::SingleFile(SingleFile::Kohya, Component::Unet);
+                (None, Some(folder.join("anchor")), format)
+            }
+        };
+        let page = (kind != Kind::Plain).then(|| self.path("out.html"));
+        Output { folder, base, anchor, format, page }
     }
 
     /// The moments of all rows.
@@ -116,16 +148,21 @@ impl Small {
             run_part(&plan, &inputs, shard, &(), &partial)?;
             partial.complete(&Part::new(shard, request.clone(), Writing::default()), folder)?;
         }
-        self.write(&Parts::open(&folders)?.join(&plan, &inputs)?)
+        self.write(Kind::Plain, Parts::open(&folders)?.join(&plan, &inputs)?, &plan, &inputs)
     }
 
     fn open(&self, job: &Job, out: &str) -> Result<PartialRun, Problems> {
         PartialRun::open(&PartialRun::folder_of(&self.path(out)), job, Duration::ZERO, false)
     }
 
-    fn write(&self, outcome: &super::Outcome) -> Result<(), Problems> {
-        let (folder, none) = (self.path("out"), (Map::new(), BTreeSet::new()));
-        write_adapter(&folder, &outcome.adapter, Element::F32, &none.0, &none.1, &[], Format::Peft)
+    fn write(
+        &self,
+        kind: Kind,
+        mut outcome: super::Outcome,
+        plan: &Plan,
+        inputs: &Inputs,
+    ) -> Result<(), Problems> {
+        write(&mut outcome, record_heading(), &self.output(kind), plan, inputs).map(drop)
     }
 
     /// All files of outputs, and of what is saved, by their path from here.
@@ -140,7 +177,7 @@ impl Small {
                     continue;
                 }
                 let name = path.strip_prefix(self.folder.path()).unwrap().to_owned();
-                if name.to_str().unwrap().starts_with("out") {
+                if name.to_str().unwrap().trim_start_matches('.').starts_with("out") {
                     found.insert(name, fs::read(&path).unwrap());
                 }
             }
@@ -150,7 +187,7 @@ impl Small {
 
     /// Puts these files in the place of all outputs.
     fn restore(&self, files: &Files) {
-        for name in ["out", "out.partial", "out-0", "out-1", "out-0.partial", "out-1.partial"] {
+        for name in ["out", "out.html", "out.partial", "out-0", "out-1", "out-0.partial", "out-1.partial"] {
             let path = self.path(name);
             let _ = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
         }
@@ -161,10 +198,15 @@ impl Small {
         }
     }
 
-    /// The output, if it is complete.
+    /// The output, if it is complete, without what is not the same every time.
     fn complete(&self) -> Option<Files> {
         let mut files = self.outputs();
-        files.retain(|name, _| name.parent() == Some("out".as_ref()) || name.as_os_str() == "out");
+        files.retain(|name, _| name.starts_with("out") || name.as_os_str() == "out.html");
+        for (name, bytes) in &mut files {
+            if name.ends_with("report.json") || name.ends_with("out.html") {
+                bytes.clear();
+            }
+        }
         (self.path("out").is_file() || is_complete(&self.path("out"))).then_some(files)
     }
 }
@@ -188,7 +230,7 @@ fn reads(step: Step) -> bool {
 }
 
 /// Does `work` from each of `states`, outputs that an earlier run left, with every step failing in turn that `counts`, in each of these
-/// ways. Afterwards it has to end as if nothing had been.
+/// ways. Afterwards it has to end as if nothing had been. An output that was complete stays, if what fails is not to replace it.
 fn all_faults(
     small: &Small,
     states: &[Files],
@@ -203,6 +245,7 @@ fn all_faults(
     for (state, (kind, sticky)) in states.iter().flat_map(|state| ways.iter().map(move |way| (state, *way))) {
         for pass in 0.. {
             small.restore(state);
+            let old = small.complete();
             let faults = Faults { counts, ..Faults::after(pass, sticky, kind) };
             let (result, faults) = inject(faults, small.folder.path(), work);
             let Some((step, path)) = faults.first() else {
@@ -214,8 +257,16 @@ fn all_faults(
             let problems = result.expect_err(&place);
             assert_eq!(problems.category(), Category::Io, "{place}: {problems}");
             assert!(problems.to_string().contains(path.to_str().unwrap()), "{place}: {problems}");
-            if let Some(complete) = small.complete() {
-                assert!(!counts(Step::Read) && complete == expected, "{place}: an output is left");
+            let left = small.complete();
+            let replaces =
+                matches!(step, Step::Rename | Step::SyncFolder | Step::Remove | Step::CreateFolder);
+            if old.is_some() && !replaces {
+                assert!(left == old, "{place}: the old output is gone");
+            } else if left.is_some() && left != old {
+                assert!(
+                    !counts(Step::Read) && left.as_ref() == Some(&expected),
+                    "{place}: an output is left"
+                );
             }
             let unfinished = |name: &PathBuf| is_unfinished(&name.file_name().unwrap().to_string_lossy());
             assert!(!small.outputs().keys().any(unfinished), "{place}: {:?}", small.outputs().keys());
@@ -252,10 +303,37 @@ const WRITING: [(ErrorKind, bool); 2] = [(ErrorKind::Other, false), (ErrorKind::
 #[test]
 fn reads_of_a_run_fail() {
     let small = Small::new();
-    let stopped = stopped(&small, &|observer| small.adapter(&[], observer));
+    let stopped = stopped(&small, &|observer| small.adapter(Kind::Plain, &[], observer));
     // Nothing, sums, and layers beside sums.
     let states = [Files::new(), stopped[0].clone(), stopped[2].clone()];
-    all_faults(&small, &states, reads, &READING, &|| small.adapter(&[], &()));
+    all_faults(&small, &states, reads, &READING, &|| small.adapter(Kind::Plain, &[], &()));
+}
+
+/// Reads of the checkpoint for its changed base, and writes of all that belongs to an adapter, in the place of another with what
+/// belongs to that.
+#[test]
+fn operations_on_all_that_belongs_to_an_adapter_fail() {
+    let small = Small::new();
+    let left_by = |kind| {
+        small.restore(&Files::new());
+        small.adapter(kind, &[], &()).unwrap();
+        small.outputs()
+    };
+    let old = [left_by(Kind::Residual), left_by(Kind::Anchored)];
+    let [residual, anchored] = [Kind::Residual, Kind::Anchored].map(|kind| {
+        let small = &small;
+        move || small.adapter(kind, &[], &())
+    });
+    all_faults(&small, &old[1..], reads, &READING, &residual);
+    let writes = |step| !reads(step);
+    all_faults(&small, &[Files::new(), old[1].clone()], writes, &WRITING, &residual);
+    all_faults(&small, &[Files::new(), old[0].clone()], writes, &WRITING, &anchored);
+    // A page is named by the user, and stays.
+    let without_page = old.map(|mut files| {
+        files.remove(&PathBuf::from("out.html"));
+        files
+    });
+    all_faults(&small, &without_page, writes, &WRITING, &|| small.adapter(Kind::Plain, &[], &()));
 }
 
 /// Reads of rows, and of the sums of all sites when they are put together.
@@ -278,7 +356,7 @@ fn reads_ahead_count() {
         faults.met.into_iter().filter(|met| *met == (Step::Read, rows.clone())).count()
     };
     let planned = reads_of(&|| plan(&small.request()).map(drop));
-    let run = reads_of(&|| small.adapter(&[], &()));
+    let run = reads_of(&|| small.adapter(Kind::Plain, &[], &()));
     assert_eq!(run, planned + WIDTH + 1, "one for each column, and one for the hash in the report");
 }
 
@@ -287,7 +365,7 @@ fn reads_ahead_count() {
 fn reads_of_moments_fail() {
     let small = Small::new();
     small.moments("m.moments.safetensors", &()).unwrap();
-    let work = || small.adapter(&["m.moments.safetensors"], &());
+    let work = || small.adapter(Kind::Plain, &["m.moments.safetensors"], &());
     all_faults(&small, &[Files::new()], reads, &READING, &work);
 }
 
@@ -303,7 +381,9 @@ fn operations_on_parts_fail() {
 #[test]
 fn writes_of_a_run_fail() {
     let small = Small::new();
-    all_faults(&small, &[Files::new()], |step| !reads(step), &WRITING, &|| small.adapter(&[], &()));
+    all_faults(&small, &[Files::new()], |step| !reads(step), &WRITING, &|| {
+        small.adapter(Kind::Plain, &[], &())
+    });
 }
 
 /// Writes of saved sums, and of the moments of all sites.
@@ -317,7 +397,7 @@ fn writes_of_a_measurement_fail() {
 #[test]
 fn the_progress_before_survives_when_saving_at_the_stop_fails() {
     let small = Small::new();
-    let work = |observer: &dyn Observer| small.adapter(&[], observer);
+    let work = |observer: &dyn Observer| small.adapter(Kind::Plain, &[], observer);
     small.restore(&Files::new());
     work(&()).unwrap();
     let expected = small.complete();

@@ -1,12 +1,15 @@
 //! What a run is about, so that progress is never continued with other inputs or options.
 
 use crate::activations::ActivationSet;
-use crate::plan::{Inputs, Measurement, Plan, Recording};
+use crate::plan::{Inputs, Measurement, Nonfinite, Plan, Recording};
 use crate::storage::{Hashing, Problem, Source};
 use serde_json::{Map, Value, json};
 
 /// Version of what runs save.
 const VERSION: u64 = 1;
+
+/// Where a job says what happens to rows that are not finite.
+const NONFINITE: &str = "/options/nonfinite";
 
 /// The longest `job.json`, in bytes.
 const LONGEST: u64 = 1 << 30;
@@ -70,10 +73,15 @@ impl Job {
         format!("{:#}\n", self.0)
     }
 
-    /// What tells it from other jobs.
+    /// What tells it from jobs that cannot go on from its progress.
     pub(super) fn identity(&self) -> String {
+        let mut job = self.clone();
+        // Whether a run may go on that differs only in this, `obstacles` says.
+        if let Some(nonfinite) = job.0.pointer_mut(NONFINITE) {
+            *nonfinite = Value::Null;
+        }
         let mut hashing = Hashing::default();
-        hashing.update(self.text().as_bytes());
+        hashing.update(job.text().as_bytes());
         hashing.finish()
     }
 
@@ -95,6 +103,18 @@ impl Job {
             Ok(_) => Err(refused("expected an object".into())),
             Err(error) => Err(refused(error.to_string())),
         }
+    }
+
+    /// What keeps it from going on from the progress of an earlier job, in words.
+    pub(super) fn obstacles(&self, earlier: &Self) -> Vec<String> {
+        let mut earlier = earlier.clone();
+        // Rows that were all finite are the same rows where others may be left out.
+        if let (Some(before), Some(now)) = (earlier.0.pointer_mut(NONFINITE), self.0.pointer(NONFINITE))
+            && *before == json!(Nonfinite::Refuse)
+        {
+            *before = now.clone();
+        }
+        self.differences(&earlier)
     }
 
     /// What differs from an earlier job, in words; the first few things of many.
@@ -152,6 +172,10 @@ fn compare(place: &str, before: Option<&Value>, now: Option<&Value>, found: &mut
 impl Job {
     pub(super) fn example(seed: u64) -> Self {
         Self::new("init", json!({ "seed": seed, "ridge": 0.1 }), Map::new(), [])
+    }
+
+    pub(super) fn example_of(nonfinite: Nonfinite) -> Self {
+        Self::new("moments", json!({ "nonfinite": nonfinite }), Map::new(), [])
     }
 }
 

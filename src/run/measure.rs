@@ -51,7 +51,7 @@ pub fn measure(
         .iter()
         .map(|site| (site.name.as_str(), extent(site, measurement.precision)))
         .collect();
-    partial.begin_writing()?;
+    partial.begin_writing(&[out])?;
     write(out, &content, &|site| {
         if let Some(counts) = set.site(site).and_then(Site::counts) {
             return Ok(counts.into());

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `lock` | nothing; it is locked while a run works in the folder |
 //! | `job.json` | the inputs and options of the run (`job`) |
-//! | `writing` | nothing; it is there when the output is being written, so that one that looks complete is this run's own |
+//! | `writing` | the paths of the outputs, each with a zero byte behind it, once they are being written: what is there is this run's own |
 //! | `<site>.….moments.safetensors` | the sums of a site that is being measured, and how far they go (`saved_sums`) |
 //! | `<site>.layers.safetensors` | the decomposed layers of a finished site (`saved_layers`) |
 //!
@@ -12,17 +12,18 @@
 //! still what was written.
 
 use super::job::Job;
+use super::lock::{LOCK, lock};
 use super::part::{PART, Part};
 use super::saved_sums::SavedSums;
 use crate::storage::faults::{Step, step};
 use crate::storage::{Access, Hashing, Problem, Problems, Source, is_unfinished, write_atomically};
-use std::fs::{self, File, TryLockError};
+use std::ffi::OsStr;
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-const LOCK: &str = "lock";
 pub(super) const JOB: &str = "job.json";
 const WRITING: &str = "writing";
 const SUMS: &str = ".moments.safetensors";
@@ -43,8 +44,14 @@ pub struct PartialRun {
 
 impl PartialRun {
     /// The folder for the progress of a run that writes to `output`: beside it, with `.partial` after its name, or in it if it has no name
-    /// of its own, as `.` has none.
+    /// of its own, as `.` has none. A link to a folder is that folder.
     pub fn folder_of(output: &Path) -> PathBuf {
+        if output.is_symlink()
+            && output.is_dir()
+            && let Ok(real) = fs::canonicalize(output)
+        {
+            return Self::folder_of(&real);
+        }
         match output.file_name() {
             Some(name) => {
                 let mut name = name.to_owned();
@@ -60,9 +67,16 @@ impl PartialRun {
         folder.join(JOB).is_file()
     }
 
-    /// Whether the folder holds the progress of a run that began to write its output. What is there of it may be replaced by the same run.
-    pub fn is_writing(folder: &Path) -> bool {
-        Self::is_there(folder) && folder.join(WRITING).is_file()
+    /// Whether the folder holds the progress of a run that began to write this output. What is there of it may be replaced by the same
+    /// run.
+    pub fn is_writing(folder: &Path, output: &Path) -> bool {
+        let (true, Ok(written), Ok(output)) =
+            (Self::is_there(folder), fs::read(folder.join(WRITING)), fs::canonicalize(output))
+        else {
+            return false;
+        };
+        let mut written = written.split(|byte| *byte == 0).filter(|path| !path.is_empty());
+        written.any(|path| fs::canonicalize(OsStr::from_bytes(path)).is_ok_and(|path| path == output))
     }
 
     /// Opens the folder to begin a job, or to continue it where an earlier run stopped. Progress is saved after a block of rows
@@ -82,12 +96,17 @@ impl PartialRun {
         let partial = Self { folder: folder.into(), _lock: lock, job: job.identity(), interval };
         partial.remove_files(is_unfinished)?;
         let path = folder.join(JOB);
+        if !path.exists() {
+            // A run that has ended may have left it.
+            partial.remove_files(|name| name == WRITING)?;
+        }
         if restart {
-            partial.remove_files(|name| is_ours(name) && name != LOCK)?;
+            // What was being written is still this output's own.
+            partial.remove_files(|name| is_ours(name) && ![LOCK, WRITING].contains(&name))?;
         }
         if path.exists() {
             let earlier = Job::read(&Source::open(&path, Access::Read)?)?;
-            let differences = job.differences(&earlier);
+            let differences = job.obstacles(&earlier);
             if !differences.is_empty() {
                 let problem = |difference: &String| {
                     Problem::usage(format!("holds the progress of another run: {difference}"))
@@ -96,9 +115,10 @@ impl PartialRun {
                 };
                 return Err(Problems(differences.iter().map(problem).collect()));
             }
+            if *job != earlier {
+                write_atomically(&path, job.text().as_bytes())?;
+            }
         } else {
-            // A run that has ended may have left it.
-            partial.remove_files(|name| name == WRITING)?;
             partial.refuse_strangers()?;
             write_atomically(&path, job.text().as_bytes())?;
         }
@@ -110,12 +130,28 @@ impl PartialRun {
         &self.folder
     }
 
-    /// Says that the output is going to be written: [`is_writing`](Self::is_writing).
+    /// Whether there is anything to go on from.
+    ///
+    /// # Errors
+    /// An I/O problem if the folder cannot be listed.
+    pub fn has_progress(&self) -> Result<bool, Problem> {
+        Ok(names(&self.folder)?.iter().any(|name| name.ends_with(SUMS) || name.ends_with(LAYERS)))
+    }
+
+    /// Says that these outputs, files or folders, are going to be written: [`is_writing`](Self::is_writing).
     ///
     /// # Errors
     /// I/O problems of writing.
-    pub fn begin_writing(&self) -> Result<(), Problem> {
-        write_atomically(&self.folder.join(WRITING), b"")
+    pub fn begin_writing(&self, outputs: &[&Path]) -> Result<(), Problem> {
+        let path = self.folder.join(WRITING);
+        let mut paths = Vec::new();
+        for output in outputs {
+            let output = std::path::absolute(output)
+                .map_err(|error| Problem::io("cannot find out where it is", &error).in_file(output))?;
+            paths.extend_from_slice(output.as_os_str().as_bytes());
+            paths.push(0);
+        }
+        write_atomically(&path, &paths)
     }
 
     /// Removes the progress, after the output is complete.
@@ -187,7 +223,7 @@ impl PartialRun {
 
     /// A folder that holds something else is not ours to fill.
     fn refuse_strangers(&self) -> Result<(), Problem> {
-        match names(&self.folder)?.into_iter().find(|name| name != LOCK) {
+        match names(&self.folder)?.into_iter().find(|name| ![LOCK, WRITING].contains(&name.as_str())) {
             None => Ok(()),
             Some(name) => Err(Problem::usage(format!(
                 "the progress of this run is kept in this folder, but it holds something else, {}",
@@ -221,36 +257,6 @@ fn remove_files(folder: &Path, unwanted: impl Fn(&str) -> bool) -> Result<(), Pr
     Ok(())
 }
 
-/// Takes the lock of a folder, which has to exist.
-fn lock(folder: &Path) -> Result<File, Problem> {
-    let path = folder.join(LOCK);
-    let failed = |error: io::Error| Problem::io("cannot lock it", &error).in_file(&path);
-    loop {
-        let file = step(Step::Create, &path)
-            .and_then(|()| File::options().create(true).append(true).open(&path))
-            .map_err(failed)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(Problem::environment("another run is at work on this output")
-                    .in_file(folder)
-                    .help("wait until it has ended, or choose another name for the output"));
-            }
-            Err(TryLockError::Error(error)) => return Err(failed(error)),
-        }
-        // A run that ended between the two steps has removed the file that was locked, and perhaps its folder.
-        let locked = file.metadata().map_err(failed)?.ino();
-        match fs::metadata(&path) {
-            Ok(there) if there.ino() == locked => return Ok(file),
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                fs::create_dir_all(folder).map_err(failed)?;
-            }
-            Err(error) => return Err(failed(error)),
-        }
-    }
-}
-
 fn digits(site: &str) -> String {
     let mut hashing = Hashing::default();
     hashing.update(site.as_bytes());
@@ -271,6 +277,7 @@ fn is_ours(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::Nonfinite;
     use crate::storage::Category;
 
     const INTERVAL: Duration = Duration::from_secs(1);
@@ -331,6 +338,49 @@ mod tests {
         assert!(!partial.layers("site").exists());
         drop(partial);
         assert!(open(&folder, &Job::example(2), false).is_ok());
+    }
+
+    /// Only what the run began to write is its own, from then on and until it has ended.
+    #[test]
+    fn outputs_that_are_being_written_are_known() {
+        let parent = tempfile::tempdir().unwrap();
+        let [folder, out, other] = ["out.partial", "out", "other"].map(|name| parent.path().join(name));
+        let own = |output: &Path| PartialRun::is_writing(&folder, output);
+        fs::create_dir(&out).unwrap();
+        fs::create_dir(&other).unwrap();
+        let partial = open(&folder, &Job::example(1), false).unwrap();
+        assert!(!own(&out));
+        partial.begin_writing(&[&parent.path().join("other/../out"), &parent.path().join("absent")]).unwrap();
+        assert!(own(&out) && !own(&other) && !own(&parent.path().join("absent")));
+        drop(partial);
+        drop(open(&folder, &Job::example(1), false).unwrap());
+        assert!(own(&out));
+        drop(open(&folder, &Job::example(2), true).unwrap());
+        assert!(own(&out), "what is there is none the less half written");
+        fs::remove_file(folder.join(JOB)).unwrap();
+        assert!(!own(&out));
+        drop(open(&folder, &Job::example(1), false).unwrap());
+        assert!(!own(&out), "it is of a run that has ended");
+    }
+
+    /// Sums of rows that were all finite are good for a run that leaves others out, but not the other way round.
+    #[test]
+    fn a_run_that_skips_rows_goes_on_from_one_that_refused_them() {
+        let parent = tempfile::tempdir().unwrap();
+        let folder = parent.path().join("out.partial");
+        let [refuse, skip] = [Nonfinite::Refuse, Nonfinite::SkipRows].map(Job::example_of);
+        let partial = open(&folder, &refuse, false).unwrap();
+        assert!(!partial.has_progress().unwrap());
+        fs::write(partial.layers("site"), "progress").unwrap();
+        assert!(partial.has_progress().unwrap());
+        let identity = partial.job().to_owned();
+        drop(partial);
+        assert_eq!(open(&folder, &skip, false).unwrap().job(), identity);
+        let problems = open(&folder, &refuse, false).unwrap_err();
+        assert!(
+            problems.to_string().contains("nonfinite was \"skip-rows\", and is \"refuse\" now"),
+            "{problems}"
+        );
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod small;
 mod checkpoints;
 mod npy_files;
 mod options;
+mod outputs;
 mod safetensors_files;
 mod surroundings;
 mod truncation;

@@ -1,0 +1,263 @@
+//! What is in the place of outputs, and what happens to it.
+
+use super::npy;
+use crate::small::{Small, names};
+use rustix::process::{Pid, Signal, kill_process};
+use std::fs::{self, File};
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
+
+const INIT: &str = "init model.safetensors -a target --rank 4 -o out";
+
+fn limited(small: &Small, blocks: u32, words: &str) -> (Option<i32>, String) {
+    let tool = env!("CARGO_BIN_EXE_cntlora");
+    let script = format!("trap '' XFSZ; ulimit -f {blocks}; exec {tool} {words}");
+    let output = Command::new("sh").current_dir(small.path("")).args(["-c", &script]).output().unwrap();
+    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+}
+
+/// The base of an earlier adapter goes with it, but not if it is the model of this run, be it by force or by another name.
+#[test]
+fn the_base_that_would_be_removed_is_no_input() {
+    let small = Small::new();
+    small.succeed(&format!("{INIT} --start residual"));
+    symlink("out/base", small.path("same")).unwrap();
+    let model = fs::read(small.path("out/base/model.safetensors")).unwrap();
+    for name in ["out/base", "same", "out/base/model.safetensors"] {
+        let words = format!("init {name} -a target --rank 4 -o out --force");
+        small.refused(&words, 2, "out/base: this folder holds an input");
+    }
+    small.succeed("init out/base -a target --rank 4 -o parts --shard 0/1");
+    small.refused("merge parts -o out --force", 2, "out/base: this folder holds an input");
+    for name in ["adapter_config.json", "adapter_model.safetensors"] {
+        fs::remove_file(small.path("out").join(name)).unwrap();
+    }
+    small.refused("init out/base -a target --rank 4 -o out", 2, "out/base: this folder holds an input");
+    assert!(fs::read(small.path("out/base/model.safetensors")).unwrap() == model);
+}
+
+/// An adapter that cannot be written takes nothing away from the one in its place. Here files may not grow beyond ever more kilobytes.
+#[test]
+fn an_old_adapter_outlives_a_full_disk() {
+    let small = Small::new();
+    small.succeed(&format!("{INIT} --start residual"));
+    // All but the adapter is on the disk already.
+    let words = format!("{INIT} --force --scale 1e-14");
+    small.refused(&format!("{words} --dtype f16"), 1, "too large for it");
+    let mut refused = 0;
+    for blocks in 2.. {
+        let (code, stderr) = limited(&small, blocks, &words);
+        if code == Some(0) {
+            break;
+        }
+        assert_eq!(code, Some(3), "{stderr}");
+        assert!(stderr.contains("File too large"), "{stderr}");
+        refused += u32::from(stderr.contains("error: out/"));
+        assert!(small.path("out/base/model.safetensors").exists());
+        small.succeed("verify out --base out/base");
+    }
+    assert!(refused > 0, "the adapter was always small enough");
+    assert!(!small.path("out/base").exists());
+}
+
+/// Whoever writes an output has it for itself, by whatever name, whether progress is saved or not.
+#[test]
+fn outputs_are_locked() {
+    let small = Small::new();
+    small.succeed(INIT);
+    small.succeed("moments target -o m.moments.safetensors");
+    small.succeed("init model.safetensors -a target --rank 4 -o parts --shard 0/1");
+    fs::create_dir(small.path("other")).unwrap();
+    symlink("other", small.path("link")).unwrap();
+    let held = |name: &str| {
+        let folder = small.path(&format!("{name}.partial"));
+        fs::create_dir_all(&folder).unwrap();
+        let lock = File::create(folder.join("lock")).unwrap();
+        lock.lock().unwrap();
+        lock
+    };
+    let other = "init model.safetensors -a target --rank 4 --force";
+    for (name, words) in [
+        ("other", "convert out --rank 2 -o other --force"),
+        ("other", "merge m.moments.safetensors -o other --force"),
+        ("other", "merge parts -o other"),
+        ("other", &format!("{other} -o link")),
+        ("other", &format!("{other} -o third --start residual --base-out other")),
+        ("other", &format!("{other} -o third --start residual --base-out link")),
+        ("page.html", &format!("{other} -o third --report page.html")),
+    ] {
+        if words.starts_with("merge m") {
+            fs::remove_dir(small.path("other")).unwrap();
+        }
+        let lock = held(name);
+        small.refused(words, 3, &format!("{name}.partial: another run is at work on this output"));
+        drop(lock);
+        fs::create_dir_all(small.path("other")).unwrap();
+        assert!(names(&small.path("other")).is_empty() && !small.path("third").exists(), "{words}");
+        assert!(!small.path("third.partial").exists(), "{words}");
+    }
+    let lock = held("other");
+    let here = small
+        .command("init ../model.safetensors -a ../target --rank 4 -o .")
+        .current_dir(small.path("other"))
+        .output()
+        .unwrap();
+    assert_eq!(here.status.code(), Some(3), "{}", String::from_utf8_lossy(&here.stderr));
+    drop(lock);
+    assert!(names(&small.path("other")).is_empty());
+    small.succeed("convert out --rank 2 -o other");
+    assert!(!small.path("other.partial").exists(), "nothing is left of a lock");
+}
+
+/// A log is neither begun by a run that is refused, nor written over an input.
+#[test]
+fn events_keep_off() {
+    let small = Small::new();
+    fs::create_dir(small.path("out.partial")).unwrap();
+    fs::write(small.path("run.jsonl"), "of the first run").unwrap();
+    let lock = File::create(small.path("out.partial/lock")).unwrap();
+    lock.lock().unwrap();
+    small.refused(&format!("{INIT} --events run.jsonl"), 3, "another run is at work");
+    assert_eq!(fs::read(small.path("run.jsonl")).unwrap(), b"of the first run");
+    drop(lock);
+    let model = fs::read(small.path("model.safetensors")).unwrap();
+    symlink("model.safetensors", small.path("soft.jsonl")).unwrap();
+    fs::hard_link(small.path("model.safetensors"), small.path("hard.jsonl")).unwrap();
+    small.refused(&format!("{INIT} --events soft.jsonl"), 2, "soft.jsonl: there is a file of this name");
+    for words in [INIT, &format!("{INIT} --shard 0/2")] {
+        let refused = "hard.jsonl: events would be written over an input";
+        small.refused(&format!("{words} --events hard.jsonl"), 2, refused);
+    }
+    assert!(fs::read(small.path("model.safetensors")).unwrap() == model);
+    small.succeed(&format!("{INIT} --events run.jsonl"));
+    assert!(fs::read_to_string(small.path("run.jsonl")).unwrap().starts_with('{'));
+}
+
+/// What a killed process left unfinished goes wherever it wrote; files of the user stay.
+#[test]
+fn what_was_left_unfinished_goes() {
+    let small = Small::new();
+    let left = [
+        "out/.cntlora.json.tmpAbC123",
+        "out/base/.model.safetensors.tmpAbC123",
+        "out/anchor/.lora.safetensors.tmpAbC123",
+        "changed/.model.safetensors.tmpAbC123",
+        ".page.html.tmpAbC123",
+    ];
+    let notes = ["out/.notes.tmp", "changed/notes", ".other.html.tmpAbC123"];
+    for name in left.into_iter().chain(notes) {
+        let path = small.path(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, "").unwrap();
+    }
+    small.succeed(&format!("{INIT} --start residual --base-out changed --report page.html"));
+    assert!(left.iter().all(|name| !small.path(name).exists()));
+    assert!(notes.iter().all(|name| small.path(name).exists()));
+    fs::write(small.path("out/.adapter_model.safetensors.tmpAbC123"), "").unwrap();
+    small.succeed("convert out --init out --rank 2 -o cut");
+    small.succeed("convert cut --rank 1 -o out --force");
+    assert!(!small.path("out/.adapter_model.safetensors.tmpAbC123").exists());
+}
+
+/// An adapter that takes the place of another leaves nothing beside itself that speaks of that.
+#[test]
+fn a_replaced_adapter_goes_with_all_that_belongs_to_it() {
+    let small = Small::new();
+    small.succeed("init model.safetensors -a target --rank 4 -o plain");
+    for options in ["--start residual", "--start residual --residual anchor", "--format kohya"] {
+        small.succeed(&format!("{INIT} {options} --force"));
+        fs::write(small.path("out/notes"), "mine").unwrap();
+        small.succeed("convert plain --rank 2 -o out --force");
+        let left = ["adapter_config.json", "adapter_model.safetensors", "cntlora.json", "notes"];
+        assert_eq!(names(&small.path("out")), left, "{options}");
+        small.refused("report out --out page.html", 3, "report.json: cannot open");
+    }
+}
+
+/// What no output can replace is refused before the work.
+#[test]
+fn what_cannot_be_replaced_is_refused_early() {
+    let small = Small::new();
+    fs::write(small.path("file"), "mine").unwrap();
+    assert!(Command::new("mkfifo").arg(small.path("pipe")).status().unwrap().success());
+    symlink("pipe", small.path("pipe.html")).unwrap();
+    let pipe = "expected the name of a file to write, found a pipe or a device";
+    for (words, code, message) in [
+        (
+            "init model.safetensors -a target --rank 4 -o file --force",
+            3,
+            "file: expected a folder to write to",
+        ),
+        ("convert target --rank 2 -o file --force", 3, "file: expected a folder to write to"),
+        ("moments target -o pipe --force", 2, pipe),
+        ("moments target -o /dev/stdout --force", 2, pipe),
+        ("init model.safetensors -a target --rank 4 -o out --report pipe.html --force", 2, pipe),
+    ] {
+        small.refused(words, code, message);
+        assert!(!small.path("file.partial").exists() && !small.path("pipe.partial").exists(), "{words}");
+    }
+    // A record that nobody ever writes is not waited for.
+    fs::create_dir_all(small.path("out/base")).unwrap();
+    fs::rename(small.path("pipe"), small.path("out/base/cntlora.json")).unwrap();
+    small.refused(INIT, 3, "cntlora.json: expected a regular file, found a pipe");
+}
+
+/// Runs a command and changes an input while `temporary` is being written. It must be refused, and leave nothing.
+fn changed_meanwhile(small: &Small, words: &str, input: &str, folder: &str, temporary: &str) {
+    let written = || {
+        let path = small.path(folder);
+        path.is_dir() && names(&path).iter().any(|name| name.starts_with(temporary))
+    };
+    for _ in 0..200 {
+        let mut command = small.command(words);
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let pid = Pid::from_child(&child);
+        while !written() && child.try_wait().unwrap().is_none() {
+            sleep(Duration::from_micros(50));
+        }
+        let _ = kill_process(pid, Signal::STOP);
+        let met = written();
+        if met {
+            let input = File::options().append(true).open(small.path(input)).unwrap();
+            input.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+        }
+        let _ = kill_process(pid, Signal::CONT);
+        let output = child.wait_with_output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        if met && !output.status.success() {
+            assert_eq!(output.status.code(), Some(1), "{stderr}");
+            assert!(stderr.contains("changed while it was being read: it was written to"), "{stderr}");
+            return;
+        }
+        let renew = File::options().append(true).open(small.path(input)).unwrap();
+        renew.set_modified(std::time::SystemTime::now()).unwrap();
+        let out = small.path("made");
+        let _ = if out.is_dir() { fs::remove_dir_all(out) } else { fs::remove_file(out) };
+    }
+    panic!("{words}: every run ended before its input was changed");
+}
+
+/// An input that changes while the output is written is noticed before that comes into its place.
+#[test]
+fn inputs_that_change_are_noticed() {
+    let small = Small::new();
+    fs::create_dir(small.path("wide")).unwrap();
+    let dictionary = "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 1500), }\n";
+    fs::write(small.path("wide/a.npy"), npy(dictionary, 2 * 1500 * 4)).unwrap();
+    small.succeed("moments wide -o m.moments.safetensors");
+    changed_meanwhile(
+        &small,
+        "merge m.moments.safetensors -o made",
+        "m.moments.safetensors",
+        "",
+        ".made.tmp",
+    );
+    assert!(!Path::new(&small.path("made")).exists());
+    small.succeed(INIT);
+    let (words, input) = ("convert out --rank 2 -o made", "out/adapter_model.safetensors");
+    changed_meanwhile(&small, words, input, "made", ".adapter_model");
+    assert!(!small.path("made").exists());
+}
