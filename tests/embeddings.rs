@@ -241,7 +241,7 @@ fn tables_that_are_named_need_no_activations() {
     let all = model.succeed("plan named.safetensors --method pissa --target all-linear --rank 2 --json");
     assert!(!all.contains("embed_tokens"), "{all}");
     model.refused(
-        "plan named.safetensors --method lora --target embed_tokens --rank 2",
+        "plan named.safetensors --method orthogonal --target embed_tokens --rank 2",
         "module \"embed_tokens\" cannot be adapted: it is an embedding",
     );
 }
