@@ -55,7 +55,7 @@ mod tests {
     use quickcheck::quickcheck;
 
     quickcheck! {
-        /// Within four standard errors of the trace, for spectra that decay.
+        /// Within six standard errors of the trace, for spectra that decay: at four, one run of the tests in a hundred fails.
         fn agrees_with_the_diagonal(size: u8, power: u8, seed: u64) -> bool {
             let size = usize::from(size) + 200;
             let power = 0.5 + f64::from(power % 4) / 4.0;
@@ -68,7 +68,7 @@ mod tests {
             let outside: f64 = (DIRECTIONS / 2..size).map(|i| value(i).powi(2)).sum();
             let standard_error = (2.0 / DIRECTIONS as f64 * outside).sqrt();
             let found = trace(&matrix.as_ref(), seed, "layer", Par::Seq).unwrap();
-            (found - exact).abs() < 4.0 * standard_error + 1e-4 * exact
+            (found - exact).abs() < 6.0 * standard_error + 1e-4 * exact
         }
     }
 
