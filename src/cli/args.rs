@@ -506,3 +506,14 @@ pub enum GenerateCommand {
         shell: clap_complete::Shell,
     },
 }
+
+/// What an `init` with these options has been given.
+#[cfg(test)]
+pub fn init_args(options: &str) -> InitArgs {
+    use clap::Parser;
+    let words = "cntlora init model --activations acts --out out".split(' ');
+    match Cli::try_parse_from(words.chain(options.split_whitespace())).unwrap().command {
+        Command::Init(args) => args,
+        other => panic!("expected init, found {other:?}"),
+    }
+}

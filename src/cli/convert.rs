@@ -1,6 +1,7 @@
 //! Makes an adapter from a residual start into one for the original base, and cuts adapters to smaller rank.
 
 use super::args::{self, ConvertArgs};
+use super::effects;
 use super::interrupt::Interruption;
 use super::prepare::{refuse_file_in_place, refuse_input_folder};
 use super::resolve;
@@ -51,7 +52,7 @@ pub fn run(args: &ConvertArgs, terminal: &Terminal) -> anyhow::Result<()> {
     for folder in output.changed_folders() {
         problems.collect(refuse_input_folder(&folder, [&args.adapter].into_iter().chain(&args.init)));
     }
-    problems.collect(resolve::check_component(args.format, args.component));
+    problems.collect(effects::check_component(args.format, args.component));
     let check_folder = || match args.force {
         true => refuse_file_in_place(&args.out),
         false => refuse_occupied(&args.out),

@@ -2,6 +2,7 @@
 
 use super::args::InitArgs;
 use super::command_line::command_line;
+use super::effects;
 use super::events::{Events, is_stdout};
 use super::interrupt::Interruption;
 use super::plan::summary;
@@ -33,7 +34,7 @@ pub fn execute(
     interruption: &Interruption,
 ) -> anyhow::Result<()> {
     let output = resolve::output(&args.out, &args.job);
-    resolve::check_streams(&args.job, terminal.json())?;
+    effects::check_streams(&args.job, terminal.json())?;
     let (plan, inputs) = prepare(Some(&output), &args.job)?;
     let events_path = args.job.run.events.as_deref();
     events_path.map_or(Ok(()), |path| Events::check(path, &inputs))?;

@@ -6,6 +6,7 @@ mod command_line;
 mod convert;
 mod demo;
 mod demo_model;
+mod effects;
 mod events;
 mod exit;
 mod generate;

@@ -2,6 +2,7 @@
 
 use super::args::{InitArgs, JobArgs, MergeArgs};
 use super::command_line::command_line;
+use super::effects;
 use super::events::{Events, is_stdout};
 use super::init::{Watching, tell, write};
 use super::interrupt::Interruption;
@@ -31,7 +32,7 @@ struct Done {
 
 /// Decomposes the layers of a part, into a folder of its own in `--out`.
 pub fn run(args: &InitArgs, shard: Shard, terminal: &Terminal) -> anyhow::Result<()> {
-    resolve::check_streams(&args.job, terminal.json())?;
+    effects::check_streams(&args.job, terminal.json())?;
     let folder = args.out.join(shard.file_name(""));
     let check = || refuse_existing_part(&folder, args.job.output.force).map_err(Problems::from);
     let mut problems = Problems::default();

@@ -1,7 +1,7 @@
 //! Everything that can be refused before heavy work, all at once.
 
 use super::args::JobArgs;
-use super::resolve;
+use super::{effects, resolve};
 use cntlora::adapter::{self, Format};
 use cntlora::factors::LayerShape;
 use cntlora::plan::{self, Inputs, Plan, Request};
@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 pub fn prepare(output: Option<&Output>, job: &JobArgs) -> Result<(Plan, Inputs), Problems> {
     let mut problems = Problems::default();
     let request = resolve::request(job);
-    problems.collect(resolve::check_effects(job));
+    problems.collect(effects::check(job));
     if let Some(output) = output {
         problems.collect(check_output(output, &request, job.output.force));
     }

@@ -2,7 +2,6 @@
 
 use super::args::{self, InputArgs, JobArgs, MethodArgs, MomentsArgs, RankArgs, ReadingArgs, RunArgs};
 use super::byte_size::ByteSize;
-use super::events::is_stdout;
 use super::threads;
 use cntlora::adapter::{Component, Format, SingleFile, anchor_of, default_base};
 use cntlora::constraint::Coupling;
@@ -14,7 +13,7 @@ use cntlora::plan::{MeasurementRequest, Nonfinite, Request, Selection, Shard};
 use cntlora::rank::{Limits, Policy};
 use cntlora::run::{Output, Writing};
 use cntlora::simd::Precision;
-use cntlora::storage::{Access, Problem, Problems};
+use cntlora::storage::Access;
 use std::path::Path;
 
 /// Largest rank when the ranks follow from `--energy` and `--max-rank` is not given.
@@ -69,7 +68,7 @@ pub fn measurement(args: &MomentsArgs, shard: Option<Shard>) -> MeasurementReque
     }
 }
 
-fn nonfinite(reading: &ReadingArgs) -> Nonfinite {
+pub fn nonfinite(reading: &ReadingArgs) -> Nonfinite {
     match reading.nonfinite {
         args::Nonfinite::Refuse => Nonfinite::Refuse,
         args::Nonfinite::SkipRows => Nonfinite::SkipRows,
@@ -133,7 +132,7 @@ fn method(method: &MethodArgs, ranks: &RankArgs) -> Options {
     }
 }
 
-fn kind(method: &MethodArgs) -> Method {
+pub fn kind(method: &MethodArgs) -> Method {
     match method.method {
         args::Method::Cntlora => Method::Cntlora,
         args::Method::Pissa => Method::Pissa,
@@ -149,7 +148,7 @@ fn kind(method: &MethodArgs) -> Method {
 }
 
 /// The start that is asked for, or the usual one of the method.
-fn start(method: &MethodArgs) -> Start {
+pub fn start(method: &MethodArgs) -> Start {
     match method.start {
         Some(args::Start::Update) => Start::Update,
         Some(args::Start::Residual) => Start::Residual,
@@ -185,73 +184,6 @@ pub fn writing(job: &JobArgs) -> Writing {
     }
 }
 
-/// Refuses options that would have no effect.
-pub fn check_effects(job: &JobArgs) -> Result<(), Problems> {
-    let mut problems = Problems::default();
-    let start = start(&job.method);
-    if job.output.base_out.is_some() && start != Start::Residual {
-        problems.push(
-            Problem::usage("--base-out is given, but only --start residual changes the base")
-                .help("add --start residual, or leave --base-out out"),
-        );
-    }
-    if job.output.residual.is_some() && start != Start::Residual {
-        problems.push(
-            Problem::usage("--residual is given, but only --start residual has one")
-                .help("add --start residual, or leave --residual out"),
-        );
-    }
-    if job.output.base_out.is_some() && job.output.residual == Some(args::Residual::Anchor) {
-        problems.push(
-            Problem::usage("--base-out is given, but --residual anchor leaves the base as it is")
-                .help("leave --base-out out, or use --residual checkpoint"),
-        );
-    }
-    let InputArgs { moments, source, reading, .. } = &job.inputs;
-    if !moments.is_empty() && source.is_empty() && nonfinite(reading) == Nonfinite::SkipRows {
-        problems.push(
-            Problem::usage("--nonfinite is given, but no rows are read: the moments are known")
-                .help("give it to the command that measures the moments"),
-        );
-    }
-    problems.collect(check_component(job.output.format, job.output.component));
-    let MethodArgs { coupling, preserve, ridge, norm, max_shift, strength, .. } = &job.method;
-    for (option, given) in [("--strength", strength.is_some()), ("--max-shift", max_shift.is_some())] {
-        if given && start != Start::Update {
-            let what = format!("{option} is given, but only --start update has a strength to choose");
-            problems.push(Problem::usage(what).help(format!("leave {option} out, or use --start update")));
-        }
-    }
-    let method = kind(&job.method);
-    let is_eva = method == Method::Eva;
-    for (option, given, has_effect) in [
-        ("--coupling", coupling.is_some(), method == Method::Cntlora),
-        ("--preserve", preserve.is_some(), method == Method::Cntlora),
-        ("--norm", norm.is_some(), method == Method::Cntlora),
-        ("--ridge", ridge.is_some(), method.has_ridge()),
-        ("--rho", job.ranks.rho.is_some(), is_eva),
-        ("--max-rank", job.ranks.max_rank.is_some(), !is_eva),
-    ] {
-        if given && !has_effect {
-            let what = format!("{option} is given, but the method {} has no use for it", method.name());
-            problems.push(Problem::usage(what).help(format!("leave {option} out")));
-        }
-    }
-    if job.ranks.rho.is_some_and(|rho| !(rho >= 1.0 && rho.is_finite())) {
-        problems.push(Problem::usage("expected --rho to be 1 or more").help("1 gives every layer --rank"));
-    }
-    problems.or_ok(())
-}
-
-/// Refuses two kinds of data on one stdout.
-pub fn check_streams(job: &JobArgs, json: bool) -> Result<(), Problem> {
-    if json && job.run.events.as_deref().is_some_and(is_stdout) {
-        return Err(Problem::usage("--json and --events - would both write to stdout")
-            .help("leave --json out: the last event holds the report"));
-    }
-    Ok(())
-}
-
 /// How an adapter is written.
 pub fn format(format: args::Format, component: Option<args::Component>) -> Format {
     let component = match component {
@@ -267,15 +199,6 @@ pub fn format(format: args::Format, component: Option<args::Component>) -> Forma
     }
 }
 
-/// Refuses a part of a pipeline where the format knows none.
-pub fn check_component(format: args::Format, component: Option<args::Component>) -> Result<(), Problem> {
-    if component.is_none() || format != args::Format::Peft {
-        return Ok(());
-    }
-    Err(Problem::usage("--component is given, but only --format diffusers and kohya have components")
-        .help("leave --component out, or add --format"))
-}
-
 /// The number format of the factors.
 pub fn element(dtype: args::Dtype) -> Element {
     match dtype {
@@ -287,27 +210,18 @@ pub fn element(dtype: args::Dtype) -> Element {
 
 #[cfg(test)]
 mod tests {
-    use super::super::args::{Cli, Command, InitArgs};
+    use super::super::args::{Cli, Command, init_args};
     use super::*;
     use clap::{CommandFactory, Parser};
     use cntlora::plan::Rename;
     use std::path::PathBuf;
 
-    fn init(options: &str) -> InitArgs {
-        let words =
-            "cntlora init model --activations acts --out out".split(' ').chain(options.split_whitespace());
-        match Cli::try_parse_from(words).unwrap().command {
-            Command::Init(args) => args,
-            other => panic!("expected init, found {other:?}"),
-        }
-    }
-
     fn request_of(options: &str) -> Request {
-        request(&init(options).job)
+        request(&init_args(options).job)
     }
 
     fn output_of(options: &str) -> Output {
-        let args = init(options);
+        let args = init_args(options);
         output(&args.out, &args.job)
     }
 
@@ -369,22 +283,18 @@ mod tests {
     /// Moments take the place of rows, on either side.
     #[test]
     fn moments_in_place_of_rows() {
-        let request = |options: &str| {
-            let words = "cntlora init model --out out".split(' ').chain(options.split(' '));
-            match Cli::try_parse_from(words).unwrap().command {
-                Command::Init(args) => (request(&args.job), check_effects(&args.job).is_ok()),
-                other => panic!("expected init, found {other:?}"),
-            }
+        let parse = |options: &str| {
+            Cli::try_parse_from("cntlora init model -o out".split(' ').chain(options.split(' ')))
         };
-        let (both, sound) = request("--moments a b --source-moments c");
-        assert!(both.activations.is_empty() && both.source.is_empty() && sound);
+        let Command::Init(args) = parse("--moments a b --source-moments c").unwrap().command else {
+            panic!("expected init")
+        };
+        let both = request(&args.job);
+        assert!(both.activations.is_empty() && both.source.is_empty());
         assert_eq!(both.moments, ["a", "b"].map(PathBuf::from));
         assert_eq!(both.source_moments, ["c"].map(PathBuf::from));
-        assert!(!request("--moments a --nonfinite skip-rows").1);
-        assert!(request("--moments a --source z --nonfinite skip-rows").1);
         for options in ["--moments a -a acts", "-a acts --source z --source-moments c"] {
-            let words = "cntlora init model -o out".split(' ').chain(options.split(' '));
-            assert!(Cli::try_parse_from(words).is_err(), "{options}");
+            assert!(parse(options).is_err(), "{options}");
         }
     }
 
@@ -481,69 +391,9 @@ mod tests {
         assert_eq!(output_of("--start residual --residual checkpoint").base, Some("out/base".into()));
     }
 
-    /// Two programs that read one stream would both be misled.
-    #[test]
-    fn stdout_holds_one_kind_of_data() {
-        let refused = |options, json| check_streams(&init(options).job, json).is_err();
-        assert!(refused("--events -", true));
-        assert!(!refused("--events -", false) && !refused("--events file", true) && !refused("", true));
-    }
-
     #[test]
     fn threads_are_as_asked_or_all() {
-        assert_eq!(threads::of(&init("--threads 3").job.run), 3);
-        assert!(threads::of(&init("").job.run) >= 1);
-    }
-
-    /// Options that contradict each other never reach the library.
-    #[test]
-    fn contradictions_are_refused() {
-        for options in [
-            "--energy 0.9 --budget",
-            "--energy 0.9 --rank 8",
-            "--strength 1 --max-shift 0.1",
-            "--threads 0",
-            "--rename nothing",
-            "--target q,,v",
-        ] {
-            let words = "cntlora init model -a acts -o out".split(' ').chain(options.split(' '));
-            assert!(Cli::try_parse_from(words).is_err(), "{options}");
-        }
-        for options in [
-            "--base-out b",
-            "--start zero --strength 1",
-            "--start residual --strength 1",
-            "--residual anchor",
-            "--component unet",
-            "--method pissa --residual anchor --base-out b",
-        ] {
-            assert!(check_effects(&init(options).job).is_err(), "{options}");
-        }
-        for (options, option) in [
-            ("--method pissa --coupling transport", "--coupling"),
-            ("--method eva --preserve 0", "--preserve"),
-            ("--method corda-ipm --norm weights", "--norm"),
-            ("--method lora --ridge 0.1", "--ridge"),
-            ("--method olora --max-shift 0.1", "--max-shift"),
-            ("--method pissa --rho 2", "--rho"),
-            ("--method eva --max-rank 8", "--max-rank"),
-        ] {
-            let problems = check_effects(&init(options).job).unwrap_err();
-            assert_eq!(problems.0.len(), 1, "{problems}");
-            assert!(problems.to_string().starts_with(&format!("{option} is given, but ")), "{problems}");
-            assert_eq!(problems.0[0].next_step().map(|help| help.contains(option)), Some(true));
-        }
-        let problems = check_effects(&init("--method eva --rho 0.5").job).unwrap_err();
-        assert_eq!(problems.to_string(), "expected --rho to be 1 or more");
-        for options in [
-            "--start residual --base-out b",
-            "--start update --strength 1",
-            "--method corda-kpm --ridge 0.1 --base-out b",
-            "--method eva --rho 1.5",
-        ] {
-            assert!(check_effects(&init(options).job).is_ok(), "{options}");
-        }
-        let both = check_effects(&init("--start zero --base-out b --strength 1").job).unwrap_err();
-        assert_eq!(both.0.len(), 2, "all complaints come together");
+        assert_eq!(threads::of(&init_args("--threads 3").job.run), 3);
+        assert!(threads::of(&init_args("").job.run) >= 1);
     }
 }

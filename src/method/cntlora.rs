@@ -38,8 +38,8 @@ impl Operator for Update<'_> {
 /// Decomposes the update of one layer, `W (m × d)`. `name` gives its random stream.
 ///
 /// # Errors
-/// [`Error::Shape`](crate::Error::Shape) if the weight does not read activations of this width;
-/// [`Error::NonFinite`](crate::Error::NonFinite) for a weight with NaN or infinity; what the decomposition returns.
+/// [`Error::Shape`](crate::error::Error::Shape) if the weight does not read activations of this width;
+/// [`Error::NonFinite`](crate::error::Error::NonFinite) for a weight with NaN or infinity; what the decomposition returns.
 pub fn decompose(
     constraint: &dyn SiteOperator,
     weight: MatRef<'_, f32>,
