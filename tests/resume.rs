@@ -474,26 +474,35 @@ fn progress_of_another_job_is_refused_by_name() {
     assert!(!small.path("adapter.partial").exists());
 }
 
-/// Damaged progress is told by name, never gone on from.
+/// Damaged progress is told by name, never gone on from; nor is that of a later version.
 #[test]
 fn damaged_progress_is_refused() {
     let small = Small::new();
     let words = "moments target -o t.m --checkpoint-every 0";
     leave_progress(&small, words, "t.m");
     let folder = small.path("t.m.partial");
-    let saved = names(&folder).into_iter().find(|name| name.ends_with(".moments.safetensors")).unwrap();
-    let mut bytes = fs::read(folder.join(&saved)).unwrap();
-    *bytes.last_mut().unwrap() ^= 1;
-    fs::write(folder.join(&saved), bytes).unwrap();
-    let output = small.run(words);
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(3), "{stderr}");
-    assert!(
-        stderr.contains("their hash is another") && stderr.contains("remove this file to do its site again"),
-        "{stderr}"
-    );
-    assert!(folder.exists(), "the rest is still good");
-    fs::remove_file(folder.join(&saved)).unwrap();
+    let sums = names(&folder).into_iter().find(|name| name.ends_with(".moments.safetensors")).unwrap();
+    let refused = |name: &str, change: fn(&mut Vec<u8>), code: i32, message: &str, help: &str| {
+        let path = folder.join(name);
+        let good = fs::read(&path).unwrap();
+        let mut bad = good.clone();
+        change(&mut bad);
+        fs::write(&path, bad).unwrap();
+        let stderr = small.refused(words, code, message);
+        assert!(stderr.contains(help), "{stderr}");
+        fs::write(&path, good).unwrap();
+    };
+    let flip = |bytes: &mut Vec<u8>| *bytes.last_mut().unwrap() ^= 1;
+    let halve = |bytes: &mut Vec<u8>| bytes.truncate(bytes.len() / 2);
+    let renew = |bytes: &mut Vec<u8>| {
+        let text = String::from_utf8_lossy(bytes).replace("\"version\": 1", "\"version\": 9");
+        *bytes = text.into_bytes();
+    };
+    let again = "remove this file to do its site again";
+    refused(&sums, flip, 3, "their hash is another", again);
+    refused(&sums, halve, 3, "the file ends too early", again);
+    refused("job.json", halve, 1, "job.json: cannot be understood: EOF", "give --restart to begin anew");
+    refused("job.json", renew, 2, "progress of another run: version was 9, and is 1 now", "--restart");
     small.succeed(words);
 }
 

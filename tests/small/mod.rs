@@ -59,13 +59,14 @@ impl Small {
         output
     }
 
-    /// Runs the tool, which must end with this code and say these words.
+    /// Runs the tool, which must end with this code and say these words. Gives all that it said.
     #[track_caller]
-    pub fn refused(&self, words: &str, code: i32, message: &str) {
+    pub fn refused(&self, words: &str, code: i32, message: &str) -> String {
         let output = self.run(words);
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(code), "{words}: {stderr}");
         assert!(stderr.contains(message), "{words}: expected {message:?} in: {stderr}");
+        stderr.into_owned()
     }
 
     /// The files of an output, which is a file or a folder, by name: those whose bytes are promised.
