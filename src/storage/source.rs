@@ -61,6 +61,8 @@ impl Source {
         let failed = |error: io::Error| {
             let problem = Problem::io("cannot open", &error).in_file(path);
             match error.kind() {
+                io::ErrorKind::NotFound if path.to_string_lossy().contains(['*', '?']) => problem
+                    .help("the shell expands patterns: give it without quotes, and see that files match"),
                 io::ErrorKind::NotFound => problem.help("check the path"),
                 io::ErrorKind::PermissionDenied => {
                     problem.help("give this user read permission to the file and its folder")
@@ -297,6 +299,8 @@ mod tests {
         let missing = refused(&folder.path().join("missing"));
         assert!(missing.to_string().contains("missing: cannot open: No such file"), "{missing}");
         assert_eq!(missing.next_step(), Some("check the path"));
+        let pattern = refused(&folder.path().join("*.npy"));
+        assert!(pattern.next_step().is_some_and(|help| help.contains("the shell expands patterns")));
         let circle = folder.path().join("circle");
         symlink(&circle, &circle).unwrap();
         assert_eq!(refused(&circle).category(), Category::Io);
