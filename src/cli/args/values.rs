@@ -30,7 +30,7 @@ pub enum Io {
     Auto,
     /// Reads into a buffer
     Read,
-    /// A memory mapping: a file that is truncated meanwhile kills the process
+    /// A memory mapping: a file that is truncated meanwhile kills the process, and its pages count as resident memory
     Mmap,
 }
 
