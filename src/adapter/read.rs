@@ -7,11 +7,10 @@ use crate::element::Element;
 use crate::factors::{Factors, LayerShape, block_name, module_and_block};
 use crate::storage::json::UniqueKeys;
 use crate::storage::safetensors::{Header, Tensor};
-use crate::storage::{Access, Problem, Problems, Source, quoted};
+use crate::storage::{Access, Problem, Problems, Source, is_missing, quoted};
 use faer::Mat;
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
 use std::path::Path;
 
 /// An opened adapter of linear layers, convolutions, embeddings and fused experts: of PEFT, or of one file.
@@ -172,11 +171,6 @@ fn check_folder(folder: &Path) -> Result<(), Problem> {
     Err(Problem::environment("expected the folder of a PEFT adapter, found something else")
         .in_file(folder)
         .help(format!("give the folder that holds {CONFIG_FILE}")))
-}
-
-/// Whether nothing is there. What is there and cannot be opened is another complaint.
-pub(super) fn is_missing(path: &Path) -> bool {
-    fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
 fn read_config(path: &Path) -> Result<Config, Problem> {

@@ -3,10 +3,9 @@
 //! The record is the caller's, an open JSON object; this room adds the hashes, and knows the few keys that checking
 //! needs.
 
-use super::read::is_missing;
 use crate::factors::{LayerShape, Start};
 use crate::method::{Form, Method};
-use crate::storage::{Access, Hashing, Piece, Problem, Source};
+use crate::storage::{Access, Hashing, Piece, Problem, Source, is_missing};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;

@@ -1,10 +1,9 @@
 //! What an earlier run left of a residual base or an anchor: its own record says so, and nothing else is removed.
 
 use super::folder::OutputFolder;
-use super::read::is_missing;
 use super::record::Record;
 use super::{RECORD_FILE, TENSORS_FILE, retire};
-use crate::storage::{Access, Category, Problem, Source, quoted};
+use crate::storage::{Access, Category, Problem, Source, is_missing, quoted};
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::path::{Component, Path};

@@ -1,12 +1,12 @@
 //! The check that re-reads what was written.
 
-use super::read::{is_missing, tensors_file};
+use super::read::tensors_file;
 use super::record::Record;
 use super::{CONFIG_FILE, Config, FileRecord, PeftAdapter, PeftLayer, RECORD_FILE, SingleFile, Targets};
 use crate::element::Element;
 use crate::factors::{Factors, LayerShape, Start};
 use crate::method::Form;
-use crate::storage::{Access, Checkpoint, Piece, Problem, Problems, Source, quoted};
+use crate::storage::{Access, Checkpoint, Piece, Problem, Problems, Source, is_missing, quoted};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, MatRef, Par};
 use serde::{Deserialize, Serialize};

@@ -5,7 +5,7 @@ use super::{effects, resolve};
 use cntlora::adapter::{self, Format};
 use cntlora::factors::LayerShape;
 use cntlora::plan::{self, Inputs, Plan, Request};
-use cntlora::run::{Output, PartialRun};
+use cntlora::run::{Output, PartialRun, progress_folder};
 use cntlora::storage::{Problem, Problems, quoted};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -130,7 +130,7 @@ pub fn refuse_occupied(output: &Output) -> Result<(), Problems> {
 
 /// Whether an unfinished run into this output began to write one of its files or folders.
 fn is_being_written(output: &Output, path: &Path) -> bool {
-    PartialRun::is_writing(&PartialRun::folder_of(&output.folder), path)
+    PartialRun::is_writing(&progress_folder(&output.folder), path)
 }
 
 /// Refuses to replace a file by a folder, which no force does.
@@ -180,7 +180,7 @@ pub fn refuse_existing_part(folder: &Path, force: bool) -> Result<(), Problem> {
 /// Refuses an output file that is there already, unless forced, and unless an interrupted run left it.
 pub fn refuse_existing(file: &Path, force: bool) -> Result<(), Problem> {
     refuse_irregular(file)?;
-    if file.exists() && !force && !PartialRun::is_writing(&PartialRun::folder_of(file), file) {
+    if file.exists() && !force && !PartialRun::is_writing(&progress_folder(file), file) {
         return Err(Problem::usage("is there already")
             .in_file(file)
             .help("choose another name, or give --force to replace it"));

@@ -4,7 +4,7 @@ use super::args::SavedProgressArgs;
 use super::interrupt::remove_unfinished;
 use super::prepare::create_parent;
 use super::terminal::Terminal;
-use cntlora::run::{Job, Output, OutputLock, PartialRun};
+use cntlora::run::{Job, Output, OutputLock, PartialRun, progress_folder};
 use cntlora::storage::{Category, Problem, Problems, quoted};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -69,7 +69,7 @@ pub fn open<T>(
     terminal: &Terminal,
 ) -> Result<(SavedRun, T), Problems> {
     create_parent(&outputs.main)?;
-    let folder = PartialRun::folder_of(&outputs.main);
+    let folder = progress_folder(&outputs.main);
     let resumes = PartialRun::is_there(&folder) && !args.restart;
     let partial = PartialRun::open(&folder, job, Duration::from_secs(args.checkpoint_every), args.restart)?;
     let mut locks = Vec::new();

@@ -2,7 +2,8 @@
 //! half of an output, and goes on from what it saved to the same bytes.
 
 use super::{
-    Event, Job, Observer, Output, Part, PartialRun, Parts, Writing, measure, run_part, run_resumable, write,
+    Event, Job, Observer, Output, Part, PartialRun, Parts, Writing, measure, progress_folder, run_part,
+    run_resumable, write,
 };
 use crate::adapter::{Component, Format, SingleFile, is_complete, record_heading};
 use crate::element::Element;
@@ -144,7 +145,7 @@ impl Small {
         let folders = [0, 1].map(|index| self.path(&format!("out-{index}")));
         for (index, folder) in (0..).zip(&folders).filter(|(_, folder)| !folder.exists()) {
             let shard = Shard::new(index, 2).unwrap();
-            let partial = PartialRun::open(&PartialRun::folder_of(folder), &job, Duration::ZERO, false)?;
+            let partial = PartialRun::open(&progress_folder(folder), &job, Duration::ZERO, false)?;
             run_part(&plan, &inputs, shard, &(), &partial)?;
             partial.complete(&Part::new(shard, request.clone(), Writing::default()), folder)?;
         }
@@ -152,7 +153,7 @@ impl Small {
     }
 
     fn open(&self, job: &Job, out: &str) -> Result<PartialRun, Problems> {
-        PartialRun::open(&PartialRun::folder_of(&self.path(out)), job, Duration::ZERO, false)
+        PartialRun::open(&progress_folder(&self.path(out)), job, Duration::ZERO, false)
     }
 
     fn write(

@@ -1,8 +1,8 @@
 //! Locks against two runs into one output, whatever name each has for it.
 //!
-//! The lock of an output is the file `lock` in the folder for its progress, which is locked while a run works.
+//! The lock of an output is the file `lock` in the folder for its progress, which is locked while a run works. What else is in that
+//! folder is for `partial`.
 
-use super::partial::PartialRun;
 use crate::storage::Problem;
 use crate::storage::faults::{Step, step};
 use std::fs::{self, File, TryLockError};
@@ -26,12 +26,12 @@ impl OutputLock {
     /// An I/O problem if another run works on it, or it cannot be locked.
     pub fn take(output: &Path) -> Result<Self, Problem> {
         let mut taken = Self::of_other_name(output)?;
-        taken.add(PartialRun::folder_of(output)).map_err(|(problem, _)| problem)?;
+        taken.add(progress_folder(output)).map_err(|(problem, _)| problem)?;
         Ok(taken)
     }
 
-    /// Locks what [`PartialRun::open`] does not: a folder that was given without a name of its own, as `.`, under the name that
-    /// others may give.
+    /// Locks what [`PartialRun::open`](super::PartialRun::open) does not: a folder that was given without a name of its own, as `.`,
+    /// under the name that others may give.
     ///
     /// # Errors
     /// As [`take`](Self::take).
@@ -41,7 +41,7 @@ impl OutputLock {
             && let Ok(real) = fs::canonicalize(output)
             && real.file_name().is_some()
         {
-            match taken.add(PartialRun::folder_of(&real)) {
+            match taken.add(progress_folder(&real)) {
                 // Where nobody can have a lock, nobody needs one.
                 Err((_, Some(io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem))) => {}
                 added => added.map_err(|(problem, _)| problem)?,
@@ -68,6 +68,25 @@ impl Drop for OutputLock {
             let _ = fs::remove_file(folder.join(LOCK));
             let _ = fs::remove_dir(folder);
         }
+    }
+}
+
+/// The folder for the progress of a run that writes to `output`: beside it, with `.partial` after its name, or in it if it has no name
+/// of its own, as `.` has none. A link to a folder is that folder.
+pub fn progress_folder(output: &Path) -> PathBuf {
+    if output.is_symlink()
+        && output.is_dir()
+        && let Ok(real) = fs::canonicalize(output)
+    {
+        return progress_folder(&real);
+    }
+    match output.file_name() {
+        Some(name) => {
+            let mut name = name.to_owned();
+            name.push(".partial");
+            output.with_file_name(name)
+        }
+        None => output.join("cntlora.partial"),
     }
 }
 
@@ -106,6 +125,19 @@ mod tests {
     use super::*;
     use crate::storage::Category;
     use std::os::unix::fs::symlink;
+
+    #[test]
+    fn the_folder_is_beside_the_output() {
+        for (output, folder) in [
+            ("adapter", "adapter.partial"),
+            ("out/adapter/", "out/adapter.partial"),
+            ("m.moments.safetensors", "m.moments.safetensors.partial"),
+            (".", "./cntlora.partial"),
+            ("..", "../cntlora.partial"),
+        ] {
+            assert_eq!(progress_folder(Path::new(output)), Path::new(folder));
+        }
+    }
 
     /// By whatever name, an output has one lock, and nothing is left of it.
     #[test]

@@ -1,8 +1,9 @@
 //! Carries a plan out and tells an observer what happens. Prints nothing.
 //!
-//! `site` works on one site, with `moments` for its rows and `counts` for its tokens; `measure` stops there, and writes the moments. `partial` is the folder
-//! of an unfinished run, `job` what it is about, and `saved_sums` and `saved_layers` are what is in it. `lock` keeps two runs from
-//! one output, and `output` writes it. `parts` divides a run, and `part` is what one of them says of itself.
+//! `site` works on one site, with `moments` for its rows and `counts` for its tokens; `measure` stops there, and writes the
+//! moments. `partial` is the folder of an unfinished run, `job` what it is about, and `saved_sums` and `saved_layers` are what is
+//! in it. `lock` keeps two runs from one output, and `output` writes it. `parts` divides a run, and `part` is what one of them says
+//! of itself.
 
 mod counts;
 #[cfg(test)]
@@ -22,7 +23,7 @@ mod saved_sums;
 mod site;
 
 pub use job::Job;
-pub use lock::OutputLock;
+pub use lock::{OutputLock, progress_folder};
 pub use measure::measure;
 pub use output::{Output, write};
 pub use part::{Part, Writing};

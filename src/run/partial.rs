@@ -43,25 +43,6 @@ pub struct PartialRun {
 }
 
 impl PartialRun {
-    /// The folder for the progress of a run that writes to `output`: beside it, with `.partial` after its name, or in it if it has no name
-    /// of its own, as `.` has none. A link to a folder is that folder.
-    pub fn folder_of(output: &Path) -> PathBuf {
-        if output.is_symlink()
-            && output.is_dir()
-            && let Ok(real) = fs::canonicalize(output)
-        {
-            return Self::folder_of(&real);
-        }
-        match output.file_name() {
-            Some(name) => {
-                let mut name = name.to_owned();
-                name.push(".partial");
-                output.with_file_name(name)
-            }
-            None => output.join("cntlora.partial"),
-        }
-    }
-
     /// Whether the folder holds the progress of some run.
     pub fn is_there(folder: &Path) -> bool {
         folder.join(JOB).is_file()
@@ -284,19 +265,6 @@ mod tests {
 
     fn open(folder: &Path, job: &Job, restart: bool) -> Result<PartialRun, Problems> {
         PartialRun::open(folder, job, INTERVAL, restart)
-    }
-
-    #[test]
-    fn the_folder_is_beside_the_output() {
-        for (output, folder) in [
-            ("adapter", "adapter.partial"),
-            ("out/adapter/", "out/adapter.partial"),
-            ("m.moments.safetensors", "m.moments.safetensors.partial"),
-            (".", "./cntlora.partial"),
-            ("..", "../cntlora.partial"),
-        ] {
-            assert_eq!(PartialRun::folder_of(Path::new(output)), Path::new(folder));
-        }
     }
 
     #[test]

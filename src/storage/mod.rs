@@ -21,6 +21,7 @@ pub use hash::fingerprint;
 pub use number::Number;
 pub use problem::{Category, Problem, Problems, quoted};
 pub use read_at::ReadAt;
+pub(crate) use source::is_missing;
 pub use source::{Access, Identity, Source};
 
 /// How many numbers a shape holds, if a u64 can count them.

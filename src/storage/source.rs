@@ -222,6 +222,11 @@ impl<F: FileExt + Send + Sync> ReadAt for Positioned<F> {
     }
 }
 
+/// Whether nothing is there. What is there and cannot be opened is another complaint.
+pub(crate) fn is_missing(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::Category;
