@@ -264,20 +264,35 @@ fn diffusers_reads_adapters_of_one_file() {
     let folder = tempfile::tempdir().unwrap();
     let script = here("tests/peft/pipelines.py");
     succeed(folder.path(), &python(), &[&script, "make", "."]);
-    let tool = env!("CARGO_BIN_EXE_cntlora").into();
+    let methods = Method::ALL.map(Method::name);
     for part in ["unet", "text-encoder"] {
-        let activations = format!("{part}-activations");
-        for format in ["peft", "diffusers", "kohya"] {
-            let out = format!("{part}-{format}");
-            let mut words =
-                vec!["init", part, "-a", &activations, "--method", "pissa", "--rank", "2", "--scale", "3"];
-            words.extend(["--residual", "anchor", "--format", format, "-o", &out]);
-            if format != "peft" {
-                words.extend(["--component", part]);
-            }
-            succeed(folder.path(), &tool, &words);
-            succeed(folder.path(), &tool, &["verify", &out, "--base", part]);
+        for method in Method::ALL {
+            write_formats(folder.path(), part, method);
         }
     }
-    println!("{}", succeed(folder.path(), &python(), &[&script, "check", "."]));
+    let words = [&[&*script, "check", "."], &methods[..]].concat();
+    println!("{}", succeed(folder.path(), &python(), &words));
+}
+
+/// Computes the adapter of a part of a pipeline in every format.
+fn write_formats(folder: &Path, part: &str, method: Method) {
+    let tool = env!("CARGO_BIN_EXE_cntlora").into();
+    let activations = format!("{part}-activations");
+    for format in ["peft", "diffusers", "kohya"] {
+        let out = format!("{part}-{}-{format}", method.name());
+        let mut words = vec!["init", part, "-a", &activations, "--method", method.name(), "-o", &out];
+        words.extend(["--rank", "2", "--scale", "3", "--format", format]);
+        if method.starts()[0] == Start::Residual {
+            words.extend(["--residual", "anchor"]);
+        }
+        if method == Method::Eva {
+            // One rank for all layers: versions of diffusers before August 2026 read others at wrong scales.
+            words.extend(["--rho", "1"]);
+        }
+        if format != "peft" {
+            words.extend(["--component", part]);
+        }
+        succeed(folder, &tool, &words);
+        succeed(folder, &tool, &["verify", &out, "--base", part]);
+    }
 }
