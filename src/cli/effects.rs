@@ -1,4 +1,4 @@
-//! Refuses options that contradict each other, or that would have no effect. What their values may be is checked elsewhere.
+//! Refuses options that contradict each other, or that would have no effect.
 
 use super::args::{self, InputArgs, JobArgs, MethodArgs};
 use super::events::is_stdout;
