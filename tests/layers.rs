@@ -2,7 +2,8 @@
 //! the model.
 
 use cntlora::adapter::{
-    AdaptedWeight, Component, Format, PeftAdapter, SingleFile, verify, write_adapter, write_residual_base,
+    AdaptedWeight, Component, Contents, Format, PeftAdapter, SingleFile, verify, write_adapter,
+    write_residual_base,
 };
 use cntlora::element::Element;
 use cntlora::factors::{Factors, LayerShape, Start};
@@ -210,8 +211,14 @@ fn check_methods(folder: &Path, expected: impl Fn(Method) -> Vec<LayerShape>, fo
 
         for (at, &format) in formats.iter().enumerate() {
             let out = path(&format!("{name}-{at}"));
-            write_adapter(&out, &adapter, Element::F32, &record(&plan), &BTreeSet::new(), &[], format)
-                .unwrap();
+            let contents = Contents {
+                adapter: &adapter,
+                element: Element::F32,
+                provenance: &record(&plan),
+                other_modules: &BTreeSet::new(),
+                beside: &[],
+            };
+            write_adapter(&out, &contents, format).unwrap();
             let weights: BTreeMap<String, Vec<Piece>> =
                 plan.layers().map(|layer| (layer.module.clone(), layer.weight.clone())).collect();
             let verified = verify(&out, Some(&model), &weights);

@@ -1,7 +1,7 @@
 //! Every step of the writers fails in turn, once and from then on: what is left is old, complete, or does not load.
 
 use super::replace::BaseRecord;
-use super::testing::{adapter, factors, files, provenance, write_tensors};
+use super::testing::{adapter, factors, files, provenance, try_write, write_tensors};
 use super::*;
 use crate::storage::faults::{Faults, Step, folder, inject};
 use crate::storage::{Access, Category, Checkpoint, Problems};
@@ -68,7 +68,7 @@ fn loaded(files: &Files) -> Files {
 
 fn write_adapter(folder: &Path, module: &'static str) -> Result<(), Problems> {
     let adapter = adapter([(module, factors(2, 3, 1))]);
-    write_peft(folder, &adapter, Element::F32, &provenance("update", &[]), &BTreeSet::new(), &[])
+    try_write(folder, &adapter, Element::F32, &provenance("update", &[]), Format::Peft)
 }
 
 #[test]
@@ -85,8 +85,8 @@ fn an_adapter_is_old_complete_or_none() {
 fn an_adapter_of_one_file_is_old_complete_or_none() {
     let adapter = |module| adapter([(module, factors(2, 3, 1))]);
     let kohya = |folder: &Path, module| {
-        let format = (SingleFile::Kohya, Component::Unet);
-        write_single_file(folder, &adapter(module), Element::F32, &provenance("update", &[]), &[], format)
+        let format = Format::SingleFile(SingleFile::Kohya, Component::Unet);
+        try_write(folder, &adapter(module), Element::F32, &provenance("update", &[]), format)
     };
     let loads = |files: &Files| files.contains_key(CONFIG_FILE) || files.contains_key("lora.safetensors");
     let from_peft = |folder: &Path| {

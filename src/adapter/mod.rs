@@ -2,6 +2,7 @@
 //! was written. How the factors came about is not known here.
 
 mod config;
+mod contents;
 mod convert;
 #[cfg(test)]
 mod faults;
@@ -19,15 +20,16 @@ mod testing;
 mod verify;
 
 pub use config::{Config, Patterns, Targets};
+pub use contents::Contents;
 pub use convert::{Conversion, convert};
 pub use folder::refuse_occupied;
-pub use peft::{other_modules, write_peft};
+pub use peft::other_modules;
 pub use read::{PeftAdapter, PeftLayer};
 pub use record::{FileRecord, Origin, RECORD_FILE, record_heading, recorded_layer};
 pub use residual::{
     AdaptedWeight, StagedBase, refuse_model_folder, stage_residual_base, write_residual_base,
 };
-pub use single_file::{Component, SingleFile, refuse_shapes_without_place, write_single_file};
+pub use single_file::{Component, SingleFile, refuse_shapes_without_place};
 pub use staged::{Staged, StagedAdapter, anchor_of, default_base};
 pub use verify::{Check, Outcome, Verification, verify};
 
@@ -37,8 +39,7 @@ use crate::storage::{Problem, Problems};
 use faer::MatRef;
 use folder::OutputFolder;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// The tensors of a PEFT adapter.
@@ -89,40 +90,33 @@ pub enum Format {
     SingleFile(SingleFile, Component),
 }
 
-/// Writes an adapter in a format: [`write_peft`] or [`write_single_file`]. `beside` are further files of the folder, by name.
+/// Writes an adapter into a folder, in a format.
+///
+/// The folder is created if its parent exists; an adapter in it is replaced, in whatever format it is. `cntlora.json` is written with
+/// it, the provenance with the hash of the tensors added. The same arguments give the same bytes.
 ///
 /// # Errors
-/// Those of the writer.
-pub fn write_adapter(
-    folder: &Path,
-    adapter: &Adapter,
-    element: Element,
-    provenance: &Map<String, Value>,
-    other_modules: &BTreeSet<String>,
-    beside: &[(&str, &[u8])],
-    format: Format,
-) -> Result<(), Problems> {
-    Ok(stage_adapter(folder, adapter, element, provenance, other_modules, beside, format)?.commit()?)
+/// Data: no layer, a factor whose shape does not fit, a value that is not finite, or not after rounding, names of modules that differ
+/// only where those of the format do not. Usage: a scale that is not positive, a number format other than F32, F16 and BF16, a layer
+/// for which the format has no place. I/O: what writing meets. All files are complete before the first is put in place, and the old
+/// file that completed an adapter goes before its tensors do: there is never a configuration beside tensors that it was not written
+/// for.
+pub fn write_adapter(folder: &Path, contents: &Contents<'_>, format: Format) -> Result<(), Problems> {
+    Ok(stage_adapter(folder, contents, format)?.commit()?)
 }
 
 /// As [`write_adapter`] up to the point where old files change.
 ///
 /// # Errors
-/// Those of the writer.
+/// Those of [`write_adapter`].
 pub fn stage_adapter<'a>(
     folder: &'a Path,
-    adapter: &Adapter,
-    element: Element,
-    provenance: &Map<String, Value>,
-    other_modules: &BTreeSet<String>,
-    beside: &[(&str, &[u8])],
+    contents: &Contents<'_>,
     format: Format,
 ) -> Result<StagedAdapter<'a>, Problems> {
     match format {
-        Format::Peft => peft::stage(folder, adapter, element, provenance, other_modules, beside),
-        Format::SingleFile(format, component) => {
-            single_file::stage(folder, adapter, element, provenance, beside, (format, component))
-        }
+        Format::Peft => peft::stage(folder, contents),
+        Format::SingleFile(format, component) => single_file::stage(folder, contents, (format, component)),
     }
 }
 

@@ -1,53 +1,22 @@
 //! The writer of PEFT folders.
 
 use super::config::to_json;
+use super::contents::{Contents, pretty};
 use super::folder::{OutputFolder, write_all};
 use super::modules::{Module, Side, keys, modules};
 use super::staged::StagedAdapter;
-use super::{
-    Adapter, CONFIG_FILE, FileRecord, PREFIX, RECORD_FILE, TENSORS_FILE, check_shapes, encode, suffixes,
-};
+use super::{Adapter, CONFIG_FILE, PREFIX, TENSORS_FILE, check_shapes, encode, suffixes};
 use crate::element::Element;
 use crate::storage::safetensors::Layout;
 use crate::storage::{Checkpoint, Hashing, Problem, Problems, quoted};
 use faer::MatRef;
-use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-/// Writes a PEFT folder: `adapter_model.safetensors`, `cntlora.json` (the provenance, with the hash of the first
-/// added), and `adapter_config.json` last.
-///
-/// `element` is the number format of the factors, which are rounded to nearest even. `other_modules` are modules of the
-/// model that are not adapted, as far as they are known (see [`other_modules`]): `target_modules` is written such that
-/// it does not match them. `beside` are further files of the folder, by name. The folder is created if its parent exists;
-/// an adapter in it is replaced, in whatever format it is. The same arguments give the same bytes.
-///
-/// # Errors
-/// Data: no layer, a factor whose shape does not fit, a value that is not finite, or not after rounding. Usage: a scale
-/// that is not positive, or a format other than F32, F16 and BF16. I/O: what writing meets. All files are complete
-/// before the first is put in place, and an old configuration goes before an old tensor does: there is never a
-/// configuration beside tensors that it was not written for.
-pub fn write_peft(
-    folder: &Path,
-    adapter: &Adapter,
-    element: Element,
-    provenance: &Map<String, Value>,
-    other_modules: &BTreeSet<String>,
-    beside: &[(&str, &[u8])],
-) -> Result<(), Problems> {
-    Ok(stage(folder, adapter, element, provenance, other_modules, beside)?.commit()?)
-}
-
-/// As [`write_peft`] up to the point where old files change.
-pub(super) fn stage<'a>(
-    folder: &'a Path,
-    adapter: &Adapter,
-    element: Element,
-    provenance: &Map<String, Value>,
-    other_modules: &BTreeSet<String>,
-    beside: &[(&str, &[u8])],
-) -> Result<StagedAdapter<'a>, Problems> {
+/// Writes a PEFT folder up to the point where old files change: `adapter_model.safetensors`, `cntlora.json`, what is beside them, and
+/// `adapter_config.json` last.
+pub(super) fn stage<'a>(folder: &'a Path, contents: &Contents<'_>) -> Result<StagedAdapter<'a>, Problems> {
+    let Contents { adapter, element, other_modules, .. } = *contents;
     check(adapter, element)?;
     let output = OutputFolder::open(folder)?;
 
@@ -74,16 +43,8 @@ pub(super) fn stage<'a>(
     }
     problems.or_ok(())?;
 
-    let mut record = provenance.clone();
-    record.insert("files".into(), json!({ TENSORS_FILE: FileRecord::from(hashing) }));
-    let mut record_file = output.create(RECORD_FILE)?;
-    write_all(&mut record_file, pretty(&Value::Object(record)).as_bytes())?;
-    let mut files = vec![tensors_file, record_file];
-    for (name, bytes) in beside {
-        let mut file = output.create(name)?;
-        write_all(&mut file, bytes)?;
-        files.push(file);
-    }
+    let mut files = vec![tensors_file];
+    files.extend(contents.write_beside(&output, TENSORS_FILE, hashing)?);
     let mut config_file = output.create(CONFIG_FILE)?;
     write_all(&mut config_file, pretty(&to_json(adapter, &modules, other_modules)).as_bytes())?;
     files.push(config_file);
@@ -156,30 +117,26 @@ pub(super) fn finite_bytes(factor: MatRef<'_, f32>, element: Element) -> Result<
     }
 }
 
-/// JSON with sorted keys, indented, with a newline at the end.
-pub(super) fn pretty(value: &Value) -> String {
-    format!("{value:#}\n")
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::testing::{
-        AnyLayers, adapter, checkpoint, factors, files, provenance, rows, write, write_tensors,
+        AnyLayers, adapter, checkpoint, factors, files, provenance, rows, try_write, write, write_tensors,
     };
-    use super::super::{A_SUFFIX, B_SUFFIX, PeftAdapter};
+    use super::super::{A_SUFFIX, B_SUFFIX, FileRecord, Format, PeftAdapter, RECORD_FILE};
     use super::*;
     use crate::factors::{Factors, LayerShape};
     use crate::storage::{Category, Source};
     use faer::Mat;
     use quickcheck::quickcheck;
     use safetensors::SafeTensors;
+    use serde_json::{Map, Value, json};
     use std::fs;
     use std::os::unix::fs::PermissionsExt;
 
     fn refused(adapter: &Adapter, element: Element) -> Problems {
         let parent = tempfile::tempdir().unwrap();
         let folder = parent.path().join("adapter");
-        let result = write_peft(&folder, adapter, element, &Map::new(), &BTreeSet::new(), &[]);
+        let result = try_write(&folder, adapter, element, &Map::new(), Format::Peft);
         assert!(!folder.exists(), "a refused adapter must leave nothing behind");
         result.unwrap_err()
     }
@@ -190,7 +147,7 @@ mod tests {
             let adapter = layers.adapter();
             let folder = tempfile::tempdir().unwrap();
             let element = [Element::F32, Element::F16, Element::Bf16][usize::from(format) % 3];
-            write_peft(folder.path(), &adapter, element, &Map::new(), &BTreeSet::new(), &[]).unwrap();
+            try_write(folder.path(), &adapter, element, &Map::new(), Format::Peft).unwrap();
             let read = PeftAdapter::open(folder.path()).unwrap();
             read.layers().keys().eq(adapter.layers.keys())
                 && read.layers().iter().all(|(module, layer)| {
@@ -285,7 +242,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let a = Mat::from_fn(1, 3, |_, j| [1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, 1e-30][j]);
         let adapter = adapter([("q", Factors { a, b: Mat::full(1, 1, 3.0) })]);
-        write_peft(folder.path(), &adapter, Element::Bf16, &Map::new(), &BTreeSet::new(), &[]).unwrap();
+        try_write(folder.path(), &adapter, Element::Bf16, &Map::new(), Format::Peft).unwrap();
         let read = PeftAdapter::open(folder.path()).unwrap();
         let found = rows(&read.factors(&read.layers()["q"]).unwrap().a);
         assert_eq!(found[..2], [1.0, 1.0 + 4.0 / 256.0]);
@@ -320,8 +277,7 @@ mod tests {
         fs::write(&file, b"kept").unwrap();
         let adapter = adapter([("q", factors(2, 3, 1))]);
         for folder in [file.clone(), file.join("below"), parent.path().join("missing/adapter")] {
-            let problems =
-                write_peft(&folder, &adapter, Element::F32, &Map::new(), &BTreeSet::new(), &[]).unwrap_err();
+            let problems = try_write(&folder, &adapter, Element::F32, &Map::new(), Format::Peft).unwrap_err();
             assert_eq!(problems.category(), Category::Io, "{problems}");
         }
         assert_eq!(files(parent.path()), BTreeMap::from([("file".into(), b"kept".to_vec())]));
@@ -336,8 +292,8 @@ mod tests {
         fs::remove_file(folder.path().join(CONFIG_FILE)).unwrap();
         fs::create_dir(folder.path().join(CONFIG_FILE)).unwrap();
         let adapter = adapter([("v", factors(2, 3, 1))]);
-        let problems = write_peft(folder.path(), &adapter, Element::F32, &Map::new(), &BTreeSet::new(), &[])
-            .unwrap_err();
+        let problems =
+            try_write(folder.path(), &adapter, Element::F32, &Map::new(), Format::Peft).unwrap_err();
         assert_eq!(problems.category(), Category::Io);
         fs::remove_dir(folder.path().join(CONFIG_FILE)).unwrap();
         let mut after = files(folder.path());

@@ -9,17 +9,18 @@
 //! The text encoders of CLIP have `text_model.` before their `encoder.layers` in either format, as they had it in transformers until
 //! 5.6. Which modules such names, and those of kohya, stand for cannot be seen from them, so it is told in the metadata.
 
+use super::contents::Contents;
 use super::folder::{OutputFolder, write_all};
-use super::peft::{check, finite_bytes, pretty};
+use super::peft::{check, finite_bytes};
 use super::staged::StagedAdapter;
-use super::{A_SUFFIX, Adapter, B_SUFFIX, FileRecord, RECORD_FILE};
+use super::{A_SUFFIX, Adapter, B_SUFFIX};
 use crate::element::Element;
 use crate::factors::{Factors, LayerShape};
 use crate::storage::safetensors::Layout;
 use crate::storage::{Hashing, Problem, Problems, quoted};
 use faer::Mat;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -115,33 +116,13 @@ struct Entry {
 /// The tensors of the file, by name.
 type Entries = BTreeMap<String, Entry>;
 
-/// Writes an adapter of one file into a folder, and `cntlora.json` beside it, with its hash.
-///
-/// `element` is the number format of the factors. `beside` are further files of the folder, by name. An adapter in the folder is
-/// replaced, in whatever format it is. The same arguments give the same bytes.
-///
-/// # Errors
-/// As [`write_peft`](super::write_peft); also names of modules that differ only where kohya's names do not.
-pub fn write_single_file(
-    folder: &Path,
-    adapter: &Adapter,
-    element: Element,
-    provenance: &Map<String, Value>,
-    beside: &[(&str, &[u8])],
-    format: (SingleFile, Component),
-) -> Result<(), Problems> {
-    Ok(stage(folder, adapter, element, provenance, beside, format)?.commit()?)
-}
-
-/// As [`write_single_file`] up to the point where old files change.
+/// Writes an adapter of one file into a folder, and `cntlora.json` and what else is beside it, up to the point where old files change.
 pub(super) fn stage<'a>(
     folder: &'a Path,
-    adapter: &Adapter,
-    element: Element,
-    provenance: &Map<String, Value>,
-    beside: &[(&str, &[u8])],
+    contents: &Contents<'_>,
     (format, component): (SingleFile, Component),
 ) -> Result<StagedAdapter<'a>, Problems> {
+    let Contents { adapter, element, .. } = *contents;
     check(adapter, element)?;
     refuse_shapes_without_place(adapter.shapes.iter().map(|(module, shape)| (module.as_str(), shape)))?;
     let (entries, metadata) = match format {
@@ -168,16 +149,7 @@ pub(super) fn stage<'a>(
         }
     }
     problems.or_ok(())?;
-    let mut record = provenance.clone();
-    record.insert("files".into(), json!({ format.file_name(): FileRecord::from(hashing) }));
-    let mut record_file = output.create(RECORD_FILE)?;
-    write_all(&mut record_file, pretty(&Value::Object(record)).as_bytes())?;
-    let mut files = vec![record_file];
-    for (name, bytes) in beside {
-        let mut file = output.create(name)?;
-        write_all(&mut file, bytes)?;
-        files.push(file);
-    }
+    let mut files = contents.write_beside(&output, format.file_name(), hashing)?;
     files.push(file);
     Ok(StagedAdapter::new(files, output)?)
 }
@@ -272,12 +244,13 @@ fn shapes(adapter: &Adapter, module: &str) -> [Vec<u64>; 2] {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{AnyLayers, adapter, factors, provenance};
-    use super::super::{PeftAdapter, verify};
+    use super::super::testing::{AnyLayers, adapter, factors, provenance, try_write};
+    use super::super::{Format, PeftAdapter, verify};
     use super::*;
     use crate::factors::block_name;
     use quickcheck::quickcheck;
     use safetensors::SafeTensors;
+    use serde_json::Map;
     use std::fs;
 
     /// The first of each kind is refused by name, and nothing is written.
@@ -295,9 +268,8 @@ mod tests {
             adapter.shapes.extend([0, 1].map(|block| (block_name(module, block), shape.clone())));
         }
         for format in SingleFile::ALL {
-            let format = (format, Component::TextEncoder);
-            let refused =
-                write_single_file(&folder, &adapter, Element::F32, &Map::new(), &[], format).unwrap_err();
+            let format = Format::SingleFile(format, Component::TextEncoder);
+            let refused = try_write(&folder, &adapter, Element::F32, &Map::new(), format).unwrap_err();
             let what = "module \"e\" is an embedding, for which this format has no names";
             assert!(refused.to_string().contains(what), "{refused}");
             assert_eq!(refused.0.len(), 3, "{refused}");
@@ -308,7 +280,8 @@ mod tests {
     fn written(adapter: &Adapter, format: SingleFile, component: Component) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
         let record = provenance("update", &[]);
-        write_single_file(folder.path(), adapter, Element::F32, &record, &[], (format, component)).unwrap();
+        try_write(folder.path(), adapter, Element::F32, &record, Format::SingleFile(format, component))
+            .unwrap();
         folder
     }
 
@@ -432,10 +405,8 @@ mod tests {
     fn names_that_kohya_cannot_tell_apart_are_refused() {
         let adapter = adapter([("a.b", factors(4, 3, 2)), ("a_b", factors(4, 3, 2))]);
         let folder = tempfile::tempdir().unwrap();
-        let (format, component) = (SingleFile::Kohya, Component::Unet);
-        let problems =
-            write_single_file(folder.path(), &adapter, Element::F32, &Map::new(), &[], (format, component))
-                .unwrap_err();
+        let format = Format::SingleFile(SingleFile::Kohya, Component::Unet);
+        let problems = try_write(folder.path(), &adapter, Element::F32, &Map::new(), format).unwrap_err();
         assert!(problems.to_string().contains(r#""a.b" and "a_b" are both "lora_unet_a_b""#), "{problems}");
         assert!(problems.0[0].next_step().is_some());
     }

@@ -1,8 +1,9 @@
 //! What the tests of this room share.
 
-use super::{Adapter, write_peft};
+use super::{Adapter, Contents, Format, write_adapter};
 use crate::element::Element;
 use crate::factors::Factors;
+use crate::storage::Problems;
 use crate::storage::{Access, Checkpoint, safetensors};
 use faer::Mat;
 use quickcheck::{Arbitrary, Gen};
@@ -37,9 +38,22 @@ pub(super) fn provenance(start: &str, layers: &[(&str, &str)]) -> Map<String, Va
     record.as_object().cloned().unwrap()
 }
 
-/// Writes an adapter in f32 that starts as an update.
+/// Writes an adapter with this record and nothing else.
+pub(super) fn try_write(
+    folder: &Path,
+    adapter: &Adapter,
+    element: Element,
+    record: &Map<String, Value>,
+    format: Format,
+) -> Result<(), Problems> {
+    let other_modules = &BTreeSet::new();
+    let contents = Contents { adapter, element, provenance: record, other_modules, beside: &[] };
+    write_adapter(folder, &contents, format)
+}
+
+/// Writes an adapter of PEFT in f32 that starts as an update.
 pub(super) fn write(folder: &Path, adapter: &Adapter) {
-    write_peft(folder, adapter, Element::F32, &provenance("update", &[]), &BTreeSet::new(), &[]).unwrap();
+    try_write(folder, adapter, Element::F32, &provenance("update", &[]), Format::Peft).unwrap();
 }
 
 /// Writes tensors of f64 values, each in a format of its own.

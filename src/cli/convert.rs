@@ -8,7 +8,7 @@ use super::resolve;
 use super::saved::Outputs;
 use super::terminal::Terminal;
 use cntlora::adapter::{
-    Origin, PeftAdapter, Staged, convert, record_heading, refuse_occupied, stage_adapter,
+    Contents, Origin, PeftAdapter, Staged, convert, record_heading, refuse_occupied, stage_adapter,
 };
 use cntlora::factors::Start;
 use cntlora::report::table::{Align, Table, count, percent};
@@ -76,8 +76,10 @@ pub fn run(args: &ConvertArgs, terminal: &Terminal) -> anyhow::Result<()> {
     let record = record(args, origin.as_ref(), &conversion.adapter.base);
     let element = resolve::element(args.dtype);
     // The names of other modules are not known here: the list of targets is what PEFT itself would write.
-    let others = BTreeSet::new();
-    let adapter = stage_adapter(&args.out, &conversion.adapter, element, &record, &others, &[], format)?;
+    let other_modules = &BTreeSet::new();
+    let contents =
+        Contents { adapter: &conversion.adapter, element, provenance: &record, other_modules, beside: &[] };
+    let adapter = stage_adapter(&args.out, &contents, format)?;
     for read in [&trained].into_iter().chain(&initial) {
         read.source().check_unchanged()?;
     }

@@ -2,8 +2,8 @@
 
 use super::Outcome;
 use crate::adapter::{
-    AdaptedWeight, Adapter, Format, REPORT_FILE, Staged, StagedBase, anchor_of, default_base, other_modules,
-    stage_adapter, stage_residual_base,
+    AdaptedWeight, Adapter, Contents, Format, REPORT_FILE, Staged, StagedAdapter, StagedBase, anchor_of,
+    default_base, other_modules, stage_adapter, stage_residual_base,
 };
 use crate::plan::{Inputs, Plan, PlannedLayer};
 use crate::report::{Report, html};
@@ -83,15 +83,23 @@ pub fn write(
     let others = other_modules(&inputs.checkpoint, &tensors);
     // Numbers and words of our own always become JSON.
     let json = serde_json::to_vec_pretty(report).map_err(|error| Problem::data(error.to_string()))?;
-    let stage = |folder, adapter: &Adapter, beside: &[(&str, &[u8])]| {
-        stage_adapter(folder, adapter, plan.element, &provenance, &others, beside, output.format)
+    let contents = Contents {
+        adapter,
+        element: plan.element,
+        provenance: &provenance,
+        other_modules: &others,
+        beside: &[(REPORT_FILE, json.as_slice())],
     };
     // First, since the folders of the others may be in its own.
-    let staged_adapter = stage(&output.folder, adapter, &[(REPORT_FILE, json.as_slice())])?;
+    let staged_adapter = stage_adapter(&output.folder, &contents, output.format)?;
     let staged = Staged {
         adapter: staged_adapter,
         base: output.base.as_ref().map(|base| stage_base(base, adapter, plan, inputs)).transpose()?,
-        anchor: output.anchor.as_ref().map(|anchor| stage(anchor, &adapter.negated(), &[])).transpose()?,
+        anchor: output
+            .anchor
+            .as_ref()
+            .map(|anchor| stage_anchor(anchor, &contents, output.format))
+            .transpose()?,
         page: output.page.as_ref().map(|page| stage_page(page, report)).transpose()?,
     };
     staged.commit()
@@ -109,6 +117,15 @@ fn stage_base<'a>(
     };
     let weights: Vec<_> = plan.layers().filter_map(adapted).collect();
     stage_residual_base(folder, &inputs.checkpoint, &weights, adapter.scale, plan.element)
+}
+
+fn stage_anchor<'a>(
+    folder: &'a Path,
+    contents: &Contents<'_>,
+    format: Format,
+) -> Result<StagedAdapter<'a>, Problems> {
+    let adapter = &contents.adapter.negated();
+    stage_adapter(folder, &Contents { adapter, beside: &[], ..*contents }, format)
 }
 
 fn stage_page(path: &Path, report: &Report) -> Result<StagedFile, Problem> {

@@ -1,11 +1,10 @@
-use super::super::testing::{adapter, factors, provenance};
-use super::super::{A_SUFFIX, B_SUFFIX, CONFIG_FILE, PREFIX, PeftAdapter, TENSORS_FILE, verify, write_peft};
+use super::super::testing::{adapter, factors, provenance, try_write};
+use super::super::{A_SUFFIX, B_SUFFIX, CONFIG_FILE, Format, PREFIX, PeftAdapter, TENSORS_FILE, verify};
 use super::*;
 use crate::element::Element;
 use crate::factors::block_name;
 use quickcheck::quickcheck;
 use safetensors::SafeTensors;
-use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
@@ -33,7 +32,7 @@ fn write(folder: &Path, adapter: &Adapter) -> Result<(), Problems> {
     let mut record = provenance("update", &[]);
     // These factors are not balanced.
     record.remove("method");
-    write_peft(folder, adapter, Element::F32, &record, &BTreeSet::new(), &[])
+    try_write(folder, adapter, Element::F32, &record, Format::Peft)
 }
 
 quickcheck! {

@@ -1,8 +1,7 @@
-use super::super::testing::{adapter, checkpoint, factors, provenance, write, write_tensors};
-use super::super::{Adapter, TENSORS_FILE, write_peft};
+use super::super::testing::{adapter, checkpoint, factors, provenance, try_write, write, write_tensors};
+use super::super::{Adapter, Format, TENSORS_FILE};
 use super::*;
 use crate::storage::Category;
-use std::collections::BTreeSet;
 use std::fs;
 use tempfile::TempDir;
 
@@ -14,7 +13,7 @@ fn balanced() -> Factors {
 
 fn written(adapter: &Adapter, element: Element, start: &str, layers: &[(&str, &str)]) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
-    write_peft(folder.path(), adapter, element, &provenance(start, layers), &BTreeSet::new(), &[]).unwrap();
+    try_write(folder.path(), adapter, element, &provenance(start, layers), Format::Peft).unwrap();
     folder
 }
 
@@ -71,7 +70,7 @@ fn the_relative_update_is_that_of_the_formed_product() {
     let mut record = provenance("update", &[("q", "bert.q.weight")]);
     record.remove("method");
     let folder = tempfile::tempdir().unwrap();
-    write_peft(folder.path(), &adapter([("q", pair)]), Element::F32, &record, &BTreeSet::new(), &[]).unwrap();
+    try_write(folder.path(), &adapter([("q", pair)]), Element::F32, &record, Format::Peft).unwrap();
     let given = BTreeMap::from([("q".to_owned(), vec![base.whole("bert.q.weight").unwrap()])]);
     for tensors in [BTreeMap::new(), given.clone()] {
         let found = verify(folder.path(), Some(&base), &tensors).unwrap();
@@ -128,7 +127,7 @@ fn the_promises_of_methods_are_checked() {
             record.insert("method".into(), serde_json::json!({ "method": method, "start": start }));
             let folder = tempfile::tempdir().unwrap();
             let adapter = adapter([("q", pair)]);
-            write_peft(folder.path(), &adapter, Element::F32, &record, &BTreeSet::new(), &[]).unwrap();
+            try_write(folder.path(), &adapter, Element::F32, &record, Format::Peft).unwrap();
             folder
         };
         assert_eq!(not_made(&verified(written(good).path()).unwrap()), ["no base was given"], "{method}");
@@ -141,7 +140,7 @@ fn the_promises_of_methods_are_checked() {
     record.insert("method".into(), serde_json::json!({ "method": "lora", "start": "zero" }));
     let folder = tempfile::tempdir().unwrap();
     let write = |adapter: &Adapter| {
-        write_peft(folder.path(), adapter, Element::F32, &record, &BTreeSet::new(), &[]).unwrap();
+        try_write(folder.path(), adapter, Element::F32, &record, Format::Peft).unwrap();
     };
     write(&adapter);
     let found = verified(folder.path()).unwrap();
