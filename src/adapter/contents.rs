@@ -3,7 +3,8 @@
 use super::folder::{OutputFolder, write_all};
 use super::{Adapter, FileRecord, RECORD_FILE};
 use crate::element::Element;
-use crate::storage::{AtomicFile, Hashing, Problem};
+use crate::storage::safetensors::Layout;
+use crate::storage::{AtomicFile, Hashing, Problem, Problems};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
 
@@ -43,6 +44,28 @@ impl Contents<'_> {
             })
             .collect()
     }
+}
+
+/// Writes the file of the tensors, whose bytes come in the order of the layout. What keeps any of them from being written is told
+/// together.
+pub(super) fn write_tensors_file<'a>(
+    output: &OutputFolder,
+    name: &str,
+    layout: &Layout,
+    tensors: impl Iterator<Item = (&'a String, Result<Vec<u8>, Problem>)>,
+) -> Result<(AtomicFile, Hashing), Problems> {
+    let mut file = output.create(name)?;
+    let mut hashing = Hashing::default();
+    hashing.update(layout.header());
+    write_all(&mut file, layout.header())?;
+    let mut problems = Problems::default();
+    for (key, bytes) in tensors {
+        if let Some(bytes) = problems.collect(bytes.map_err(|problem| problem.in_tensor(key))) {
+            hashing.update(&bytes);
+            write_all(&mut file, &bytes)?;
+        }
+    }
+    problems.or_ok((file, hashing))
 }
 
 /// A value as text for people, with a line break at its end.

@@ -1,14 +1,14 @@
 //! The writer of PEFT folders.
 
 use super::config::to_json;
-use super::contents::{Contents, pretty};
+use super::contents::{Contents, pretty, write_tensors_file};
 use super::folder::{OutputFolder, write_all};
 use super::modules::{Module, Side, keys, modules};
 use super::staged::StagedAdapter;
 use super::{Adapter, CONFIG_FILE, PREFIX, TENSORS_FILE, check_shapes, encode, suffixes};
 use crate::element::Element;
 use crate::storage::safetensors::Layout;
-use crate::storage::{Checkpoint, Hashing, Problem, Problems, quoted};
+use crate::storage::{Checkpoint, Problem, Problems, quoted};
 use faer::MatRef;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -27,22 +27,10 @@ pub(super) fn stage<'a>(folder: &'a Path, contents: &Contents<'_>) -> Result<Sta
         .iter()
         .map(|(key, (module, side))| (key.clone(), (element.name().to_owned(), module.shape_of(*side))));
     let layout = Layout::new(&metadata, &shapes.collect());
-    let mut tensors_file = output.create(TENSORS_FILE)?;
-    let mut hashing = Hashing::default();
-    hashing.update(layout.header());
-    write_all(&mut tensors_file, layout.header())?;
-    let mut problems = Problems::default();
-    for (key, (module, side)) in &tensors {
-        let factor = module.factor(*side);
-        if let Some(bytes) =
-            problems.collect(finite_bytes(factor.as_ref(), element).map_err(|problem| problem.in_tensor(key)))
-        {
-            hashing.update(&bytes);
-            write_all(&mut tensors_file, &bytes)?;
-        }
-    }
-    problems.or_ok(())?;
-
+    let bytes = tensors
+        .iter()
+        .map(|(key, (module, side))| (key, finite_bytes(module.factor(*side).as_ref(), element)));
+    let (tensors_file, hashing) = write_tensors_file(&output, TENSORS_FILE, &layout, bytes)?;
     let mut files = vec![tensors_file];
     files.extend(contents.write_beside(&output, TENSORS_FILE, hashing)?);
     let mut config_file = output.create(CONFIG_FILE)?;

@@ -9,15 +9,15 @@
 //! The text encoders of CLIP have `text_model.` before their `encoder.layers` in either format, as they had it in transformers until
 //! 5.6. Which modules such names, and those of kohya, stand for cannot be seen from them, so it is told in the metadata.
 
-use super::contents::Contents;
-use super::folder::{OutputFolder, write_all};
+use super::contents::{Contents, write_tensors_file};
+use super::folder::OutputFolder;
 use super::peft::{check, finite_bytes};
 use super::staged::StagedAdapter;
 use super::{A_SUFFIX, Adapter, B_SUFFIX};
 use crate::element::Element;
 use crate::factors::{Factors, LayerShape};
 use crate::storage::safetensors::Layout;
-use crate::storage::{Hashing, Problem, Problems, quoted};
+use crate::storage::{Problem, Problems, quoted};
 use faer::Mat;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -135,20 +135,8 @@ pub(super) fn stage<'a>(
         .iter()
         .map(|(key, entry)| (key.clone(), (entry.element.name().to_owned(), entry.shape.clone())));
     let layout = Layout::new(&metadata, &shapes.collect());
-    let mut file = output.create(format.file_name())?;
-    let mut hashing = Hashing::default();
-    hashing.update(layout.header());
-    write_all(&mut file, layout.header())?;
-    let mut problems = Problems::default();
-    for (key, entry) in &entries {
-        let bytes =
-            finite_bytes(entry.values.as_ref(), entry.element).map_err(|problem| problem.in_tensor(key));
-        if let Some(bytes) = problems.collect(bytes) {
-            hashing.update(&bytes);
-            write_all(&mut file, &bytes)?;
-        }
-    }
-    problems.or_ok(())?;
+    let bytes = entries.iter().map(|(key, entry)| (key, finite_bytes(entry.values.as_ref(), entry.element)));
+    let (file, hashing) = write_tensors_file(&output, format.file_name(), &layout, bytes)?;
     let mut files = contents.write_beside(&output, format.file_name(), hashing)?;
     files.push(file);
     Ok(StagedAdapter::new(files, output)?)
