@@ -37,7 +37,7 @@ fn main() -> Result<()> {
         .iter()
         .map(|(name, weight)| method::decompose(&constraint, weight.as_ref(), name, &options, Par::Seq))
         .collect::<Result<Vec<_>>>()?;
-    let layers: Vec<_> = updates.iter().map(|update| update.as_layer()).collect();
+    let layers: Vec<_> = updates.iter().map(|update| update.as_layer(options.start)).collect();
     let ranks = rank::allocate(options.ranks, options.limits, &layers)?;
 
     for (((name, _), update), rank) in weights.iter().zip(&updates).zip(ranks) {
@@ -46,7 +46,7 @@ fn main() -> Result<()> {
             "{name}: A {:?}, B {:?}, {:.0} % of the update's energy, moves the output by {:.1} %",
             made.factors.a.shape(),
             made.factors.b.shape(),
-            100.0 * update.as_layer().energy_kept(rank),
+            100.0 * update.as_layer(options.start).energy_kept(rank),
             100.0 * made.shift,
         );
     }

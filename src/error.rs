@@ -71,6 +71,14 @@ pub enum Error {
         /// What it has.
         instead: String,
     },
+    /// An odd rank where units of rank come in pairs.
+    #[error("rank {rank} is odd, but {what} needs an even rank")]
+    OddRank {
+        /// The rank.
+        rank: usize,
+        /// The start or the method.
+        what: &'static str,
+    },
     /// An option has a value outside its range.
     #[error("{what} is {found}, but must be {expected}")]
     Option {

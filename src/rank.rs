@@ -33,13 +33,15 @@ pub struct Limits {
 /// What the choice of ranks knows of a layer.
 #[derive(Clone, Copy, Debug)]
 pub struct Layer<'a> {
-    /// Leading singular values, descending. There is no rank beyond them.
+    /// Leading singular values, descending, one per component of the update. There is no rank beyond them.
     pub spectrum: &'a [f64],
+    /// Units of rank that each component takes: 2 where factors are mirrored pairs, otherwise 1.
+    pub rank_per_component: usize,
     /// Sum of the squares of all singular values.
     pub energy: f64,
     /// Parameters that a unit of rank costs: `m + d`.
     pub cost: u64,
-    /// Its rank is a multiple of this, whatever the limits: the groups of a convolution divide it among them.
+    /// Number of blocks among which its rank is divided: the groups of a convolution. Otherwise 1.
     pub parts: usize,
 }
 
@@ -47,30 +49,46 @@ impl Layer<'_> {
     /// Share of the energy that a rank keeps; 1 where there is none.
     ///
     /// # Panics
-    /// If the spectrum is shorter than `rank`.
+    /// If the spectrum is too short for `rank`.
     pub fn energy_kept(&self, rank: usize) -> f64 {
-        let kept: f64 = self.spectrum[..rank].iter().map(|sigma| sigma * sigma).sum();
+        let kept = self.energy_between(0, rank);
         if self.energy > 0.0 { (kept / self.energy).min(1.0) } else { 1.0 }
+    }
+
+    /// Energy that rank `to` keeps beyond rank `from`. Both are multiples of [`Self::rank_per_component`].
+    fn energy_between(&self, from: usize, to: usize) -> f64 {
+        let components = from / self.rank_per_component..to / self.rank_per_component;
+        self.spectrum[components].iter().map(|sigma| sigma * sigma).sum()
+    }
+
+    /// Largest rank that the spectrum allows.
+    fn full_rank(&self) -> usize {
+        self.spectrum.len().saturating_mul(self.rank_per_component)
     }
 }
 
 impl Limits {
-    /// The least step between ranks of a layer that divides them among parts.
-    pub fn step(self, parts: usize) -> usize {
-        least_common_multiple(self.multiple.max(1), parts.max(1))
+    /// Least step between two ranks that are multiples of `unit` as well as of [`Self::multiple`].
+    pub fn step(self, unit: usize) -> usize {
+        least_common_multiple(self.multiple.max(1), unit.max(1))
+    }
+
+    /// Least step between two ranks of a layer.
+    fn step_of(self, layer: &Layer<'_>) -> usize {
+        self.step(layer.rank_per_component * layer.parts)
     }
 
     /// Least and largest legal rank of a layer.
     fn of(self, layer: &Layer<'_>) -> (usize, usize) {
-        let step = self.step(layer.parts);
-        let max = self.max.min(layer.spectrum.len()) / step * step;
+        let step = self.step_of(layer);
+        let max = self.max.min(layer.full_rank()) / step * step;
         (self.min.next_multiple_of(step).min(max), max)
     }
 
     /// The least legal rank that is at least `rank`, or the largest legal one.
     fn at_least(self, rank: usize, layer: &Layer<'_>) -> usize {
         let (min, max) = self.of(layer);
-        rank.next_multiple_of(self.step(layer.parts)).clamp(min, max)
+        rank.next_multiple_of(self.step_of(layer)).clamp(min, max)
     }
 }
 
@@ -96,7 +114,7 @@ pub fn allocate(policy: Policy, limits: Limits, layers: &[Layer<'_>]) -> Result<
         Policy::Budget(parameters) => by_budget(parameters, limits, layers),
         Policy::BudgetOfRank(rank) => {
             let cost = |(rank, layer): (usize, &Layer<'_>)| (rank as u64).saturating_mul(layer.cost);
-            let full = layers.iter().map(|layer| rank.min(layer.spectrum.len()));
+            let full = layers.iter().map(|layer| rank.min(layer.full_rank()));
             by_budget(full.zip(layers).map(cost).sum(), limits, layers)
         }
         Policy::Shared(rank) => {
@@ -111,20 +129,19 @@ pub fn allocate(policy: Policy, limits: Limits, layers: &[Layer<'_>]) -> Result<
 fn rank_of_share(share: f64, layer: &Layer<'_>) -> usize {
     let wanted = share * layer.energy;
     let mut kept = 0.0;
-    for (rank, sigma) in layer.spectrum.iter().enumerate() {
+    for (component, sigma) in layer.spectrum.iter().enumerate() {
         if kept >= wanted {
-            return rank;
+            return component * layer.rank_per_component;
         }
         kept += sigma * sigma;
     }
-    layer.spectrum.len()
+    layer.full_rank()
 }
 
 /// Greedy: the best energy share per parameter first, until nothing more fits. Ties go to the earlier layer.
 fn by_budget(parameters: u64, limits: Limits, layers: &[Layer<'_>]) -> Result<Vec<usize>> {
     let too_small =
         |expected| Error::Option { what: "the parameter budget", expected, found: parameters as f64 };
-    let unit = |layer: &Layer<'_>| limits.step(layer.parts);
     let mut ranks: Vec<usize> = layers.iter().map(|layer| limits.of(layer).0).collect();
     let least: u64 = ranks.iter().zip(layers).map(|(rank, layer)| *rank as u64 * layer.cost).sum();
     let Some(mut left) = parameters.checked_sub(least) else {
@@ -139,16 +156,16 @@ fn by_budget(parameters: u64, limits: Limits, layers: &[Layer<'_>]) -> Result<Ve
     let mut steps = Vec::new();
     for (index, layer) in layers.iter().enumerate() {
         let (min, max) = limits.of(layer);
-        let unit = unit(layer);
+        let unit = limits.step_of(layer);
         let per_parameter = 1.0 / (layer.energy.max(f64::MIN_POSITIVE) * unit as f64 * layer.cost as f64);
         for from in (min..max).step_by(unit) {
-            let gain: f64 = layer.spectrum[from..from + unit].iter().map(|sigma| sigma * sigma).sum();
+            let gain = layer.energy_between(from, from + unit);
             steps.push(Step { value: gain * per_parameter, layer: index, from });
         }
     }
     steps.sort_by(|a, b| b.value.total_cmp(&a.value).then(a.layer.cmp(&b.layer)).then(a.from.cmp(&b.from)));
     for step in steps {
-        let unit = unit(&layers[step.layer]);
+        let unit = limits.step_of(&layers[step.layer]);
         let cost = unit as u64 * layers[step.layer].cost;
         if cost <= left && ranks[step.layer] == step.from {
             ranks[step.layer] += unit;
@@ -187,6 +204,7 @@ mod tests {
                 spectrum,
                 energy: spectrum.iter().map(|s| s * s).sum(),
                 cost,
+                rank_per_component: 1,
                 parts: 1,
             })
             .collect()
@@ -272,7 +290,8 @@ mod tests {
     #[test]
     fn ranks_that_are_divided_are_multiples() {
         let spectrum = [4.0, 4.0, 4.0, 2.0, 2.0, 2.0, 1.0, 1.0, 1.0];
-        let layer = |parts| Layer { spectrum: &spectrum, energy: 63.0, cost: 10, parts };
+        let layer =
+            |parts| Layer { spectrum: &spectrum, energy: 63.0, cost: 10, rank_per_component: 1, parts };
         let layers = [layer(3), layer(1)];
         let limits = |multiple| Limits { min: 1, max: 8, multiple };
         let ranks = |policy, multiple| allocate(policy, limits(multiple), &layers).unwrap();
@@ -284,10 +303,34 @@ mod tests {
         assert_eq!(ranks(Policy::Shared(4), 1), [3, 5]);
     }
 
+    /// Where a component takes two units of rank, every policy gives even ranks, which keep what half of them keeps otherwise.
+    #[test]
+    fn ranks_of_mirrored_pairs_are_even() {
+        let spectrum = [4.0, 2.0, 2.0, 1.0];
+        let layer = |rank_per_component| Layer {
+            spectrum: &spectrum,
+            energy: 25.0,
+            cost: 10,
+            rank_per_component,
+            parts: 1,
+        };
+        let limits = |multiple| Limits { min: 0, max: 7, multiple };
+        let ranks = |policy, multiple| allocate(policy, limits(multiple), &[layer(2), layer(1)]).unwrap();
+        assert_eq!(ranks(Policy::Fixed(3), 1), [4, 3]);
+        assert_eq!(ranks(Policy::Fixed(9), 1), [6, 4]);
+        assert_eq!(ranks(Policy::Energy(0.8), 1), [4, 2]);
+        assert_eq!(ranks(Policy::Energy(0.8), 3), [6, 3]);
+        // The first component of each, then the cheaper units of the second layer.
+        assert_eq!(ranks(Policy::Budget(30), 1), [2, 1]);
+        assert_eq!(ranks(Policy::Budget(70), 1), [4, 3]);
+        assert_eq!(ranks(Policy::BudgetOfRank(6), 1), [6, 4]);
+        assert_eq!(layer(2).energy_kept(4), layer(1).energy_kept(2));
+    }
+
     #[test]
     fn ties_go_to_the_earlier_layer() {
         let spectrum = [2.0, 1.0];
-        let layer = Layer { spectrum: &spectrum, energy: 5.0, cost: 10, parts: 1 };
+        let layer = Layer { spectrum: &spectrum, energy: 5.0, cost: 10, rank_per_component: 1, parts: 1 };
         let limits = Limits { min: 0, max: 2, multiple: 1 };
         assert_eq!(allocate(Policy::Budget(30), limits, &[layer; 2]), Ok(vec![2, 1]));
     }
@@ -301,7 +344,13 @@ mod tests {
             .iter()
             .zip(energies)
             .zip([7, 1000, 3])
-            .map(|((spectrum, energy), cost)| Layer { spectrum, energy, cost, parts: 1 })
+            .map(|((spectrum, energy), cost)| Layer {
+                spectrum,
+                energy,
+                cost,
+                rank_per_component: 1,
+                parts: 1,
+            })
             .collect();
         let mut pool: Vec<(usize, f64)> = (0..3)
             .flat_map(|layer| spectra[layer][..3].iter().map(move |s| (layer, s * s / energies[layer])))
@@ -316,7 +365,7 @@ mod tests {
 
     #[test]
     fn budgets_that_are_too_small_are_refused() {
-        let layer = Layer { spectrum: &[1.0, 0.5], energy: 1.25, cost: 10, parts: 1 };
+        let layer = Layer { spectrum: &[1.0, 0.5], energy: 1.25, cost: 10, rank_per_component: 1, parts: 1 };
         let refused =
             |min, budget| allocate(Policy::Budget(budget), Limits { min, max: 2, multiple: 1 }, &[layer]);
         assert!(refused(1, 9).unwrap_err().to_string().contains("at least what the least ranks cost"));
@@ -327,7 +376,13 @@ mod tests {
     #[test]
     fn fixed_ranks_round_up_within_the_layer() {
         let spectrum = [1.0; 20];
-        let layer = |full| Layer { spectrum: &spectrum[..full], energy: 1.0, cost: 1, parts: 1 };
+        let layer = |full| Layer {
+            spectrum: &spectrum[..full],
+            energy: 1.0,
+            cost: 1,
+            rank_per_component: 1,
+            parts: 1,
+        };
         let limits = Limits { min: 0, max: 64, multiple: 8 };
         let ranks = allocate(Policy::Fixed(12), limits, &[layer(20), layer(15), layer(7)]);
         assert_eq!(ranks, Ok(vec![16, 8, 0]));

@@ -257,7 +257,7 @@ fn adapters_are_converted() {
 
     for (words, complaint) in [
         ("convert adapter --out new", "found neither --init, --rank nor another --format"),
-        ("convert adapter --init adapter --out new", "found one from the start update"),
+        ("convert adapter --init adapter --out new", "found one from the start mirrored"),
         ("convert start --rank 2 --out start --force", "holds an input"),
         ("convert start --rank 2 --out plain", "--force"),
     ] {

@@ -149,16 +149,16 @@ fn double(path: &Path, ending: &str) {
 fn an_embedding_is_a_linear_layer_of_unit_vectors() {
     let model = Model::new();
     for (at, options) in [
-        "",
-        "--source source",
-        "--coupling uncorrelated",
-        "--coupling uncorrelated --source source --preserve 0.5",
-        "--preserve 0.5 --norm weights",
-        "--source source --preserve 2 --strength 1",
+        "--start update",
+        "--start update --coupling transport",
+        "--start update --coupling transport --source source",
+        "--start update --source source --preserve 0.5",
+        "--start update --coupling transport --preserve 0.5 --norm weights",
+        "--start update --coupling transport --source source --preserve 2 --strength 1",
         "--start residual --residual anchor",
         "--start zero",
         // Three ranks of each.
-        "--budget=228",
+        "--start update --budget=228",
         "--method corda-ipm --residual anchor",
         "--method corda-kpm --residual anchor",
         "--method pissa",
@@ -260,13 +260,13 @@ fn counts_that_all_differ_need_memory() {
         let counts: Vec<i64> = (0..tokens as i64).map(|token| token * step % 3001).collect();
         write_npy(&model.path(&format!("{folder}/e.npy")), &counts);
     }
-    let plan = "plan large.safetensors -a many --source others --rank 2 --json";
+    let transport = "plan large.safetensors -a many --source others --rank 2 --coupling transport --json";
     model.refused(
-        &format!("{plan} --max-memory 300MiB"),
+        &format!("{transport} --max-memory 300MiB"),
         "--coupling uncorrelated and smaller ranks need less",
     );
-    let uncorrelated = format!("{plan} --coupling uncorrelated --max-memory 300MiB");
-    for (plan, least, most) in [(plan, 22.0 * 2.7e10, 6e11), (&uncorrelated, 0.0, 1e7)] {
+    let uncorrelated = "plan large.safetensors -a many --source others --rank 2 --max-memory 300MiB --json";
+    for (plan, least, most) in [(transport, 22.0 * 2.7e10, 6e11), (uncorrelated, 0.0, 1e7)] {
         let plan: serde_json::Value = serde_json::from_slice(&model.run(plan).stdout).unwrap();
         let work = plan["work"]["factors"].as_f64().unwrap();
         assert!((least..most).contains(&work), "{plan}");
@@ -278,9 +278,9 @@ fn counts_that_all_differ_need_memory() {
 #[test]
 fn divided_runs_agree() {
     let model = Model::new();
-    model.succeed("init model -a target --source source --rank 3 -o whole");
+    model.succeed("init model -a target --source source --rank 4 -o whole");
     for shard in ["0/2", "1/2"] {
-        model.succeed(&format!("init model -a target --source source --rank 3 -o parts --shard {shard}"));
+        model.succeed(&format!("init model -a target --source source --rank 4 -o parts --shard {shard}"));
     }
     model.succeed("merge parts --out joined");
     let bytes = |name: &str| fs::read(model.path(name).join("adapter_model.safetensors")).unwrap();
@@ -294,7 +294,7 @@ fn counts_are_measured_once() {
     let adapter = |name: &str| fs::read(model.path(name).join("adapter_model.safetensors")).unwrap();
     model.succeed("moments target -o t.m");
     model.succeed("moments source -o s.m");
-    model.succeed("init model -a target --source source --rank 3 -o rows");
+    model.succeed("init model -a target --source source --rank 4 -o rows");
     for (at, inputs) in [
         "--moments t.m --source-moments s.m",
         "-a target --source-moments s.m",
@@ -303,15 +303,15 @@ fn counts_are_measured_once() {
     .into_iter()
     .enumerate()
     {
-        model.succeed(&format!("init model {inputs} --rank 3 -o {at}"));
+        model.succeed(&format!("init model {inputs} --rank 4 -o {at}"));
         assert!(adapter("rows") == adapter(&at.to_string()), "{inputs}");
     }
-    model.succeed("init model -a target --target e --rank 3 -o one");
+    model.succeed("init model -a target --target e --rank 4 -o one");
     for count in [1, 2, 5] {
         for index in 0..count {
             model.succeed(&format!("moments target --shard {index}/{count} -o parts-{count}"));
         }
-        model.succeed(&format!("init model --moments parts-{count} --target e --rank 3 -o of-{count}"));
+        model.succeed(&format!("init model --moments parts-{count} --target e --rank 4 -o of-{count}"));
         assert!(adapter("one") == adapter(&format!("of-{count}")), "{count} parts");
         model.succeed(&format!("merge parts-{count} -o {count}.m"));
         let merged = MomentsSet::open(&[model.path(&format!("{count}.m"))], Access::Auto).unwrap();
@@ -332,7 +332,7 @@ fn counts_are_measured_once() {
     for part in [0, 1] {
         model.succeed(&format!("moments apart/e.{part}.npy -o apart-{part}.m"));
     }
-    model.succeed("init model --moments apart-1.m apart-0.m --rank 3 -o apart-adapter");
+    model.succeed("init model --moments apart-1.m apart-0.m --rank 4 -o apart-adapter");
     assert!(adapter("one") == adapter("apart-adapter"));
     model.succeed("moments apart -o apart.m");
     model.refused("merge apart.m apart-1.m -o x.m", "are counted in \"apart.m\" as well");
@@ -347,7 +347,7 @@ fn what_is_counted_is_told() {
     let said = model.succeed("inspect target");
     let tokens: i64 = TARGET.iter().sum();
     assert!(said.contains(&format!("{tokens} tokens of a vocabulary of 30, read by e")), "{said}");
-    let plan = String::from_utf8(model.run("plan model -a target --rank 3 --json").stdout).unwrap();
+    let plan = String::from_utf8(model.run("plan model -a target --rank 4 --json").stdout).unwrap();
     let classes = BTreeSet::from(TARGET).len();
     let plan: serde_json::Value = serde_json::from_str(&plan).unwrap();
     assert_eq!(plan["sites"][0]["classes"], classes, "{plan}");

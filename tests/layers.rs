@@ -200,10 +200,14 @@ fn methods_and_embeddings() {
 fn check_methods(folder: &Path, expected: impl Fn(Method) -> Vec<LayerShape>, formats: &[Format]) {
     let path = |name: &str| folder.join(name);
     let model = Checkpoint::open(&path("model"), Access::Auto).unwrap();
-    for method in Method::ALL {
-        let name = method.name();
+    let starts =
+        Method::ALL.into_iter().flat_map(|method| method.starts().iter().map(move |start| (method, *start)));
+    for (method, start) in starts {
+        let name = format!("{}-{}", method.name(), start.name());
         let expected = expected(method);
-        let (plan, inputs) = plan::plan(&request(folder, method)).unwrap();
+        let mut request = request(folder, method);
+        request.method.start = start;
+        let (plan, inputs) = plan::plan(&request).unwrap();
         let shapes: Vec<LayerShape> = plan.layers().map(|layer| layer.shape.clone()).collect();
         assert_eq!(shapes, expected, "{name}");
         let adapter = run::run(&plan, &inputs, &()).unwrap().adapter;
@@ -231,6 +235,11 @@ fn check_methods(folder: &Path, expected: impl Fn(Method) -> Vec<LayerShape>, fo
                 let found = read.factors(layer).unwrap();
                 let found = found.b * found.a * faer::Scale(layer.scale as f32);
                 assert!((found - &wanted).norm_max() < 1e-5, "{name} {format:?} {module}");
+                assert_eq!(
+                    read.factors(layer).unwrap().is_mirrored(),
+                    start == Start::Mirrored,
+                    "{name} {module}"
+                );
             }
         }
 
@@ -267,7 +276,8 @@ fn blocks_are_initialized_like_layers_of_their_own() {
         let (plan, inputs) = plan::plan(request).unwrap();
         run::run(&plan, &inputs, &()).unwrap().adapter.layers
     };
-    let request = request(folder.path(), Method::Cntlora);
+    let mut request = request(folder.path(), Method::Cntlora);
+    request.method.start = Start::Residual;
     let blocks = factors(&request);
     let model = Checkpoint::open(&folder.path().join("model"), Access::Auto).unwrap();
     for (block, module, outputs, inputs, rank) in [

@@ -159,7 +159,7 @@ fn eva_is_that_of_peft() {
                 (layer, draft(&golden.moments(layer), matrix(weight).as_ref(), layer, &options))
             })
             .collect();
-        let layers: Vec<Layer<'_>> = drafts.iter().map(|(_, draft)| draft.as_layer()).collect();
+        let layers: Vec<Layer<'_>> = drafts.iter().map(|(_, draft)| draft.as_layer(options.start)).collect();
         let ranks = rank::allocate(options.ranks, options.limits, &layers).unwrap();
         for ((layer, draft), rank) in drafts.iter().zip(ranks) {
             let wanted = &case.down[*layer];
@@ -285,7 +285,7 @@ fn missing_combinations_are_refused() {
     let texts =
         |options: Options| -> Vec<String> { options.complaints().iter().map(ToString::to_string).collect() };
     for method in Method::ALL {
-        for start in [Start::Update, Start::Residual, Start::Zero] {
+        for start in [Start::Mirrored, Start::Update, Start::Residual, Start::Zero] {
             let refused = !texts(Options { start, ..options(method, 4) }).is_empty();
             assert_eq!(refused, !method.starts().contains(&start), "{} {start:?}", method.name());
         }
@@ -302,12 +302,16 @@ fn missing_combinations_are_refused() {
     assert_eq!(
         texts(Options { start: Start::Zero, ranks: Policy::Energy(0.5), ..options(Method::Milora, 4) }),
         [
-            "the method milora has no start zero: it has residual",
+            "the method milora has no start zero: it has residual, mirrored",
             "the method milora has no ranks by this rule: it has one rank for all layers",
         ]
     );
     assert_eq!(
         texts(options(Method::Orthogonal, 3)),
-        ["the rank of the method orthogonal is 3, but must be even"]
+        ["rank 3 is odd, but the method orthogonal needs an even rank"]
+    );
+    assert_eq!(
+        texts(Options { start: Start::Mirrored, ..options(Method::Pissa, 3) }),
+        ["rank 3 is odd, but the mirrored start needs an even rank"]
     );
 }

@@ -79,13 +79,28 @@ impl Fixture {
 
     /// Computes an adapter, verifies it, and hands it to PEFT.
     fn adapt(&self, model: &str, method: Method, options: &[&str]) {
+        self.adapt_from(model, method, method.starts()[0], options);
+    }
+
+    fn adapt_from(&self, model: &str, method: Method, start: Start, options: &[&str]) {
         let name = format!("{model}-{}", method.name());
         let activations = format!("{model}-activations");
-        let words =
-            ["init", model, "-a", &activations, "-o", &name, "--rank", "4", "--method", method.name()];
+        let words = [
+            "init",
+            model,
+            "-a",
+            &activations,
+            "-o",
+            &name,
+            "--rank",
+            "4",
+            "--method",
+            method.name(),
+            "--start",
+            start.name(),
+        ];
         self.cntlora(&[&words[..], options].concat());
         self.cntlora(&["verify", &name, "--base", model]);
-        let start = method.starts()[0];
         let changed = format!("{name}/base");
         let anchor = format!("{name}/anchor");
         let is_anchored = options.contains(&"anchor");
@@ -103,7 +118,7 @@ impl Fixture {
         let said = succeed(self.folder.path(), &python(), &words);
         println!("{name}: {}", said.lines().take(2).collect::<Vec<_>>().join("; "));
         self.cntlora(&["verify", &trained]);
-        if matches!(method, Method::Pissa | Method::CordaIpm) {
+        if start == Start::Residual && matches!(method, Method::Pissa | Method::CordaIpm) {
             let plain = format!("{name}-plain");
             self.cntlora(&["convert", &trained, "--init", &name, "--out", &plain, "--force"]);
             self.same_outputs(base, &trained, is_anchored.then_some(&anchor), model, &plain, &inputs);
@@ -186,6 +201,11 @@ fn peft_loads_and_trains_what_is_written() {
         fixture.adapt("llama", method, &["--scale", "2"]);
     }
     fixture.adapt("llama", Method::Pissa, &["--residual", "anchor", "--force"]);
+    for method in Method::ALL {
+        for &start in &method.starts()[1..] {
+            fixture.adapt_from("llama", method, start, &["--force"]);
+        }
+    }
     // Ranks that differ.
     fixture.adapt("llama", Method::Cntlora, &["--budget", "--force"]);
     for model in ["gpt2", "resnet", "regnet", "videomae", "wav2vec2"] {
@@ -242,6 +262,11 @@ fn peft_loads_and_trains_embeddings() {
         fixture.adapt("llama", method, &["--scale", "2"]);
     }
     fixture.adapt("llama", Method::Pissa, &["--residual", "anchor", "--force"]);
+    for method in Method::ALL {
+        for &start in &method.starts()[1..] {
+            fixture.adapt_from("llama", method, start, &["--force"]);
+        }
+    }
     fixture.record("bert", &["--target", "word_embeddings,query"]);
     fixture.adapt("bert", Method::Cntlora, &["--source", "bert-activations"]);
     fixture.adapt("bert", Method::CordaIpm, &[]);

@@ -157,6 +157,7 @@ fn budgets_are_spent_as_the_reference_spends_them() {
                 spectrum,
                 energy: spectrum.iter().map(|sigma| sigma * sigma).sum(),
                 cost: *cost,
+                rank_per_component: 1,
                 parts: 1,
             })
             .collect();

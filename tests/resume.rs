@@ -373,7 +373,7 @@ fn a_second_signal_ends_a_run_at_once() {
 /// What is refused at the very end costs no progress: here numbers that do not fit their format.
 #[test]
 fn a_format_that_is_too_small_costs_no_progress() {
-    let words = "init model.safetensors -a target -o out --rank 4 --strength 1e12";
+    let words = "init model.safetensors -a target -o out --rank 4 --start update --strength 1e12";
     let whole = Small::new();
     whole.succeed(words);
     let small = Small::new();

@@ -177,7 +177,7 @@ fn couplings_norms_and_starts() {
     let mut seen: Vec<Mat<f32>> = Vec::new();
     for coupling in [Coupling::Transport, Coupling::Uncorrelated, Coupling::Paired] {
         for norm in [Norm::Activations, Norm::Weights] {
-            for start in [Start::Update, Start::Residual, Start::Zero] {
+            for start in [Start::Mirrored, Start::Update, Start::Residual, Start::Zero] {
                 let mut request = fixture.request(target.clone());
                 request.source = vec![source.clone()];
                 request.method = Options { coupling, norm, start, ..request.method };
@@ -192,6 +192,7 @@ fn couplings_norms_and_starts() {
                     }
                     Start::Residual => assert_eq!((report.strength, report.shift), (1.0, 0.0)),
                     Start::Zero => assert_eq!(factors.b.norm_max(), 0.0),
+                    Start::Mirrored => assert!(factors.is_mirrored() && factors.b.norm_max() > 0.0),
                 }
                 assert_eq!(outcome.report.sites[0].source_rows, Some(ROWS as u64));
             }

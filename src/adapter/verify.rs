@@ -82,10 +82,11 @@ pub fn verify(
         None => check_not_empty(&adapter, &mut problems),
     }
     let start = record.as_ref().and_then(Record::start);
-    // Where the factors hold the scale, they are no longer those that the method made.
+    // Where the factors hold the scale, they are no longer those that the method made. Opposite rows stay opposite.
     let holds_scale = adapter.single_file() == Some(SingleFile::Diffusers);
     let form = |layer: &PeftLayer| {
-        record.as_ref().and_then(|record| record.form(&layer.shape)).filter(|_| !holds_scale)
+        let form = record.as_ref().and_then(|record| record.form(&layer.shape));
+        form.filter(|form| !holds_scale || *form == Form::Mirrored)
     };
     let has_config = adapter.config().is_some();
     let weights = Weights { base, given: weights, record: record.as_ref(), has_config };
@@ -142,6 +143,9 @@ fn checks(
         Form::ZeroUp => "B is zero",
         Form::ZeroDown => "A of embeddings is zero",
         Form::ZeroProduct => "the product B A is zero",
+        Form::Mirrored => {
+            "the product B A is exactly zero: rows of A are opposite in pairs, and columns of B equal"
+        }
     };
     let factors = match forms.is_empty() {
         true => BALANCED.to_owned(),
@@ -377,8 +381,14 @@ fn check_layer(
         return Err(problems);
     }
     let grams = Grams::of(&factors);
-    if let Some(form) = form {
-        problems.collect(grams.check(form, layer.element).map_err(complain));
+    match form {
+        Some(Form::Mirrored) if !factors.is_mirrored() => problems.push(complain(
+            "rows 2k and 2k + 1 of A must be exactly opposite, and these columns of B equal".into(),
+        )),
+        Some(Form::Mirrored) | None => {}
+        Some(form) => {
+            problems.collect(grams.check(form, layer.element).map_err(complain));
+        }
     }
     let relative = |norm| layer.scale.abs() * grams.product_norm() / norm;
     problems.or_ok(norm.filter(|&norm| norm > 0.0).map(relative))
@@ -423,7 +433,20 @@ impl Grams {
         let identity = Mat::<f64>::identity(rank, rank);
         let (expected, found, norm) = match form {
             Form::Balanced => {
-                ("balanced factors, BᵀB = A Aᵀ", (&self.a - &self.b).norm_l2(), self.a.norm_l2())
+                // A unit without a singular value has a zero column in B, and an orthonormal row in A.
+                let (empty, used) = (0..rank).partition(|unit| self.b[(*unit, *unit)] == 0.0);
+                let part = |gram: &Mat<f64>, units: &Vec<usize>| {
+                    Mat::from_fn(units.len(), units.len(), |i, j| gram[(units[i], units[j])])
+                };
+                let empty_rows = part(&self.a, &empty);
+                let off = (empty_rows - Mat::<f64>::identity(empty.len(), empty.len())).norm_l2();
+                if off > tolerance * empty.len() as f64 {
+                    return Err(format!(
+                        "rows of A beside zero columns of B must be orthonormal, but differ from that by {off:.1e}"
+                    ));
+                }
+                let (a, b) = (part(&self.a, &used), part(&self.b, &used));
+                ("balanced factors, BᵀB = A Aᵀ", (&a - &b).norm_l2(), a.norm_l2())
             }
             Form::OrthonormalUp => {
                 ("orthonormal columns of B", (&self.b - &identity).norm_l2(), identity.norm_l2())
@@ -437,7 +460,7 @@ impl Grams {
             Form::OrthonormalDown => {
                 ("orthonormal rows of A", (&self.a - &identity).norm_l2(), identity.norm_l2())
             }
-            Form::ZeroUp | Form::ZeroDown => return Ok(()),
+            Form::ZeroUp | Form::ZeroDown | Form::Mirrored => return Ok(()),
             Form::ZeroProduct => {
                 // |B A| ≤ |B| |A|, and |B|² = tr BᵀB.
                 let trace = |gram: &Mat<f64>| gram.diagonal().column_vector().iter().sum::<f64>();

@@ -274,7 +274,7 @@ pub struct MethodArgs {
     #[arg(long, value_enum, value_name = "METHOD", default_value_t)]
     pub method: Method,
 
-    /// cntlora: how fine-tuning and pre-training activations correspond [default: transport]
+    /// cntlora: how fine-tuning and pre-training activations correspond [default: uncorrelated]
     #[arg(long, value_enum, value_name = "HOW")]
     pub coupling: Option<Coupling>,
 
@@ -298,7 +298,8 @@ pub struct MethodArgs {
     #[arg(long, value_name = "ETA", conflicts_with = "max_shift", allow_negative_numbers = true)]
     pub strength: Option<f64>,
 
-    /// What the model computes before the first training step [default: update for cntlora; the others have one each]
+    /// The model before the first training step [default: mirrored for cntlora, residual for pissa, milora, olora and corda,
+    /// zero for the others]
     #[arg(long, value_enum, value_name = "WHAT")]
     pub start: Option<Start>,
 
@@ -310,7 +311,7 @@ pub struct MethodArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Ranks")]
 pub struct RankArgs {
-    /// The same rank for every layer
+    /// The same rank for every layer; even for a mirrored start
     #[arg(long, value_name = "R", default_value_t = 16)]
     pub rank: usize,
 
@@ -334,7 +335,7 @@ pub struct RankArgs {
     #[arg(long, value_name = "R")]
     pub max_rank: Option<usize>,
 
-    /// Ranks are multiples of this
+    /// Ranks are multiples of this; for a mirrored start they are also even
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub rank_multiple: usize,
 

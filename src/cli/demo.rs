@@ -37,15 +37,14 @@ pub fn run(args: &DemoArgs, terminal: &Terminal) -> anyhow::Result<()> {
         quoted(&args.folder.display().to_string())
     ));
 
-    let job = |source: &[OsString], ranks: &[&str], out: &Path| {
+    let job = |ranks: &[&str], out: &Path| {
         let mut words: Vec<OsString> = ["cntlora", "init"].map(Into::into).into();
         words.extend([model.clone().into(), "--activations".into(), activations.clone().into()]);
-        words.extend_from_slice(source);
         words.extend(ranks.iter().map(Into::into));
         words.extend(["--out".into(), out.into()]);
         words
     };
-    let mut words = job(&[], &["--rank", "8"], &adapter);
+    let mut words = job(&["--rank", "8"], &adapter);
     words.extend(["--report".into(), folder("report.html").into()]);
     if args.force {
         words.extend(["--force".into(), "--restart".into()]);
@@ -57,13 +56,9 @@ pub fn run(args: &DemoArgs, terminal: &Terminal) -> anyhow::Result<()> {
     };
     init::execute(&init, &line, terminal, &interruption)?;
 
-    let next = job(
-        &["--source".into(), source.clone().into()],
-        &["--rank", "8", "--budget"],
-        &folder("adapter-budget"),
-    );
+    let next = job(&["--rank", "8", "--budget"], &folder("adapter-budget"));
     terminal.note(&format!(
-        "\nNext, with the pre-training activations, and the same number of parameters where they keep most:\n\n    {}",
+        "\nNext, the same number of parameters where they keep most:\n\n    {}",
         command_line(next)
     ));
     Ok(())

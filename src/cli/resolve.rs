@@ -150,6 +150,7 @@ pub fn kind(method: &MethodArgs) -> Method {
 /// The start that is asked for, or the usual one of the method.
 pub fn start(method: &MethodArgs) -> Start {
     match method.start {
+        Some(args::Start::Mirrored) => Start::Mirrored,
         Some(args::Start::Update) => Start::Update,
         Some(args::Start::Residual) => Start::Residual,
         Some(args::Start::Zero) => Start::Zero,
@@ -337,6 +338,8 @@ mod tests {
         assert_eq!(method("--norm weights").norm, Norm::Weights);
         assert_eq!(method("--max-shift 0.2").strength, Strength::MaxShift(0.2));
         assert_eq!(method("--strength 0.3").strength, Strength::Fixed(0.3));
+        assert_eq!(method("--start mirrored").start, Start::Mirrored);
+        assert_eq!(method("--method pissa --start mirrored").start, Start::Mirrored);
         assert_eq!(method("--start update").start, Start::Update);
         assert_eq!(method("--start residual").start, Start::Residual);
         assert_eq!(method("--start zero").start, Start::Zero);

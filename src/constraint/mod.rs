@@ -28,11 +28,11 @@ use faer::{Accum, Col, Mat, MatMut, MatRef, Par};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Coupling {
-    /// `z` is the least-moved linear image of `x` that has the source statistics.
-    #[default]
-    Transport,
     /// `z` and `x` are independent; only their means align.
+    #[default]
     Uncorrelated,
+    /// `z` is the least-moved linear image of `x` that has the source statistics.
+    Transport,
     /// Row i of both files is the same input.
     Paired,
 }

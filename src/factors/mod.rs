@@ -3,21 +3,25 @@
 //! Knows nothing of files, nor of how the update came about.
 
 pub mod combine;
+mod mirrored;
 mod shape;
 mod spectrum;
 
+pub use mirrored::mirrored;
 pub use shape::{LayerShape, block_name, module_and_block};
 
 use crate::dense;
 use crate::error::Result;
 use faer::{Mat, Par};
 
-/// What the model computes before the first training step.
+/// The model before the first training step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Start {
-    /// `W + Δ_r η`: the base is untouched and both factors are non-zero.
+    /// `W`: the base is untouched, and `B A = 0` although neither factor is zero. See [`mirrored`].
     #[default]
+    Mirrored,
+    /// `W + Δ_r η`: the base is untouched and both factors are non-zero.
     Update,
     /// `W`: the base is rewritten to `W − s B A`.
     Residual,
@@ -29,10 +33,16 @@ impl Start {
     /// Its name, as options and reports have it.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Mirrored => "mirrored",
             Self::Update => "update",
             Self::Residual => "residual",
             Self::Zero => "zero",
         }
+    }
+
+    /// Units of rank that each component of an update takes: 2 for [`Self::Mirrored`], otherwise 1.
+    pub fn rank_per_component(self) -> usize {
+        if self == Self::Mirrored { 2 } else { 1 }
     }
 }
 
@@ -86,7 +96,13 @@ pub struct Initialization {
     pub strength: f64,
     /// Root mean square of the change of the layer's output, relative to the output; 0 for the starts that change nothing.
     pub shift: f64,
+    /// Units of rank whose singular value is zero but for rounding. Their column of `B` is zero and their row of `A` is a
+    /// direction orthonormal to the others, so that they can be trained.
+    pub empty_units: usize,
 }
+
+/// A singular value at or below this share of the largest one is a rounding error of the f32 decomposition.
+const ROUNDING: f64 = 8.0 * f32::EPSILON as f64;
 
 impl Components {
     /// The share `η` of the update of this rank that is taken.
@@ -112,14 +128,16 @@ impl Components {
     /// The factors of this rank, of which the adapter adds `scale · B A`.
     ///
     /// Of all pairs with this product, the balanced one: `BᵀB = A Aᵀ` diagonal, and the entry of largest
-    /// magnitude of every row of `A` positive. For [`Start::Zero`], `B = 0` and the rows of `A` are the right singular
-    /// vectors of the product.
+    /// magnitude of every row of `A` positive. A unit without a singular value of its own has a zero column in `B` and an
+    /// orthonormal row in `A`: the product is the same, and the unit can be trained. For [`Start::Zero`], `B = 0` and the
+    /// rows of `A` are the right singular vectors of the product. For [`Start::Mirrored`], the factors of half the rank
+    /// are [mirrored].
     ///
     /// # Errors
     /// [`Error::NonFinite`](crate::error::Error::NonFinite), [`Error::NoConvergence`](crate::error::Error::NoConvergence).
     ///
     /// # Panics
-    /// If there are fewer components than `rank`.
+    /// If there are fewer components than the rank needs, or if the rank of mirrored factors is odd.
     pub fn initialize(
         &self,
         rank: usize,
@@ -127,18 +145,28 @@ impl Components {
         start: Start,
         scale: f64,
     ) -> Result<Initialization> {
+        let per_component = start.rank_per_component();
+        assert!(rank.is_multiple_of(per_component), "mirrored factors of the odd rank {rank}");
+        let components = rank / per_component;
         let eta = match start {
-            Start::Update => self.strength(rank, strength),
-            Start::Residual => 1.0,
+            Start::Update => self.strength(components, strength),
+            Start::Residual | Start::Mirrored => 1.0,
             Start::Zero => 0.0,
         };
-        let singular = self.product_svd(rank)?;
+        let singular = self.product_svd(components)?;
+        let largest = singular.sigma.first().copied().unwrap_or(0.0);
+        let is_empty = |sigma: f64| sigma <= ROUNDING * largest;
+        let empty_units = singular.sigma.iter().filter(|sigma| is_empty(**sigma)).count() * per_component;
+        let balanced = || {
+            singular.factors(|sigma| {
+                let root = (sigma * eta / scale).sqrt();
+                if is_empty(sigma) { (0.0, 1.0) } else { (root, root) }
+            })
+        };
         let factors = match start {
             Start::Zero => singular.factors(|_| (0.0, 1.0)),
-            Start::Update | Start::Residual => singular.factors(|sigma| {
-                let root = (sigma * eta / scale).sqrt();
-                (root, root)
-            }),
+            Start::Update | Start::Residual => balanced(),
+            Start::Mirrored => mirrored(&balanced()),
         };
         dense::check_finite("the factors", factors.a.as_ref())?;
         dense::check_finite("the factors", factors.b.as_ref())?;
@@ -148,14 +176,17 @@ impl Components {
             }
             _ => 0.0,
         };
-        Ok(Initialization { factors, strength: eta, shift })
+        Ok(Initialization { factors, strength: eta, shift, empty_units })
     }
 
     /// Singular value decomposition of `Δ_r` itself: with `[a₁ … a_r] = Q R` that of the small matrix `diag(σ) Rᵀ`.
+    /// A component whose `σ` is a rounding error counts as zero: its `a` may be large, and would make it look real.
     fn product_svd(&self, rank: usize) -> Result<ProductSvd> {
         let single = |matrix: &Mat<f32>| Mat::from_fn(matrix.nrows(), rank, |i, j| f64::from(matrix[(i, j)]));
         let (q, r) = dense::thin_qr("the rows of the down matrix", single(&self.a), Par::Seq)?;
-        let core = Mat::from_fn(rank, rank, |i, j| self.sigma[i] * r[(j, i)]);
+        let least = ROUNDING * self.sigma.first().copied().unwrap_or(0.0);
+        let sigma = |i: usize| if self.sigma[i] > least { self.sigma[i] } else { 0.0 };
+        let core = Mat::from_fn(rank, rank, |i, j| sigma(i) * r[(j, i)]);
         let small = dense::thin_svd("the core of the update", core.as_ref(), Par::Seq)?;
         let (u, v) = (single(&self.u) * small.u, q * small.v);
         Ok(ProductSvd { u, sigma: small.s, v })
@@ -286,7 +317,47 @@ mod tests {
         assert!((product(&made.factors) - wanted).norm_max() < 1e-5);
     }
 
-    /// An update of zero has factors, and they are zero.
+    /// Units whose singular value is zero or a rounding error can be trained: their column of B is zero, and their row of A
+    /// is a unit vector that is orthogonal to the others. The product does not feel it.
+    #[test]
+    fn units_without_a_singular_value_can_be_trained() {
+        for (sigma, empty) in [([3.0, 2e-8, 0.0], 2), ([0.0; 3], 3), ([3.0, 1.0, 0.5], 0)] {
+            let mut components = components(8, 9, 3, 5);
+            // A direction that no activation takes is long, and must not lift a rounding error above the others.
+            for i in 0..9 {
+                components.a[(i, 1)] *= 1e4;
+            }
+            components.sigma = sigma.to_vec();
+            for start in [Start::Update, Start::Residual, Start::Mirrored] {
+                let rank = 3 * start.rank_per_component();
+                let made = components.initialize(rank, Strength::Fixed(1.0), start, 2.0).unwrap();
+                let Factors { a, b } = &made.factors;
+                assert_eq!(made.empty_units, empty * start.rank_per_component(), "{sigma:?} {start:?}");
+                for unit in 0..rank {
+                    let is_empty = b.col(unit).norm_l2() == 0.0;
+                    assert_eq!(is_empty, unit >= rank - made.empty_units, "{sigma:?} {start:?}");
+                    let wanted = if start == Start::Mirrored { 0.5f32.sqrt() } else { 1.0 };
+                    assert!(!is_empty || (a.row(unit).norm_l2() - wanted).abs() < 1e-6);
+                    assert!(a.row(unit).norm_l2() > 0.0);
+                }
+                if start == Start::Update {
+                    let overlap = a * a.transpose();
+                    assert!((0..3).all(|i| (0..i).all(|j| overlap[(i, j)].abs() < 1e-4)));
+                    let mut exact = components.clone();
+                    exact
+                        .sigma
+                        .iter_mut()
+                        .for_each(|sigma| *sigma = if *sigma < 1e-7 { 0.0 } else { *sigma });
+                    let wanted = update(&exact, 3) * faer::Scale(0.5);
+                    assert!(
+                        (product(&made.factors) - wanted).norm_max() <= 1e-3 * (sigma[0] + sigma[1] * 1e4)
+                    );
+                }
+            }
+        }
+    }
+
+    /// An update of zero has factors whose product is zero.
     #[test]
     fn an_update_of_zero() {
         let mut components = components(6, 5, 2, 0);

@@ -100,7 +100,7 @@ pub fn initialize(
 ) -> Result<Initialization> {
     let constraint = Constraint::new(evidence, options.terms(), par)?;
     let decomposition = decompose(&constraint, weight, name, options, par)?;
-    let rank = rank::allocate(options.ranks, options.limits, &[decomposition.as_layer()])?[0];
+    let rank = rank::allocate(options.ranks, options.limits, &[decomposition.as_layer(options.start)])?[0];
     decomposition.components.initialize(rank, options.strength, options.start, options.scale)
 }
 

@@ -138,7 +138,7 @@ pub fn decompose(
     let side = weight.nrows().min(weight.ncols());
     let svd = match part {
         Part::First => low_rank::truncated_svd(&response, options.components(side), options.seed, name, par)?,
-        Part::Last => low_rank::last_components(&response, options.fixed_rank(side), par)?,
+        Part::Last => low_rank::last_components(&response, options.components(side), par)?,
     };
     let mut a = svd.v;
     covariance.matrix.solve(a.as_mut(), par);

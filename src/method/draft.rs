@@ -3,7 +3,7 @@
 use super::Options;
 use crate::dense;
 use crate::error::Result;
-use crate::factors::{Components, Factors, Initialization, Start};
+use crate::factors::{Components, Factors, Initialization, Start, mirrored};
 use crate::rank::Layer;
 
 /// A layer before its rank is known.
@@ -40,10 +40,11 @@ pub struct Nested {
 }
 
 impl Decomposition {
-    /// What the choice of ranks needs to know.
-    pub fn as_layer(&self) -> Layer<'_> {
+    /// The layer as the choice of ranks sees it, for factors of this start.
+    pub fn as_layer(&self, start: Start) -> Layer<'_> {
         let cost = (self.components.u.nrows() + self.components.a.nrows()) as u64;
-        Layer { spectrum: &self.components.sigma, energy: self.energy, cost, parts: 1 }
+        let rank_per_component = start.rank_per_component();
+        Layer { spectrum: &self.components.sigma, energy: self.energy, cost, rank_per_component, parts: 1 }
     }
 }
 
@@ -55,26 +56,30 @@ impl Nested {
     }
 
     fn initialize(&self, rank: usize, start: Start) -> Result<Initialization> {
-        let factors = Factors {
-            a: self.factors.a.subrows(0, rank).to_owned(),
-            b: self.factors.b.subcols(0, rank).to_owned(),
+        let components = rank / start.rank_per_component();
+        let leading = Factors {
+            a: self.factors.a.subrows(0, components).to_owned(),
+            b: self.factors.b.subcols(0, components).to_owned(),
         };
+        let factors = if start == Start::Mirrored { mirrored(&leading) } else { leading };
         dense::check_finite("the factors", factors.a.as_ref())?;
         dense::check_finite("the factors", factors.b.as_ref())?;
         let strength = if start == Start::Zero { 0.0 } else { 1.0 };
-        Ok(Initialization { factors, strength, shift: 0.0 })
+        Ok(Initialization { factors, strength, shift: 0.0, empty_units: 0 })
     }
 }
 
 impl Draft {
-    /// What the choice of ranks needs to know.
-    pub fn as_layer(&self) -> Layer<'_> {
+    /// The layer as the choice of ranks sees it, for factors of this start.
+    pub fn as_layer(&self, start: Start) -> Layer<'_> {
         match self {
-            Self::Update(update) => update.as_layer(),
+            Self::Update(update) => update.as_layer(start),
             Self::Nested(nested) => {
                 let Factors { a, b } = &nested.factors;
                 let cost = (a.ncols() + b.nrows()) as u64;
-                Layer { spectrum: &nested.spectrum, energy: nested.energy, cost, parts: 1 }
+                let rank_per_component = start.rank_per_component();
+                let spectrum = &nested.spectrum;
+                Layer { spectrum, energy: nested.energy, cost, rank_per_component, parts: 1 }
             }
         }
     }
@@ -89,12 +94,18 @@ impl Draft {
 
     /// Leading singular values, or what the method ranks its directions by.
     pub fn spectrum(&self) -> &[f64] {
-        self.as_layer().spectrum
+        match self {
+            Self::Update(update) => &update.components.sigma,
+            Self::Nested(nested) => &nested.spectrum,
+        }
     }
 
     /// Square of the norm of what is cut to low rank.
     pub fn energy(&self) -> f64 {
-        self.as_layer().energy
+        match self {
+            Self::Update(update) => update.energy,
+            Self::Nested(nested) => nested.energy,
+        }
     }
 
     /// Whether the energy is exact, or partly estimated from random probes.

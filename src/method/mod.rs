@@ -78,6 +78,8 @@ pub enum Form {
     ZeroDown,
     /// `B A = 0`, and neither factor is zero.
     ZeroProduct,
+    /// `B A = 0`: the rows of `A` are opposite in pairs, and the columns of `B` equal.
+    Mirrored,
 }
 
 impl Method {
@@ -114,8 +116,10 @@ impl Method {
     /// The starts that it has, the usual one first.
     pub fn starts(self) -> &'static [Start] {
         match self {
-            Self::Cntlora => &[Start::Update, Start::Residual, Start::Zero],
-            Self::Pissa | Self::Milora | Self::Olora | Self::CordaIpm | Self::CordaKpm => &[Start::Residual],
+            Self::Cntlora => &[Start::Mirrored, Start::Update, Start::Residual, Start::Zero],
+            Self::Pissa | Self::Milora | Self::Olora | Self::CordaIpm | Self::CordaKpm => {
+                &[Start::Residual, Start::Mirrored]
+            }
             Self::Eva | Self::Lora | Self::Gaussian | Self::Orthogonal => &[Start::Zero],
         }
     }
@@ -164,6 +168,7 @@ impl Method {
     /// What its factors of a layer of this shape satisfy.
     pub fn form(self, start: Start, shape: &LayerShape) -> Form {
         match (self, start) {
+            (_, Start::Mirrored) => Form::Mirrored,
             (Self::Cntlora, Start::Zero) | (Self::Eva, _) => Form::OrthonormalDown,
             (Self::Cntlora | Self::Pissa | Self::Milora | Self::CordaIpm | Self::CordaKpm, _) => {
                 Form::Balanced

@@ -35,7 +35,7 @@ pub struct Options {
 }
 
 impl Default for Options {
-    /// Transport, rank 16, a shift of at most 0.05, the base untouched.
+    /// [`Method::Cntlora`], [`Coupling::Uncorrelated`], [`Start::Mirrored`], rank 16.
     fn default() -> Self {
         Self {
             method: Method::default(),
@@ -62,12 +62,18 @@ impl Options {
         Terms { coupling: self.coupling, preserve: self.preserve, ridge: self.ridge }
     }
 
-    /// How many components of an update are computed for a layer of this full rank, `min(m, d)`.
+    /// Number of components of an update that are computed for a layer of this full rank, `min(m, d)`.
     pub fn components(&self, full_rank: usize) -> usize {
+        let used = |rank: usize| rank.div_ceil(self.start.rank_per_component());
         match self.method.rank_rule() {
-            RankRule::Fixed => self.fixed_rank(full_rank),
-            RankRule::Spectrum | RankRule::Shared => self.limits.max.max(SPECTRUM).min(full_rank),
+            RankRule::Fixed => used(self.fixed_rank(full_rank)),
+            RankRule::Spectrum | RankRule::Shared => used(self.limits.max).max(SPECTRUM).min(full_rank),
         }
+    }
+
+    /// Largest rank of an adapter of a layer of this full rank: the next even one where units come in mirrored pairs.
+    pub fn largest_rank(&self, full_rank: usize) -> usize {
+        full_rank.next_multiple_of(self.start.rank_per_component())
     }
 
     /// The options of one of the parts among which a layer divides its rank.
@@ -85,18 +91,23 @@ impl Options {
         }
     }
 
-    /// The least step between ranks of a layer that divides them among parts.
+    /// Whether the units of rank come in pairs, so that ranks are even.
+    pub fn has_pairs(&self) -> bool {
+        self.method == Method::Orthogonal || self.start == Start::Mirrored
+    }
+
+    /// Least step between two ranks of a layer that divides them among parts.
     pub fn rank_step(&self, parts: usize) -> usize {
-        // An even rank for each part.
-        let of_part = if self.method == Method::Orthogonal { 2 } else { 1 };
+        let of_part = if self.has_pairs() { 2 } else { 1 };
         self.limits.step(of_part * parts)
     }
 
     /// The rank of a layer of this full rank where all layers have one rank.
     pub fn fixed_rank(&self, full_rank: usize) -> usize {
+        let largest = self.largest_rank(full_rank);
         match self.ranks {
-            Policy::Fixed(rank) => rank.min(full_rank),
-            _ => self.limits.max.min(full_rank),
+            Policy::Fixed(rank) => rank.min(largest),
+            _ => self.limits.max.min(largest),
         }
     }
 
@@ -152,8 +163,12 @@ impl Options {
         require(multiple > 0, "the rank multiple", "at least 1", multiple as f64);
         require(max > 0, "the largest rank", "at least 1", max as f64);
         require(min <= max, "the least rank", "at most the largest rank", min as f64);
-        if let (Method::Orthogonal, Policy::Fixed(rank)) = (self.method, self.ranks) {
-            require(rank.is_multiple_of(2), "the rank of the method orthogonal", "even", rank as f64);
+        if let (true, Policy::Fixed(rank)) = (self.has_pairs(), self.ranks)
+            && !rank.is_multiple_of(2)
+        {
+            let is_orthogonal = self.method == Method::Orthogonal;
+            let what = if is_orthogonal { "the method orthogonal" } else { "the mirrored start" };
+            complaints.push(Error::OddRank { rank, what });
         }
         complaints.extend(self.missing_combinations());
         complaints

@@ -9,7 +9,7 @@ use super::{PlannedLayer, embeddings, weights};
 use crate::activations::Part;
 use crate::element::Element;
 use crate::factors::{LayerShape, block_name};
-use crate::method::{Method, Options};
+use crate::method::Options;
 use crate::rank::Policy;
 use crate::storage::{Checkpoint, Piece, Problem, quoted};
 
@@ -252,15 +252,14 @@ impl Module<'_> {
             .filter(|&outputs| outputs > 0)
             .ok_or_else(|| Unfit::Kind(format!("its weight has {outputs} outputs")))?;
         let parts = shape.parts();
-        let full_rank = outputs.min(self.site.width).saturating_mul(parts);
+        let full_rank = self.options.largest_rank(outputs.min(self.site.width)).saturating_mul(parts);
         let step = self.options.rank_step(parts);
         let max_rank = full_rank.min(self.options.limits.max) / step * step;
-        let in_pairs = self.options.method == Method::Orthogonal;
+        let in_pairs = self.options.has_pairs();
         if parts > 1 {
             let fixed = matches!(self.options.ranks, Policy::Fixed(rank) if !rank.is_multiple_of(step));
             if fixed || max_rank == 0 {
-                let even =
-                    if in_pairs { ", because the method orthogonal needs an even rank of each" } else { "" };
+                let even = if in_pairs { ", because each group needs an even rank" } else { "" };
                 return Err(Unfit::Kind(format!(
                     "it is a convolution in {parts} groups, whose rank must be a multiple of {step} and at most \
                      {full_rank}{even}"
@@ -268,7 +267,7 @@ impl Module<'_> {
             }
         } else if in_pairs && full_rank < 2 {
             return Err(Unfit::Kind(
-                "its rank can be 1 at most, and the method orthogonal needs an even one".into(),
+                "its largest rank is 1, and the method orthogonal needs an even rank".into(),
             ));
         }
         Ok(PlannedLayer { module, weight, shape, element, outputs, inputs: self.site.width, max_rank })

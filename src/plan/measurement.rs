@@ -137,7 +137,7 @@ pub fn plan_measurement(request: &MeasurementRequest) -> Result<(Measurement, Ac
     }
     let all: Vec<SiteRows> = selected.iter().map(|site| SiteRows::of(site, 0..site.rows())).collect();
     let memory = Memory::of_moments(&all);
-    let side_by_side = schedule::side_by_side(&memory, request.threads, request.max_memory);
+    let side_by_side = schedule::side_by_side(&memory, request.threads, request.max_memory, "");
     let side_by_side = problems.collect(side_by_side);
     let fingerprints = problems.collect(fingerprints(&set));
     let (Some(side_by_side), Some(fingerprints)) = (side_by_side, fingerprints) else { return Err(problems) };

@@ -26,9 +26,10 @@ mod stored;
 mod unfit;
 mod weights;
 
+use crate::constraint::Coupling;
 use crate::element::Element;
 use crate::factors::LayerShape;
-use crate::method::Options;
+use crate::method::{Method, Options};
 use crate::simd::Precision;
 use crate::storage::{Access, Checkpoint, Piece, Problem, Problems};
 use cost::Memory;
@@ -325,7 +326,14 @@ pub fn plan(request: &Request) -> Result<(Plan, Inputs), Problems> {
         }
     }
     let memory = Memory::of_run(&found.sites, &request.method);
-    let side_by_side = problems.collect(schedule::side_by_side(&memory, request.threads, request.max_memory));
+    let has_transport =
+        request.method.method == Method::Cntlora && request.method.coupling == Coupling::Transport;
+    let advice = match has_transport {
+        true => "; --coupling uncorrelated and smaller ranks need less",
+        false => "; smaller ranks need less",
+    };
+    let schedule = schedule::side_by_side(&memory, request.threads, request.max_memory, advice);
+    let side_by_side = problems.collect(schedule);
     match (checkpoint, side_by_side) {
         (Some(checkpoint), Some(side_by_side)) if problems.0.is_empty() => {
             let plan = Plan {

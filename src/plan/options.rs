@@ -3,6 +3,7 @@
 use super::nearest::list;
 use super::{PlannedLayer, PlannedSite, Recording, Request};
 use crate::constraint::Coupling;
+use crate::error::Error;
 use crate::method::{Method, Options};
 use crate::rank::Policy;
 use crate::simd::{Precision, Tier, Unsupported, Workspace};
@@ -13,7 +14,14 @@ const SHOWN: usize = 3;
 
 /// Checks what can be said without any layer.
 pub(super) fn check_values(options: &Options, has_source: bool, problems: &mut Problems) {
-    problems.0.extend(options.complaints().iter().map(|error| Problem::usage(error.to_string())));
+    problems.0.extend(options.complaints().iter().map(|error| {
+        let problem = Problem::usage(error.to_string());
+        match *error {
+            Error::OddRank { rank: 1, .. } => problem.help("give --rank 2"),
+            Error::OddRank { rank, .. } => problem.help(format!("give --rank {} or {}", rank - 1, rank + 1)),
+            _ => problem,
+        }
+    }));
     if options.method != Method::Cntlora && has_source {
         let what = format!("the method {} does not look at pre-training activations", options.method.name());
         problems.push(Problem::usage(what).help("leave --source out"));
@@ -21,7 +29,7 @@ pub(super) fn check_values(options: &Options, has_source: bool, problems: &mut P
     if options.method == Method::Cntlora && options.coupling == Coupling::Paired && !has_source {
         problems.push(
             Problem::usage("the coupling paired needs pre-training activations, row for row")
-                .help("give them with --source, or choose --coupling transport"),
+                .help("give them with --source, or choose --coupling uncorrelated"),
         );
     }
 }
@@ -39,7 +47,7 @@ pub(super) fn check_pairs(request: &Request, problems: &mut Problems) {
     {
         problems.push(
             Problem::usage("the coupling paired needs the rows of both kinds of activations, and cannot start from moments")
-                .help("give the activations with --activations and --source, or choose --coupling transport"),
+                .help("give the activations with --activations and --source, or choose --coupling uncorrelated"),
         );
     }
 }
@@ -68,6 +76,8 @@ pub(super) fn check_ranks(options: &Options, sites: &[PlannedSite], problems: &m
     let layers = || sites.iter().flat_map(|site| &site.layers);
     let multiple = options.limits.multiple.max(1);
     match options.ranks {
+        // That an odd rank is refused is said already.
+        Policy::Fixed(rank) if options.has_pairs() && !rank.is_multiple_of(2) => {}
         Policy::Fixed(rank) => {
             let (min, max) = (options.limits.min, options.limits.max);
             if !rank.is_multiple_of(multiple) || rank < min || rank > max {
@@ -97,7 +107,7 @@ pub(super) fn check_ranks(options: &Options, sites: &[PlannedSite], problems: &m
                 let rank = (rank / layer.shape.parts()) as u64;
                 rank.saturating_mul((layer.outputs + layer.inputs) as u64)
             };
-            let step = |layer: &PlannedLayer| options.limits.step(layer.shape.parts());
+            let step = |layer: &PlannedLayer| options.rank_step(layer.shape.parts());
             let least = |layer: &PlannedLayer| options.limits.min.next_multiple_of(step(layer));
             let floor = layers()
                 .map(|layer| parameters(layer, least(layer).min(layer.max_rank)))

@@ -216,7 +216,8 @@ fn what_cannot_be_adapted_is_skipped_unless_it_is_named() {
     assert_eq!(
         reasons,
         [
-            "it is a convolution in 6 groups, whose rank must be a multiple of 6 and at most 6",
+            "it is a convolution in 6 groups, whose rank must be a multiple of 12 and at most 12, because each group needs an even \
+             rank",
             "it holds several matrices, and is no parameter of fused experts",
             r#"its weight holds "I64" and not F64, F32, F16 or BF16 numbers"#
         ]
@@ -359,6 +360,14 @@ fn ranks_must_fit_the_layers() {
         assert_eq!(problems.category(), Category::Usage, "{problems}");
         problems.0[0].next_step().unwrap_or_default().to_owned()
     };
+    with(&mut fixture, Policy::Fixed(7), 0, 7, 1);
+    assert_eq!(help(&fixture), "give --rank 6 or 8");
+    fixture.refused_with("rank 7 is odd, but the mirrored start needs an even rank", Category::Usage);
+    with(&mut fixture, Policy::Fixed(1), 0, 4, 1);
+    assert_eq!(help(&fixture), "give --rank 2");
+    with(&mut fixture, Policy::Budget(23), 0, 128, 1);
+    assert_eq!(help(&fixture), "give --budget 24 or more", "the least rank of a mirrored start is 2");
+    fixture.request.method.start = Start::Residual;
     with(&mut fixture, Policy::Fixed(7), 0, 7, 1);
     fixture
         .refused_with(r#"rank 7 is over the limit of "encoder.layer.0.attention.self.key""#, Category::Usage);
@@ -579,7 +588,11 @@ fn groups_are_layers_that_divide_a_rank() {
     let group = LayerShape::Group { count: 2, kernel: vec![3] };
     assert_eq!(shapes(&plan), [("patches.0", 4, 12, &group), ("patches.1", 4, 12, &group)]);
     assert!(plan.layers().all(|layer| layer.max_rank == 4));
-    fixture.request.method.ranks = Policy::Fixed(3);
+    fixture.request.method.ranks = Policy::Fixed(6);
+    fixture.request.method.limits.max = 6;
     fixture.request.selection.targets = vec!["patches".into()];
+    fixture.refused_with("whose rank must be a multiple of 4 and at most 8", Category::Data);
+    fixture.request.method.start = Start::Residual;
+    fixture.request.method.ranks = Policy::Fixed(3);
     fixture.refused_with("whose rank must be a multiple of 2 and at most 8", Category::Data);
 }

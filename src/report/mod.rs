@@ -134,6 +134,10 @@ pub struct LayerReport {
     pub strength: f64,
     /// Share of the layer's output, in root mean square, by which the update moves it.
     pub shift: f64,
+    /// Units of rank whose singular value is zero but for rounding: they start with a zero column in `B` and an orthonormal
+    /// row in `A`.
+    #[serde(default)]
+    pub empty_units: usize,
     /// Leading singular values of `Δ F`.
     pub singular_values: Vec<f64>,
     /// Largest residual of a singular triplet, relative to the first singular value; 0 for a dense decomposition.

@@ -2,7 +2,7 @@
 
 use super::{InputFile, InputFiles, LayerReport, Report, SCHEMA_VERSION, SiteReport};
 use crate::element::Element;
-use crate::factors::Strength;
+use crate::factors::{Start, Strength};
 use crate::method::Options;
 use crate::plan::Skipped;
 use crate::rank::{Limits, Policy};
@@ -22,6 +22,7 @@ pub(super) fn layer(module: &str, rank: usize) -> LayerReport {
         energy_exact: true,
         strength: 0.0625,
         shift: 0.05,
+        empty_units: 0,
         singular_values: vec![12.5, 3.0],
         residual: 0.0,
         seconds: 0.5,
@@ -46,6 +47,7 @@ pub(super) fn report(layers: Vec<LayerReport>) -> Report {
             source: vec![],
         },
         method: Options {
+            start: Start::Update,
             strength: Strength::MaxShift(0.05),
             ranks: Policy::Fixed(8),
             limits: Limits { min: 0, max: 8, multiple: 1 },

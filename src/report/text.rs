@@ -2,43 +2,76 @@
 
 use super::table::{Align, Table, bytes, count, number, percent};
 use super::{LayerReport, Report};
+use crate::factors::Start;
 use crate::method::Method;
 use crate::simd::Precision;
 use std::fmt::Write as _;
 
 /// A line per layer, a summary, and what was left out, within 80 columns.
 pub fn render(report: &Report) -> String {
-    let mut table = Table::new([
-        ("module", Align::Left),
-        ("shape", Align::Right),
-        ("rank", Align::Right),
-        ("kept", Align::Right),
-        ("strength", Align::Right),
-        ("shift", Align::Right),
-        ("σ₁", Align::Right),
-    ]);
-    for layer in &report.layers {
-        table.row(cells(layer));
-    }
-    let mut text = table.render();
+    let mut text = table(report);
     let _ = writeln!(text, "\n{}", summary(report));
     for line in left_out(report) {
+        let _ = writeln!(text, "{line}");
+    }
+    if let Some(line) = empty_units(report) {
         let _ = writeln!(text, "{line}");
     }
     text
 }
 
-fn cells(layer: &LayerReport) -> [String; 7] {
-    let adapted = |cell: String| if layer.rank > 0 { cell } else { "–".into() };
-    [
-        layer.module.escape_debug().to_string(),
-        format!("{}×{}", layer.outputs, layer.inputs),
-        layer.rank.to_string(),
-        adapted(percent(layer.energy_kept)),
-        adapted(number(layer.strength)),
-        adapted(percent(layer.shift)),
-        layer.singular_values.first().map_or("–".into(), |value| number(*value)),
-    ]
+/// Strength and shift are columns for the start that has them.
+fn table(report: &Report) -> String {
+    let adapted = |layer: &LayerReport, cell: String| if layer.rank > 0 { cell } else { "–".into() };
+    let name = |layer: &LayerReport| layer.module.escape_debug().to_string();
+    let shape = |layer: &LayerReport| format!("{}×{}", layer.outputs, layer.inputs);
+    let kept = |layer: &LayerReport| adapted(layer, percent(layer.energy_kept));
+    let first =
+        |layer: &LayerReport| layer.singular_values.first().map_or("–".into(), |value| number(*value));
+    let left = |name| (name, Align::Left);
+    let right = |name| (name, Align::Right);
+    if report.method.start != Start::Update {
+        let mut table =
+            Table::new([left("module"), right("shape"), right("rank"), right("kept"), right("σ₁")]);
+        for layer in &report.layers {
+            table.row([name(layer), shape(layer), layer.rank.to_string(), kept(layer), first(layer)]);
+        }
+        return table.render();
+    }
+    let mut table = Table::new([
+        left("module"),
+        right("shape"),
+        right("rank"),
+        right("kept"),
+        right("strength"),
+        right("shift"),
+        right("σ₁"),
+    ]);
+    for layer in &report.layers {
+        table.row([
+            name(layer),
+            shape(layer),
+            layer.rank.to_string(),
+            kept(layer),
+            adapted(layer, number(layer.strength)),
+            adapted(layer, percent(layer.shift)),
+            first(layer),
+        ]);
+    }
+    table.render()
+}
+
+/// The units of rank that start without a singular value, if there are any.
+pub(super) fn empty_units(report: &Report) -> Option<String> {
+    let empty: usize = report.layers.iter().map(|layer| layer.empty_units).sum();
+    let layers = report.layers.iter().filter(|layer| layer.empty_units > 0).count();
+    let units = count(empty as u64, "unit");
+    (empty > 0).then(|| {
+        format!(
+            "{units} of rank in {} without a singular value: zero in B, an orthonormal row in A",
+            count(layers as u64, "layer")
+        )
+    })
 }
 
 fn summary(report: &Report) -> String {
@@ -57,10 +90,11 @@ fn summary(report: &Report) -> String {
         method => format!(", {}", method.name()),
     };
     format!(
-        "{}, {}, {}, {ranks}, {:.1} s{precision}{method}",
+        "{}, {}, {}, {ranks}, {} start, {:.1} s{precision}{method}",
         count(report.layers.iter().filter(|layer| layer.rank > 0).count() as u64, "layer"),
         count(report.parameters, "parameter"),
         bytes(report.parameters.saturating_mul(report.element.size() as u64)),
+        report.method.start.name(),
         report.seconds,
     )
 }
@@ -99,10 +133,28 @@ encoder.layer.0…ntion.self.query  1536×384     8  81.2 %    0.0625  5.0 %  12
 encoder.layer.1…termediate.dense  1536×384     4  81.2 %    0.0625  5.0 %  12.50
 x                                 1536×384     0       –         –      –  12.50
 
-2 layers, 23040 parameters, 92.2 kB, ranks 4 to 8, 1.2 s
+2 layers, 23040 parameters, 92.2 kB, ranks 4 to 8, update start, 1.2 s
 left out: x: rank 0
 left out: conv\\u{1b}[31m: its weight is not a matrix
 left out: 3 rows of in with NaN or infinity
+";
+        assert_eq!(render(&report), expected);
+    }
+
+    /// Only the start that moves the output has a strength and a shift. Units without a singular value are counted.
+    #[test]
+    fn other_starts_have_fewer_columns() {
+        let mut report = report(vec![LayerReport { empty_units: 6, ..layer("q", 8) }, layer("v", 4)]);
+        report.method.start = Start::Mirrored;
+        let expected = "\
+module     shape  rank    kept     σ₁
+q       1536×384     8  81.2 %  12.50
+v       1536×384     4  81.2 %  12.50
+
+2 layers, 23040 parameters, 92.2 kB, ranks 4 to 8, mirrored start, 1.2 s
+left out: conv\\u{1b}[31m: its weight is not a matrix
+left out: 3 rows of in with NaN or infinity
+6 units of rank in 1 layer without a singular value: zero in B, an orthonormal row in A
 ";
         assert_eq!(render(&report), expected);
     }
@@ -119,6 +171,9 @@ left out: 3 rows of in with NaN or infinity
     #[test]
     fn the_summary_follows_format_and_ranks() {
         let text = render(&Report { element: Element::F16, ..report(vec![layer("q", 8)]) });
-        assert!(text.contains("\n1 layer, 23040 parameters, 46.1 kB, rank 8, 1.2 s\n"), "{text}");
+        assert!(
+            text.contains("\n1 layer, 23040 parameters, 46.1 kB, rank 8, update start, 1.2 s\n"),
+            "{text}"
+        );
     }
 }

@@ -86,8 +86,8 @@ impl Small {
 
     fn request(&self) -> Request {
         let mut request = Request::new(self.path("model.safetensors"), vec![self.path("rows")]);
-        request.method.ranks = Policy::Fixed(1);
-        request.method.limits = Limits { min: 0, max: 1, multiple: 1 };
+        request.method.ranks = Policy::Fixed(2);
+        request.method.limits = Limits { min: 0, max: 2, multiple: 1 };
         request
     }
 

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 pub(super) fn allocate(layers: &[DecomposedLayer<'_>], options: &Options) -> Result<Vec<usize>> {
     let drafts: Vec<Layer<'_>> = layers
         .iter()
-        .map(|layer| Layer { parts: layer.planned.shape.parts(), ..layer.draft.as_layer() })
+        .map(|layer| Layer { parts: layer.planned.shape.parts(), ..layer.draft.as_layer(options.start) })
         .collect();
     let module = |layer: &DecomposedLayer<'_>| {
         let name = layer.planned.module.as_str();
@@ -39,6 +39,7 @@ struct Joint {
     spectrum: Vec<f64>,
     energy: f64,
     cost: u64,
+    rank_per_component: usize,
     parts: usize,
 }
 
@@ -56,13 +57,15 @@ impl Joint {
             spectrum: (0..length).flat_map(unit).collect(),
             energy: blocks().map(|block| block.energy).sum(),
             cost: blocks().map(|block| block.cost).fold(0, u64::saturating_add) / parts as u64,
+            rank_per_component: blocks().map(|block| block.rank_per_component).max().unwrap_or(1),
             parts,
         }
     }
 
     fn as_layer(&self) -> Layer<'_> {
-        let Self { spectrum, energy, cost, parts } = self;
-        Layer { spectrum, energy: *energy, cost: *cost, parts: *parts }
+        let Self { spectrum, energy, cost, rank_per_component, parts } = self;
+        let (energy, cost) = (*energy, *cost);
+        Layer { spectrum, energy, cost, rank_per_component: *rank_per_component, parts: *parts }
     }
 }
 
@@ -85,9 +88,10 @@ mod tests {
                 spectrum,
                 energy: *energy,
                 cost: 10,
+                rank_per_component: 1,
                 parts: *parts,
             });
-            let Joint { spectrum, energy, cost, parts } = Joint::of(blocks, &layers.collect::<Vec<_>>());
+            let Joint { spectrum, energy, cost, parts, .. } = Joint::of(blocks, &layers.collect::<Vec<_>>());
             (spectrum, energy, cost, parts)
         };
         assert_eq!(seen(1, &[0]), (vec![3.0, 1.0], 10.0, 10, 1));

@@ -38,14 +38,14 @@ fn shards_and_their_index_must_agree() {
         ("".into(), 1, "expected an index of shards, an object with weight_map, found: EOF"),
     ] {
         write_shards(&small, &index);
-        small.refused("plan model -a target --rank 1", code, message);
+        small.refused("plan model -a target --rank 2", code, message);
     }
     let both = r#""block.mlp.weight":"1.safetensors","block.query.weight":"2.safetensors""#;
     write_shards(&small, &map(both));
-    small.succeed("plan model -a target --rank 1 --target block.mlp,block.query");
+    small.succeed("plan model -a target --rank 2 --target block.mlp,block.query");
     fs::copy(small.path("model/1.safetensors"), small.path("model/2.safetensors")).unwrap();
     let twice = r#"tensor "block.mlp.weight": expected each tensor in one file, found it also in model/1.safetensors"#;
-    small.refused("plan model -a target --rank 1", 1, twice);
+    small.refused("plan model -a target --rank 2", 1, twice);
 }
 
 /// A configuration of a hundred thousand brackets does not exhaust the stack.

@@ -9,10 +9,11 @@ use std::fs;
 fn options_out_of_range_are_answered_with_what_is_legal() {
     let small = Small::new();
     for (options, message) in [
-        ("--rank 13", "give --rank 12, or leave layers out with"),
-        ("--rank 5 --rank-multiple 4", "give --rank 4, or change the limits"),
+        ("--rank 13", "give --rank 12 or 14"),
+        ("--rank 14", "give --rank 12, or leave layers out with"),
+        ("--rank 6 --rank-multiple 4", "give --rank 4, or change the limits"),
         ("--rank 0", "the rank is 0, but must be at least 1"),
-        ("--budget=1", "give --budget 36 or more"),
+        ("--budget=1", "give --budget 72 or more"),
         ("--rank 4 --scale NaN", "the scale is NaN, but must be a positive number"),
         ("--rank 4 --scale -1", "the scale is -1, but must be a positive number"),
         ("--rank 4 --ridge NaN", "the ridge is NaN, but must be above 0 and at most 1"),
@@ -20,8 +21,9 @@ fn options_out_of_range_are_answered_with_what_is_legal() {
         ("--rank 4 --target mpl", r#"no module is named "mpl"; the nearest names are "mlp""#),
         ("--rank 4 --include nothing", "together leave out all 3"),
         ("--rank 4 --include (", r#"--include: "(" is no regular expression"#),
-        ("--rank 4 --coupling paired", "give them with --source, or choose --coupling transport"),
-        ("--rank 4 --max-memory 1MiB", "MiB or more; --coupling uncorrelated"),
+        ("--rank 4 --coupling paired", "give them with --source, or choose --coupling uncorrelated"),
+        ("--rank 4 --max-memory 1MiB", "MiB or more; smaller ranks need less"),
+        ("--rank 4 --coupling transport --max-memory 1MiB", "MiB or more; --coupling uncorrelated"),
         ("--rank 4 --threads 0", "invalid value '0' for '--threads <N>'"),
     ] {
         small.refused(&format!("plan model.safetensors -a target {options}"), 2, message);
@@ -34,7 +36,7 @@ fn renames_cannot_fill_the_memory() {
     let small = Small::new();
     let rules = "--rename ^(.*)$=$1$1 ".repeat(50);
     fs::write(small.path("a.safetensors"), matrix("q", 24, &[1.0; 24])).unwrap();
-    let words = format!("plan model.safetensors -a a.safetensors --rank 1 {rules}");
+    let words = format!("plan model.safetensors -a a.safetensors --rank 2 {rules}");
     small.refused(&words, 2, r#"--rename makes a name of more than 4096 bytes of the module "q""#);
 }
 
@@ -119,7 +121,7 @@ fn wide_sites_are_refused_from_headers() {
     let gram = 8 * WIDTH * (WIDTH + 1) / 2;
     assert!(plan["peak_memory"].as_u64().is_some_and(|memory| memory > gram), "{plan}");
     small.refused(
-        &format!("{words} --max-memory 2GiB"),
+        &format!("{words} --coupling transport --max-memory 2GiB"),
         2,
         "or more; --coupling uncorrelated and smaller ranks need",
     );
@@ -169,8 +171,7 @@ fn blocks_have_a_place_in_some_outputs() {
     );
     assert!(!small.path("b").exists());
     let orthogonal = "init groups.safetensors -a group-rows.safetensors --rank 2 -o b --method orthogonal";
-    let even =
-        "must be a multiple of 4 and at most 4, because the method orthogonal needs an even rank of each";
+    let even = "must be a multiple of 4 and at most 4, because each group needs an even rank";
     small.refused(&format!("{orthogonal} --target patches"), 1, even);
     small.succeed(&format!("{groups} b --method lora"));
     let no_place = "\"patches.0\" is one of the groups of a convolution, which have no place in this format";

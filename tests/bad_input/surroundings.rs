@@ -48,7 +48,7 @@ fn names_cannot_take_over_the_terminal() {
     let long = "x".repeat(100_000);
     for name in ["\u{1b}[2J\u{7}evil", "a/../../b", "line\nbreak", &long] {
         fs::write(small.path("a.safetensors"), matrix(name, 24, &[1.0; 24])).unwrap();
-        for words in ["plan model.safetensors -a a.safetensors --rank 1", "inspect a.safetensors"] {
+        for words in ["plan model.safetensors -a a.safetensors --rank 2", "inspect a.safetensors"] {
             let output = small.run(words);
             let text = [output.stdout, output.stderr].concat();
             let code = output.status.code().unwrap();

@@ -1,6 +1,7 @@
 use super::super::testing::{adapter, checkpoint, factors, provenance, try_write, write, write_tensors};
 use super::super::{Adapter, Format, TENSORS_FILE};
 use super::*;
+use crate::factors::mirrored;
 use crate::storage::Category;
 use std::fs;
 use tempfile::TempDir;
@@ -112,11 +113,32 @@ fn the_promises_of_methods_are_checked() {
     let unit = |rows, columns| Mat::from_fn(rows, columns, |i, j| if i == j { 1.0 } else { 0.0 });
     let zero_up = || Factors { a: factors(4, 3, 2).a, b: Mat::zeros(4, 2) };
     let orthonormal_up = || Factors { a: factors(4, 3, 2).a, b: unit(4, 2) };
+    let with_an_empty_unit = |length: f32| Factors {
+        a: Mat::from_fn(2, 3, |i, j| {
+            if i != j {
+                0.0
+            } else if i == 1 {
+                length
+            } else {
+                3.0
+            }
+        }),
+        b: Mat::from_fn(4, 2, |i, j| if (i, j) == (2, 0) { 3.0 } else { 0.0 }),
+    };
     // One half of the rank is used by each factor.
     let zero_product =
         || Factors { a: Mat::from_fn(2, 3, |i, _| i as f32), b: Mat::from_fn(4, 2, |_, j| 1.0 - j as f32) };
     for (method, start, good, bad, complaint) in [
         ("pissa", "residual", balanced(), orthonormal_up(), "expected balanced factors"),
+        (
+            "pissa",
+            "residual",
+            with_an_empty_unit(1.0),
+            with_an_empty_unit(2.0),
+            "zero columns of B must be orthonormal",
+        ),
+        ("pissa", "mirrored", mirrored(&balanced()), balanced(), "must be exactly opposite"),
+        ("cntlora", "mirrored", mirrored(&with_an_empty_unit(1.0)), zero_up(), "must be exactly opposite"),
         ("olora", "residual", orthonormal_up(), zero_up(), "expected orthonormal columns of B"),
         ("eva", "zero", Factors { a: unit(2, 3), b: Mat::zeros(4, 2) }, zero_up(), "orthonormal rows of A"),
         ("lora", "zero", zero_up(), orthonormal_up(), "expected B = 0"),
@@ -196,7 +218,8 @@ fn factors_must_be_what_the_start_promises() {
     for (pair, start, complaint) in [
         (scaled(1.0, 1.0), "update", None),
         (scaled(1.0, 1.0), "residual", None),
-        (scaled(0.0, 0.0), "update", None),
+        // Units that are zero in both factors can never be trained.
+        (scaled(0.0, 0.0), "update", Some("zero columns of B must be orthonormal")),
         (scaled(1.0, 1.01), "update", Some("expected balanced factors")),
         (scaled(0.5, 2.0), "residual", Some("expected balanced factors")),
         (scaled(1.0, 0.0), "zero", None),

@@ -79,10 +79,10 @@ pub enum Method {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum Coupling {
-    /// By the linear map between their statistics that moves activations least
-    Transport,
-    /// Not at all: only their means align
+    /// Not at all: only their means align. Needs no pre-training activations
     Uncorrelated,
+    /// By the linear map between their statistics that moves activations least. Made for measured pre-training activations
+    Transport,
     /// Row by row: row i of both is the same input
     Paired,
 }
@@ -97,12 +97,16 @@ pub enum Norm {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Start {
-    /// The pre-trained model plus the update; the base is untouched
-    Update,
-    /// The pre-trained model: the base is written again without the update
+    /// The pre-trained model: rows of the factors cancel in pairs, and the base is untouched. Needs even ranks. Use it first
+    Mirrored,
+    /// The pre-trained model: the base is rewritten without the update. Use it where each unit of rank shall have a direction of
+    /// its own and a second copy of the base is no obstacle
     Residual,
-    /// The pre-trained model: the products of the factors are zero
+    /// The pre-trained model: B is zero. Use it where a training recipe expects what plain LoRA starts from
     Zero,
+    /// The pre-trained model plus the update, cut by --max-shift; the base is untouched. Use it where the update itself shall act
+    /// before training, as with measured pre-training activations
+    Update,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]

@@ -3,6 +3,7 @@
 use super::super::{LayerReport, Report};
 use super::chart::{Bar, bars, figure};
 use super::number::grouped;
+use crate::factors::Start;
 use crate::report::table::{bytes, percent};
 use std::collections::BTreeSet;
 
@@ -15,15 +16,16 @@ struct Uniform {
 }
 
 impl Uniform {
-    fn of(layers: &[LayerReport], rank: usize) -> Self {
+    fn of(layers: &[LayerReport], start: Start, rank: usize) -> Self {
         let parameters = layers
             .iter()
             .map(|layer| {
                 rank_in(layer, rank) as u64 * (layer.inputs as u64).saturating_add(layer.outputs as u64)
             })
             .fold(0, u64::saturating_add);
-        let known = layers.iter().all(|layer| layer.singular_values.len() >= rank_in(layer, rank));
-        let kept = known.then(|| mean(layers, |layer| energy_kept(layer, rank_in(layer, rank))));
+        let components = |layer: &LayerReport| rank_in(layer, rank) / start.rank_per_component();
+        let known = layers.iter().all(|layer| layer.singular_values.len() >= components(layer));
+        let kept = known.then(|| mean(layers, |layer| energy_kept(layer, components(layer))));
         Self { rank, parameters, kept }
     }
 }
@@ -32,8 +34,8 @@ fn rank_in(layer: &LayerReport, rank: usize) -> usize {
     rank.min(layer.inputs.min(layer.outputs))
 }
 
-fn energy_kept(layer: &LayerReport, rank: usize) -> f64 {
-    let kept: f64 = layer.singular_values.iter().take(rank).map(|value| value * value).sum();
+fn energy_kept(layer: &LayerReport, components: usize) -> f64 {
+    let kept: f64 = layer.singular_values.iter().take(components).map(|value| value * value).sum();
     if layer.energy > 0.0 { (kept / layer.energy).min(1.0) } else { 1.0 }
 }
 
@@ -49,9 +51,9 @@ pub(super) fn mean_kept(layers: &[LayerReport]) -> f64 {
 /// The chart: this adapter first, then adapters of one rank, among them the one that costs as much and the one of the
 /// largest rank, which a server reserves memory for.
 pub(super) fn comparison(report: &Report) -> String {
-    let layers = &report.layers;
+    let (layers, start) = (&report.layers, report.method.start);
     let largest = layers.iter().map(|layer| layer.rank).max().unwrap_or(0);
-    let per_rank = Uniform::of(layers, 1).parameters.max(1);
+    let per_rank = Uniform::of(layers, start, 1).parameters.max(1);
     let as_much = usize::try_from(report.parameters / per_rank).unwrap_or(usize::MAX);
     let ranks = BTreeSet::from([8, 16, 32, as_much, largest]);
     let text = |parameters: u64, kept: Option<f64>| {
@@ -68,7 +70,7 @@ pub(super) fn comparison(report: &Report) -> String {
         text: text(report.parameters, Some(mean_kept(layers))),
         strong: true,
     }];
-    for uniform in ranks.into_iter().filter(|rank| *rank > 0).map(|rank| Uniform::of(layers, rank)) {
+    for uniform in ranks.into_iter().filter(|rank| *rank > 0).map(|rank| Uniform::of(layers, start, rank)) {
         rows.push(Bar {
             label: format!("rank {} everywhere", uniform.rank),
             value: uniform.parameters as f64,
@@ -102,9 +104,14 @@ mod tests {
         (wide.inputs, wide.outputs) = (4, 6);
         (wide.singular_values, wide.energy) = (vec![2.0, 1.0], 8.0);
         let layers = [narrow, wide];
-        let two = Uniform::of(&layers, 2);
+        let two = Uniform::of(&layers, Start::Residual, 2);
         assert_eq!((two.parameters, two.kept), (6 + 20, Some((1.0 + 0.625) / 2.0)));
-        assert_eq!(Uniform::of(&layers, 3).kept, None);
+        assert_eq!(Uniform::of(&layers, Start::Residual, 3).kept, None);
+        assert_eq!(
+            Uniform::of(&layers[1..], Start::Mirrored, 2).kept,
+            Some(0.5),
+            "one component in two units of rank"
+        );
     }
 
     #[test]

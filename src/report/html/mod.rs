@@ -32,7 +32,7 @@ pub fn render(report: &Report) -> String {
     let sections = [
         ("Ranks", ranks::heat_map(&report.layers) + &cost::comparison(report)),
         ("Layers", layers(report)),
-        ("Spectra", spectra_intro() + &spectra::small_multiples(&report.layers)),
+        ("Spectra", spectra_intro() + &spectra::small_multiples(&report.layers, report.method.start)),
         ("Activations", sites::section(report)),
         ("Left out", left_out(report)),
         ("How it was made", origin(report)),
@@ -86,9 +86,11 @@ fn sentence(report: &Report) -> String {
         true => format!("move the output of a layer by at most {}", percent(shift)),
         false => "leave the output of every layer as it was".into(),
     };
+    let start = report.method.start.name();
     format!(
         "From {} rows of fine-tuning activations{source} at {}, cntlora {} computed in {} an adapter of {} for {}: \
-         {} parameters in ranks {}, which keep {} of the update of a layer on average and, before the first training step, {moved}.",
+         {} parameters in ranks {}, which keep {} of the update of a layer on average. Its start is {start}: before the first \
+         training step, the factors {moved}.",
         grouped(rows),
         text::count(report.sites.len() as u64, "site"),
         escape::visible(&report.tool_version),
@@ -145,11 +147,12 @@ fn layers(report: &Report) -> String {
             ]
         })
         .collect();
+    let empty = super::text::empty_units(report).map_or(String::new(), |line| format!("<p>{line}.</p>\n"));
     let headings = ["module", "shape", "rank", "kept", "strength", "shift", "σ₁", "damping", "time"];
     let legend = "<p><b>kept</b>: share of the squared norm of the layer’s update that its rank keeps. <b>strength</b>: how much \
                   of that update was taken. <b>shift</b>: by which share of its own size the layer’s output moves, in root mean \
                   square. <b>damping</b>: relative to the mean eigenvalue of the activations’ second moment.</p>\n";
-    legend.to_owned() + &table::render("layers", headings, &rows)
+    legend.to_owned() + &empty + &table::render("layers", headings, &rows)
 }
 
 fn spectra_intro() -> String {

@@ -3,6 +3,7 @@
 use super::super::LayerReport;
 use super::escape;
 use super::module::{common_prefix, place};
+use crate::factors::Start;
 use crate::report::table::{count, number, percent};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -11,7 +12,7 @@ use std::fmt::Write as _;
 const OPEN: usize = 60;
 
 /// The charts by type of module.
-pub(super) fn small_multiples(layers: &[LayerReport]) -> String {
+pub(super) fn small_multiples(layers: &[LayerReport], start: Start) -> String {
     let decades = decades(layers);
     let mut kinds: BTreeMap<String, Vec<&LayerReport>> = BTreeMap::new();
     for layer in layers {
@@ -29,7 +30,7 @@ pub(super) fn small_multiples(layers: &[LayerReport]) -> String {
             count(layers_of_kind.len() as u64, "layer")
         );
         for layer in layers_of_kind {
-            body.push_str(&chart(layer, decades));
+            body.push_str(&chart(layer, start, decades));
         }
         body.push_str("</div></details>\n");
     }
@@ -52,12 +53,13 @@ fn share(layer: &LayerReport, value: f64) -> f64 {
 }
 
 /// One chart in a box of 180 by 130.
-fn chart(layer: &LayerReport, decades: u8) -> String {
+fn chart(layer: &LayerReport, start: Start, decades: u8) -> String {
     const LEFT: f64 = 34.0;
     const RIGHT: f64 = 176.0;
     const TOP: f64 = 14.0;
     const BOTTOM: f64 = 98.0;
     let values = &layer.singular_values;
+    let components = layer.rank / start.rank_per_component();
     let height = |ratio: f64| (1.0 + ratio.log10() / f64::from(decades)).clamp(0.0, 1.0) * (BOTTOM - TOP);
     let step = (RIGHT - LEFT) / values.len().max(1) as f64;
     let mut body = String::new();
@@ -78,7 +80,7 @@ fn chart(layer: &LayerReport, decades: u8) -> String {
     }
     for (index, value) in values.iter().enumerate() {
         let (x, height) = (LEFT + step * index as f64, height(share(layer, *value)));
-        let class = if index < layer.rank { "bar strong" } else { "bar" };
+        let class = if index < components { "bar strong" } else { "bar" };
         let _ = write!(
             body,
             "<rect class=\"{class}\" x=\"{:.2}\" y=\"{:.2}\" width=\"{:.2}\" height=\"{height:.2}\"/>",
@@ -87,7 +89,7 @@ fn chart(layer: &LayerReport, decades: u8) -> String {
             step * 0.8
         );
     }
-    let cut = LEFT + step * layer.rank.min(values.len()) as f64;
+    let cut = LEFT + step * components.min(values.len()) as f64;
     let (anchor, at) = if cut > (LEFT + RIGHT) / 2.0 { ("end", cut - 3.0) } else { ("start", cut + 3.0) };
     let _ = write!(
         body,
@@ -135,11 +137,17 @@ mod tests {
     fn the_cut_is_at_the_rank() {
         let mut layer = layer("m.0.q", 2);
         layer.singular_values = vec![8.0, 4.0, 2.0, 0.0];
-        let chart = small_multiples(&[layer]);
+        let chart = small_multiples(std::slice::from_ref(&layer), Start::Residual);
         assert_eq!(chart.matches("class=\"bar strong\"").count(), 2, "{chart}");
         assert_eq!(chart.matches("class=\"bar\"").count(), 2, "{chart}");
         assert!(chart.contains("class=\"mark\" x1=\"105.0\""), "half of the way from 34 to 176: {chart}");
         assert!(chart.contains("4 singular values from 8.000 to 0; rank 2, keeps 81.2 %"), "{chart}");
+        let mirrored = small_multiples(std::slice::from_ref(&layer), Start::Mirrored);
+        assert_eq!(
+            mirrored.matches("class=\"bar strong\"").count(),
+            1,
+            "a component takes two units of rank"
+        );
     }
 
     /// Zeros, and layers without values, draw no NaN.
@@ -149,7 +157,7 @@ mod tests {
         zero.singular_values = vec![0.0, 0.0];
         let mut none = layer("none", 0);
         none.singular_values = vec![];
-        let charts = small_multiples(&[zero, none]);
+        let charts = small_multiples(&[zero, none], Start::Residual);
         assert!(!charts.contains("NaN") && !charts.contains("inf"), "{charts}");
     }
 }
