@@ -43,7 +43,7 @@ fn help_is_complete() {
     let global = "--json --verbose --quiet --color --progress";
     let saved = "--checkpoint-every --restart";
     let job = "--activations --moments --source --source-moments --rename --io --nonfinite --precision --target --include --exclude --method --coupling --preserve \
-               --ridge --norm --max-shift --strength --start --seed --rank --energy --budget --rho --min-rank --max-rank \
+               --ridge --channel-scale --shrinkage --norm --max-shift --strength --start --seed --rank --energy --budget --rho --min-rank --max-rank \
                --rank-multiple --scale --out --dtype --format --component --residual --base-out --report --force --threads --events";
     for (command, options) in [
         ("init", job),

@@ -78,7 +78,9 @@ fn all_layers_agree_with_the_reference() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     for (setting, options) in settings {
         let out = folder.path().join(setting);
-        let options = [options, &["--start", "update", "--strength", "1"]].concat();
+        // The reference measures the ridge by the mean eigenvalue.
+        let options =
+            [options, &["--channel-scale", "mean", "--start", "update", "--strength", "1"]].concat();
         let report = init(&data, &out, &expected, &options);
         assert_eq!(report.layers.len(), 36);
         let adapter = cntlora::adapter::PeftAdapter::open(&out).expect("the adapter is readable");

@@ -1,6 +1,6 @@
 //! Small problems, whole: from rows to factors, against the numpy reference of the method (`golden/generate.py`).
 
-use cntlora::constraint::{Constraint, Coupling, Evidence, Norm};
+use cntlora::constraint::{ChannelScale, Constraint, Coupling, Evidence, Norm};
 use cntlora::factors::{Start, Strength};
 use cntlora::method::{Options, cntlora as method};
 use cntlora::moments::{Moments, PairedMoments};
@@ -107,6 +107,7 @@ fn factors_are_those_of_the_reference() {
             coupling: case.coupling,
             preserve: case.preserve,
             ridge: case.ridge,
+            channel_scale: ChannelScale::Mean,
             norm: case.norm,
             strength: Strength::Fixed(1.0),
             start: Start::Update,

@@ -282,9 +282,17 @@ pub struct MethodArgs {
     #[arg(long, value_name = "WEIGHT", allow_negative_numbers = true)]
     pub preserve: Option<f64>,
 
-    /// cntlora, corda: damping, relative to the mean eigenvalue of the second moment [default: 0.01]
+    /// cntlora, corda: damping, relative to the mean square of a channel, from above 0 to 1 [default: 0.01]
     #[arg(long, value_name = "RHO", allow_negative_numbers = true)]
     pub ridge: Option<f64>,
+
+    /// cntlora: the mean square of a channel that --ridge and an isotropic source are relative to [default: median]
+    #[arg(long, value_enum, value_name = "WHICH")]
+    pub channel_scale: Option<ChannelScale>,
+
+    /// cntlora: correction of covariances that come from few rows [default: none]
+    #[arg(long, value_enum, value_name = "HOW")]
+    pub shrinkage: Option<Shrinkage>,
 
     /// cntlora: norm in which the update is cut to low rank [default: activations]
     #[arg(long, value_enum, value_name = "NORM")]

@@ -38,7 +38,8 @@ pub fn check(job: &JobArgs) -> Result<(), Problems> {
         );
     }
     problems.collect(check_component(job.output.format, job.output.component));
-    let MethodArgs { coupling, preserve, ridge, norm, max_shift, strength, .. } = &job.method;
+    let MethodArgs { coupling, preserve, ridge, channel_scale, shrinkage, norm, max_shift, strength, .. } =
+        &job.method;
     for (option, given) in [("--strength", strength.is_some()), ("--max-shift", max_shift.is_some())] {
         if given && start != Start::Update {
             let what = format!("{option} is given, but only --start update has a strength to choose");
@@ -52,6 +53,8 @@ pub fn check(job: &JobArgs) -> Result<(), Problems> {
         ("--preserve", preserve.is_some(), method == Method::Cntlora),
         ("--norm", norm.is_some(), method == Method::Cntlora),
         ("--ridge", ridge.is_some(), method.has_ridge()),
+        ("--channel-scale", channel_scale.is_some(), method == Method::Cntlora),
+        ("--shrinkage", shrinkage.is_some(), method == Method::Cntlora),
         ("--rho", job.ranks.rho.is_some(), is_eva),
         ("--max-rank", job.ranks.max_rank.is_some(), !is_eva),
     ] {
@@ -127,6 +130,8 @@ mod tests {
             ("--method eva --preserve 0", "--preserve"),
             ("--method corda-ipm --norm weights", "--norm"),
             ("--method lora --ridge 0.1", "--ridge"),
+            ("--method corda-ipm --channel-scale mean", "--channel-scale"),
+            ("--method eva --shrinkage oas", "--shrinkage"),
             ("--method olora --max-shift 0.1", "--max-shift"),
             ("--method pissa --rho 2", "--rho"),
             ("--method eva --max-rank 8", "--max-rank"),

@@ -4,8 +4,7 @@ use super::args::{self, InputArgs, JobArgs, MethodArgs, MomentsArgs, RankArgs, R
 use super::byte_size::ByteSize;
 use super::threads;
 use cntlora::adapter::{Component, Format, SingleFile, anchor_of, default_base};
-use cntlora::constraint::Coupling;
-use cntlora::constraint::Norm;
+use cntlora::constraint::{ChannelScale, Coupling, Norm, Shrinkage};
 use cntlora::element::Element;
 use cntlora::factors::{Start, Strength};
 use cntlora::method::{Method, Options};
@@ -109,6 +108,14 @@ fn method(method: &MethodArgs, ranks: &RankArgs) -> Options {
         }),
         preserve: method.preserve.unwrap_or(defaults.preserve),
         ridge: method.ridge.unwrap_or(defaults.ridge),
+        channel_scale: method.channel_scale.map_or(defaults.channel_scale, |scale| match scale {
+            args::ChannelScale::Mean => ChannelScale::Mean,
+            args::ChannelScale::Median => ChannelScale::Median,
+        }),
+        shrinkage: method.shrinkage.map_or(defaults.shrinkage, |shrinkage| match shrinkage {
+            args::Shrinkage::None => Shrinkage::None,
+            args::Shrinkage::Oas => Shrinkage::Oas,
+        }),
         norm: method.norm.map_or(defaults.norm, |norm| match norm {
             args::Norm::Activations => Norm::Activations,
             args::Norm::Weights => Norm::Weights,
@@ -247,6 +254,8 @@ mod tests {
             coupling: Coupling::default(),
             preserve: 0.0,
             ridge: 0.01,
+            channel_scale: ChannelScale::Median,
+            shrinkage: Shrinkage::None,
             norm: Norm::default(),
             strength: Strength::default(),
             start: Start::default(),
@@ -333,6 +342,10 @@ mod tests {
         assert_eq!(method("--coupling paired").coupling, Coupling::Paired);
         assert_eq!(method("--preserve 0.5").preserve, 0.5);
         assert_eq!(method("--ridge 0.1").ridge, 0.1);
+        assert_eq!(method("--channel-scale mean").channel_scale, ChannelScale::Mean);
+        assert_eq!(method("--channel-scale median").channel_scale, ChannelScale::Median);
+        assert_eq!(method("--shrinkage none").shrinkage, Shrinkage::None);
+        assert_eq!(method("--shrinkage oas").shrinkage, Shrinkage::Oas);
         assert_eq!(method("--ridge -1").ridge, -1.0, "the range is checked with everything else");
         assert_eq!(method("--norm activations").norm, Norm::Activations);
         assert_eq!(method("--norm weights").norm, Norm::Weights);

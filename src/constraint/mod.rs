@@ -7,22 +7,31 @@
 //! ```
 //!
 //! Everything to the right of `W` depends on activations alone. [`Constraint`] holds it as factors that can be
-//! applied to a thin block, computed once per site in f64 and shared, in f32, by all weights of the site. Neither `Δ` nor
-//! the inverse is ever formed. Ranks, and how a decomposition uses this, are elsewhere.
+//! applied to a thin block, computed once per site in f64 and shared by all weights of the site: in f32, and in f64 where the
+//! damping is so small that the rounding errors of f32 would be felt beside it. Neither `Δ` nor the inverse is ever formed. Ranks, and how a decomposition uses this, are elsewhere.
 
+mod build;
 mod classes;
+mod ladder;
+mod operands;
+mod statistics;
 mod tokens;
 mod transport;
 
 pub use classes::token_classes;
+pub(crate) use ladder::check_ridge;
+pub(crate) use statistics::RESOLUTION;
 pub use tokens::TokenConstraint;
 
 use crate::dense;
 use crate::error::{Error, Result};
 use crate::moments::Moments;
+use build::Site;
 use faer::linalg::matmul::matmul;
-use faer::linalg::triangular_solve::{solve_lower_triangular_in_place, solve_upper_triangular_in_place};
-use faer::{Accum, Col, Mat, MatMut, MatRef, Par};
+use faer::{Accum, Mat, MatMut, MatRef, Par};
+use ladder::Ladder;
+use operands::{Operands, convert};
+use statistics::{Statistics, is_near_noise};
 
 /// How fine-tuning activations `x` and pre-training activations `z` correspond (method.md, "Constraints").
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -48,6 +57,28 @@ pub enum Norm {
     Weights,
 }
 
+/// The mean square of a channel that damping and an isotropic source are measured by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ChannelScale {
+    /// The mean over all channels, which is the mean eigenvalue: `tr C / d`. A few loud channels decide it.
+    Mean,
+    /// The median over the channels that are not silent.
+    #[default]
+    Median,
+}
+
+/// How covariances are corrected for the number of rows that they come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Shrinkage {
+    /// Not at all.
+    #[default]
+    None,
+    /// Oracle Approximating Shrinkage of the correlations between channels (Chen, Wiesel, Eldar & Hero 2010).
+    Oas,
+}
+
 /// Which constraints, and how much each of them counts.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Terms {
@@ -55,8 +86,59 @@ pub struct Terms {
     pub coupling: Coupling,
     /// Weight `ρ_p` of the preservation of pre-training inputs.
     pub preserve: f64,
-    /// Damping `ρ`: every `λ` is `ρ` times the mean eigenvalue of the matrix that it damps.
+    /// Damping `ρ`, above 0 and at most 1: every `λ` is `ρ` times the scale of a channel of the matrix that it damps.
     pub ridge: f64,
+    /// The scale of a channel. Tokens of an embedding have the mean, whatever this is: most tokens of a vocabulary are never met.
+    pub channel_scale: ChannelScale,
+    /// How covariances are corrected. Of the counts of tokens they are not.
+    pub shrinkage: Shrinkage,
+}
+
+impl Terms {
+    /// Every value that is outside its range.
+    pub fn complaints(&self) -> Vec<Error> {
+        let (what, expected) = ("the preservation weight", "0 or a positive number");
+        let legal = self.preserve.is_finite() && self.preserve >= 0.0;
+        let preserve = (!legal).then_some(Error::Option { what, expected, found: self.preserve });
+        check_ridge(self.ridge).err().into_iter().chain(preserve).collect()
+    }
+
+    /// Refuses values outside their range.
+    fn check(&self) -> Result<()> {
+        self.complaints().into_iter().next().map_or(Ok(()), Err)
+    }
+}
+
+/// Rows that a site should have at least, for its width: with fewer, its covariance is partly noise, and so is the update.
+pub fn rows_wanted(width: usize) -> u64 {
+    const ROWS_PER_CHANNEL: u64 = 4;
+    ROWS_PER_CHANNEL * width as u64
+}
+
+/// Relative dampings that were used: the one asked for, or the first of the ladder with which the factorization worked.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Dampings {
+    /// Of the covariance, in [`Coupling::Transport`].
+    pub covariance: Option<f64>,
+    /// Of the denominator `C + ρ_p S + λ I`.
+    pub denominator: f64,
+    /// Of the metric `C + λ I`, where that is another matrix.
+    pub metric: Option<f64>,
+}
+
+impl Dampings {
+    /// Each damping with the name of its matrix.
+    pub fn named(&self) -> impl Iterator<Item = (&'static str, f64)> {
+        let covariance = self.covariance.map(|damping| ("covariance of the activations", damping));
+        let denominator = ("second moment of the activations", self.denominator);
+        let metric = self.metric.map(|damping| ("metric of the activations", damping));
+        covariance.into_iter().chain([denominator]).chain(metric)
+    }
+
+    /// The largest of them.
+    pub fn largest(&self) -> f64 {
+        self.named().map(|(_, damping)| damping).fold(0.0, f64::max)
+    }
 }
 
 /// What was measured at a site.
@@ -75,14 +157,17 @@ pub struct Evidence<'a> {
 pub struct Constraint {
     /// `C`.
     second_moment: Mat<f32>,
-    /// `K − C`.
-    change: Mat<f32>,
-    /// Lower `G` with `G Gᵀ = C + ρ_p S + λ I`.
-    denominator: Mat<f32>,
-    /// Lower `F` with `F Fᵀ = C + λ I`, where that is not `G`.
-    metric: Option<Mat<f32>>,
-    damping: f64,
+    matrices: Matrices,
+    dampings: Dampings,
     frechet_distance: Option<f64>,
+}
+
+/// The other matrices of a site.
+#[derive(Debug)]
+enum Matrices {
+    Single(Operands<f32>),
+    /// Where the damping is small.
+    Double(Operands<f64>),
 }
 
 /// What the constraints of a site do to thin blocks, `F` being the identity in [`Norm::Weights`].
@@ -104,114 +189,68 @@ pub trait SiteOperator {
     fn second_moment(&self) -> Option<MatRef<'_, f32>>;
 }
 
-/// Each failure of a factorization multiplies the relative damping by this …
-const DAMPING_STEP: f64 = 10.0;
-/// … as long as it stays at or below this.
-const DAMPING_LIMIT: f64 = 1.0;
-
-/// A covariance below this share of the second moment is the rounding error of `C − μμᵀ`, since Gram matrices accumulate
-/// in f32 within a block.
-pub(crate) const RESOLUTION: f64 = 4.0 * f32::EPSILON as f64;
-
 impl Constraint {
     /// Factors the constraints of a site. `O(d³)` operations in f64.
     ///
+    /// Where the ridge is small, eigenvalues below the rounding errors of the sums are removed from the covariances first, at the
+    /// cost of an eigendecomposition: otherwise the update would be amplified noise in directions that no row has.
+    ///
     /// # Errors
-    /// [`Error::NoRows`]; [`Error::Shape`] for statistics of different widths; [`Error::NoVariation`] for activations that are all
-    /// zero or whose squares are too small for f32, or all equal where the coupling needs a covariance; [`Error::NonFinite`] where
-    /// their squares are too large; [`Error::MissingSource`] for [`Coupling::Paired`] without a cross
+    /// [`Error::Option`] for terms outside their ranges; [`Error::NoRows`]; [`Error::Shape`] for statistics of different widths;
+    /// [`Error::NoVariation`] for activations that are all zero or whose squares are too small for f32, or all equal;
+    /// [`Error::NonFinite`] where their squares are too large; [`Error::MissingSource`] for [`Coupling::Paired`] without a cross
     /// moment; [`Error::NotPositiveDefinite`] when even the largest damping does not help.
     pub fn new(evidence: Evidence<'_>, terms: Terms, par: Par) -> Result<Self> {
-        with_ladder(terms.ridge, |damping| Self::with_damping(evidence, terms, damping, par))
-    }
-
-    /// `None` if a factorization failed with this damping.
-    fn with_damping(evidence: Evidence<'_>, terms: Terms, ridge: f64, par: Par) -> Result<Option<Self>> {
-        let mean = evidence.target.mean()?;
-        let second = evidence.target.second_moment()?;
-        let width = mean.nrows();
-        if !second.trace_mean().is_finite() {
-            return Err(Error::NonFinite { what: "second moment of the activations" });
+        terms.check()?;
+        let width = evidence.target.width();
+        if let Some(source) = evidence.source
+            && source.width() != width
+        {
+            let (expected, found) = (width, source.width());
+            return Err(Error::Shape { what: "width of the source activations", expected, found });
         }
-        // Squares of smaller numbers lose their digits in f32, and then vanish.
-        if second.trace_mean() < f64::from(f32::MIN_POSITIVE) {
-            let is_zero = evidence.target.abs_max().iter().all(|&value| value == 0.0);
-            let tiny = "the squares of the activations are too small for f32";
-            return Err(Error::NoVariation { what: if is_zero { "all activations are zero" } else { tiny } });
+        let statistics = || -> Result<(Statistics, Option<Statistics>)> {
+            Ok((Statistics::of(evidence.target)?, evidence.source.map(Statistics::of).transpose()?))
+        };
+        let (mut target, mut source) = statistics()?;
+        target.check_variation(evidence.target)?;
+        if !is_near_noise(terms.ridge, width) {
+            let built = Site { evidence, target, source, range: None, terms }.build(par);
+            // Rounding errors of the sums can cost a factorization too.
+            if !matches!(built, Err(Error::NotPositiveDefinite { .. })) {
+                return built;
+            }
+            (target, source) = statistics()?;
         }
-        let variance = second.trace_mean() - mean.squared_norm_l2() / width as f64;
-        let source = evidence.source.map(|source| Source::measured(source, width, ridge)).transpose()?;
-        let source_mean = source.as_ref().map_or(&mean, |source| &source.mean);
-
-        let mut frechet_distance = None;
-        let mut change = match terms.coupling {
-            Coupling::Uncorrelated => source_mean * mean.transpose(),
-            Coupling::Transport => {
-                if variance <= RESOLUTION * second.trace_mean() {
-                    return Err(Error::NoVariation { what: "all rows of activations are equal" });
-                }
-                let covariance = &second - &mean * mean.transpose();
-                let covariances = source.as_ref().map(|source| source.covariance.as_ref());
-                let Some(moved) = transport::transport(covariance, covariances, ridge, par)? else {
-                    return Ok(None);
-                };
-                if let (Some(source), Some(overlap)) = (&source, moved.overlap) {
-                    let traces = width as f64 * ((1.0 + ridge) * variance + source.covariance.trace_mean());
-                    let square = (&mean - source_mean).squared_norm_l2() + traces - 2.0 * overlap;
-                    frechet_distance = Some(square.max(0.0).sqrt());
-                }
-                moved.cross + source_mean * mean.transpose()
-            }
-            Coupling::Paired => evidence.cross.ok_or(Error::MissingSource)?.to_owned(),
-        };
-        change -= &second;
-        let change = to_f32("cross moment of the activations", change)?;
-
-        let mut damped = second.clone();
-        damped.add_to_diagonal(ridge * second.trace_mean());
-        let second_moment = to_f32("second moment of the activations", second)?;
-        let (denominator, metric) = if terms.preserve > 0.0 {
-            let mut denominator = damped.clone();
-            denominator += source_mean * source_mean.transpose() * faer::Scale(terms.preserve);
-            match &source {
-                Some(source) => denominator += &source.covariance * faer::Scale(terms.preserve),
-                None => denominator.add_to_diagonal(terms.preserve * variance),
-            }
-            (denominator, Some(damped))
-        } else {
-            (damped, None)
-        };
-        let Some(denominator) = dense::cholesky(denominator, par) else { return Ok(None) };
-        let denominator = to_f32("constraints of the site", denominator)?;
-        let metric = match metric {
-            None => None,
-            Some(metric) => match dense::cholesky(metric, par) {
-                Some(metric) => Some(to_f32("metric of the activations", metric)?),
-                None => return Ok(None),
-            },
-        };
-        Ok(Some(Self { second_moment, change, denominator, metric, damping: ridge, frechet_distance }))
+        let range = target.remove_noise(par)?;
+        if let Some(source) = &mut source {
+            source.remove_noise(par)?;
+        }
+        Site { evidence, target, source, range: Some(range), terms }.build(par)
     }
 
     /// Bytes that [`Self::new`] needs at its peak for a site of width `d`, and bytes that its result holds.
     ///
     /// The peak is that of the eigendecomposition, where there is one: with its scratch of `3 d²` numbers it stands beside
-    /// the second moment, the matrix and its eigenvectors, and with a measured source beside three further matrices.
+    /// the covariance, the matrix and its eigenvectors, and with a measured source beside three further matrices.
     pub fn memory(width: u64, terms: Terms, measured_source: bool) -> (u64, u64) {
         let square = width * width;
         let kept_source = u64::from(measured_source);
         let preserved = u64::from(terms.preserve > 0.0);
+        let near_noise = is_near_noise(terms.ridge, width as usize);
         let double = match terms.coupling {
             Coupling::Transport if measured_source => 10,
             Coupling::Transport => 7,
+            _ if near_noise => 7 + kept_source,
             Coupling::Uncorrelated | Coupling::Paired => 3 + kept_source + preserved,
         };
-        (8 * double * square, 4 * (3 + preserved) * square)
+        let factored = if near_noise { 8 } else { 4 };
+        (8 * double * square, (4 + factored * (2 + preserved)) * square)
     }
 
-    /// The relative damping that was used: the one asked for, or the first of the ladder that worked.
-    pub fn damping(&self) -> f64 {
-        self.damping
+    /// The relative dampings that were used.
+    pub fn dampings(&self) -> Dampings {
+        self.dampings
     }
 
     /// Fréchet distance between Gaussians with the means and the damped covariances of fine-tuning and pre-training
@@ -224,50 +263,28 @@ impl Constraint {
 
 impl SiteOperator for Constraint {
     fn width(&self) -> usize {
-        self.change.nrows()
+        self.second_moment.nrows()
     }
 
     fn apply(&self, norm: Norm, block: MatRef<'_, f32>, par: Par) -> Mat<f32> {
-        let denominator = self.denominator.as_ref();
-        let mut x = match (norm, &self.metric) {
-            // G⁻¹ F = I
-            (Norm::Activations, None) => block.to_owned(),
-            (Norm::Activations, Some(metric)) => {
-                let mut x = dense::thin_product(metric.as_ref(), block, par);
-                solve_lower_triangular_in_place(denominator, x.as_mut(), par);
-                x
-            }
-            (Norm::Weights, _) => {
-                let mut x = block.to_owned();
-                solve_lower_triangular_in_place(denominator, x.as_mut(), par);
-                x
-            }
-        };
-        solve_upper_triangular_in_place(denominator.transpose(), x.as_mut(), par);
-        dense::thin_product(self.change.as_ref(), x.as_ref(), par)
+        match &self.matrices {
+            Matrices::Single(matrices) => matrices.apply(norm, block, par),
+            Matrices::Double(matrices) => matrices.apply(norm, block, par),
+        }
     }
 
     fn apply_transpose(&self, norm: Norm, block: MatRef<'_, f32>, par: Par) -> Mat<f32> {
-        let denominator = self.denominator.as_ref();
-        let mut x = dense::thin_product(self.change.transpose(), block, par);
-        solve_lower_triangular_in_place(denominator, x.as_mut(), par);
-        match (norm, &self.metric) {
-            (Norm::Activations, None) => x,
-            (Norm::Activations, Some(metric)) => {
-                solve_upper_triangular_in_place(denominator.transpose(), x.as_mut(), par);
-                dense::thin_product(metric.transpose(), x.as_ref(), par)
-            }
-            (Norm::Weights, _) => {
-                solve_upper_triangular_in_place(denominator.transpose(), x.as_mut(), par);
-                x
-            }
+        match &self.matrices {
+            Matrices::Single(matrices) => matrices.apply_transpose(norm, block, par),
+            Matrices::Double(matrices) => matrices.apply_transpose(norm, block, par),
         }
     }
 
     fn leave_norm(&self, norm: Norm, block: MatMut<'_, f32>, par: Par) {
-        if norm == Norm::Activations {
-            let metric = self.metric.as_ref().unwrap_or(&self.denominator);
-            solve_upper_triangular_in_place(metric.transpose(), block, par);
+        match (norm, &self.matrices) {
+            (Norm::Weights, _) => {}
+            (Norm::Activations, Matrices::Single(matrices)) => matrices.leave_metric(block, par),
+            (Norm::Activations, Matrices::Double(matrices)) => matrices.leave_metric(block, par),
         }
     }
 
@@ -295,61 +312,41 @@ impl SiteOperator for Constraint {
     }
 }
 
-/// `C' = C + λ I` and its lower Cholesky factor, with the first damping of the ladder that works, and that damping.
+/// `C' = C + λ I` with `λ = ρ tr C / d`, and its lower Cholesky factor, with the first damping of the ladder that works, and that
+/// damping. Where the ridge is small, the noise of the sums is removed first, as in [`Constraint::new`].
 ///
 /// # Errors
-/// As [`Constraint::new`].
+/// [`Error::Option`] for a ridge outside its range; [`Error::NoRows`]; [`Error::NoVariation`] for activations that are all zero;
+/// [`Error::NonFinite`] where their squares are too large; [`Error::NotPositiveDefinite`] when even the largest damping does
+/// not help.
 pub(crate) fn damped_second_moment(
     moments: &Moments,
     ridge: f64,
     par: Par,
 ) -> Result<(Mat<f32>, Mat<f32>, f64)> {
-    let second = moments.second_moment()?;
-    if second.trace_mean() <= 0.0 {
-        return Err(Error::NoVariation { what: "all activations are zero" });
-    }
-    with_ladder(ridge, |damping| {
-        let mut damped = second.clone();
-        damped.add_to_diagonal(damping * second.trace_mean());
-        let Some(factor) = dense::cholesky(damped.clone(), par) else { return Ok(None) };
-        let matrix = to_f32("second moment of the activations", damped)?;
-        Ok(Some((matrix, to_f32("factor of the second moment", factor)?, damping)))
-    })
-}
-
-/// The first result along the ladder of dampings.
-fn with_ladder<T>(ridge: f64, attempt: impl Fn(f64) -> Result<Option<T>>) -> Result<T> {
-    let mut damping = ridge;
-    loop {
-        if let Some(result) = attempt(damping)? {
-            return Ok(result);
+    check_ridge(ridge)?;
+    let what = "second moment of the activations";
+    let factor = |second: &Mat<f64>, climbs| {
+        if second.trace_mean() <= 0.0 {
+            return Err(Error::NoVariation { what: "all activations are zero" });
         }
-        if damping * DAMPING_STEP > DAMPING_LIMIT {
-            return Err(Error::NotPositiveDefinite { what: "second moment of the activations", damping });
+        Ladder::new(ridge, moments.width(), climbs).climb(what, |damping| {
+            let mut damped = second.clone();
+            damped.add_to_diagonal(damping * second.trace_mean());
+            let Some(factor) = dense::cholesky(damped.clone(), par) else { return Ok(None) };
+            Ok(Some((convert(what, &damped)?, convert("factor of the second moment", &factor)?)))
+        })
+    };
+    if !is_near_noise(ridge, moments.width()) {
+        match factor(&moments.second_moment()?, false) {
+            Err(Error::NotPositiveDefinite { .. }) => {}
+            result => return result.map(|((matrix, factor), damping)| (matrix, factor, damping)),
         }
-        damping *= DAMPING_STEP;
     }
-}
-
-/// Measured statistics of pre-training activations.
-struct Source {
-    mean: Col<f64>,
-    /// Damped.
-    covariance: Mat<f64>,
-}
-
-impl Source {
-    fn measured(moments: &Moments, width: usize, ridge: f64) -> Result<Self> {
-        if moments.width() != width {
-            let (expected, found) = (width, moments.width());
-            return Err(Error::Shape { what: "width of the source activations", expected, found });
-        }
-        let mean = moments.mean()?;
-        let mut covariance = moments.second_moment()?;
-        covariance -= &mean * mean.transpose();
-        covariance.add_to_diagonal(ridge * covariance.trace_mean());
-        Ok(Self { mean, covariance })
-    }
+    let mut statistics = Statistics::of(moments)?;
+    statistics.remove_noise(par)?;
+    let ((matrix, factor), damping) = factor(&statistics.second_moment(), true)?;
+    Ok((matrix, factor, damping))
 }
 
 /// What damping needs to know and to do.
@@ -370,12 +367,6 @@ impl Damped for Mat<f64> {
             self[(i, i)] += lambda;
         }
     }
-}
-
-fn to_f32(what: &'static str, matrix: Mat<f64>) -> Result<Mat<f32>> {
-    let single = Mat::from_fn(matrix.nrows(), matrix.ncols(), |i, j| matrix[(i, j)] as f32);
-    dense::check_finite(what, single.as_ref())?;
-    Ok(single)
 }
 
 /// Sum of the products of corresponding entries, in f64.

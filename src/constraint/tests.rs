@@ -4,7 +4,13 @@ use super::*;
 use crate::random::gaussian;
 use quickcheck::quickcheck;
 
-const TERMS: Terms = Terms { coupling: Coupling::Transport, preserve: 0.0, ridge: 1e-7 };
+const TERMS: Terms = Terms {
+    coupling: Coupling::Transport,
+    preserve: 0.0,
+    ridge: 1e-7,
+    channel_scale: ChannelScale::Mean,
+    shrinkage: Shrinkage::None,
+};
 
 /// Correlated rows about a mean.
 fn sample(rows: usize, width: usize, seed: u64, mean: f32) -> Mat<f32> {
@@ -36,7 +42,7 @@ fn all_terms() -> impl Iterator<Item = (Terms, Norm)> {
     let couplings = [Coupling::Transport, Coupling::Uncorrelated];
     couplings.into_iter().flat_map(|coupling| {
         [0.0, 0.5].into_iter().flat_map(move |preserve| {
-            let terms = Terms { coupling, preserve, ridge: 0.01 };
+            let terms = Terms { coupling, preserve, ridge: 0.01, ..TERMS };
             [Norm::Activations, Norm::Weights].into_iter().map(move |norm| (terms, norm))
         })
     })
@@ -150,9 +156,10 @@ quickcheck! {
 #[test]
 fn damping_is_raised_until_the_factorization_works() {
     let x = moments(&sample(5, 40, 1, 0.0));
-    let terms = Terms { coupling: Coupling::Uncorrelated, preserve: 0.0, ridge: 1e-18 };
+    let terms = Terms { coupling: Coupling::Uncorrelated, ridge: 1e-18, ..TERMS };
     let constraint = constraint(&x, None, terms);
-    assert!(constraint.damping() > 1e-17 && constraint.damping() < 1e-2, "{}", constraint.damping());
+    let damping = constraint.dampings().largest();
+    assert!(damping > 1e-17 && damping < 1e-2, "{damping}");
     assert!(update(&constraint).norm_max().is_finite());
 }
 
@@ -173,11 +180,16 @@ fn activations_without_content_are_refused() {
     assert_eq!(refusal(sample(9, 4, 0, 0.3) * faer::Scale(1e-30), TERMS), tiny);
     assert_eq!(refusal(sample(9, 4, 0, 0.3) * faer::Scale(1e25), TERMS), huge);
     assert_eq!(refusal(Mat::from_fn(9, 4, |_, j| 0.1 + j as f32 / 3.0), TERMS), constant);
-    assert_eq!(refusal(sample(1, 4, 0, 0.3), TERMS), constant);
     assert_eq!(
         refusal(sample(9, 4, 0, 0.3), Terms { coupling: Coupling::Paired, ..TERMS }),
         Error::MissingSource
     );
+    // In every coupling, also where a formula would give an update of zero.
+    for coupling in [Coupling::Transport, Coupling::Uncorrelated, Coupling::Paired] {
+        let terms = Terms { coupling, ..TERMS };
+        assert_eq!(refusal(Mat::from_fn(9, 4, |_, j| 0.1 + j as f32 / 3.0), terms), constant);
+        assert_eq!(refusal(sample(1, 4, 0, 0.3), terms), constant);
+    }
 
     let (target, source) = (moments(&sample(9, 4, 0, 0.0)), moments(&sample(9, 3, 0, 0.0)));
     let evidence = Evidence { target: &target, source: Some(&source), cross: None };
@@ -198,7 +210,7 @@ fn degenerate_columns_are_damped() {
     });
     for (terms, _) in all_terms() {
         let constraint = constraint(&moments(&rows), None, terms);
-        assert_eq!(constraint.damping(), 0.01);
+        assert_eq!(constraint.dampings().largest(), 0.01);
         assert!(update(&constraint).norm_max().is_finite());
     }
 }
@@ -223,4 +235,52 @@ fn frechet_distances_of_shifts_and_scales() {
     assert_eq!(constraint(&x, None, terms).frechet_distance(), None);
     let uncorrelated = Terms { coupling: Coupling::Uncorrelated, ..terms };
     assert_eq!(constraint(&x, Some(&x), uncorrelated).frechet_distance(), None);
+}
+
+/// Every ridge ends: legal ones in a result, the others in a refusal; so does every weight of preservation.
+#[test]
+fn every_ridge_ends() {
+    let (few, many) = (moments(&sample(5, 12, 1, 0.5)), moments(&sample(90, 12, 1, 0.5)));
+    for coupling in [Coupling::Transport, Coupling::Uncorrelated] {
+        let make = |target, ridge, preserve| {
+            let terms = Terms { coupling, ridge, preserve, ..TERMS };
+            Constraint::new(Evidence { target, source: None, cross: None }, terms, Par::Seq)
+        };
+        for target in [&few, &many] {
+            for ridge in [f64::from_bits(1), 1e-300, 1e-18, 1e-9, 1.0] {
+                let dampings = make(target, ridge, 0.0).unwrap().dampings();
+                assert!(dampings.largest() >= ridge && dampings.largest() < 1e-9_f64.max(2.0 * ridge));
+            }
+            for ridge in [0.0, -1.0, f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 1e300, 1.5] {
+                let refused = make(target, ridge, 0.0).unwrap_err();
+                assert!(matches!(refused, Error::Option { what: "the ridge", .. }), "{ridge}: {refused}");
+            }
+            for preserve in [-1.0, f64::NAN, f64::INFINITY] {
+                let refused = make(target, 0.01, preserve).unwrap_err();
+                assert!(
+                    matches!(refused, Error::Option { what: "the preservation weight", .. }),
+                    "{refused}"
+                );
+            }
+        }
+    }
+    for ridge in [0.0, f64::NAN, f64::INFINITY, 1e300] {
+        assert!(matches!(damped_second_moment(&many, ridge, Par::Seq), Err(Error::Option { .. })), "{ridge}");
+    }
+}
+
+/// What is damped is told by name: the covariance where there is one, the metric where it is not the denominator.
+#[test]
+fn dampings_have_names() {
+    let x = moments(&sample(90, 12, 1, 0.5));
+    let names = |terms| {
+        let dampings = constraint(&x, None, terms).dampings();
+        dampings.named().map(|(name, damping)| (name, damping / terms.ridge)).collect::<Vec<_>>()
+    };
+    let (covariance, second, metric) =
+        ("covariance of the activations", "second moment of the activations", "metric of the activations");
+    let terms = Terms { ridge: 0.01, ..TERMS };
+    assert_eq!(names(terms), [(covariance, 1.0), (second, 1.0)]);
+    let terms = Terms { coupling: Coupling::Uncorrelated, preserve: 1.0, ..terms };
+    assert_eq!(names(terms), [(second, 1.0), (metric, 1.0)]);
 }

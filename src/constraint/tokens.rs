@@ -3,11 +3,13 @@
 //! With the shares `p` of the tokens among the fine-tuning ones, `μ = p`, `C = diag(p)` and `Σ = diag(p) − p pᵀ`; with their
 //! shares `q` among the pre-training ones, `S` is diagonal as well, and so are `F` and `L = C + ρ_p S + λI`, but for a
 //! multiple of `p pᵀ` where the source is isotropic. What is no such matrix is the transport `T Σ`, and that is the same
-//! for all tokens with the same counts: [`ClassMatrix`] holds it. The formulas are those of [`Constraint`](super::Constraint), with the trace of
-//! a matrix over all `V` tokens.
+//! for all tokens with the same counts: [`ClassMatrix`] holds it. The formulas are those of [`Constraint`](super::Constraint) with
+//! [`ChannelScale::Mean`](super::ChannelScale::Mean) over all `V` tokens, whatever the terms say: most tokens of a vocabulary are
+//! never met, so that the median tells nothing. Counts are exact: there is no noise of sums to remove, and nothing is shrunk.
 
 use super::classes::{ClassMatrix, Classes, map_columns};
-use super::{Coupling, Damped, Norm, SiteOperator, Terms, transport, with_ladder};
+use super::ladder::Ladder;
+use super::{Coupling, Damped, Dampings, Norm, SiteOperator, Terms, transport};
 use crate::dense;
 use crate::error::{Error, Result};
 use crate::moments::Counts;
@@ -28,7 +30,7 @@ pub struct TokenConstraint {
     denominator: Vec<f64>,
     /// If `L` is not diagonal but `D + ρ_p p pᵀ`, `w` in `L⁻¹ = D⁻¹ − w D⁻¹ p pᵀ D⁻¹` (Sherman and Morrison 1950).
     along_mean: Option<f64>,
-    damping: f64,
+    dampings: Dampings,
     frechet_distance: Option<f64>,
 }
 
@@ -47,10 +49,11 @@ impl TokenConstraint {
     /// of tokens, see [`token_classes`](super::token_classes).
     ///
     /// # Errors
-    /// [`Error::Shape`] for vocabularies of different size; [`Error::NoVariation`] where one token alone was met and the coupling
-    /// needs a covariance; [`Error::NoPairs`] for [`Coupling::Paired`];
+    /// [`Error::Option`] for terms outside their ranges; [`Error::Shape`] for vocabularies of different size;
+    /// [`Error::NoVariation`] where one token alone was met; [`Error::NoPairs`] for [`Coupling::Paired`];
     /// [`Error::NotPositiveDefinite`] when even the largest damping does not help.
     pub fn new(target: &Counts, source: Option<&Counts>, terms: Terms, par: Par) -> Result<Self> {
+        terms.check()?;
         if terms.coupling == Coupling::Paired {
             return Err(Error::NoPairs);
         }
@@ -60,20 +63,10 @@ impl TokenConstraint {
             let (expected, found) = (target.width(), source.width());
             return Err(Error::Shape { what: "tokens of the source activations", expected, found });
         }
-        if terms.coupling == Coupling::Transport && target.variance() <= 0.0 {
+        if target.variance() <= 0.0 {
             return Err(Error::NoVariation { what: "all rows of activations are equal" });
         }
-        with_ladder(terms.ridge, |damping| Self::with_damping(target, source, terms, damping, par))
-    }
-
-    /// `None` if a factorization failed with this damping.
-    fn with_damping(
-        target: &Counts,
-        source: Option<&Counts>,
-        terms: Terms,
-        ridge: f64,
-        par: Par,
-    ) -> Result<Option<Self>> {
+        let ridge = terms.ridge;
         let width = target.width() as f64;
         let shares = target.frequencies();
         // tr C = 1.
@@ -84,11 +77,17 @@ impl TokenConstraint {
             variance: source.variance(),
             lambda: ridge * source.variance() / width,
         });
+        let mut dampings = Dampings { covariance: None, denominator: ridge, metric: None };
         let (transport, frechet_distance) = match terms.coupling {
             Coupling::Transport => {
                 let classes = Classes::of(target, source);
-                let moved = move_classes(classes, &shares, target.variance(), measured.as_ref(), ridge, par)?;
-                let Some((matrix, distance)) = moved else { return Ok(None) };
+                let ladder = Ladder::new(ridge, target.width(), true);
+                let ((matrix, distance), damping) =
+                    ladder.climb("covariance of the activations", |damping| {
+                        let measured = measured.as_ref();
+                        move_classes(classes.clone(), &shares, target.variance(), measured, damping, par)
+                    })?;
+                dampings.covariance = Some(damping);
                 (Some(matrix), distance)
             }
             Coupling::Uncorrelated | Coupling::Paired => (None, None),
@@ -104,16 +103,16 @@ impl TokenConstraint {
             terms.preserve / (1.0 + terms.preserve * inside)
         });
         let source_mean = measured.map_or_else(|| shares.clone(), |source| source.shares);
-        Ok(Some(Self {
+        Ok(Self {
             shares,
             source_mean,
             transport,
             lambda,
             denominator,
             along_mean,
-            damping: ridge,
+            dampings,
             frechet_distance,
-        }))
+        })
     }
 
     /// Bytes that [`Self::new`] needs at its peak for `V` tokens in `k` classes, and bytes that its result holds.
@@ -129,9 +128,9 @@ impl TokenConstraint {
         (vectors + 8 * squares * classes * classes + 64 * classes, vectors + 8 * classes * classes)
     }
 
-    /// The relative damping that was used: the one asked for, or the first of the ladder that worked.
-    pub fn damping(&self) -> f64 {
-        self.damping
+    /// The relative dampings that were used.
+    pub fn dampings(&self) -> Dampings {
+        self.dampings
     }
 
     /// As [`Constraint::frechet_distance`](super::Constraint::frechet_distance).
@@ -250,14 +249,14 @@ fn move_classes(
     let q = classes.values(&source.shares);
     let mut other = self::covariance(&classes.sizes, &q);
     other.add_to_diagonal(source.lambda);
-    let Some(moved) = transport::measured(covariance, damped, other.as_ref(), par)? else { return Ok(None) };
+    let Some(moved) = transport::measured(&covariance, damped, other.as_ref(), par)? else { return Ok(None) };
     dense::check_finite("transported covariance", moved.cross.as_ref())?;
     let outside = p.iter().zip(&q).map(|(p, q)| ((q + source.lambda) / (p + lambda)).sqrt() * p).collect();
     let distance = moved.overlap.map(|inside| {
         let beside = p.iter().zip(&q).zip(&classes.sizes);
         let beside = beside.map(|((p, q), size)| (size - 1.0) * ((p + lambda) * (q + source.lambda)).sqrt());
         let means: f64 = shares.iter().zip(&source.shares).map(|(p, q)| (p - q).powi(2)).sum();
-        let traces = (1.0 + ridge) * (variance + source.variance);
+        let traces = (1.0 + ridge) * variance + source.variance + width * source.lambda;
         (means + traces - 2.0 * (inside + beside.sum::<f64>())).max(0.0).sqrt()
     });
     Ok(Some((ClassMatrix::new(classes, moved.cross, outside), distance)))

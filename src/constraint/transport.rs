@@ -4,7 +4,6 @@
 //! may be computed from any square root of `Σ_x`. With the Cholesky factor, `Σ_x = R Rᵀ`, one eigendecomposition is enough:
 //! `T = R⁻ᵀ (Rᵀ Σ_z R)^½ R⁻¹`.
 
-use super::Damped;
 use crate::dense;
 use crate::error::Result;
 use faer::linalg::triangular_solve::solve_upper_triangular_in_place;
@@ -19,34 +18,11 @@ pub(super) struct Transported {
     pub(super) overlap: Option<f64>,
 }
 
-/// The transport, where `T` takes the damped covariance `Σ̃ = Σ + ρ (tr Σ / d) I` to `source`, or, without one, to the isotropic
-/// `(tr Σ / d) I`. `None` if the damped covariance is not positive definite.
+/// With `Σ_z = v I`, `T = √v (Σ + λI)^-½`: a function of the eigenvalues. `damped` is `Σ̃ = Σ + λI`; `None` if it is not positive
+/// definite.
 ///
 /// # Errors
 /// What the eigendecomposition returns.
-pub(super) fn transport(
-    covariance: Mat<f64>,
-    source: Option<MatRef<'_, f64>>,
-    ridge: f64,
-    par: Par,
-) -> Result<Option<Transported>> {
-    let variance = covariance.trace_mean();
-    let lambda = ridge * variance;
-    match source {
-        None => {
-            let mut damped = covariance;
-            damped.add_to_diagonal(lambda);
-            isotropic(damped, lambda, variance, par)
-        }
-        Some(source) => {
-            let mut damped = covariance.clone();
-            damped.add_to_diagonal(lambda);
-            measured(covariance, damped, source, par)
-        }
-    }
-}
-
-/// With `Σ_z = v I`, `T = √v (Σ + λI)^-½`: a function of the eigenvalues.
 pub(super) fn isotropic(
     damped: Mat<f64>,
     lambda: f64,
@@ -65,9 +41,12 @@ pub(super) fn isotropic(
     Ok(Some(Transported { cross, overlap: None }))
 }
 
-/// With a measured `Σ_z`. `damped` is `Σ̃`.
+/// With a measured `Σ_z`. `damped` is `Σ̃`; `None` if it is not positive definite.
+///
+/// # Errors
+/// What the eigendecomposition returns.
 pub(super) fn measured(
-    covariance: Mat<f64>,
+    covariance: &Mat<f64>,
     damped: Mat<f64>,
     source: MatRef<'_, f64>,
     par: Par,

@@ -27,8 +27,10 @@ impl Basis {
     /// site's random stream.
     ///
     /// # Errors
-    /// What the constructors of the variants return; [`Error::NoRows`] without evidence where the method needs some.
+    /// The first complaint of the options; what the constructors of the variants return; [`Error::NoRows`] without evidence where
+    /// the method needs some.
     pub fn new(evidence: Option<Evidence<'_>>, name: &str, options: &Options, par: Par) -> Result<Self> {
+        options.check()?;
         if !options.method.reads_activations() {
             return Ok(Self::None);
         }
@@ -47,6 +49,7 @@ impl Basis {
     /// # Errors
     /// As [`Self::new`]; [`Error::Combination`] for a method that adapts no embeddings.
     pub fn of_tokens(target: &Counts, source: Option<&Counts>, options: &Options, par: Par) -> Result<Self> {
+        options.check()?;
         let method = options.method;
         if let Some(reason) = method.reason_against_embeddings() {
             let (method, what) = (method.name(), "embeddings".to_owned());
@@ -55,20 +58,25 @@ impl Basis {
         match method {
             Method::Cntlora => TokenConstraint::new(target, source, options.terms(), par).map(Self::Tokens),
             Method::CordaIpm | Method::CordaKpm => {
-                Ok(Self::Covariance(corda::Covariance::of_tokens(target, options.ridge)))
+                corda::Covariance::of_tokens(target, options.ridge).map(Self::Covariance)
             }
             _ => Ok(Self::None),
         }
     }
 
-    /// The relative damping that was used, if there was any.
-    pub fn damping(&self) -> Option<f64> {
+    /// The relative dampings that were used, each with the name of its matrix; none where nothing is damped.
+    pub fn dampings(&self) -> Vec<(&'static str, f64)> {
         match self {
-            Self::Constraint(constraint) => Some(constraint.damping()),
-            Self::Tokens(constraint) => Some(constraint.damping()),
-            Self::Covariance(covariance) => Some(covariance.damping()),
-            Self::None | Self::Directions(_) => None,
+            Self::Constraint(constraint) => constraint.dampings().named().collect(),
+            Self::Tokens(constraint) => constraint.dampings().named().collect(),
+            Self::Covariance(covariance) => vec![("second moment of the activations", covariance.damping())],
+            Self::None | Self::Directions(_) => Vec::new(),
         }
+    }
+
+    /// The largest of [`Self::dampings`], if there is any.
+    pub fn damping(&self) -> Option<f64> {
+        self.dampings().into_iter().map(|(_, damping)| damping).reduce(f64::max)
     }
 
     /// Distance between both kinds of activations: see [`Constraint::frechet_distance`].
@@ -93,7 +101,7 @@ impl Basis {
     /// the options, if it does. `name` gives its random stream.
     ///
     /// # Errors
-    /// [`Error::Shape`] if the weight does not read activations of this width; [`Error::NonFinite`] for a weight with NaN
+    /// The first complaint of the options; [`Error::Shape`] if the weight does not read activations of this width; [`Error::NonFinite`] for a weight with NaN
     /// or infinity; [`Error::Combination`] for a rank that the method cannot have; what the decomposition returns.
     ///
     /// # Panics
@@ -106,10 +114,11 @@ impl Basis {
         options: &Options,
         par: Par,
     ) -> Result<Draft> {
+        options.check()?;
         let options = &options.of_part(shape.parts());
         // It looks at the whole weight itself.
         if let (Method::Cntlora, Some(constraint)) = (options.method, self.constraint()) {
-            return Ok(Draft::Update(cntlora::decompose(constraint, weight, name, options, par)?));
+            return Ok(Draft::Update(cntlora::decompose_part(constraint, weight, name, options, par)?));
         }
         let (outputs, inputs) = weight.shape();
         crate::dense::check_finite("the weight", weight)?;

@@ -38,9 +38,21 @@ impl Operator for Update<'_> {
 /// Decomposes the update of one layer, `W (m × d)`. `name` gives its random stream.
 ///
 /// # Errors
-/// [`Error::Shape`](crate::error::Error::Shape) if the weight does not read activations of this width;
+/// The first complaint of the options; [`Error::Shape`](crate::error::Error::Shape) if the weight does not read activations of this width;
 /// [`Error::NonFinite`](crate::error::Error::NonFinite) for a weight with NaN or infinity; what the decomposition returns.
 pub fn decompose(
+    constraint: &dyn SiteOperator,
+    weight: MatRef<'_, f32>,
+    name: &str,
+    options: &Options,
+    par: Par,
+) -> Result<Decomposition> {
+    options.check()?;
+    decompose_part(constraint, weight, name, options, par)
+}
+
+/// As [`decompose`], with the options of a part of a layer: its share of the rank may be outside the limits.
+pub(super) fn decompose_part(
     constraint: &dyn SiteOperator,
     weight: MatRef<'_, f32>,
     name: &str,
@@ -90,7 +102,7 @@ fn output_energy(
 /// ranks are to be shared out among layers, decompose all of them before [`rank::allocate`].
 ///
 /// # Errors
-/// What [`Constraint::new`], [`decompose`], [`rank::allocate`] and [`Components::initialize`] return.
+/// The first complaint of the options; what [`Constraint::new`], [`decompose`], [`rank::allocate`] and [`Components::initialize`] return.
 pub fn initialize(
     evidence: Evidence<'_>,
     weight: MatRef<'_, f32>,
@@ -98,6 +110,7 @@ pub fn initialize(
     options: &Options,
     par: Par,
 ) -> Result<Initialization> {
+    options.check()?;
     let constraint = Constraint::new(evidence, options.terms(), par)?;
     let decomposition = decompose(&constraint, weight, name, options, par)?;
     let rank = rank::allocate(options.ranks, options.limits, &[decomposition.as_layer(options.start)])?[0];
@@ -107,6 +120,7 @@ pub fn initialize(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::constraint::ChannelScale;
     use crate::error::Error;
     use crate::factors::{Start, Strength};
     use crate::moments::Moments;
@@ -120,6 +134,7 @@ mod tests {
         Options {
             norm,
             ridge: RIDGE,
+            channel_scale: ChannelScale::Mean,
             strength: Strength::Fixed(1.0),
             start: Start::Update,
             ranks: Policy::Fixed(rank),

@@ -13,7 +13,7 @@
 //! - PEFT doubles `λ` until an inverse is accurate; here it grows tenfold until a Cholesky factorization succeeds.
 
 use super::{Decomposition, Options, check_width};
-use crate::constraint::damped_second_moment;
+use crate::constraint::{check_ridge, damped_second_moment};
 use crate::dense;
 use crate::error::Result;
 use crate::factors::Components;
@@ -81,7 +81,7 @@ impl Matrix {
 
 /// Which triplets the adapter takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
+pub(super) enum Part {
     /// Instruction-previewed mode, `ipm`: the first.
     First,
     /// Knowledge-preserved mode, `kpm`: the last.
@@ -92,17 +92,25 @@ impl Covariance {
     /// Factors the second moment of a site. `O(d³)` operations in f64.
     ///
     /// # Errors
-    /// As [`Constraint::new`](crate::constraint::Constraint::new).
+    /// [`Error::Option`](crate::error::Error::Option) for a ridge outside its range;
+    /// [`Error::NoRows`](crate::error::Error::NoRows);
+    /// [`Error::NoVariation`](crate::error::Error::NoVariation) for activations that are all zero;
+    /// [`Error::NonFinite`](crate::error::Error::NonFinite) where their squares are too large;
+    /// [`Error::NotPositiveDefinite`](crate::error::Error::NotPositiveDefinite) when even the largest damping does not help.
     pub fn new(moments: &Moments, ridge: f64, par: Par) -> Result<Self> {
         let (matrix, factor, damping) = damped_second_moment(moments, ridge, par)?;
         Ok(Self { matrix: Matrix::Dense { matrix, factor }, damping })
     }
 
     /// That of an embedding: `diag(p) + (ρ / V) I`. The inverse of a diagonal needs no factorization that could fail.
-    pub fn of_tokens(counts: &Counts, ridge: f64) -> Self {
+    ///
+    /// # Errors
+    /// [`Error::Option`](crate::error::Error::Option) for a ridge outside its range.
+    pub fn of_tokens(counts: &Counts, ridge: f64) -> Result<Self> {
+        check_ridge(ridge)?;
         let damping = ridge / counts.width() as f64;
         let diagonal = counts.frequencies().iter().map(|share| (share + damping) as f32).collect();
-        Self { matrix: Matrix::Diagonal(diagonal), damping: ridge }
+        Ok(Self { matrix: Matrix::Diagonal(diagonal), damping: ridge })
     }
 
     /// The relative damping that was used.
@@ -125,7 +133,7 @@ impl Covariance {
 ///
 /// # Errors
 /// [`Error::Shape`](crate::error::Error::Shape) for a weight of another width; what the decomposition returns.
-pub fn decompose(
+pub(super) fn decompose(
     covariance: &Covariance,
     weight: MatRef<'_, f32>,
     part: Part,
@@ -140,8 +148,20 @@ pub fn decompose(
         Part::First => low_rank::truncated_svd(&response, options.components(side), options.seed, name, par)?,
         Part::Last => low_rank::last_components(&response, options.components(side), par)?,
     };
-    let mut a = svd.v;
-    covariance.matrix.solve(a.as_mut(), par);
+    let a = match part {
+        // C'⁻¹ vᵢ = Wᵀ uᵢ / σᵢ, without the inverse, which would amplify the rounding errors of vᵢ where C' is small.
+        Part::First => {
+            let rows = weight.apply_transpose(svd.u.as_ref(), par);
+            Mat::from_fn(rows.nrows(), rows.ncols(), |i, j| {
+                if svd.s[j] > 0.0 { (f64::from(rows[(i, j)]) / svd.s[j]) as f32 } else { 0.0 }
+            })
+        }
+        Part::Last => {
+            let mut a = svd.v;
+            covariance.matrix.solve(a.as_mut(), par);
+            a
+        }
+    };
     dense::check_finite("the rows of the down matrix", a.as_ref())?;
     let components =
         Components { u: svd.u, sigma: svd.s, a, activation_energy: Vec::new(), output_energy: 0.0 };

@@ -127,11 +127,12 @@ impl Draft {
     /// The factors of this rank.
     ///
     /// # Errors
-    /// As [`Components::initialize`].
+    /// The first complaint of the options; as [`Components::initialize`].
     ///
     /// # Panics
     /// If the spectrum is shorter than `rank`.
     pub fn initialize(&self, rank: usize, options: &Options) -> Result<Initialization> {
+        options.check()?;
         match self {
             Self::Update(update) => {
                 update.components.initialize(rank, options.strength, options.start, options.scale)

@@ -33,8 +33,10 @@ impl Directions {
     /// Decomposes the covariance of a site. `name` gives its random stream.
     ///
     /// # Errors
-    /// [`Error::NoRows`]; [`Error::NoVariation`] if all rows are equal; what the decomposition returns.
+    /// The first complaint of the options; [`Error::NoRows`]; [`Error::NoVariation`] if all rows are equal; what the decomposition
+    /// returns.
     pub fn new(moments: &Moments, name: &str, options: &Options, par: Par) -> Result<Self> {
+        options.check()?;
         let mean = moments.mean()?;
         let mut covariance = moments.second_moment()?;
         covariance -= &mean * mean.transpose();
@@ -65,7 +67,7 @@ impl Directions {
 ///
 /// # Errors
 /// [`Error::Shape`] for a weight of another width.
-pub fn decompose(directions: &Directions, weight: MatRef<'_, f32>) -> Result<Nested> {
+pub(super) fn decompose(directions: &Directions, weight: MatRef<'_, f32>) -> Result<Nested> {
     check_width(weight, directions.rows.ncols())?;
     let components = directions.rows.nrows().min(weight.nrows());
     Ok(Nested {

@@ -13,7 +13,7 @@ use crate::random;
 use faer::Mat;
 
 /// Factors of one layer, `W (m × d)`, with `A` by Kaiming's rule.
-pub fn kaiming(outputs: usize, inputs: usize, name: &str, options: &Options) -> Nested {
+pub(super) fn kaiming(outputs: usize, inputs: usize, name: &str, options: &Options) -> Nested {
     let rank = options.fixed_rank(outputs.min(inputs));
     let bound = 1.0 / (inputs as f32).sqrt();
     let unit = random::uniform(rank, inputs, options.seed, name);
@@ -21,14 +21,14 @@ pub fn kaiming(outputs: usize, inputs: usize, name: &str, options: &Options) -> 
 }
 
 /// Factors of one layer, `W (m × d)`, with a normally distributed `A`: one of `parts` parts, whose `r` is that of all together.
-pub fn gaussian(outputs: usize, inputs: usize, parts: usize, name: &str, options: &Options) -> Nested {
+pub(super) fn gaussian(outputs: usize, inputs: usize, parts: usize, name: &str, options: &Options) -> Nested {
     let rank = options.fixed_rank(outputs.min(inputs));
     let unit = random::gaussian::<f32>(rank, inputs, options.seed, name);
     with_down(outputs, unit * faer::Scale(1.0 / (parts * rank) as f32))
 }
 
 /// Factors of an embedding, `W (m × V)`, with a normally distributed `B`.
-pub fn embedding(outputs: usize, tokens: usize, name: &str, options: &Options) -> Nested {
+pub(super) fn embedding(outputs: usize, tokens: usize, name: &str, options: &Options) -> Nested {
     let rank = options.fixed_rank(outputs.min(tokens));
     let b = random::gaussian::<f32>(outputs, rank, options.seed, name);
     Nested::of_no_energy(Factors { a: Mat::zeros(rank, tokens), b })

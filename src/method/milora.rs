@@ -14,7 +14,7 @@ use faer::{MatRef, Par};
 ///
 /// # Errors
 /// What the decomposition returns.
-pub fn decompose(weight: MatRef<'_, f32>, options: &Options, par: Par) -> Result<Decomposition> {
+pub(super) fn decompose(weight: MatRef<'_, f32>, options: &Options, par: Par) -> Result<Decomposition> {
     let rank = options.components(weight.nrows().min(weight.ncols()));
     Ok(pissa::of_weight(low_rank::last_components(&weight, rank, par)?))
 }

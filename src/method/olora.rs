@@ -16,7 +16,7 @@ use faer::{MatRef, Par};
 ///
 /// # Errors
 /// [`Error::NonFinite`](crate::error::Error::NonFinite).
-pub fn decompose(weight: MatRef<'_, f32>, options: &Options, par: Par) -> Result<Nested> {
+pub(super) fn decompose(weight: MatRef<'_, f32>, options: &Options, par: Par) -> Result<Nested> {
     let rank = options.components(weight.nrows().min(weight.ncols()));
     let (b, _) = dense::thin_qr("the weight", weight.subcols(0, rank).to_owned(), par)?;
     let a = dense::product(b.transpose(), weight, par);

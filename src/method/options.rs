@@ -1,8 +1,8 @@
 //! The options that decide the factors, and which of them are legal together.
 
 use super::{Method, RankRule};
-use crate::constraint::{Coupling, Norm, Terms};
-use crate::error::Error;
+use crate::constraint::{ChannelScale, Coupling, Norm, Shrinkage, Terms};
+use crate::error::{Error, Result};
 use crate::factors::{Start, Strength};
 use crate::low_rank;
 use crate::rank::{Limits, Policy};
@@ -16,8 +16,14 @@ pub struct Options {
     pub coupling: Coupling,
     /// Weight `ρ_p` of "pre-training inputs are left alone".
     pub preserve: f64,
-    /// Damping `ρ`, relative to the mean eigenvalue.
+    /// Damping `ρ`, relative to the scale of a channel.
     pub ridge: f64,
+    /// The scale of a channel, for [`Method::Cntlora`]. Options that were saved before there was a choice have the mean.
+    #[serde(default = "mean")]
+    pub channel_scale: ChannelScale,
+    /// How covariances are corrected for few rows, for [`Method::Cntlora`].
+    #[serde(default)]
+    pub shrinkage: Shrinkage,
     /// The norm of the truncation.
     pub norm: Norm,
     /// How much of the update is taken.
@@ -42,6 +48,8 @@ impl Default for Options {
             coupling: Coupling::default(),
             preserve: 0.0,
             ridge: 0.01,
+            channel_scale: ChannelScale::default(),
+            shrinkage: Shrinkage::default(),
             norm: Norm::default(),
             strength: Strength::default(),
             start: Start::default(),
@@ -53,13 +61,23 @@ impl Default for Options {
     }
 }
 
+fn mean() -> ChannelScale {
+    ChannelScale::Mean
+}
+
 /// Singular values that are computed and reported at least, where a layer has so many.
 const SPECTRUM: usize = 16;
 
 impl Options {
     /// The part that concerns a site.
     pub fn terms(&self) -> Terms {
-        Terms { coupling: self.coupling, preserve: self.preserve, ridge: self.ridge }
+        Terms {
+            coupling: self.coupling,
+            preserve: self.preserve,
+            ridge: self.ridge,
+            channel_scale: self.channel_scale,
+            shrinkage: self.shrinkage,
+        }
     }
 
     /// Number of components of an update that are computed for a layer of this full rank, `min(m, d)`.
@@ -126,9 +144,17 @@ impl Options {
         }
     }
 
-    /// Every option whose value is outside its range.
+    /// Refuses options that have a complaint, with the first.
+    ///
+    /// # Errors
+    /// [`Error::Option`], [`Error::OddRank`], [`Error::Combination`].
+    pub fn check(&self) -> Result<()> {
+        self.complaints().into_iter().next().map_or(Ok(()), Err)
+    }
+
+    /// Every option whose value is outside its range, or does not go with another.
     pub fn complaints(&self) -> Vec<Error> {
-        let mut complaints = Vec::new();
+        let mut complaints = self.terms().complaints();
         let mut require = |legal: bool, what, expected, found| {
             if !legal {
                 complaints.push(Error::Option { what, expected, found });
@@ -136,13 +162,6 @@ impl Options {
         };
         let positive = |x: f64| x.is_finite() && x > 0.0;
         const POSITIVE: &str = "a positive number";
-        require(positive(self.ridge) && self.ridge <= 1.0, "the ridge", "above 0 and at most 1", self.ridge);
-        require(
-            self.preserve.is_finite() && self.preserve >= 0.0,
-            "the preservation weight",
-            "0 or a positive number",
-            self.preserve,
-        );
         match self.strength {
             Strength::MaxShift(share) => require(positive(share), "the largest shift", POSITIVE, share),
             Strength::Fixed(strength) => require(positive(strength), "the strength", POSITIVE, strength),
@@ -163,12 +182,13 @@ impl Options {
         require(multiple > 0, "the rank multiple", "at least 1", multiple as f64);
         require(max > 0, "the largest rank", "at least 1", max as f64);
         require(min <= max, "the least rank", "at most the largest rank", min as f64);
-        if let (true, Policy::Fixed(rank)) = (self.has_pairs(), self.ranks)
-            && !rank.is_multiple_of(2)
-        {
-            let is_orthogonal = self.method == Method::Orthogonal;
-            let what = if is_orthogonal { "the method orthogonal" } else { "the mirrored start" };
-            complaints.push(Error::OddRank { rank, what });
+        if let Policy::Fixed(rank) = self.ranks {
+            require(rank <= max, "the rank", "at most the largest rank", rank as f64);
+            if self.has_pairs() && !rank.is_multiple_of(2) {
+                let is_orthogonal = self.method == Method::Orthogonal;
+                let what = if is_orthogonal { "the method orthogonal" } else { "the mirrored start" };
+                complaints.push(Error::OddRank { rank, what });
+            }
         }
         complaints.extend(self.missing_combinations());
         complaints
@@ -250,5 +270,65 @@ mod tests {
         }
         let strength = Options { strength: Strength::Fixed(0.0), ..Options::default() }.complaints();
         assert_eq!(strength[0].to_string(), "the strength is 0, but must be a positive number");
+    }
+
+    /// Options that were saved before there were a scale and a shrinkage are read as what they meant.
+    #[test]
+    #[cfg(feature = "files")]
+    fn older_options_are_read() {
+        let now = Options { channel_scale: ChannelScale::Mean, ..Options::default() };
+        let mut value = serde_json::to_value(&now).unwrap();
+        for field in ["channel_scale", "shrinkage"] {
+            assert!(value.as_object_mut().unwrap().remove(field).is_some(), "{field}");
+        }
+        assert_eq!(serde_json::from_value::<Options>(value).unwrap(), now);
+    }
+
+    /// No entrance of the numerics takes options that have a complaint.
+    #[test]
+    fn options_with_complaints_are_refused_everywhere() {
+        use crate::constraint::{Constraint, Evidence};
+        use crate::factors::LayerShape;
+        use crate::method::{Basis, cntlora, eva};
+        use crate::moments::{Counts, Moments};
+        use faer::Par;
+
+        let rows = crate::random::gaussian::<f32>(50, 6, 1, "rows");
+        let weight = crate::random::gaussian::<f32>(8, 6, 1, "weight");
+        let (moments, counts) = (Moments::of(rows.as_ref()).unwrap(), Counts::new(vec![1, 2, 3]).unwrap());
+        let evidence = Evidence { target: &moments, source: None, cross: None };
+        let limits = Limits { min: 0, max: 4, multiple: 1 };
+        let legal = Options { ranks: Policy::Fixed(4), limits, ..Options::default() };
+        let constraint = Constraint::new(evidence, legal.terms(), Par::Seq).unwrap();
+        let basis = Basis::new(Some(evidence), "s", &legal, Par::Seq).unwrap();
+        let shape = LayerShape::Linear;
+        let draft = basis.decompose(weight.as_ref(), &shape, "w", &legal, Par::Seq).unwrap();
+        let over =
+            Options { ranks: Policy::Fixed(32), limits: Limits { max: 16, ..limits }, ..legal.clone() };
+        assert_eq!(
+            over.complaints().iter().map(ToString::to_string).collect::<Vec<_>>(),
+            ["the rank is 32, but must be at most the largest rank"]
+        );
+        for bad in [
+            over,
+            Options { method: Method::Pissa, start: Start::Update, ..legal.clone() },
+            Options { method: Method::Eva, start: Start::Update, ..legal.clone() },
+            Options { scale: 0.0, ..legal.clone() },
+        ] {
+            let wanted = bad.complaints().remove(0);
+            assert_eq!(bad.check(), Err(wanted.clone()));
+            let refusals = [
+                Basis::new(Some(evidence), "s", &bad, Par::Seq).map(drop),
+                Basis::of_tokens(&counts, None, &bad, Par::Seq).map(drop),
+                basis.decompose(weight.as_ref(), &shape, "w", &bad, Par::Seq).map(drop),
+                draft.initialize(4, &bad).map(drop),
+                cntlora::decompose(&constraint, weight.as_ref(), "w", &bad, Par::Seq).map(drop),
+                cntlora::initialize(evidence, weight.as_ref(), "w", &bad, Par::Seq).map(drop),
+                eva::Directions::new(&moments, "s", &bad, Par::Seq).map(drop),
+            ];
+            for (entrance, refusal) in refusals.into_iter().enumerate() {
+                assert_eq!(refusal, Err(wanted.clone()), "entrance {entrance}");
+            }
+        }
     }
 }

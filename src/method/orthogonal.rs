@@ -19,7 +19,7 @@ use faer::{Mat, Par};
 ///
 /// # Errors
 /// [`Error::Combination`] for a rank below 2; what the decomposition returns.
-pub fn decompose(outputs: usize, inputs: usize, name: &str, options: &Options) -> Result<Nested> {
+pub(super) fn decompose(outputs: usize, inputs: usize, name: &str, options: &Options) -> Result<Nested> {
     const SIZE: f32 = 0.1;
     // A pair for each half of the rank: an odd full rank leaves one out.
     let half = options.fixed_rank(outputs.min(inputs)) / 2;

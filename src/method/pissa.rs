@@ -17,7 +17,12 @@ use faer::{MatRef, Par};
 ///
 /// # Errors
 /// What the decomposition returns.
-pub fn decompose(weight: MatRef<'_, f32>, name: &str, options: &Options, par: Par) -> Result<Decomposition> {
+pub(super) fn decompose(
+    weight: MatRef<'_, f32>,
+    name: &str,
+    options: &Options,
+    par: Par,
+) -> Result<Decomposition> {
     let components = options.components(weight.nrows().min(weight.ncols()));
     let svd = low_rank::truncated_svd(&weight, components, options.seed, name, par)?;
     Ok(of_weight(svd))

@@ -80,7 +80,11 @@ pub(super) fn check_ranks(options: &Options, sites: &[PlannedSite], problems: &m
         Policy::Fixed(rank) if options.has_pairs() && !rank.is_multiple_of(2) => {}
         Policy::Fixed(rank) => {
             let (min, max) = (options.limits.min, options.limits.max);
-            if !rank.is_multiple_of(multiple) || rank < min || rank > max {
+            if rank > max {
+                // The options complain of it themselves.
+                return;
+            }
+            if !rank.is_multiple_of(multiple) || rank < min {
                 let nearest = (rank.clamp(min, max.max(min)) / multiple * multiple).max(multiple);
                 let what = format!("rank {rank} must be from {min} to {max}, in steps of {multiple}");
                 problems

@@ -18,6 +18,7 @@ mod part;
 mod partial;
 mod parts;
 mod ranks;
+mod rows;
 mod saved_layers;
 mod saved_sums;
 mod site;
@@ -148,6 +149,7 @@ fn carry_out(
     let started = Instant::now();
     let sites = with_threads(plan.threads, || work_on_sites(plan, inputs, observer, partial))?;
     check_unchanged(inputs)?;
+    rows::warn_of_few(plan, sites.iter().map(|site| &site.report), observer);
     assemble(plan, inputs, sites, started)
 }
 

@@ -7,7 +7,8 @@
 use super::job::Job;
 use super::part::{PART, Part};
 use super::partial::{JOB, PartialRun};
-use super::{Observer, Outcome, Threads, assemble, check_unchanged, site, with_threads, work_side_by_side};
+use super::{Observer, Outcome, Threads};
+use super::{assemble, check_unchanged, rows, site, with_threads, work_side_by_side};
 use crate::plan::{Inputs, Plan, Shard};
 use crate::storage::{Access, Problem, Problems, Source, quoted};
 use std::collections::BTreeMap;
@@ -27,10 +28,11 @@ pub fn run_part(
     partial: &PartialRun,
 ) -> Result<(), Problems> {
     let work =
-        |planned, threads| site::finish(plan, planned, inputs, threads, observer, Some(partial)).map(drop);
-    with_threads(plan.threads, || {
+        |planned, threads| Ok(site::finish(plan, planned, inputs, threads, observer, Some(partial))?.report);
+    let reports = with_threads(plan.threads, || {
         work_side_by_side(&plan.sites_of(shard), |site| site.is_narrow(), Threads::of(plan), work)
     })?;
+    rows::warn_of_few(plan, reports.iter(), observer);
     check_unchanged(inputs)
 }
 

@@ -110,12 +110,11 @@ fn work<'a>(
             Reading { nonfinite: plan.nonfinite, precision: plan.precision, threads, observer, partial };
         basis_of_rows(plan, planned, inputs, reading, par)?
     };
-    if let Some(used) = basis.damping()
-        && used > plan.method.ridge
-    {
-        let (site, asked) = (quoted(&planned.name), plan.method.ridge);
+    let asked = plan.method.ridge;
+    for (matrix, used) in basis.dampings().into_iter().filter(|(_, used)| *used > asked) {
+        let site = quoted(&planned.name);
         let message = format!(
-            "site {site}: the ridge {asked:e} was too small to factor its activations, and was raised to {used:e}"
+            "site {site}: the ridge {asked:e} was too small to factor the {matrix}, and was raised to {used:e} for it"
         );
         observer.event(Event::Warning { message });
     }

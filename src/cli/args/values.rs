@@ -52,6 +52,22 @@ pub enum Precision {
     Bf16,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ChannelScale {
+    /// The mean over all channels, which a few loud channels decide
+    Mean,
+    /// The median over the channels that are not silent
+    Median,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Shrinkage {
+    /// None: covariances as they were measured
+    None,
+    /// Oracle Approximating Shrinkage: correlations between channels become smaller, the fewer rows there are
+    Oas,
+}
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Method {
     /// Constraints between pre-training and fine-tuning activations; variable ranks

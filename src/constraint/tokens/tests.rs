@@ -80,10 +80,14 @@ fn corners() -> Vec<Counts> {
     vec![of(vec![1; 14]), of(often), of([vec![0; 9], vec![1; 8], vec![2, 2, 9, 40]].concat())]
 }
 
+fn terms(coupling: Coupling, preserve: f64) -> Terms {
+    Terms { coupling, preserve, ridge: RIDGE, ..Options::default().terms() }
+}
+
 fn all_terms() -> impl Iterator<Item = Terms> {
-    [Coupling::Transport, Coupling::Uncorrelated].into_iter().flat_map(|coupling| {
-        [0.0, 0.7].into_iter().map(move |preserve| Terms { coupling, preserve, ridge: RIDGE })
-    })
+    [Coupling::Transport, Coupling::Uncorrelated]
+        .into_iter()
+        .flat_map(|coupling| [0.0, 0.7].into_iter().map(move |preserve| terms(coupling, preserve)))
 }
 
 fn double(matrix: &Mat<f32>) -> Mat<f64> {
@@ -220,7 +224,7 @@ fn corda_agrees_with_the_dense_formula() {
     let damped = &second + identity(target.width(), ridge(&second));
     for (method, first) in [(Method::CordaIpm, 0), (Method::CordaKpm, 4)] {
         let (wanted, tolerance) = triplets(&(double(&weight) * &damped), first);
-        let terms = Terms { coupling: Coupling::Transport, preserve: 0.0, ridge: RIDGE };
+        let terms = terms(Coupling::Transport, 0.0);
         let (product, _) = made(&weight, target, None, &options(method, terms, Norm::Weights));
         assert!(close(&(product * &damped), &wanted, tolerance), "{method:?}");
     }
@@ -230,30 +234,50 @@ fn corda_agrees_with_the_dense_formula() {
 #[test]
 fn counts_without_content_are_refused() {
     let one = Counts::new(vec![0, 7, 0]).unwrap();
-    let terms = |coupling| Terms { coupling, preserve: 0.0, ridge: RIDGE };
+    let terms = |coupling| terms(coupling, 0.0);
     let refusal = |coupling, source: Option<&Counts>| {
         TokenConstraint::new(&one, source, terms(coupling), Par::Seq).map(|_| ()).unwrap_err()
     };
     let constant = Error::NoVariation { what: "all rows of activations are equal" };
+    // A single token varies in no coupling: there is nothing to update.
     assert_eq!(refusal(Coupling::Transport, None), constant);
+    assert_eq!(refusal(Coupling::Uncorrelated, None), constant);
+    assert_eq!(refusal(Coupling::Uncorrelated, Some(&Counts::new(vec![1, 2, 3]).unwrap())), constant);
     assert_eq!(refusal(Coupling::Paired, Some(&one)), Error::NoPairs);
     let shape = Error::Shape { what: "tokens of the source activations", expected: 3, found: 2 };
     let other = Counts::new(vec![1, 1]).unwrap();
     assert_eq!(refusal(Coupling::Transport, Some(&other)), shape);
-    assert!(TokenConstraint::new(&one, None, terms(Coupling::Uncorrelated), Par::Seq).is_ok());
     let weight = Mat::<f32>::zeros(4, 2);
     let basis = Basis::of_tokens(&other, None, &Options::default(), Par::Seq).unwrap();
     let decomposed = |weight: &Mat<f32>| {
         let limits = crate::rank::Limits { min: 0, max: 2, multiple: 1 };
-        let options = Options { limits, ..Options::default() };
+        let options = Options { limits, ranks: crate::rank::Policy::Fixed(2), ..Options::default() };
         basis.decompose(weight.as_ref(), &LayerShape::Embedding, "e", &options, Par::Seq)
     };
     assert!(decomposed(&Mat::zeros(4, 3)).is_err());
     assert!(decomposed(&weight).is_ok());
     for method in [Method::Eva, Method::Orthogonal] {
-        let options = Options { method, ..Options::default() };
+        let options = Options { method, start: method.starts()[0], ..Options::default() };
         let refused = Basis::of_tokens(&other, None, &options, Par::Seq).map(|_| ()).unwrap_err();
         let start = format!("the method {} has no embeddings: ", method.name());
         assert!(refused.to_string().starts_with(&start), "{refused}");
+    }
+}
+
+/// Every ridge ends: legal ones in a result, the others in a refusal.
+#[test]
+fn every_ridge_ends() {
+    let target = counts(30, 1);
+    for coupling in [Coupling::Transport, Coupling::Uncorrelated] {
+        for ridge in [f64::from_bits(1), 1e-300, 1e-18, 1.0] {
+            let made = TokenConstraint::new(&target, None, Terms { ridge, ..terms(coupling, 0.0) }, Par::Seq);
+            let dampings = made.unwrap().dampings();
+            assert_eq!(dampings.denominator, ridge);
+            assert_eq!(dampings.covariance.is_some(), coupling == Coupling::Transport);
+        }
+        for ridge in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e300] {
+            let made = TokenConstraint::new(&target, None, Terms { ridge, ..terms(coupling, 0.0) }, Par::Seq);
+            assert!(matches!(made, Err(Error::Option { what: "the ridge", .. })), "{ridge}");
+        }
     }
 }

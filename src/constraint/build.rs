@@ -1,0 +1,114 @@
+//! From the statistics of a site to its factored constraints.
+
+use super::ladder::Ladder;
+use super::operands::{Operands, convert};
+use super::statistics::{Range, Statistics};
+use super::{Constraint, Coupling, Damped, Dampings, Evidence, Matrices, Terms, transport};
+use crate::dense;
+use crate::error::{Error, Result};
+use faer::Par;
+
+/// What the constraints of a site are made from.
+pub(super) struct Site<'a> {
+    pub(super) evidence: Evidence<'a>,
+    pub(super) target: Statistics,
+    pub(super) source: Option<Statistics>,
+    /// The range of the target, where the noise outside it was removed.
+    pub(super) range: Option<Range>,
+    pub(super) terms: Terms,
+}
+
+impl Site<'_> {
+    /// Factors the constraints. Without a [`Range`] every factorization is tried once, with the ridge as it is.
+    ///
+    /// # Errors
+    /// As [`Constraint::new`].
+    pub(super) fn build(self, par: Par) -> Result<Constraint> {
+        let Self { evidence, mut target, mut source, range, terms } = self;
+        let Terms { ridge, channel_scale, shrinkage, .. } = terms;
+        let width = target.mean.nrows();
+        let ladder = Ladder::new(ridge, width, range.is_some());
+        target.shrink(shrinkage, evidence.target.count());
+        if let (Some(source), Some(moments)) = (&mut source, evidence.source) {
+            source.shrink(shrinkage, moments.count());
+            let lambda = ridge * source.channel_variance(channel_scale);
+            source.covariance.add_to_diagonal(lambda);
+        }
+        let variance = target.channel_variance(channel_scale);
+        let source_mean = source.as_ref().map_or(&target.mean, |source| &source.mean);
+        let shift = source_mean - &target.mean;
+
+        let (mut covariance_damping, mut frechet_distance) = (None, None);
+        let change = match terms.coupling {
+            Coupling::Uncorrelated => &shift * target.mean.transpose() - &target.covariance,
+            Coupling::Transport => {
+                let (moved, damping) = ladder.climb("covariance of the activations", |damping| {
+                    let lambda = damping * variance;
+                    let mut damped = target.covariance.clone();
+                    damped.add_to_diagonal(lambda);
+                    match &source {
+                        None => transport::isotropic(damped, lambda, variance, par),
+                        Some(source) => {
+                            transport::measured(&target.covariance, damped, source.covariance.as_ref(), par)
+                        }
+                    }
+                })?;
+                covariance_damping = Some(damping);
+                if let (Some(source), Some(overlap)) = (&source, moved.overlap) {
+                    let damped = target.variance() + width as f64 * damping * variance;
+                    let square = shift.squared_norm_l2() + damped + source.variance() - 2.0 * overlap;
+                    frechet_distance = Some(square.max(0.0).sqrt());
+                }
+                moved.cross - &target.covariance + &shift * target.mean.transpose()
+            }
+            Coupling::Paired => {
+                // The second moment of the same rows as the cross moment: not shrunk.
+                let change = evidence.cross.ok_or(Error::MissingSource)? - evidence.target.second_moment()?;
+                match (&range, &source) {
+                    (Some(range), Some(_)) => {
+                        let of_means = &shift * target.mean.transpose();
+                        range.restrict(&(change - &of_means), par) + of_means
+                    }
+                    _ => change,
+                }
+            }
+        };
+
+        let second = target.second_moment();
+        let second_moment = convert("second moment of the activations", &second)?;
+        let channel = channel_scale.of(second.diagonal().column_vector().iter().copied().collect());
+        let (denominator, denominator_damping) =
+            ladder.climb("second moment of the activations", |damping| {
+                let mut matrix = second.clone();
+                if terms.preserve > 0.0 {
+                    matrix += source_mean * source_mean.transpose() * faer::Scale(terms.preserve);
+                    match &source {
+                        Some(source) => matrix += &source.covariance * faer::Scale(terms.preserve),
+                        None => matrix.add_to_diagonal(terms.preserve * variance),
+                    }
+                }
+                matrix.add_to_diagonal(damping * channel);
+                Ok(dense::cholesky(matrix, par))
+            })?;
+        let (metric, metric_damping) = if terms.preserve > 0.0 {
+            let (metric, damping) = ladder.climb("metric of the activations", |damping| {
+                let mut matrix = second.clone();
+                matrix.add_to_diagonal(damping * channel);
+                Ok(dense::cholesky(matrix, par))
+            })?;
+            (Some(metric), Some(damping))
+        } else {
+            (None, None)
+        };
+        let matrices = match range {
+            None => Matrices::Single(Operands::new(change, denominator, metric)?),
+            Some(_) => Matrices::Double(Operands::new(change, denominator, metric)?),
+        };
+        let dampings = Dampings {
+            covariance: covariance_damping,
+            denominator: denominator_damping,
+            metric: metric_damping,
+        };
+        Ok(Constraint { second_moment, matrices, dampings, frechet_distance })
+    }
+}

@@ -1,0 +1,124 @@
+//! The matrices of a site that are applied to thin blocks, in the precision that they need.
+
+use super::Norm;
+use crate::dense::{self, Real};
+use crate::error::Result;
+use faer::linalg::triangular_solve::{solve_lower_triangular_in_place, solve_upper_triangular_in_place};
+use faer::{Mat, MatMut, MatRef, Par};
+
+/// A number that converts to and from f32 and f64.
+pub(super) trait Number: Real {
+    fn from_f64(value: f64) -> Self;
+    fn from_f32(value: f32) -> Self;
+    fn to_f32(self) -> f32;
+}
+
+impl Number for f32 {
+    fn from_f64(value: f64) -> Self {
+        value as f32
+    }
+    fn from_f32(value: f32) -> Self {
+        value
+    }
+    fn to_f32(self) -> f32 {
+        self
+    }
+}
+
+impl Number for f64 {
+    fn from_f64(value: f64) -> Self {
+        value
+    }
+    fn from_f32(value: f32) -> Self {
+        value.into()
+    }
+    fn to_f32(self) -> f32 {
+        self as f32
+    }
+}
+
+/// The factored constraints of a site.
+#[derive(Debug)]
+pub(super) struct Operands<T> {
+    /// `K − C`.
+    change: Mat<T>,
+    /// Lower `G` with `G Gᵀ = C + ρ_p S + λ I`.
+    denominator: Mat<T>,
+    /// Lower `F` with `F Fᵀ = C + λ I`, where that is not `G`.
+    metric: Option<Mat<T>>,
+}
+
+/// Converts a matrix, and refuses one that does not fit the format.
+///
+/// # Errors
+/// [`Error::NonFinite`](crate::error::Error::NonFinite), naming `what`.
+pub(super) fn convert<T: Number>(what: &'static str, matrix: &Mat<f64>) -> Result<Mat<T>> {
+    let converted = Mat::from_fn(matrix.nrows(), matrix.ncols(), |i, j| T::from_f64(matrix[(i, j)]));
+    dense::check_finite(what, converted.as_ref())?;
+    Ok(converted)
+}
+
+impl<T: Number> Operands<T> {
+    /// Takes the matrices over from f64.
+    ///
+    /// # Errors
+    /// [`Error::NonFinite`](crate::error::Error::NonFinite) for a number that does not fit `T`.
+    pub(super) fn new(change: Mat<f64>, denominator: Mat<f64>, metric: Option<Mat<f64>>) -> Result<Self> {
+        let change = convert("cross moment of the activations", &change)?;
+        let denominator = convert("constraints of the site", &denominator)?;
+        let metric = metric.map(|metric| convert("metric of the activations", &metric)).transpose()?;
+        Ok(Self { change, denominator, metric })
+    }
+
+    /// See [`SiteOperator::apply`](super::SiteOperator::apply).
+    pub(super) fn apply(&self, norm: Norm, block: MatRef<'_, f32>, par: Par) -> Mat<f32> {
+        let denominator = self.denominator.as_ref();
+        let mut x = widen(block);
+        match (norm, &self.metric) {
+            // G⁻¹ F = I
+            (Norm::Activations, None) => {}
+            (Norm::Activations, Some(metric)) => {
+                x = dense::thin_product(metric.as_ref(), x.as_ref(), par);
+                solve_lower_triangular_in_place(denominator, x.as_mut(), par);
+            }
+            (Norm::Weights, _) => solve_lower_triangular_in_place(denominator, x.as_mut(), par),
+        }
+        solve_upper_triangular_in_place(denominator.transpose(), x.as_mut(), par);
+        narrow(dense::thin_product(self.change.as_ref(), x.as_ref(), par))
+    }
+
+    /// See [`SiteOperator::apply_transpose`](super::SiteOperator::apply_transpose).
+    pub(super) fn apply_transpose(&self, norm: Norm, block: MatRef<'_, f32>, par: Par) -> Mat<f32> {
+        let denominator = self.denominator.as_ref();
+        let block: Mat<T> = widen(block);
+        let mut x = dense::thin_product(self.change.transpose(), block.as_ref(), par);
+        solve_lower_triangular_in_place(denominator, x.as_mut(), par);
+        match (norm, &self.metric) {
+            (Norm::Activations, None) => narrow(x),
+            (Norm::Activations, Some(metric)) => {
+                solve_upper_triangular_in_place(denominator.transpose(), x.as_mut(), par);
+                narrow(dense::thin_product(metric.transpose(), x.as_ref(), par))
+            }
+            (Norm::Weights, _) => {
+                solve_upper_triangular_in_place(denominator.transpose(), x.as_mut(), par);
+                narrow(x)
+            }
+        }
+    }
+
+    /// `F⁻ᵀ V`, in place.
+    pub(super) fn leave_metric(&self, mut block: MatMut<'_, f32>, par: Par) {
+        let metric = self.metric.as_ref().unwrap_or(&self.denominator);
+        let mut x: Mat<T> = widen(block.as_ref());
+        solve_upper_triangular_in_place(metric.transpose(), x.as_mut(), par);
+        block.copy_from(narrow(x));
+    }
+}
+
+fn widen<T: Number>(block: MatRef<'_, f32>) -> Mat<T> {
+    Mat::from_fn(block.nrows(), block.ncols(), |i, j| T::from_f32(block[(i, j)]))
+}
+
+fn narrow<T: Number>(block: Mat<T>) -> Mat<f32> {
+    Mat::from_fn(block.nrows(), block.ncols(), |i, j| block[(i, j)].to_f32())
+}

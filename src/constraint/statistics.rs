@@ -1,0 +1,201 @@
+//! Mean and covariance of activations as the constraints use them: without the rounding noise of the sums, shrunk on
+//! request, and with one number for the scale of a channel.
+//!
+//! Noise and shrinkage are judged channel by channel, on the correlation matrix `D^-½ Σ D^-½` with `D = diag Σ`: the rounding
+//! errors of a sum of products scale with both of its channels, and neither a loud nor a quiet channel decides for the others.
+
+use super::{ChannelScale, Shrinkage};
+use crate::dense;
+use crate::error::{Error, Result};
+use crate::moments::Moments;
+use faer::{Col, Mat, Par};
+
+/// Variance below this share of the second moment is the rounding error of `C − μμᵀ`, since Gram matrices accumulate in f32
+/// within a block.
+pub(crate) const RESOLUTION: f64 = 4.0 * f32::EPSILON as f64;
+
+/// A channel whose mean square is below this share of the largest one has no say in the median.
+const SILENT: f64 = f32::EPSILON as f64 * f32::EPSILON as f64;
+
+/// Statistics of one kind of activations.
+#[derive(Clone, Debug)]
+pub(super) struct Statistics {
+    pub(super) mean: Col<f64>,
+    /// `Σ`.
+    pub(super) covariance: Mat<f64>,
+}
+
+/// The part of the space in which activations vary: `x − μ = D^½ U Uᵀ D^-½ (x − μ)`.
+#[derive(Debug)]
+pub(super) struct Range {
+    /// `D^½ U`.
+    scaled: Mat<f64>,
+    /// `D^-½ U`.
+    unscaled: Mat<f64>,
+}
+
+impl Range {
+    /// `M D^-½ U Uᵀ D^½`: the rows of `M` without their parts that no centred activation has.
+    pub(super) fn restrict(&self, matrix: &Mat<f64>, par: Par) -> Mat<f64> {
+        let inside = dense::product(matrix.as_ref(), self.unscaled.as_ref(), par);
+        dense::product(inside.as_ref(), self.scaled.transpose(), par)
+    }
+}
+
+impl Statistics {
+    /// Those of the rows of a site.
+    ///
+    /// # Errors
+    /// [`Error::NoRows`]; [`Error::NonFinite`] if the squares are too large.
+    pub(super) fn of(moments: &Moments) -> Result<Self> {
+        let mean = moments.mean()?;
+        let mut covariance = moments.second_moment()?;
+        covariance -= &mean * mean.transpose();
+        let statistics = Self { mean, covariance };
+        if !statistics.square().is_finite() {
+            return Err(Error::NonFinite { what: "second moment of the activations" });
+        }
+        Ok(statistics)
+    }
+
+    /// Refuses activations that do not vary.
+    ///
+    /// # Errors
+    /// [`Error::NoVariation`] for activations that are all zero, whose squares are too small for f32, or that are all equal.
+    pub(super) fn check_variation(&self, moments: &Moments) -> Result<()> {
+        let square = self.square();
+        // Squares of smaller numbers lose their digits in f32, and then vanish.
+        if square < f64::from(f32::MIN_POSITIVE) * self.mean.nrows() as f64 {
+            let is_zero = moments.abs_max().iter().all(|&value| value == 0.0);
+            let tiny = "the squares of the activations are too small for f32";
+            return Err(Error::NoVariation { what: if is_zero { "all activations are zero" } else { tiny } });
+        }
+        if self.variance() <= RESOLUTION * square {
+            return Err(Error::NoVariation { what: "all rows of activations are equal" });
+        }
+        Ok(())
+    }
+
+    /// `tr Σ`.
+    pub(super) fn variance(&self) -> f64 {
+        self.covariance.diagonal().column_vector().iter().sum()
+    }
+
+    /// `tr C = E|x|²`.
+    fn square(&self) -> f64 {
+        self.variance() + self.mean.squared_norm_l2()
+    }
+
+    /// `C = Σ + μμᵀ`.
+    pub(super) fn second_moment(&self) -> Mat<f64> {
+        &self.covariance + &self.mean * self.mean.transpose()
+    }
+
+    /// Scale of the variance of a channel.
+    pub(super) fn channel_variance(&self, scale: ChannelScale) -> f64 {
+        scale.of(self.variances().collect())
+    }
+
+    /// Removes what is noise: eigenvalues of the correlation matrix below the rounding error of the sums become zero. Returns the
+    /// range that is left. `O(d³)` operations.
+    ///
+    /// # Errors
+    /// What the eigendecomposition returns.
+    pub(super) fn remove_noise(&mut self, par: Par) -> Result<Range> {
+        let width = self.mean.nrows();
+        let deviations = self.deviations();
+        let correlation = self.correlation(&deviations);
+        let (values, vectors) =
+            dense::self_adjoint_eigen("covariance of the activations", correlation.as_ref(), par)?;
+        let first = values.partition_point(|value| *value <= noise(width));
+        let kept = vectors.subcols(first, width - first);
+        let scaled = Mat::from_fn(width, kept.ncols(), |i, j| kept[(i, j)] * deviations[i]);
+        let inverse = |deviation: f64| if deviation > 0.0 { deviation.recip() } else { 0.0 };
+        let unscaled = Mat::from_fn(width, kept.ncols(), |i, j| kept[(i, j)] * inverse(deviations[i]));
+        let weighted = Mat::from_fn(width, kept.ncols(), |i, j| scaled[(i, j)] * values[first + j]);
+        let product = dense::product(weighted.as_ref(), scaled.transpose(), par);
+        self.covariance = Mat::from_fn(width, width, |i, j| 0.5 * (product[(i, j)] + product[(j, i)]));
+        Ok(Range { scaled, unscaled })
+    }
+
+    /// Shrinks the covariance of `count` rows toward its diagonal, by the Oracle Approximating Shrinkage of Chen, Wiesel, Eldar &
+    /// Hero, *Shrinkage Algorithms for MMSE Covariance Estimation*, 2010, equation 23, of the correlation matrix: its target there,
+    /// `(tr / d) I`, is the identity.
+    pub(super) fn shrink(&mut self, shrinkage: Shrinkage, count: u64) {
+        if shrinkage == Shrinkage::None {
+            return;
+        }
+        let deviations = self.deviations();
+        let correlation = self.correlation(&deviations);
+        let live = deviations.iter().filter(|deviation| **deviation > 0.0).count() as f64;
+        let kept = 1.0 - oracle_approximating(count as f64, live, correlation.squared_norm_l2());
+        for j in 0..self.mean.nrows() {
+            for i in 0..self.mean.nrows() {
+                if i != j {
+                    self.covariance[(i, j)] *= kept;
+                }
+            }
+        }
+    }
+
+    /// Variance of each channel; zero where it is the rounding error of the mean square.
+    fn variances(&self) -> impl Iterator<Item = f64> {
+        (0..self.mean.nrows()).map(|i| {
+            let variance = self.covariance[(i, i)];
+            if variance > RESOLUTION * (variance + self.mean[i].powi(2)) { variance } else { 0.0 }
+        })
+    }
+
+    /// Standard deviation of each channel.
+    fn deviations(&self) -> Vec<f64> {
+        self.variances().map(f64::sqrt).collect()
+    }
+
+    /// `D^-½ Σ D^-½`, with zeros for channels that do not vary.
+    fn correlation(&self, deviations: &[f64]) -> Mat<f64> {
+        let width = deviations.len();
+        Mat::from_fn(width, width, |i, j| {
+            let scale = deviations[i] * deviations[j];
+            if scale > 0.0 { self.covariance[(i, j)] / scale } else { 0.0 }
+        })
+    }
+}
+
+/// Eigenvalues of a correlation matrix at or below this are rounding errors of sums that were accumulated in f32 within blocks:
+/// errors of independent signs in `d × d` entries have a spectral norm in proportion to `√d`.
+pub(super) fn noise(width: usize) -> f64 {
+    RESOLUTION * (width as f64).sqrt().max(4.0)
+}
+
+/// Whether a relative damping is so small that the rounding errors of the sums would be felt beside it.
+pub(super) fn is_near_noise(ridge: f64, width: usize) -> bool {
+    /// Errors below a hundredth of the damping do no harm.
+    const MARGIN: f64 = 100.0;
+    ridge < MARGIN * noise(width)
+}
+
+/// Share of the target in the Oracle Approximating Shrinkage of a correlation matrix of `d` channels from `n` rows, whose trace is
+/// `d` and whose squared Frobenius norm is given.
+fn oracle_approximating(n: f64, d: f64, square: f64) -> f64 {
+    let numerator = (1.0 - 2.0 / d) * square + d * d;
+    let denominator = (n + 1.0 - 2.0 / d) * (square - d);
+    if numerator < denominator { numerator / denominator } else { 1.0 }
+}
+
+impl ChannelScale {
+    /// The scale of these mean squares, one per channel.
+    pub(super) fn of(self, mut values: Vec<f64>) -> f64 {
+        match self {
+            Self::Mean => values.iter().sum::<f64>() / values.len() as f64,
+            Self::Median => {
+                let loudest = values.iter().copied().fold(0.0, f64::max);
+                values.retain(|value| *value > SILENT * loudest);
+                values.sort_unstable_by(f64::total_cmp);
+                match values.len() {
+                    0 => 0.0,
+                    live => 0.5 * (values[(live - 1) / 2] + values[live / 2]),
+                }
+            }
+        }
+    }
+}

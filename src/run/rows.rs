@@ -1,0 +1,95 @@
+//! One warning per run about sites with few rows for their width.
+
+use super::{Event, Observer};
+use crate::constraint::rows_wanted;
+use crate::method::Method;
+use crate::plan::Plan;
+use crate::report::SiteReport;
+use crate::storage::quoted;
+use std::collections::BTreeSet;
+
+/// Warns of sites whose statistics come from fewer rows than they should. Counts of tokens have no width in this sense.
+pub(super) fn warn_of_few<'a>(
+    plan: &Plan,
+    sites: impl Iterator<Item = &'a SiteReport>,
+    observer: &dyn Observer,
+) {
+    if !plan.method.method.reads_activations() {
+        return;
+    }
+    let embeddings: BTreeSet<&str> =
+        plan.sites.iter().filter(|site| site.classes.is_some()).map(|site| site.name.as_str()).collect();
+    let sites: Vec<&SiteReport> = sites.filter(|site| !embeddings.contains(site.name.as_str())).collect();
+    let shrinks = plan.method.method == Method::Cntlora;
+    for message in few("fine-tuning", shrinks, &sites, |site| Some(site.rows)).into_iter().chain(few(
+        "pre-training",
+        shrinks,
+        &sites,
+        |site| site.source_rows,
+    )) {
+        observer.event(Event::Warning { message });
+    }
+}
+
+/// The warning for one kind of rows, if any site has too few of them.
+fn few(
+    kind: &str,
+    shrinks: bool,
+    sites: &[&SiteReport],
+    rows: impl Fn(&SiteReport) -> Option<u64>,
+) -> Option<String> {
+    let few = sites.iter().filter_map(|site| {
+        let rows = rows(site)?;
+        (rows < rows_wanted(site.width)).then_some((site, rows))
+    });
+    let few: Vec<_> = few.collect();
+    let share = |(site, rows): &(&&SiteReport, u64)| *rows as f64 / site.width as f64;
+    let (worst, found) = few.iter().min_by(|a, b| share(a).total_cmp(&share(b)))?;
+    let (name, width, wanted) = (quoted(&worst.name), worst.width, rows_wanted(worst.width));
+    let advice = if shrinks { ", or try --shrinkage oas" } else { "" };
+    Some(format!(
+        "{} of {} sites have fewer {kind} rows than 4 times their width, so that part of their statistics is noise; fewest for its \
+         width has site {name}: {found} rows of width {width}, where {wanted} would do. Record more rows{advice}",
+        few.len(),
+        sites.len(),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn site(name: &str, width: usize, rows: u64, source_rows: Option<u64>) -> SiteReport {
+        SiteReport {
+            name: name.into(),
+            width,
+            rows,
+            source_rows,
+            skipped_rows: 0,
+            damping: 0.01,
+            spread: None,
+            source_spread: None,
+            frechet_distance: None,
+            moments_seconds: 0.0,
+            constraint_seconds: 0.0,
+        }
+    }
+
+    /// One line, whatever the number of sites: how many there are, and the worst of them.
+    #[test]
+    fn the_worst_site_is_named() {
+        let sites = [site("a", 10, 39, Some(40)), site("b", 100, 300, None), site("c", 10, 40, Some(7))];
+        let sites: Vec<&SiteReport> = sites.iter().collect();
+        let message = few("fine-tuning", true, &sites, |site| Some(site.rows)).unwrap();
+        assert_eq!(
+            message,
+            "2 of 3 sites have fewer fine-tuning rows than 4 times their width, so that part of their statistics is noise; \
+             fewest for its width has site \"b\": 300 rows of width 100, where 400 would do. Record more rows, or try \
+             --shrinkage oas"
+        );
+        let message = few("pre-training", false, &sites, |site| site.source_rows).unwrap();
+        assert!(message.starts_with("1 of 3 sites have fewer pre-training rows"), "{message}");
+        assert!(message.contains("site \"c\": 7 rows") && message.ends_with("Record more rows"), "{message}");
+        assert_eq!(few("fine-tuning", true, &sites[2..], |site| Some(site.rows)), None);
+    }
+}
