@@ -76,7 +76,7 @@ fn site_and_layer(c: &mut Criterion) {
     let mut group = c.benchmark_group("moments_ready");
     group.sample_size(10).sampling_mode(SamplingMode::Flat);
     let moments = moments(SIDE, 2048);
-    let evidence = Evidence { target: &moments, source: None, cross: None };
+    let evidence = Evidence { target: &moments, source: None, change: None };
     // Row after row, as it comes from a checkpoint.
     let weight = random::gaussian::<f32>(SIDE, SIDE, 2, "weight");
     let weight = weight.transpose();
@@ -106,7 +106,7 @@ fn whole_job(c: &mut Criterion) {
     group.bench_function(BenchmarkId::new("rank_16", WIDTH), |b| {
         b.iter(|| {
             let moments = Moments::of(rows.as_ref()).expect("finite");
-            let evidence = Evidence { target: &moments, source: None, cross: None };
+            let evidence = Evidence { target: &moments, source: None, change: None };
             method::initialize(evidence, weight.as_ref(), "layer", &options, parallel()).expect("factors")
         });
     });

@@ -30,7 +30,7 @@ fn main() -> Result<()> {
         limits: Limits { min: 1, max: 32, multiple: 1 },
         ..Options::default()
     };
-    let evidence = Evidence { target: &moments, source: None, cross: None };
+    let evidence = Evidence { target: &moments, source: None, change: None };
     let constraint = Constraint::new(evidence, options.terms(), Par::Seq)?;
     let weights = [("query", &query), ("value", &value)];
     let updates = weights

@@ -9,12 +9,15 @@ use faer::diag::Diag;
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::{cholesky::llt, evd, householder, matmul::matmul, qr::no_pivoting, svd};
 use faer::traits::RealField;
+use faer::traits::math_utils::{eps, from_f64};
 use faer::{Accum, Conj, Mat, MatRef, Par, Spec};
 
 /// A floating-point type that the numerics compute with.
 pub trait Real: RealField + Copy {
     /// Whether the value is neither NaN nor infinite.
     fn finite(self) -> bool;
+    /// The same number in f64.
+    fn to_f64(self) -> f64;
     /// Zero.
     const ZERO: Self;
     /// One.
@@ -25,6 +28,9 @@ impl Real for f32 {
     fn finite(self) -> bool {
         self.is_finite()
     }
+    fn to_f64(self) -> f64 {
+        f64::from(self)
+    }
     const ZERO: Self = 0.0;
     const ONE: Self = 1.0;
 }
@@ -32,6 +38,9 @@ impl Real for f32 {
 impl Real for f64 {
     fn finite(self) -> bool {
         self.is_finite()
+    }
+    fn to_f64(self) -> f64 {
+        self
     }
     const ZERO: Self = 0.0;
     const ONE: Self = 1.0;
@@ -58,6 +67,16 @@ pub fn check_finite<T: Real>(what: &'static str, a: MatRef<'_, T>) -> Result<()>
         if a.row_stride().unsigned_abs() <= a.col_stride().unsigned_abs() { a } else { a.transpose() };
     let finite = columns.col_iter().all(|column| column.iter().all(|value| value.finite()));
     if finite { Ok(()) } else { Err(Error::NonFinite { what }) }
+}
+
+/// The same numbers in f64.
+pub fn to_f64(a: MatRef<'_, f32>) -> Mat<f64> {
+    Mat::from_fn(a.nrows(), a.ncols(), |i, j| f64::from(a[(i, j)]))
+}
+
+/// The nearest numbers in f32, without a check that they are finite.
+pub fn to_f32(a: MatRef<'_, f64>) -> Mat<f32> {
+    Mat::from_fn(a.nrows(), a.ncols(), |i, j| a[(i, j)] as f32)
 }
 
 /// The product `A B`.
@@ -129,12 +148,40 @@ pub fn self_adjoint_eigen<T: Real>(
     Ok((values.column_vector().iter().copied().collect(), vectors))
 }
 
-/// Thin singular value decomposition.
+/// Thin singular value decomposition, singular values descending.
+///
+/// The matrix is first divided by a power of two near its largest entry, which changes no digit, so that squares neither underflow
+/// nor overflow. Where faer's iteration does not converge, as for some matrices of low rank whose remainders underflow, it is
+/// repeated with noise of the size of one rounding.
 ///
 /// # Errors
 /// [`Error::NonFinite`] for a matrix or a result with NaN or infinity, [`Error::NoConvergence`].
 pub fn thin_svd<T: Real>(what: &'static str, a: MatRef<'_, T>, par: Par) -> Result<Svd<T>> {
     check_finite(what, a)?;
+    let largest: f64 = a.norm_max().to_f64();
+    let exponent = if largest > 0.0 { largest.log2().ceil() } else { 0.0 };
+    // In two steps, because the power itself may overflow or underflow in f32.
+    let half = from_f64::<T>((exponent / 2.0).floor().exp2());
+    let rest = from_f64::<T>((exponent - (exponent / 2.0).floor()).exp2());
+    let scaled = Mat::from_fn(a.nrows(), a.ncols(), |i, j| a[(i, j)] / half / rest);
+    let noisy = || {
+        let noise = crate::random::gaussian::<T>(a.nrows(), a.ncols(), 0, "rounding noise");
+        Mat::from_fn(a.nrows(), a.ncols(), |i, j| scaled[(i, j)] + noise[(i, j)] * eps::<T>())
+    };
+    let svd = faer_svd(scaled.as_ref(), par).or_else(|| {
+        tracing::debug!(what, "the decomposition is repeated with rounding noise");
+        faer_svd(noisy().as_ref(), par)
+    });
+    let Svd { u, s, v } = svd.ok_or(Error::NoConvergence { what: "singular value decomposition" })?;
+    let s: Vec<T> = s.into_iter().map(|s| s * half * rest).collect();
+    check_finite(what, MatRef::from_column_major_slice(&s, s.len(), 1))?;
+    check_finite(what, u.as_ref())?;
+    check_finite(what, v.as_ref())?;
+    Ok(Svd { u, s, v })
+}
+
+/// `None` if it does not converge.
+fn faer_svd<T: Real>(a: MatRef<'_, T>, par: Par) -> Option<Svd<T>> {
     let (m, n) = a.shape();
     let size = m.min(n);
     let (mut u, mut s, mut v) = (Mat::zeros(m, size), Diag::zeros(size), Mat::zeros(n, size));
@@ -149,11 +196,16 @@ pub fn thin_svd<T: Real>(what: &'static str, a: MatRef<'_, T>, par: Par) -> Resu
         MemStack::new(&mut memory),
         Spec::default(),
     )
-    .map_err(|_| Error::NoConvergence { what: "singular value decomposition" })?;
-    check_finite(what, s.column_vector().as_mat())?;
-    check_finite(what, u.as_ref())?;
-    check_finite(what, v.as_ref())?;
-    Ok(Svd { u, s: s.column_vector().iter().copied().collect(), v })
+    .ok()?;
+    let s: Vec<T> = s.column_vector().iter().copied().collect();
+    if s.is_sorted_by(|a, b| a >= b) || s.iter().any(|s| !s.finite()) {
+        return Some(Svd { u, s, v });
+    }
+    // faer does not sort them where remainders of its bidiagonalization underflow, as of integer matrices of low rank.
+    let mut order: Vec<usize> = (0..size).collect();
+    order.sort_by(|&i, &j| s[j].to_f64().total_cmp(&s[i].to_f64()));
+    let sorted = |q: Mat<T>| Mat::from_fn(q.nrows(), size, |i, j| q[(i, order[j])]);
+    Some(Svd { u: sorted(u), s: order.iter().map(|&i| s[i]).collect(), v: sorted(v) })
 }
 
 /// `Q (m × n)` with orthonormal columns and `R (n × n)`, upper triangular, with `A = Q R`. `m` must be at least `n`.
@@ -253,6 +305,27 @@ mod tests {
         let square = huge.transpose() * &huge;
         assert!(self_adjoint_eigen("square", square.as_ref(), Par::Seq).is_err());
         assert!(cholesky(square, Par::Seq).is_none());
+    }
+
+    /// An integer matrix of rank two, whose singular values faer returns out of order.
+    #[test]
+    fn singular_values_of_low_rank_are_sorted() {
+        let entry = |i: usize, j: usize, t: usize| {
+            (((i * (2 * t + 3) + t) % 7) as f64 - 3.0) * (((j * (3 * t + 5) + 2 * t) % 5) as f64 - 2.0)
+        };
+        let a = Mat::from_fn(300, 300, |i, j| entry(i, j, 0) + entry(i, j, 1));
+        fn sorted<T: Real>(a: &Mat<T>) -> Svd<T> {
+            let svd = thin_svd("a", a.as_ref(), Par::Seq).unwrap();
+            assert!(svd.s.is_sorted_by(|a, b| a >= b));
+            svd
+        }
+        let svd = sorted(&a);
+        let scaled = Mat::from_fn(300, 300, |i, j| svd.u[(i, j)] * svd.s[j]);
+        assert!(difference((scaled * svd.v.transpose()).as_ref(), a.as_ref()) < 1e-10);
+        let single = sorted(&to_f32(a.as_ref()));
+        for (i, (a, b)) in svd.s.iter().zip(&single.s).enumerate() {
+            assert!((a - f64::from(*b)).abs() < 0.02, "singular value {i}: {a} and {b}");
+        }
     }
 
     #[test]

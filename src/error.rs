@@ -52,7 +52,7 @@ pub enum Error {
     NotPositiveDefinite {
         /// Which matrix.
         what: &'static str,
-        /// The last damping tried, relative to the mean eigenvalue.
+        /// The last damping tried, relative to the mean square of a channel.
         damping: f64,
     },
     /// A decomposition did not converge.

@@ -65,6 +65,8 @@ pub mod constraint;
 pub mod factors;
 pub mod low_rank;
 pub mod method;
+#[cfg(test)]
+mod oracle;
 pub mod rank;
 
 #[cfg(feature = "files")]

@@ -4,6 +4,7 @@
 //! distribution and 1 for one on a line; the top share is `λ₁(Σ) / tr Σ`. Both come from the stored sums without a
 //! further matrix and without its eigendecomposition: `O(d²)` operations and `O(d)` memory.
 
+use crate::constraint::RESOLUTION;
 use crate::dense;
 use crate::error::Result;
 use crate::moments::{Counts, Moments};
@@ -39,7 +40,7 @@ impl Spread {
         let covariance = Covariance { moments, mean: moments.mean()?, scale: 1.0 / moments.count() as f64 };
         let variance = covariance.trace().max(0.0);
         let mean_square = variance + covariance.mean.squared_norm_l2();
-        if variance <= f64::from(f32::EPSILON) * mean_square {
+        if variance <= RESOLUTION * mean_square {
             return Ok(Self { mean_square, variance, effective_rank: 0.0, top_share: 0.0 });
         }
         let top_share = (largest_eigenvalue(&covariance)? / variance).clamp(0.0, 1.0);
@@ -226,7 +227,7 @@ mod tests {
             let rows = Mat::from_fn(tokens.len(), counts.len(), |i, j| f32::from(u8::from(tokens[i] == j)));
             let wanted = Spread::of(&Moments::of(rows.as_ref()).unwrap()).unwrap();
             let found = Spread::of_tokens(&Counts::new(counts).unwrap());
-            let near = |a: f64, b: f64| (a - b).abs() < 1e-6 * b;
+            let near = |a: f64, b: f64| (a - b).abs() < 1e-5 * b;
             near(found.mean_square, 1.0)
                 && near(found.variance, wanted.variance)
                 && near(found.effective_rank, wanted.effective_rank)

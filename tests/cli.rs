@@ -44,7 +44,7 @@ fn help_is_complete() {
     let saved = "--checkpoint-every --restart";
     let job = "--activations --moments --source --source-moments --rename --io --nonfinite --precision --target --include --exclude --method --coupling --preserve \
                --ridge --channel-scale --shrinkage --norm --max-shift --strength --start --seed --rank --energy --budget --rho --min-rank --max-rank \
-               --rank-multiple --scale --out --dtype --format --component --residual --base-out --report --force --threads --events";
+               --rank-multiple --scale --out --dtype --format --component --residual --base-out --report --force --threads --events --strict";
     for (command, options) in [
         ("init", job),
         ("plan", job),

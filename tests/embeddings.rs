@@ -170,6 +170,9 @@ fn an_embedding_is_a_linear_layer_of_unit_vectors() {
     {
         let out = format!("out-{at}");
         let rank = if options.contains("--budget") { "" } else { "--rank 3" };
+        // Tokens have this scale, whatever the option says.
+        let rank =
+            if options.contains("--start") { format!("{rank} --channel-scale mean") } else { rank.into() };
         model.succeed(&format!("init model --activations target {rank} --out {out} {options}"));
         model.succeed(&format!("verify {out} --base model"));
         let [embedding, linear] = model.updates(&out, ["e", "l"]);

@@ -80,7 +80,7 @@ fn draft_of(
     name: &str,
     options: &Options,
 ) -> Result<Draft> {
-    let evidence = Evidence { target: moments, source: None, cross: None };
+    let evidence = Evidence { target: moments, source: None, change: None };
     Basis::new(Some(evidence), "site", options, Par::Seq)?.decompose(weight, shape, name, options, Par::Seq)
 }
 
@@ -246,7 +246,7 @@ fn equal_rows_have_no_directions_however_large() {
         let value = 1.7f32.powi(exponent);
         let rows = Mat::from_fn(8, 6, |_, j| value * (1.0 + 0.1 * j as f32));
         let moments = Moments::of(rows.as_ref()).unwrap();
-        let evidence = Evidence { target: &moments, source: None, cross: None };
+        let evidence = Evidence { target: &moments, source: None, change: None };
         let refused = Basis::new(Some(evidence), "site", &options(Method::Eva, 2), Par::Seq).unwrap_err();
         assert_eq!(refused, Error::NoVariation { what: "all rows of activations are equal" }, "{value}");
     }

@@ -69,14 +69,14 @@ fn distance(a: MatRef<'_, f32>, wanted: &Rectangle) -> f32 {
     (a - &wanted).norm_max() / wanted.norm_max()
 }
 
-/// The moments of pairs, from rows laid side by side.
+/// The moments of pairs, from differences and rows laid side by side.
 fn paired(data: &Data) -> PairedMoments {
     let values: Vec<f32> = data
         .source
         .iter()
         .zip(&data.target)
-        .flat_map(|(z, x)| z.iter().chain(x))
-        .map(|v| *v as f32)
+        .flat_map(|(z, x)| z.iter().zip(x).map(|(z, x)| z - x).chain(x.iter().copied()))
+        .map(|v| v as f32)
         .collect();
     let width = data.target[0].len();
     let mut moments = PairedMoments::new(width);
@@ -98,10 +98,10 @@ fn factors_are_those_of_the_reference() {
             Moments::of(matrix(&data.target).as_ref()).unwrap(),
             Moments::of(matrix(&data.source).as_ref()).unwrap(),
         );
-        let mut cross = None;
+        let mut change = None;
         if case.coupling == Coupling::Paired {
             let split = paired(data).split().unwrap();
-            (source, target, cross) = (split.0, split.1, Some(split.2));
+            (source, target, change) = (split.source, split.target, Some(split.change));
         }
         let options = Options {
             coupling: case.coupling,
@@ -118,7 +118,7 @@ fn factors_are_those_of_the_reference() {
         let evidence = Evidence {
             target: &target,
             source: case.source.then_some(&source),
-            cross: cross.as_ref().map(Mat::as_ref),
+            change: change.as_ref().map(Mat::as_ref),
         };
         let label = format!(
             "data {}, {:?}, source {}, preserve {}, {:?}",

@@ -74,8 +74,8 @@ impl Fixture {
 
     fn request(&self, activations: PathBuf) -> Request {
         let method = Options {
-            ranks: Policy::Fixed(3),
-            limits: Limits { min: 0, max: 3, multiple: 1 },
+            ranks: Policy::Fixed(4),
+            limits: Limits { min: 0, max: 4, multiple: 1 },
             ..Options::default()
         };
         Request { method, ..Request::new(self.path("model.safetensors"), vec![activations]) }
@@ -186,7 +186,13 @@ fn couplings_norms_and_starts() {
                 let factors = &layers(&outcome)[&report.module];
                 match start {
                     Start::Update => {
-                        assert!(report.shift > 0.0 && report.shift <= 0.05 + 1e-9, "{}", report.shift);
+                        // Two of the three layers read one input.
+                        let trust_region = outcome.report.trust_region.unwrap();
+                        assert_eq!((trust_region.model, trust_region.depth), (0.05, 2));
+                        assert!((trust_region.layer - 0.05 / 2f64.sqrt()).abs() < 1e-12);
+                        let shifts = outcome.report.layers.iter().map(|layer| layer.shift);
+                        let largest = shifts.fold(0.0, f64::max);
+                        assert!((largest / trust_region.layer - 1.0).abs() < 1e-9, "{largest}");
                         assert!(!seen.contains(&factors.a), "{coupling:?} {norm:?} gives what another gave");
                         seen.push(factors.a.clone());
                     }
@@ -274,13 +280,20 @@ fn a_raised_ridge_is_told() {
         let outcome = run::run(&plan, &inputs, &warnings).unwrap();
         (warnings.0.into_inner().unwrap(), outcome.report.sites[0].damping)
     };
-    assert_eq!(told(&request), (vec![], request.method.ridge));
+    let (warnings, damping) = told(&request);
+    assert_eq!(damping, request.method.ridge);
+    // One line about all sites with few rows.
+    let [few] = &warnings[..] else { panic!("{warnings:?}") };
+    assert!(few.starts_with("2 of 2 sites have fewer fine-tuning rows than 4 times their width"), "{few}");
+    assert!(few.contains("5 rows of width") && few.ends_with("or try --shrinkage oas"), "{few}");
     request.method.ridge = 1e-18;
     let (warnings, damping) = told(&request);
     assert!(damping > 1e-18);
-    assert_eq!(warnings.len(), 2);
+    assert_eq!(warnings.len(), 3);
     assert!(
-        warnings[0].starts_with("site \"block.attention\": the ridge 1e-18 was too small"),
+        warnings[0].starts_with(
+            "site \"block.attention\": the ridge 1e-18 was too small to factor the second moment of the activations"
+        ),
         "{warnings:?}"
     );
 }
@@ -291,6 +304,7 @@ fn layers_of_rank_zero_are_reported() {
     let fixture = Fixture::new();
     let mut request = fixture.request(fixture.write_rows("target", &fixture.target, &[ROWS]));
     // Pays for one unit of rank of the cheapest layer, and of no other.
+    request.method.start = Start::Residual;
     request.method.ranks = Policy::Budget((12 + WIDTH) as u64);
     let outcome = run(&request, 1).unwrap();
     assert_eq!(layers(&outcome).keys().collect::<Vec<_>>(), ["block.value"]);

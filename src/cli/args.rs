@@ -206,6 +206,13 @@ pub struct JobArgs {
     pub run: RunArgs,
     #[command(flatten)]
     pub progress: SavedProgressArgs,
+
+    /// Refuse a run in which the activations of a site cannot be used, instead of leaving its layers out
+    ///
+    /// Activations cannot be used if there are no rows, if all are equal or zero, or if their squares are too small or too large for
+    /// f32. Without --strict the run warns of such sites, goes on, and names them at the end and in the report.
+    #[arg(long, help_heading = "Run")]
+    pub strict: bool,
 }
 
 #[derive(Debug, Args)]
@@ -298,7 +305,11 @@ pub struct MethodArgs {
     #[arg(long, value_enum, value_name = "NORM")]
     pub norm: Option<Norm>,
 
-    /// With --start update: share of a layer's output, in root mean square, that the update may move [default: 0.05]
+    /// With --start update: about how far the update may move the model, as a share of its hidden states [default: 0.05]
+    ///
+    /// In root mean square over the recorded rows. Each layer's output may move by at most this share divided by the root of the number
+    /// of adapted layers that follow one another; layers that read the same input count once. The bound of a layer is exact on the
+    /// recorded rows. The shift of the model is an estimate for shifts that do not depend on each other, and no bound.
     #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
     pub max_shift: Option<f64>,
 
@@ -403,8 +414,8 @@ pub struct RunArgs {
     ///
     /// Each line has `event` and `seconds` since the start. The events and their further fields: `started` (schema_version,
     /// tool_version, sites, layers, rows, operations, memory), `site-started` (site, rows), `rows-added` (site, rows),
-    /// `moments-ready` (site), `layer-decomposed` (module), `warning` (message), and last `finished` (report, as with --json)
-    /// or `failed` (error). New events and fields may come within a schema_version.
+    /// `moments-ready` (site), `layer-decomposed` (module), `site-left-out` (site, modules, reason), `warning` (message), and last
+    /// `finished` (report, as with --json) or `failed` (error). New events and fields may come within a schema_version.
     #[arg(long, value_name = "FILE")]
     pub events: Option<PathBuf>,
 }

@@ -12,16 +12,21 @@ use cntlora::storage::{Problem, Problems};
 pub fn check(job: &JobArgs) -> Result<(), Problems> {
     let mut problems = Problems::default();
     let start = resolve::start(&job.method);
+    // The method may not have the start that gives the option an effect.
+    let or_start = |option: &str, needed: Start| match resolve::kind(&job.method).starts().contains(&needed) {
+        true => format!("leave {option} out, or give --start {}", needed.name()),
+        false => format!("leave {option} out"),
+    };
     if job.output.base_out.is_some() && start != Start::Residual {
         problems.push(
             Problem::usage("--base-out is given, but only --start residual changes the base")
-                .help("add --start residual, or leave --base-out out"),
+                .help(or_start("--base-out", Start::Residual)),
         );
     }
     if job.output.residual.is_some() && start != Start::Residual {
         problems.push(
             Problem::usage("--residual is given, but only --start residual has one")
-                .help("add --start residual, or leave --residual out"),
+                .help(or_start("--residual", Start::Residual)),
         );
     }
     if job.output.base_out.is_some() && job.output.residual == Some(args::Residual::Anchor) {
@@ -43,7 +48,7 @@ pub fn check(job: &JobArgs) -> Result<(), Problems> {
     for (option, given) in [("--strength", strength.is_some()), ("--max-shift", max_shift.is_some())] {
         if given && start != Start::Update {
             let what = format!("{option} is given, but only --start update has a strength to choose");
-            problems.push(Problem::usage(what).help(format!("leave {option} out, or use --start update")));
+            problems.push(Problem::usage(what).help(or_start(option, Start::Update)));
         }
     }
     let method = resolve::kind(&job.method);
@@ -140,6 +145,16 @@ mod tests {
             assert_eq!(problems.0.len(), 1, "{problems}");
             assert!(problems.to_string().starts_with(&format!("{option} is given, but ")), "{problems}");
             assert_eq!(problems.0[0].next_step().map(|help| help.contains(option)), Some(true));
+        }
+        // No start is advised that the method does not have.
+        for (options, help) in [
+            ("--method olora --max-shift 0.1", "leave --max-shift out"),
+            ("--start zero --max-shift 0.1", "leave --max-shift out, or give --start update"),
+            ("--method eva --base-out b", "leave --base-out out"),
+            ("--start zero --base-out b", "leave --base-out out, or give --start residual"),
+        ] {
+            let problems = check(&init_args(options).job).unwrap_err();
+            assert_eq!(problems.0[0].next_step(), Some(help), "{options}");
         }
         let problems = check(&init_args("--method eva --rho 0.5").job).unwrap_err();
         assert_eq!(problems.to_string(), "expected --rho to be 1 or more");

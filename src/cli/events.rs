@@ -11,6 +11,7 @@
 //! | `resumed` | `site`, `rows` that an earlier, interrupted run added |
 //! | `moments-ready` | `site` |
 //! | `layer-decomposed` | `module` |
+//! | `site-left-out` | `site`, `modules` that get no adapter, `reason` |
 //! | `warning` | `message` |
 //! | `finished` | `report`, as with `--json`; the adapter is written, or with `--shard` the part of it |
 //! | `failed` | `error` in words |
@@ -190,6 +191,7 @@ mod tests {
         events.event(Event::RowsAdded { site: "in", rows: 7 });
         events.event(Event::MomentsReady { site: "in" });
         events.event(Event::LayerDecomposed { module: "q" });
+        events.event(Event::SiteLeftOut { site: "in", modules: &["q".into()], reason: "no rows" });
         events.event(Event::Warning { message: "look".into() });
         events.end::<()>(&Err(Problem::data("full").into())).unwrap();
         let text = fs::read_to_string(path).unwrap();
@@ -215,6 +217,7 @@ mod tests {
                 "rows-added: rows site",
                 "moments-ready: site",
                 "layer-decomposed: module",
+                "site-left-out: modules reason site",
                 "warning: message",
                 "failed: error",
             ]

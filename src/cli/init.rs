@@ -16,9 +16,11 @@ use super::terminal::Terminal;
 use super::threads;
 use cntlora::adapter::Format;
 use cntlora::plan::{Inputs, Plan};
-use cntlora::report::{Report, text};
+use cntlora::report::table::count;
+use cntlora::report::{Report, UnusableSite, text};
 use cntlora::run::{self, Event, Job, Observer, Outcome, Output, run_resumable};
 use cntlora::storage::{Problems, quoted};
+use std::fmt::Write as _;
 use std::path::Path;
 
 /// Computes an adapter; an interruption leaves nothing half-written.
@@ -72,8 +74,26 @@ pub fn tell(report: &Report, output: &Output, print: bool, terminal: &Terminal) 
     if print {
         terminal.result(report, text::render)?;
     }
+    warn_of_left_out(&report.unusable, terminal);
     terminal.note(&next_step(output, report.layers.iter().map(|layer| layer.rank).max().unwrap_or(0)));
     Ok(())
+}
+
+/// Names all sites together that were left out while the run went on.
+pub fn warn_of_left_out(sites: &[UnusableSite], terminal: &Terminal) {
+    if sites.is_empty() {
+        return;
+    }
+    let modules: usize = sites.iter().map(|site| site.modules.len()).sum();
+    let mut words = format!(
+        "{} left out, because the activations cannot be used; {} without an adapter:",
+        count(sites.len() as u64, "site"),
+        count(modules as u64, "module"),
+    );
+    for UnusableSite { name, modules, reason, remedy } in sites {
+        let _ = write!(words, "\n  {}; {}", text::left_out(name, modules, reason), remedy.escape_debug());
+    }
+    terminal.warning(&words);
 }
 
 /// Those who are told what happens.

@@ -14,7 +14,7 @@ use cntlora::moments_file::{Content, ENDING, MomentsSet, stage};
 use cntlora::plan::{Measurement, Shard, plan_measurement};
 use cntlora::report::table::{Align, Table, bytes, count};
 use cntlora::run::{Job, Parts, measure};
-use cntlora::storage::{Access, Problem, Problems};
+use cntlora::storage::{Access, Problem, Problems, quoted};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -32,6 +32,9 @@ pub fn run(args: &MomentsArgs, terminal: &Terminal) -> anyhow::Result<()> {
     problems.or_ok(())?;
     threads::warn_of_many(&args.run, terminal);
     terminal.note(&announcement(&measurement));
+    for site in &measurement.empty {
+        terminal.warning(&format!("site {} is left out: there are no rows of it", quoted(site)));
+    }
 
     let interruption = Interruption::handle(terminal)?;
     let progress = Progress::of_measurement(terminal, &interruption, &measurement);

@@ -4,7 +4,7 @@ use super::args::{InitArgs, JobArgs, MergeArgs};
 use super::command_line::command_line;
 use super::effects;
 use super::events::{Events, is_stdout};
-use super::init::{Watching, tell, write};
+use super::init::{Watching, tell, warn_of_left_out, write};
 use super::interrupt::Interruption;
 use super::prepare::{
     check_layers, check_output, create_folder, prepare, refuse_existing_part, refuse_occupied,
@@ -15,6 +15,7 @@ use super::saved::{self, Outputs};
 use super::terminal::Terminal;
 use super::threads;
 use cntlora::plan::{self, PlannedSite, Shard};
+use cntlora::report::UnusableSite;
 use cntlora::report::table::count;
 use cntlora::run::{Job, Output, Part, Parts, run_part};
 use cntlora::storage::{Problem, Problems};
@@ -28,6 +29,8 @@ struct Done {
     shard: Shard,
     sites: Vec<String>,
     layers: Vec<String>,
+    /// Sites that are left out, which are not among the others.
+    unusable: Vec<UnusableSite>,
 }
 
 /// Decomposes the layers of a part, into a folder of its own in `--out`.
@@ -63,20 +66,28 @@ pub fn run(args: &InitArgs, shard: Shard, terminal: &Terminal) -> anyhow::Result
     let done = interruption.while_polled(|| run_part(&plan, &inputs, shard, &watching, &run.partial));
     progress.finish();
     let part = Part::new(shard, resolve::request(&args.job), resolve::writing(&args.job));
-    let completed =
-        saved::keep(run, done, terminal).and_then(|run| Ok(run.partial.complete(&part, &folder)?));
+    let completed = saved::keep(run, done, terminal).and_then(|(run, unusable)| {
+        run.partial.complete(&part, &folder)?;
+        Ok(unusable)
+    });
     let layers =
         |site: &&PlannedSite| site.layers.iter().map(|layer| layer.module.clone()).collect::<Vec<_>>();
-    let done = completed.map(|()| Done {
-        path: folder,
-        shard,
-        sites: sites.iter().map(|site| site.name.clone()).collect(),
-        layers: sites.iter().flat_map(layers).collect(),
+    let done = completed.map(|unusable| {
+        let is_used = |site: &&&PlannedSite| unusable.iter().all(|other| other.name != site.name);
+        let used: Vec<&PlannedSite> = sites.iter().filter(is_used).copied().collect();
+        Done {
+            path: folder,
+            shard,
+            sites: used.iter().map(|site| site.name.clone()).collect(),
+            layers: used.iter().flat_map(layers).collect(),
+            unusable,
+        }
     });
     let told = events.map_or(Ok(()), |events| events.end(&done));
     let done = done?;
     told?;
     if events_path.is_some_and(is_stdout) {
+        warn_of_left_out(&done.unusable, terminal);
         return Ok(());
     }
     terminal.result(&done, |done| {
@@ -87,6 +98,7 @@ pub fn run(args: &InitArgs, shard: Shard, terminal: &Terminal) -> anyhow::Result
             count(done.sites.len() as u64, "site"),
         )
     })?;
+    warn_of_left_out(&done.unusable, terminal);
     Ok(())
 }
 

@@ -189,6 +189,7 @@ pub mod testing {
                 ..Options::default()
             },
             nonfinite: Nonfinite::Refuse,
+            strict: false,
             precision: Precision::F32,
             element: Element::F16,
             threads: 1,

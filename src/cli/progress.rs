@@ -6,6 +6,7 @@ use super::args::ProgressStyle;
 use super::interrupt::Interruption;
 use super::terminal::Terminal;
 use cntlora::plan::{Measurement, Plan, PlannedSite};
+use cntlora::report::text::left_out as in_words;
 use cntlora::run::{Event, Observer};
 use cntlora::simd::peak;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle as BarStyle};
@@ -77,6 +78,14 @@ impl<'a> Progress<'a> {
         Self { terminal, interruption, display }
     }
 
+    /// Says something that may be amiss, above the bars if there are any.
+    fn warn(&self, display: Option<&Display>, words: &str) {
+        match display {
+            Some(Display { kind: Kind::Bars(bars), .. }) => bars.all.suspend(|| self.terminal.warning(words)),
+            _ => self.terminal.warning(words),
+        }
+    }
+
     /// Takes the display away.
     pub fn finish(self) {
         if let Some(display) = self.display
@@ -93,10 +102,14 @@ impl Observer for Progress<'_> {
         let mut display =
             self.display.as_ref().map(|display| display.lock().unwrap_or_else(PoisonError::into_inner));
         match (&event, display.as_deref_mut()) {
-            (Event::Warning { message }, Some(Display { kind: Kind::Bars(bars), .. })) => {
-                bars.all.suspend(|| self.terminal.warning(message));
+            (Event::Warning { message }, display) => self.warn(display.as_deref(), message),
+            (Event::SiteLeftOut { site, modules, reason }, mut display) => {
+                if let Some(display) = display.as_deref_mut() {
+                    let elapsed = display.started.elapsed();
+                    display.event(&event, elapsed);
+                }
+                self.warn(display.as_deref(), &format!("left out: {}", in_words(site, modules, reason)));
             }
-            (Event::Warning { message }, _) => self.terminal.warning(message),
             (_, Some(display)) => {
                 let elapsed = display.started.elapsed();
                 if let Some(line) = display.event(&event, elapsed) {

@@ -46,6 +46,7 @@ pub fn request(job: &JobArgs) -> Request {
         access: access(reading),
         threads: threads::of(&job.run),
         max_memory: job.run.max_memory.map(|ByteSize(bytes)| bytes),
+        strict: job.strict,
     }
 }
 
@@ -288,6 +289,7 @@ mod tests {
         assert_eq!(request_of("--nonfinite skip-rows").nonfinite, Nonfinite::SkipRows);
         assert_eq!(request_of("").precision, Precision::F32);
         assert_eq!(request_of("--precision bf16").precision, Precision::Bf16);
+        assert!(request_of("--strict").strict && !request_of("").strict);
     }
 
     /// Moments take the place of rows, on either side.

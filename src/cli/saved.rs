@@ -92,6 +92,10 @@ pub fn open<T>(
     if resumes {
         let folder = quoted(&folder.display().to_string());
         terminal.note(&format!("Going on from the progress in {folder}; --restart begins anew"));
+        if !partial.differences().is_empty() {
+            let differences = partial.differences().join("; ");
+            terminal.note(&format!("Layers that depend on it are decomposed again: {differences}"));
+        }
     }
     Ok((SavedRun { partial, _locks: locks }, begun))
 }
@@ -107,9 +111,13 @@ pub fn close<T>(run: SavedRun, result: Result<T, Problems>, terminal: &Terminal)
 }
 
 /// As [`close`], but leaves the progress of a success, which is the output.
-pub fn keep(run: SavedRun, result: Result<(), Problems>, terminal: &Terminal) -> Result<SavedRun, Problems> {
+pub fn keep<T>(
+    run: SavedRun,
+    result: Result<T, Problems>,
+    terminal: &Terminal,
+) -> Result<(SavedRun, T), Problems> {
     match result {
-        Ok(()) => Ok(run),
+        Ok(value) => Ok((run, value)),
         Err(problems) => Err(failed(run, problems, terminal)),
     }
 }
@@ -138,7 +146,7 @@ fn failed(run: SavedRun, mut problems: Problems, terminal: &Terminal) -> Problem
             if is_of_use {
                 let folder = quoted(&partial.folder().display().to_string());
                 terminal.note(&format!(
-                    "The progress is kept in {folder}: a run of the same inputs and method goes on from it"
+                    "The progress is kept in {folder}: a run of the same activations goes on from it; for others give --restart"
                 ));
             } else {
                 problems.collect(partial.discard());

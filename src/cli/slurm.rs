@@ -210,6 +210,13 @@ echo \"submitted: parts of target $target, adapter $init\"
         assert!(text.contains("--source-moments out.source.moments.safetensors"), "{text}");
     }
 
+    /// Options of init reach it.
+    #[test]
+    fn strict_is_passed_on() {
+        let text = script(&["m", "--activations", "a", "-o", "o", "--parts", "2", "--", "--strict"]).unwrap();
+        assert!(text.contains("--out o --strict --threads"), "{text}");
+    }
+
     #[test]
     fn what_init_would_refuse_is_refused_now() {
         let refusal =

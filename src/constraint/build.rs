@@ -2,13 +2,13 @@
 
 use super::ladder::Ladder;
 use super::operands::{Operands, convert};
-use super::statistics::{Range, Statistics};
+use super::statistics::{Range, Statistics, noise};
 use super::{Constraint, Coupling, Damped, Dampings, Evidence, Matrices, Terms, transport};
 use crate::dense;
 use crate::error::{Error, Result};
 use faer::Par;
 
-/// What the constraints of a site are made from.
+/// The statistics and terms that the constraints of a site are made from.
 pub(super) struct Site<'a> {
     pub(super) evidence: Evidence<'a>,
     pub(super) target: Statistics,
@@ -47,7 +47,7 @@ impl Site<'_> {
                     let mut damped = target.covariance.clone();
                     damped.add_to_diagonal(lambda);
                     match &source {
-                        None => transport::isotropic(damped, lambda, variance, par),
+                        None => transport::isotropic(damped, lambda, variance, noise(width), par),
                         Some(source) => {
                             transport::measured(&target.covariance, damped, source.covariance.as_ref(), par)
                         }
@@ -62,14 +62,14 @@ impl Site<'_> {
                 moved.cross - &target.covariance + &shift * target.mean.transpose()
             }
             Coupling::Paired => {
-                // The second moment of the same rows as the cross moment: not shrunk.
-                let change = evidence.cross.ok_or(Error::MissingSource)? - evidence.target.second_moment()?;
+                // Measured of the same rows as the second moment: not shrunk.
+                let change = evidence.change.ok_or(Error::MissingSource)?;
                 match (&range, &source) {
                     (Some(range), Some(_)) => {
                         let of_means = &shift * target.mean.transpose();
                         range.restrict(&(change - &of_means), par) + of_means
                     }
-                    _ => change,
+                    _ => change.to_owned(),
                 }
             }
         };

@@ -5,14 +5,14 @@ use crate::error::{Error, Result};
 /// Factor between two rungs of the ladder.
 const STEP: f64 = 10.0;
 /// Largest relative damping.
-const LIMIT: f64 = 1.0;
+pub(crate) const LARGEST_RIDGE: f64 = 1.0;
 
 /// Refuses a ridge outside its range.
 ///
 /// # Errors
 /// [`Error::Option`].
 pub(crate) fn check_ridge(ridge: f64) -> Result<()> {
-    if ridge > 0.0 && ridge <= LIMIT {
+    if ridge > 0.0 && ridge <= LARGEST_RIDGE {
         return Ok(());
     }
     Err(Error::Option { what: "the ridge", expected: "above 0 and at most 1", found: ridge })
@@ -50,7 +50,7 @@ impl Ladder {
             {
                 return Ok((result, damping));
             }
-            if !self.climbs || damping * STEP > LIMIT {
+            if !self.climbs || damping * STEP > LARGEST_RIDGE {
                 return Err(Error::NotPositiveDefinite { what, damping });
             }
             damping *= STEP;

@@ -19,6 +19,8 @@ mod tokens;
 mod transport;
 
 pub use classes::token_classes;
+#[cfg(feature = "files")]
+pub(crate) use ladder::LARGEST_RIDGE;
 pub(crate) use ladder::check_ridge;
 pub(crate) use statistics::RESOLUTION;
 pub use tokens::TokenConstraint;
@@ -30,7 +32,7 @@ use build::Site;
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, MatMut, MatRef, Par};
 use ladder::Ladder;
-use operands::{Operands, convert};
+use operands::Operands;
 use statistics::{Statistics, is_near_noise};
 
 /// How fine-tuning activations `x` and pre-training activations `z` correspond (method.md, "Constraints").
@@ -148,8 +150,8 @@ pub struct Evidence<'a> {
     pub target: &'a Moments,
     /// Pre-training activations. Without them the source is isotropic about the target mean.
     pub source: Option<&'a Moments>,
-    /// Measured cross moment `E[z xᵀ]`, `d × d`: what [`Coupling::Paired`] needs.
-    pub cross: Option<MatRef<'a, f64>>,
+    /// Measured change `E[(z − x) xᵀ] = K − C`, `d × d`: what [`Coupling::Paired`] needs.
+    pub change: Option<MatRef<'a, f64>>,
 }
 
 /// The constraints of one site, factored.
@@ -198,8 +200,8 @@ impl Constraint {
     /// # Errors
     /// [`Error::Option`] for terms outside their ranges; [`Error::NoRows`]; [`Error::Shape`] for statistics of different widths;
     /// [`Error::NoVariation`] for activations that are all zero or whose squares are too small for f32, or all equal;
-    /// [`Error::NonFinite`] where their squares are too large; [`Error::MissingSource`] for [`Coupling::Paired`] without a cross
-    /// moment; [`Error::NotPositiveDefinite`] when even the largest damping does not help.
+    /// [`Error::NonFinite`] where their squares are too large; [`Error::MissingSource`] for [`Coupling::Paired`] without a measured
+    /// change; [`Error::NotPositiveDefinite`] when even the largest damping does not help.
     pub fn new(evidence: Evidence<'_>, terms: Terms, par: Par) -> Result<Self> {
         terms.check()?;
         let width = evidence.target.width();
@@ -312,41 +314,34 @@ impl SiteOperator for Constraint {
     }
 }
 
-/// `C' = C + λ I` with `λ = ρ tr C / d`, and its lower Cholesky factor, with the first damping of the ladder that works, and that
-/// damping. Where the ridge is small, the noise of the sums is removed first, as in [`Constraint::new`].
+/// `C' = C + λ I` with `λ = ρ tr C / d`, which is positive definite, with the first damping of the ladder that makes it so, and
+/// that damping. Where the ridge is small, the noise of the sums is removed first, as in [`Constraint::new`].
 ///
 /// # Errors
 /// [`Error::Option`] for a ridge outside its range; [`Error::NoRows`]; [`Error::NoVariation`] for activations that are all zero;
 /// [`Error::NonFinite`] where their squares are too large; [`Error::NotPositiveDefinite`] when even the largest damping does
 /// not help.
-pub(crate) fn damped_second_moment(
-    moments: &Moments,
-    ridge: f64,
-    par: Par,
-) -> Result<(Mat<f32>, Mat<f32>, f64)> {
+pub(crate) fn damped_second_moment(moments: &Moments, ridge: f64, par: Par) -> Result<(Mat<f64>, f64)> {
     check_ridge(ridge)?;
-    let what = "second moment of the activations";
-    let factor = |second: &Mat<f64>, climbs| {
+    let damped = |second: &Mat<f64>, climbs| {
         if second.trace_mean() <= 0.0 {
             return Err(Error::NoVariation { what: "all activations are zero" });
         }
-        Ladder::new(ridge, moments.width(), climbs).climb(what, |damping| {
+        Ladder::new(ridge, moments.width(), climbs).climb("second moment of the activations", |damping| {
             let mut damped = second.clone();
             damped.add_to_diagonal(damping * second.trace_mean());
-            let Some(factor) = dense::cholesky(damped.clone(), par) else { return Ok(None) };
-            Ok(Some((convert(what, &damped)?, convert("factor of the second moment", &factor)?)))
+            Ok(dense::cholesky(damped.clone(), par).map(|_| damped))
         })
     };
     if !is_near_noise(ridge, moments.width()) {
-        match factor(&moments.second_moment()?, false) {
+        match damped(&moments.second_moment()?, false) {
             Err(Error::NotPositiveDefinite { .. }) => {}
-            result => return result.map(|((matrix, factor), damping)| (matrix, factor, damping)),
+            result => return result,
         }
     }
     let mut statistics = Statistics::of(moments)?;
     statistics.remove_noise(par)?;
-    let ((matrix, factor), damping) = factor(&statistics.second_moment(), true)?;
-    Ok((matrix, factor, damping))
+    damped(&statistics.second_moment(), true)
 }
 
 /// What damping needs to know and to do.

@@ -29,7 +29,7 @@ fn moments(rows: &Mat<f32>) -> Moments {
 }
 
 fn constraint(target: &Moments, source: Option<&Moments>, terms: Terms) -> Constraint {
-    Constraint::new(Evidence { target, source, cross: None }, terms, Par::Seq).unwrap()
+    Constraint::new(Evidence { target, source, change: None }, terms, Par::Seq).unwrap()
 }
 
 /// `(K − C) L⁻¹`, the update of a layer with `W = I`.
@@ -87,8 +87,10 @@ fn paired_activations_are_least_squares() {
     let z = sample(400, 8, 2, 0.5);
     let cross = z.transpose() * &x;
     let cross = Mat::from_fn(8, 8, |i, j| f64::from(cross[(i, j)]) / 400.0);
+    let change = (&z - &x).transpose() * &x;
+    let change = Mat::from_fn(8, 8, |i, j| f64::from(change[(i, j)]) / 400.0);
     let (x, z) = (moments(&x), moments(&z));
-    let evidence = Evidence { target: &x, source: Some(&z), cross: Some(cross.as_ref()) };
+    let evidence = Evidence { target: &x, source: Some(&z), change: Some(change.as_ref()) };
     let terms = Terms { coupling: Coupling::Paired, ..TERMS };
     let moved = update(&Constraint::new(evidence, terms, Par::Seq).unwrap()) + Mat::<f32>::identity(8, 8);
     let moved = Mat::from_fn(8, 8, |i, j| f64::from(moved[(i, j)]));
@@ -168,7 +170,7 @@ fn damping_is_raised_until_the_factorization_works() {
 fn activations_without_content_are_refused() {
     let refusal = |rows: Mat<f32>, terms| {
         let target = moments(&rows);
-        let evidence = Evidence { target: &target, source: None, cross: None };
+        let evidence = Evidence { target: &target, source: None, change: None };
         Constraint::new(evidence, terms, Par::Seq).unwrap_err()
     };
     let zero = Error::NoVariation { what: "all activations are zero" };
@@ -192,10 +194,10 @@ fn activations_without_content_are_refused() {
     }
 
     let (target, source) = (moments(&sample(9, 4, 0, 0.0)), moments(&sample(9, 3, 0, 0.0)));
-    let evidence = Evidence { target: &target, source: Some(&source), cross: None };
+    let evidence = Evidence { target: &target, source: Some(&source), change: None };
     let shape = Error::Shape { what: "width of the source activations", expected: 4, found: 3 };
     assert_eq!(Constraint::new(evidence, TERMS, Par::Seq).unwrap_err(), shape);
-    let evidence = Evidence { target: &Moments::new(4), source: None, cross: None };
+    let evidence = Evidence { target: &Moments::new(4), source: None, change: None };
     assert_eq!(Constraint::new(evidence, TERMS, Par::Seq).unwrap_err(), Error::NoRows);
 }
 
@@ -244,7 +246,7 @@ fn every_ridge_ends() {
     for coupling in [Coupling::Transport, Coupling::Uncorrelated] {
         let make = |target, ridge, preserve| {
             let terms = Terms { coupling, ridge, preserve, ..TERMS };
-            Constraint::new(Evidence { target, source: None, cross: None }, terms, Par::Seq)
+            Constraint::new(Evidence { target, source: None, change: None }, terms, Par::Seq)
         };
         for target in [&few, &many] {
             for ridge in [f64::from_bits(1), 1e-300, 1e-18, 1e-9, 1.0] {
@@ -269,7 +271,7 @@ fn every_ridge_ends() {
     }
 }
 
-/// What is damped is told by name: the covariance where there is one, the metric where it is not the denominator.
+/// Each damping has the name of its matrix: the covariance where there is one, the metric where it is not the denominator.
 #[test]
 fn dampings_have_names() {
     let x = moments(&sample(90, 12, 1, 0.5));

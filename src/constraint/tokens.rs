@@ -242,7 +242,7 @@ fn move_classes(
     damped.add_to_diagonal(lambda);
     let Some(source) = source else {
         let isotropic = variance / width;
-        let Some(moved) = transport::isotropic(damped, lambda, isotropic, par)? else { return Ok(None) };
+        let Some(moved) = transport::isotropic(damped, lambda, isotropic, 0.0, par)? else { return Ok(None) };
         let outside = p.iter().map(|p| (isotropic / (p + lambda)).sqrt() * p).collect();
         return Ok(Some((ClassMatrix::new(classes, moved.cross, outside), None)));
     };

@@ -19,23 +19,33 @@ pub(super) struct Transported {
 }
 
 /// With `Σ_z = v I`, `T = √v (Σ + λI)^-½`: a function of the eigenvalues. `damped` is `Σ̃ = Σ + λI`; `None` if it is not positive
-/// definite.
+/// definite. An eigenvalue of `Σ` counts as zero where it is below `noise`, the relative rounding error of the sums, times the
+/// variances of the channels in its eigenvector: `T` is largest there.
 ///
 /// # Errors
-/// What the eigendecomposition returns.
+/// Those of the eigendecomposition.
 pub(super) fn isotropic(
     damped: Mat<f64>,
     lambda: f64,
     variance: f64,
+    noise: f64,
     par: Par,
 ) -> Result<Option<Transported>> {
     let (values, vectors) = dense::self_adjoint_eigen("covariance of the activations", damped.as_ref(), par)?;
     if values.iter().any(|value| *value <= 0.0) {
         return Ok(None);
     }
+    let least: Vec<f64> = (0..values.len())
+        .map(|j| {
+            let variance = |i: usize| vectors[(i, j)].powi(2) * (damped[(i, i)] - lambda);
+            noise * (0..vectors.nrows()).map(variance).sum::<f64>()
+        })
+        .collect();
     drop(damped);
     let scaled = Mat::from_fn(vectors.nrows(), vectors.ncols(), |i, j| {
-        vectors[(i, j)] * (variance / values[j]).sqrt() * (values[j] - lambda)
+        let undamped = values[j] - lambda;
+        let kept = if undamped > least[j] { undamped } else { 0.0 };
+        vectors[(i, j)] * (variance / values[j]).sqrt() * kept
     });
     let cross = dense::product(scaled.as_ref(), vectors.transpose(), par);
     Ok(Some(Transported { cross, overlap: None }))
@@ -44,7 +54,7 @@ pub(super) fn isotropic(
 /// With a measured `Σ_z`. `damped` is `Σ̃`; `None` if it is not positive definite.
 ///
 /// # Errors
-/// What the eigendecomposition returns.
+/// Those of the eigendecomposition.
 pub(super) fn measured(
     covariance: &Mat<f64>,
     damped: Mat<f64>,

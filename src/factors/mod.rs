@@ -50,7 +50,8 @@ impl Start {
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Strength {
-    /// `η` such that the layer's output moves by at most this share of its own root mean square.
+    /// `η` such that the output of the one layer moves by at most this share of its own root mean square. Layers that follow one
+    /// another add up, so `run` takes it for the share of a whole model, and divides it by the root of their number.
     MaxShift(f64),
     /// `η` itself.
     Fixed(f64),

@@ -1,10 +1,10 @@
 //! Block Lanczos bidiagonalization with full reorthogonalization (Golub & Kahan 1965; for blocks and accuracy
-//! guarantees Musco & Musco 2015).
+//! guarantees Musco & Musco 2015), deflation, and a check of the result.
 //!
 //! ```text
 //! V₀ = orthonormal start block (n × b)
 //! repeat
-//!     Uⱼ   = orthonormal part of  M Vⱼ   outside U₀ … Uⱼ₋₁        (so M V = U B, exactly)
+//!     Uⱼ   = orthonormal part of  M Vⱼ   outside U₀ … Uⱼ₋₁        (so M V = U B)
 //!     Vⱼ₊₁ = orthonormal part of  Mᵀ Uⱼ  outside V₀ … Vⱼ          (the remainder is Vⱼ₊₁ S)
 //!     B = P Σ Qᵀ;  triplet i is (U pᵢ, σᵢ, V qᵢ), with residual ‖Mᵀuᵢ − σᵢvᵢ‖ = ‖S · last block of pᵢ‖
 //! until the first k residuals are small
@@ -12,11 +12,18 @@
 //!
 //! 1. Every product with `M` enlarges the space that the answer is taken from; a subspace iteration would throw the
 //!    previous blocks away. For slowly decaying spectra that saves half of the passes and more.
-//! 2. The residual costs no further product: `S` is left over from the orthogonalization.
-//! 3. Orthogonalizing twice keeps the bases orthonormal to working precision, also for operators of low rank, whose
-//!    remainders are nothing but rounding errors.
+//! 2. The residual that ends the iteration costs no further product: `S` is left over from the orthogonalization.
+//! 3. Orthogonalizing twice keeps the bases orthonormal to working precision, as long as the remainder of a block is
+//!    more than the rounding error of its product. Directions of the remainder that are rounding error are replaced by
+//!    random ones, with zeros in `B` or `S` (see [`orthonormalize`]). If they were kept, the bases would hold some
+//!    directions twice where the image of `M` lies in few coordinates, and singular values would come out too large.
+//! 4. A block of width `b` finds at most `b` copies of a repeated singular value. If `b` copies are found and smaller
+//!    values follow among the first `k`, the matrix is decomposed densely, or, if it is too large for that, the iteration
+//!    starts again with a block of at least `k` columns.
+//! 5. The residual that is reported, and the orthonormality of the vectors, are computed from the result and the
+//!    operator (see [`check`]). They do not rely on `B`, nor on the orthogonalization.
 
-use super::{Operator, TruncatedSvd};
+use super::{FALLBACK_ENTRIES, Operator, TruncatedSvd};
 use crate::dense;
 use crate::error::Result;
 use crate::random;
@@ -42,12 +49,36 @@ impl KrylovParams {
         let max_dimension = (4 * k).max(k + 8 * block).next_multiple_of(block);
         Self { block, max_dimension, tolerance: 1e-2 }
     }
+
+    /// Columns of the widest block that is used for `k` triplets: no copy of a repeated singular value escapes it.
+    pub(super) fn widest(&self, k: usize) -> usize {
+        k.next_multiple_of(self.block)
+    }
 }
 
 /// Random directions for the estimate of the energy outside the basis.
 const PROBES: usize = 16;
 
-/// See [`super::truncated_svd`]. `params.max_dimension + params.block` must not exceed the smaller side.
+/// Remainders below this share of the largest image of a block are rounding error.
+const NOISE: f32 = f32::EPSILON;
+
+/// Directions that the second projection shortens to less than this are rounding error of the first one.
+const KEPT: f32 = 0.5;
+
+/// Singular values that differ by less than this share of themselves count as copies of one value. They are known to the tolerance
+/// of the iteration.
+const SAME: f64 = 1e-2;
+
+/// Largest entry of `QᵀQ − I` that the check accepts. Rounding gives about 1e-6.
+const ORTHONORMAL: f64 = 1e-4;
+
+/// By how much a residual, relative to the first singular value, may exceed the one that the iteration knows.
+const RESIDUAL: f64 = 1e-2;
+
+/// See [`super::truncated_svd`]. `params.max_dimension + params.widest(k)` must not exceed the smaller side.
+///
+/// `None` for a result that does not pass the check, and where copies of singular values can be missing and a dense decomposition
+/// has its memory.
 pub(super) fn truncated_svd(
     operator: &dyn Operator,
     k: usize,
@@ -55,7 +86,47 @@ pub(super) fn truncated_svd(
     seed: u64,
     name: &str,
     par: Par,
-) -> Result<TruncatedSvd> {
+) -> Result<Option<TruncatedSvd>> {
+    let mut found = iterate(operator, k, params, seed, name, par)?;
+    if may_miss_copies(&found.s, params.block) {
+        if operator.rows() * operator.columns() <= FALLBACK_ENTRIES {
+            return Ok(None);
+        }
+        let wide = KrylovParams { block: params.widest(k), ..params };
+        found = iterate(operator, k, wide, seed, &format!("{name} wide"), par)?;
+    }
+    check(operator, found, seed, name, par)
+}
+
+/// Whether copies of a repeated singular value can be missing before the last of these, found with a block of this width.
+fn may_miss_copies(s: &[f64], block: usize) -> bool {
+    let last = s.last().copied().unwrap_or(0.0);
+    s.iter().zip(s.iter().skip(block - 1)).any(|(first, copy)| {
+        let least = first * (1.0 - SAME);
+        *copy >= least && last < least
+    })
+}
+
+/// The result of the iteration, before its check.
+struct Found {
+    u: Mat<f32>,
+    s: Vec<f64>,
+    v: Mat<f32>,
+    /// The whole right basis, and the energy of the operator on it.
+    basis: Mat<f32>,
+    captured: f64,
+    /// Largest residual of a triplet, as the iteration knows it.
+    residual: f64,
+}
+
+fn iterate(
+    operator: &dyn Operator,
+    k: usize,
+    params: KrylovParams,
+    seed: u64,
+    name: &str,
+    par: Par,
+) -> Result<Found> {
     let KrylovParams { block, max_dimension, tolerance } = params;
     let (m, n) = (operator.rows(), operator.columns());
     let mut u = Mat::<f32>::zeros(m, max_dimension);
@@ -64,16 +135,25 @@ pub(super) fn truncated_svd(
 
     let start = random::gaussian::<f32>(n, block, seed, name);
     v.as_mut().subcols_mut(0, block).copy_from(dense::thin_qr("start block", start, par)?.0);
+    // The largest norm of an image so far, which rounding errors are relative to.
+    let mut scale = 0f32;
     let mut dimension = 0;
     loop {
+        let fresh = |side: &str, rows, columns| {
+            random::gaussian::<f32>(rows, columns, seed, &format!("{name} {side} {dimension}"))
+        };
         let image = operator.apply(v.subcols(dimension, block), par);
-        let step = orthonormalize(image, u.subcols(0, dimension), par)?;
+        scale = scale.max(image.norm_l2());
+        let step =
+            orthonormalize(image, u.subcols(0, dimension), scale, |count| fresh("left", m, count), par)?;
         u.as_mut().subcols_mut(dimension, block).copy_from(&step.q);
         b.as_mut().submatrix_mut(0, dimension, dimension, block).copy_from(&step.inside);
         b.as_mut().submatrix_mut(dimension, dimension, block, block).copy_from(&step.remainder);
 
         let image = operator.apply_transpose(step.q.as_ref(), par);
-        let step = orthonormalize(image, v.subcols(0, dimension + block), par)?;
+        scale = scale.max(image.norm_l2());
+        let basis = v.subcols(0, dimension + block);
+        let step = orthonormalize(image, basis, scale, |count| fresh("right", n, count), par)?;
         dimension += block;
         v.as_mut().subcols_mut(dimension, block).copy_from(&step.q);
 
@@ -81,28 +161,85 @@ pub(super) fn truncated_svd(
         if dimension < 2 * k && !last {
             continue;
         }
-        let small = dense::thin_svd("the update", b.submatrix(0, 0, dimension, dimension), par)?;
-        let remainder = dense::product(
-            step.remainder.as_ref(),
-            small.u.submatrix(dimension - block, 0, block, k),
-            Par::Seq,
-        );
-        let residuals = (0..k).map(|i| (f64::from(remainder.col(i).norm_l2()), f64::from(small.s[i])));
-        if last || residuals.clone().all(|(residual, sigma)| residual <= tolerance * sigma) {
-            let sigma_max = f64::from(small.s[0]).max(f64::MIN_POSITIVE);
-            let residual = residuals.map(|(residual, _)| residual / sigma_max).fold(0.0, f64::max);
+        // In f64, since the vectors of the result are as orthonormal as its own.
+        let small = dense::to_f64(b.submatrix(0, 0, dimension, dimension));
+        let small = dense::thin_svd("the update", small.as_ref(), par)?;
+        let (left, right) = (dense::to_f32(small.u.subcols(0, k)), dense::to_f32(small.v.subcols(0, k)));
+        let remainder =
+            dense::product(step.remainder.as_ref(), left.subrows(dimension - block, block), Par::Seq);
+        let residuals = (0..k).map(|i| (f64::from(remainder.col(i).norm_l2()), small.s[i]));
+        // Triplets of an operator of lower rank have no residual but noise.
+        let noise = f64::from(NOISE * scale);
+        if last || residuals.clone().all(|(residual, sigma)| residual <= noise.max(tolerance * sigma)) {
             let basis = v.subcols(0, dimension);
-            let captured: f64 = small.s.iter().map(|s| f64::from(*s).powi(2)).sum();
-            return Ok(TruncatedSvd {
-                u: dense::product(u.subcols(0, dimension), small.u.subcols(0, k), par),
-                s: small.s[..k].iter().map(|s| f64::from(*s)).collect(),
-                v: dense::product(basis, small.v.subcols(0, k), par),
-                energy: captured + energy_outside(operator, basis, seed, name, par),
-                energy_exact: false,
-                residual,
+            return Ok(Found {
+                u: dense::product(u.subcols(0, dimension), left.as_ref(), par),
+                v: dense::product(basis, right.as_ref(), par),
+                s: small.s[..k].to_vec(),
+                captured: small.s.iter().map(|s| s * s).sum(),
+                basis: basis.to_owned(),
+                residual: residuals.map(|(residual, _)| residual).fold(0.0, f64::max),
             });
         }
     }
+}
+
+/// Computes `M V`, `Mᵀ U`, `UᵀU` and `VᵀV` of a result, independently of how it was found, and the energy outside the basis.
+///
+/// `None` if a basis is not orthonormal, or a residual is larger than the iteration says by more than the tolerance.
+fn check(
+    operator: &dyn Operator,
+    found: Found,
+    seed: u64,
+    name: &str,
+    par: Par,
+) -> Result<Option<TruncatedSvd>> {
+    let Found { u, s, v, basis, captured, residual: expected } = found;
+    let k = s.len();
+    // One product for the residual and for the probes: it costs as much to stream the operator through for either alone.
+    let probes = random::gaussian(operator.columns(), PROBES, seed, &format!("{name} energy"));
+    let (probes, _) = project_out(probes, basis.as_ref(), par);
+    let mut block = Mat::zeros(operator.columns(), k + PROBES);
+    block.as_mut().subcols_mut(0, k).copy_from(&v);
+    block.as_mut().subcols_mut(k, PROBES).copy_from(&probes);
+    let image = operator.apply(block.as_ref(), par);
+    let back = operator.apply_transpose(u.as_ref(), par);
+    dense::check_finite("the update", image.as_ref())?;
+    dense::check_finite("the update", back.as_ref())?;
+
+    let forward = largest_difference(image.subcols(0, k), u.as_ref(), &s);
+    let residual = largest_difference(back.as_ref(), v.as_ref(), &s).max(forward);
+    let sigma_max = s[0].max(f64::MIN_POSITIVE);
+    let is_sound = [&u, &v, &basis].into_iter().all(|q| defect(q, par) <= ORTHONORMAL)
+        && residual <= expected + RESIDUAL * sigma_max;
+    if !is_sound {
+        return Ok(None);
+    }
+    // |M (I − V Vᵀ)|²_F, estimated: the mean of |M (I − V Vᵀ) g|² over standard normal g.
+    let outside = (k..k + PROBES).map(|j| f64::from(image.col(j).norm_l2()).powi(2)).sum::<f64>();
+    Ok(Some(TruncatedSvd {
+        u,
+        s,
+        v,
+        energy: captured + outside / PROBES as f64,
+        energy_exact: false,
+        residual: residual / sigma_max,
+    }))
+}
+
+/// Largest norm of a column of `X − Q Σ`.
+fn largest_difference(image: MatRef<'_, f32>, q: MatRef<'_, f32>, s: &[f64]) -> f64 {
+    let square = |j: usize| {
+        let entries = image.col(j).iter().zip(q.col(j).iter());
+        entries.map(|(x, q)| (f64::from(*x) - s[j] * f64::from(*q)).powi(2)).sum::<f64>()
+    };
+    (0..s.len()).map(square).fold(0.0, f64::max).sqrt()
+}
+
+/// Largest entry of `QᵀQ − I`.
+fn defect(q: &Mat<f32>, par: Par) -> f64 {
+    let gram = dense::product(q.transpose(), q.as_ref(), par);
+    f64::from((gram - Mat::<f32>::identity(q.ncols(), q.ncols())).norm_max())
 }
 
 /// A block in terms of a basis: `block = basis · inside + q · remainder`.
@@ -112,13 +249,59 @@ struct Orthonormalized {
     remainder: Mat<f32>,
 }
 
-/// Classical Gram–Schmidt against the basis, twice, and Householder QR within the block.
-fn orthonormalize(block: Mat<f32>, basis: MatRef<'_, f32>, par: Par) -> Result<Orthonormalized> {
+/// Classical Gram–Schmidt against the basis, twice, Householder QR within the block, and deflation.
+///
+/// Directions are rounding error if the first projection leaves less of them than [`NOISE`] times `scale`, or if the second
+/// one shortens them below [`KEPT`], which means that they lie in the basis. What is lost of the block is as small as
+/// the rounding error of its product either way. Random directions from `fresh` take their place, orthogonalized twice,
+/// with zeros in the remainder.
+fn orthonormalize(
+    block: Mat<f32>,
+    basis: MatRef<'_, f32>,
+    scale: f32,
+    fresh: impl FnOnce(usize) -> Mat<f32>,
+    par: Par,
+) -> Result<Orthonormalized> {
+    const WHAT: &str = "the image of a block";
+    let width = block.ncols();
     let (block, first) = project_out(block, basis, par);
-    let (q, r) = dense::thin_qr("the image of a block", block, par)?;
+    let (q, r) = dense::thin_qr(WHAT, block, par)?;
+    let noise = NOISE * scale;
+    // As long as no diagonal entry is that small, what noise there is gets caught by the second projection.
+    let has_noise = r.diagonal().column_vector().iter().any(|entry| entry.abs() <= noise);
+    let (q, r) = if has_noise { leading(q, r, noise, par)? } else { (q, r) };
     let (q, second) = project_out(q, basis, par);
-    let (q, correction) = dense::thin_qr("the image of a block", q, par)?;
-    Ok(Orthonormalized { q, inside: first + second * &r, remainder: correction * r })
+    let (q, correction) = dense::thin_qr(WHAT, q, par)?;
+    // Singular values of the correction are √(1 − s²) for those of `second`, s.
+    let has_copies = second.squared_norm_l2() > 1.0 - KEPT * KEPT;
+    let (q, correction) = if has_copies { leading(q, correction, KEPT, par)? } else { (q, correction) };
+    let inside = first + second * &r;
+    let remainder = correction * r;
+    let kept = q.ncols();
+    if kept == width {
+        return Ok(Orthonormalized { q, inside, remainder });
+    }
+
+    let mut whole = Mat::zeros(q.nrows(), width);
+    whole.as_mut().subcols_mut(0, kept).copy_from(&q);
+    let mut other = fresh(width - kept);
+    for _ in 0..2 {
+        let (outside, _) = project_out(other, basis, par);
+        let (outside, _) = project_out(outside, q.as_ref(), par);
+        other = dense::thin_qr(WHAT, outside, par)?.0;
+    }
+    whole.as_mut().subcols_mut(kept, width - kept).copy_from(&other);
+    let mut padded = Mat::zeros(width, width);
+    padded.as_mut().subrows_mut(0, kept).copy_from(&remainder);
+    Ok(Orthonormalized { q: whole, inside, remainder: padded })
+}
+
+/// The part of `Q R` with singular values above `least`, as orthonormal columns and their coefficients.
+fn leading(q: Mat<f32>, r: Mat<f32>, least: f32, par: Par) -> Result<(Mat<f32>, Mat<f32>)> {
+    let small = dense::thin_svd("the image of a block", r.as_ref(), Par::Seq)?;
+    let kept = small.s.iter().filter(|s| **s > least).count();
+    let turn = small.u.subcols(0, kept);
+    Ok((dense::product(q.as_ref(), turn, par), dense::product(turn.transpose(), r.as_ref(), Par::Seq)))
 }
 
 /// `(I − Q Qᵀ) X` and `Qᵀ X`.
@@ -128,10 +311,5 @@ pub(super) fn project_out(mut block: Mat<f32>, basis: MatRef<'_, f32>, par: Par)
     (block, inside)
 }
 
-/// `|M (I − V Vᵀ)|²_F`, estimated: the mean of `|M (I − V Vᵀ) g|²` over standard normal `g`.
-fn energy_outside(operator: &dyn Operator, basis: MatRef<'_, f32>, seed: u64, name: &str, par: Par) -> f64 {
-    let probes = random::gaussian(operator.columns(), PROBES, seed, &format!("{name} energy"));
-    let (probes, _) = project_out(probes, basis, par);
-    let image = operator.apply(probes.as_ref(), par);
-    (0..PROBES).map(|j| f64::from(image.col(j).norm_l2()).powi(2)).sum::<f64>() / PROBES as f64
-}
+#[cfg(test)]
+mod tests;

@@ -1,13 +1,14 @@
 //! Truncated singular value decompositions of operators that are never formed.
 //!
 //! Large operators are decomposed by a block Krylov method that only applies them to thin blocks; where the
-//! matrix is small, or the rank a large part of it, it is formed and decomposed densely. Knows nothing of LoRA.
+//! matrix is small, or the rank a large part of it, or where a result of the Krylov method does not pass its check,
+//! it is formed and decomposed densely. Knows nothing of LoRA.
 
 mod krylov;
 mod trace;
 
 use crate::dense;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use faer::{Mat, MatRef, Par};
 pub use krylov::KrylovParams;
 pub use trace::trace;
@@ -62,31 +63,35 @@ impl Operator for Product<'_> {
     }
 }
 
-/// The leading singular triplets of an operator.
+/// Leading, or last, singular triplets of an operator.
 #[derive(Clone, Debug)]
-pub struct TruncatedSvd {
+pub struct TruncatedSvd<T = f32> {
     /// Left singular vectors, `m × k`.
-    pub u: Mat<f32>,
+    pub u: Mat<T>,
     /// Singular values, descending.
     pub s: Vec<f64>,
     /// Right singular vectors, `n × k`.
-    pub v: Mat<f32>,
+    pub v: Mat<T>,
     /// Square of the Frobenius norm of the operator.
     pub energy: f64,
     /// Whether `energy` is exact, or has an estimated share: that of the space that the method did not visit.
     pub energy_exact: bool,
-    /// Largest `‖Mᵀ uᵢ − σᵢ vᵢ‖ / σ₁`; 0 for a dense decomposition.
+    /// Largest `‖M vᵢ − σᵢ uᵢ‖ / σ₁` or `‖Mᵀ uᵢ − σᵢ vᵢ‖ / σ₁`, computed with the operator; 0 for a dense decomposition.
     pub residual: f64,
 }
 
 /// An operator with a side of at most this is decomposed densely.
 const DENSE_SIDE: usize = 512;
 
+/// An operator of at most this many entries is decomposed densely where the result of the iteration does not pass its check:
+/// 2048 × 2048. Larger ones are refused, so that no plan needs the memory of a dense decomposition for them.
+const FALLBACK_ENTRIES: usize = 1 << 22;
+
 /// The `k` leading singular triplets, `k ≤ min(m, n)`, from start vectors that belong to `seed` and `name`.
 ///
 /// # Errors
-/// [`Error::NonFinite`](crate::error::Error::NonFinite) for an operator with NaN or infinity,
-/// [`Error::NoConvergence`](crate::error::Error::NoConvergence) of a dense decomposition.
+/// [`Error::NonFinite`] for an operator with NaN or infinity, [`Error::NoConvergence`] of a dense decomposition, or of the
+/// iteration where it does not pass its check and the operator has more than 2²² entries.
 ///
 /// # Panics
 /// If `k > min(m, n)`.
@@ -99,46 +104,65 @@ pub fn truncated_svd(
 ) -> Result<TruncatedSvd> {
     let side = operator.rows().min(operator.columns());
     assert!(k <= side, "rank {k} of a matrix whose smaller side is {side}");
-    match krylov_params(side, k) {
-        None => dense_svd(operator, k, par),
-        Some(params) => krylov::truncated_svd(operator, k, params, seed, name, par),
+    if let Some(params) = krylov_params(side, k) {
+        if let Some(svd) = krylov::truncated_svd(operator, k, params, seed, name, par)? {
+            return Ok(svd);
+        }
+        if operator.rows() * operator.columns() > FALLBACK_ENTRIES {
+            return Err(Error::NoConvergence { what: "block Lanczos iteration" });
+        }
     }
+    dense_svd(operator, k, par)
 }
 
-/// The `k` last singular triplets, in descending order, by a dense decomposition of the whole.
+/// The `k` last singular triplets of a matrix, in descending order, by a dense decomposition of the whole.
+///
+/// In f64: an error relative to the first singular value must be small beside the last ones.
 ///
 /// # Errors
 /// As [`truncated_svd`].
 ///
 /// # Panics
 /// If `k > min(m, n)`.
-pub fn last_components(operator: &dyn Operator, k: usize, par: Par) -> Result<TruncatedSvd> {
-    let side = operator.rows().min(operator.columns());
+pub fn last_components(matrix: MatRef<'_, f64>, k: usize, par: Par) -> Result<TruncatedSvd<f64>> {
+    let side = matrix.nrows().min(matrix.ncols());
     assert!(k <= side, "rank {k} of a matrix whose smaller side is {side}");
-    let whole = dense_svd(operator, side, par)?;
+    let whole = dense::thin_svd("the update", matrix, par)?;
     let first = side - k;
     Ok(TruncatedSvd {
         u: whole.u.subcols(first, k).to_owned(),
         s: whole.s[first..].to_vec(),
         v: whole.v.subcols(first, k).to_owned(),
-        ..whole
+        energy: whole.s.iter().map(|s| s * s).sum(),
+        energy_exact: true,
+        residual: 0.0,
     })
 }
 
-/// Bytes that [`last_components`] needs at its peak, besides the operator.
+/// Bytes that [`last_components`] needs at its peak, and the matrix.
 pub fn last_components_memory(m: u64, n: u64) -> u64 {
-    memory(m, n, m.min(n))
+    8 * dense_numbers(m, n)
 }
 
 /// Bytes that [`truncated_svd`] needs at its peak, besides the operator.
 pub fn memory(m: u64, n: u64, k: u64) -> u64 {
-    let side = m.min(n);
-    match krylov_params(side as usize, k as usize) {
-        // The matrix, both factors, and a scratch that was measured as this many squares.
-        None => 4 * (m * n + (m + n) * side + 8 * side * side),
-        // Two bases, and a few blocks on their way into them.
-        Some(params) => 4 * (m + n) * (params.max_dimension + 4 * params.block) as u64,
+    let dense = 4 * dense_numbers(m, n);
+    match krylov_params(m.min(n) as usize, k as usize) {
+        None => dense,
+        Some(params) => {
+            // Two bases, and a few blocks on their way into them.
+            let columns = params.max_dimension + 4 * params.widest(k as usize);
+            let iteration = 4 * (m + n) * columns as u64;
+            if m * n <= FALLBACK_ENTRIES as u64 { iteration.max(dense) } else { iteration }
+        }
     }
+}
+
+/// Numbers that a dense decomposition holds at its peak: the matrix, both factors, and a scratch that was measured as this
+/// many squares.
+fn dense_numbers(m: u64, n: u64) -> u64 {
+    let side = m.min(n);
+    m * n + (m + n) * side + 8 * side * side
 }
 
 /// `None` where a dense decomposition is the better choice.

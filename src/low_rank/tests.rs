@@ -4,6 +4,8 @@ use super::*;
 use crate::random::gaussian;
 use quickcheck::quickcheck;
 
+mod structured;
+
 /// `m × n` with random singular vectors and the given singular values.
 fn with_spectrum(m: usize, n: usize, spectrum: impl Fn(usize) -> f64) -> Mat<f32> {
     let side = m.min(n);
@@ -65,16 +67,16 @@ quickcheck! {
 fn first_and_last_components_make_the_whole() {
     for (m, n) in [(30, 20), (20, 30), (20, 20)] {
         let matrix = gaussian::<f32>(m, n, 1, "matrix");
+        let wide = dense::to_f64(matrix.as_ref());
         let first = truncated_svd(&matrix.as_ref(), 13, 0, "layer", Par::Seq).unwrap();
-        let last = last_components(&matrix.as_ref(), 7, Par::Seq).unwrap();
-        let product = |svd: &TruncatedSvd| {
-            let k = svd.s.len();
-            let scaled = Mat::from_fn(m, k, |i, j| svd.u[(i, j)] * svd.s[j] as f32);
-            scaled * svd.v.transpose()
+        let last = last_components(wide.as_ref(), 7, Par::Seq).unwrap();
+        let product = |u: Mat<f64>, s: &[f64], v: Mat<f64>| {
+            Mat::from_fn(m, s.len(), |i, j| u[(i, j)] * s[j]) * v.transpose()
         };
-        assert!((product(&first) + product(&last) - &matrix).norm_max() < 1e-4, "{m}×{n}");
+        let leading = product(dense::to_f64(first.u.as_ref()), &first.s, dense::to_f64(first.v.as_ref()));
+        assert!((leading + product(last.u, &last.s, last.v) - &wide).norm_max() < 1e-4, "{m}×{n}");
         assert!(last.s.is_sorted_by(|a, b| a >= b) && last.s[0] <= first.s[12]);
-        assert_eq!(last.energy, first.energy);
+        assert!((last.energy / first.energy - 1.0).abs() < 1e-5);
     }
 }
 
@@ -116,4 +118,42 @@ fn operators_with_nan_are_refused() {
         matrix[(3, 4)] = f32::NAN;
         assert!(truncated_svd(&matrix.as_ref(), 4, 0, "layer", Par::Seq).is_err());
     }
+}
+
+/// A diagonal operator whose transpose is another one: no result can pass the check.
+struct Inconsistent(usize);
+
+impl Inconsistent {
+    fn scaled(&self, block: MatRef<'_, f32>, scale: impl Fn(usize) -> f32) -> Mat<f32> {
+        Mat::from_fn(block.nrows(), block.ncols(), |i, j| scale(i) * block[(i, j)])
+    }
+}
+
+impl Operator for Inconsistent {
+    fn rows(&self) -> usize {
+        self.0
+    }
+    fn columns(&self) -> usize {
+        self.0
+    }
+    fn apply(&self, block: MatRef<'_, f32>, _: Par) -> Mat<f32> {
+        self.scaled(block, |i| 1.0 / (i + 1) as f32)
+    }
+    fn apply_transpose(&self, block: MatRef<'_, f32>, _: Par) -> Mat<f32> {
+        self.scaled(block, |i| 1.0 / (self.0 - i) as f32)
+    }
+}
+
+/// A result that does not pass the check is decomposed densely where a plan counts the memory for that, and refused otherwise.
+#[test]
+fn a_failed_check_has_consequences() {
+    let svd = truncated_svd(&Inconsistent(600), 4, 0, "layer", Par::Seq).unwrap();
+    assert!(svd.energy_exact, "it is decomposed densely");
+    for (i, s) in svd.s.iter().enumerate() {
+        assert!((s - 1.0 / (i + 1) as f64).abs() < 1e-5, "singular value {i} is {s}");
+    }
+    let refused = truncated_svd(&Inconsistent(2100), 4, 0, "layer", Par::Seq).unwrap_err();
+    assert_eq!(refused, Error::NoConvergence { what: "block Lanczos iteration" });
+    assert!(memory(600, 600, 4) >= 4 * dense_numbers(600, 600));
+    assert!(memory(2100, 2100, 4) < 4 * dense_numbers(2100, 2100));
 }

@@ -37,7 +37,8 @@ impl Basis {
         let evidence = evidence.ok_or(Error::NoRows)?;
         match options.method {
             Method::CordaIpm | Method::CordaKpm => {
-                corda::Covariance::new(evidence.target, options.ridge, par).map(Self::Covariance)
+                let part = corda_part(options.method);
+                corda::Covariance::new(evidence.target, options.ridge, part, par).map(Self::Covariance)
             }
             Method::Eva => eva::Directions::new(evidence.target, name, options, par).map(Self::Directions),
             _ => Constraint::new(evidence, options.terms(), par).map(Self::Constraint),
@@ -58,7 +59,7 @@ impl Basis {
         match method {
             Method::Cntlora => TokenConstraint::new(target, source, options.terms(), par).map(Self::Tokens),
             Method::CordaIpm | Method::CordaKpm => {
-                corda::Covariance::of_tokens(target, options.ridge).map(Self::Covariance)
+                corda::Covariance::of_tokens(target, options.ridge, corda_part(method)).map(Self::Covariance)
             }
             _ => Ok(Self::None),
         }
@@ -123,13 +124,8 @@ impl Basis {
         let (outputs, inputs) = weight.shape();
         crate::dense::check_finite("the weight", weight)?;
         Ok(match (options.method, self) {
-            (Method::CordaIpm, Self::Covariance(covariance)) => {
-                let part = corda::Part::First;
-                Draft::Update(corda::decompose(covariance, weight, part, name, options, par)?)
-            }
-            (Method::CordaKpm, Self::Covariance(covariance)) => {
-                let part = corda::Part::Last;
-                Draft::Update(corda::decompose(covariance, weight, part, name, options, par)?)
+            (Method::CordaIpm | Method::CordaKpm, Self::Covariance(covariance)) => {
+                Draft::Update(corda::decompose(covariance, weight, name, options, par)?)
             }
             (Method::Eva, Self::Directions(directions)) => Draft::Nested(eva::decompose(directions, weight)?),
             (Method::Pissa, _) => Draft::Update(pissa::decompose(weight, name, options, par)?),
@@ -151,7 +147,9 @@ impl Basis {
     pub fn memory(width: u64, options: &Options, measured_source: bool) -> (u64, u64) {
         match options.method {
             Method::Cntlora => Constraint::memory(width, options.terms(), measured_source),
-            Method::CordaIpm | Method::CordaKpm => corda::Covariance::memory(width),
+            Method::CordaIpm | Method::CordaKpm => {
+                corda::Covariance::memory(width, corda_part(options.method))
+            }
             Method::Eva => eva::Directions::memory(width, options),
             _ => (0, 0),
         }
@@ -166,8 +164,15 @@ impl Basis {
     ) -> (u64, u64) {
         match options.method {
             Method::Cntlora => TokenConstraint::memory(tokens, classes, options.terms(), measured_source),
-            Method::CordaIpm | Method::CordaKpm => corda::Covariance::memory_of_tokens(tokens),
+            Method::CordaIpm | Method::CordaKpm => {
+                corda::Covariance::memory_of_tokens(tokens, corda_part(options.method))
+            }
             _ => (0, 0),
         }
     }
+}
+
+/// The part of the triplets that a mode of [`corda`] takes.
+fn corda_part(method: Method) -> corda::Part {
+    if method == Method::CordaKpm { corda::Part::Last } else { corda::Part::First }
 }

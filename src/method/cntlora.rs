@@ -118,6 +118,9 @@ pub fn initialize(
 }
 
 #[cfg(test)]
+mod zero_features;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::constraint::ChannelScale;
@@ -153,7 +156,7 @@ mod tests {
             let rows = gaussian::<f32>(80, width, seed, "rows") * mixing;
             let target = Moments::of(rows.as_ref()).unwrap();
             let weight = gaussian::<f32>(outputs, width, seed, "weight");
-            let evidence = Evidence { target: &target, source: None, cross: None };
+            let evidence = Evidence { target: &target, source: None, change: None };
             let constraint = Constraint::new(evidence, options(Norm::Weights, rank).terms(), Par::Seq).unwrap();
             let identity = Mat::<f32>::identity(width, width);
             let update = &weight * constraint.apply(Norm::Weights, identity.as_ref(), Par::Seq);
@@ -179,7 +182,7 @@ mod tests {
     #[test]
     fn weights_that_do_not_fit_are_refused() {
         let target = Moments::of(gaussian::<f32>(30, 5, 0, "rows").as_ref()).unwrap();
-        let evidence = Evidence { target: &target, source: None, cross: None };
+        let evidence = Evidence { target: &target, source: None, change: None };
         let refusal = |weight: Mat<f32>| {
             initialize(evidence, weight.as_ref(), "layer", &Options::default(), Par::Seq).unwrap_err()
         };

@@ -3,7 +3,7 @@
 //!
 //! With `C' = C + λ I`, `λ = ρ tr C / d`, and `U S Vᵀ = svd(W C')`: the adapter takes over `U_r S_r V_rᵀ C'⁻¹`, for `ipm`
 //! (adapt to the activations) of the first `r` triplets, for `kpm` (leave what answers the activations alone) of the last,
-//! and the base keeps the rest.
+//! and the base keeps the rest. The last triplets are computed in f64 throughout, `W C'` and `C'⁻¹` included.
 //!
 //! Differs from PEFT's `corda`:
 //! - `C` is the mean over all rows. PEFT divides each call's rows by the largest activation of that call, which weighs the
@@ -14,43 +14,72 @@
 
 use super::{Decomposition, Options, check_width};
 use crate::constraint::{check_ridge, damped_second_moment};
-use crate::dense;
+use crate::dense::{self, Real};
 use crate::error::Result;
 use crate::factors::Components;
-use crate::low_rank::{self, Operator, Product};
+use crate::low_rank::{self, Operator, Product, TruncatedSvd};
 use crate::moments::{Counts, Moments};
-use faer::linalg::triangular_solve::{solve_lower_triangular_in_place, solve_upper_triangular_in_place};
-use faer::{Mat, MatMut, MatRef, Par};
+use faer::{Mat, MatRef, Par};
 
-/// The damped second moment of a site, and what its inverse is applied with.
+/// The damped second moment of a site.
 #[derive(Debug)]
 pub struct Covariance {
-    matrix: Matrix,
+    matrix: Precision,
     damping: f64,
+}
+
+/// `C'`, in the precision that the part of the triplets needs.
+#[derive(Debug)]
+enum Precision {
+    /// For [`Part::First`].
+    Single(Matrix<f32>),
+    /// For [`Part::Last`].
+    Double(Matrix<f64>),
 }
 
 /// `C'`.
 #[derive(Debug)]
-enum Matrix {
-    /// With the lower `G` of `G Gᵀ = C'`.
-    Dense { matrix: Mat<f32>, factor: Mat<f32> },
+enum Matrix<T> {
+    /// Of rows.
+    Dense(Mat<T>),
     /// Of an embedding.
-    Diagonal(Vec<f32>),
+    Diagonal(Vec<T>),
 }
 
-impl Operator for Matrix {
-    fn rows(&self) -> usize {
+impl<T: Real> Matrix<T> {
+    fn width(&self) -> usize {
         match self {
-            Self::Dense { matrix, .. } => matrix.nrows(),
+            Self::Dense(matrix) => matrix.nrows(),
             Self::Diagonal(diagonal) => diagonal.len(),
         }
     }
+}
+
+impl Matrix<f64> {
+    /// `W C'`.
+    fn response(&self, mut weight: Mat<f64>, par: Par) -> Mat<f64> {
+        match self {
+            Self::Dense(matrix) => dense::product(weight.as_ref(), matrix.as_ref(), par),
+            Self::Diagonal(diagonal) => {
+                for (column, entry) in weight.col_iter_mut().zip(diagonal) {
+                    column.iter_mut().for_each(|value| *value *= entry);
+                }
+                weight
+            }
+        }
+    }
+}
+
+impl Operator for Matrix<f32> {
+    fn rows(&self) -> usize {
+        self.width()
+    }
     fn columns(&self) -> usize {
-        self.rows()
+        self.width()
     }
     fn apply(&self, block: MatRef<'_, f32>, par: Par) -> Mat<f32> {
         match self {
-            Self::Dense { matrix, .. } => dense::thin_product(matrix.as_ref(), block, par),
+            Self::Dense(matrix) => dense::thin_product(matrix.as_ref(), block, par),
             Self::Diagonal(diagonal) => {
                 Mat::from_fn(block.nrows(), block.ncols(), |i, j| diagonal[i] * block[(i, j)])
             }
@@ -59,23 +88,6 @@ impl Operator for Matrix {
     fn apply_transpose(&self, block: MatRef<'_, f32>, par: Par) -> Mat<f32> {
         // It is symmetric.
         self.apply(block, par)
-    }
-}
-
-impl Matrix {
-    /// `C'⁻¹ V`, in place.
-    fn solve(&self, mut block: MatMut<'_, f32>, par: Par) {
-        match self {
-            Self::Dense { factor, .. } => {
-                solve_lower_triangular_in_place(factor.as_ref(), block.as_mut(), par);
-                solve_upper_triangular_in_place(factor.transpose(), block, par);
-            }
-            Self::Diagonal(diagonal) => {
-                for column in block.col_iter_mut() {
-                    column.iter_mut().zip(diagonal).for_each(|(value, entry)| *value /= entry);
-                }
-            }
-        }
     }
 }
 
@@ -88,8 +100,18 @@ pub(super) enum Part {
     Last,
 }
 
+impl Part {
+    /// Bytes of a number of `C'`.
+    fn bytes(self) -> u64 {
+        match self {
+            Self::First => 4,
+            Self::Last => 8,
+        }
+    }
+}
+
 impl Covariance {
-    /// Factors the second moment of a site. `O(d³)` operations in f64.
+    /// Factors the second moment of a site, for one part of the triplets. `O(d³)` operations in f64.
     ///
     /// # Errors
     /// [`Error::Option`](crate::error::Error::Option) for a ridge outside its range;
@@ -97,20 +119,32 @@ impl Covariance {
     /// [`Error::NoVariation`](crate::error::Error::NoVariation) for activations that are all zero;
     /// [`Error::NonFinite`](crate::error::Error::NonFinite) where their squares are too large;
     /// [`Error::NotPositiveDefinite`](crate::error::Error::NotPositiveDefinite) when even the largest damping does not help.
-    pub fn new(moments: &Moments, ridge: f64, par: Par) -> Result<Self> {
-        let (matrix, factor, damping) = damped_second_moment(moments, ridge, par)?;
-        Ok(Self { matrix: Matrix::Dense { matrix, factor }, damping })
+    pub(super) fn new(moments: &Moments, ridge: f64, part: Part, par: Par) -> Result<Self> {
+        let (matrix, damping) = damped_second_moment(moments, ridge, par)?;
+        let matrix = match part {
+            Part::First => {
+                let single = dense::to_f32(matrix.as_ref());
+                dense::check_finite("second moment of the activations", single.as_ref())?;
+                Precision::Single(Matrix::Dense(single))
+            }
+            Part::Last => Precision::Double(Matrix::Dense(matrix)),
+        };
+        Ok(Self { matrix, damping })
     }
 
-    /// That of an embedding: `diag(p) + (ρ / V) I`. The inverse of a diagonal needs no factorization that could fail.
+    /// That of an embedding: `diag(p) + (ρ / V) I`.
     ///
     /// # Errors
     /// [`Error::Option`](crate::error::Error::Option) for a ridge outside its range.
-    pub fn of_tokens(counts: &Counts, ridge: f64) -> Result<Self> {
+    pub(super) fn of_tokens(counts: &Counts, ridge: f64, part: Part) -> Result<Self> {
         check_ridge(ridge)?;
         let damping = ridge / counts.width() as f64;
-        let diagonal = counts.frequencies().iter().map(|share| (share + damping) as f32).collect();
-        Ok(Self { matrix: Matrix::Diagonal(diagonal), damping: ridge })
+        let diagonal = counts.frequencies().into_iter().map(|share| share + damping);
+        let matrix = match part {
+            Part::First => Precision::Single(Matrix::Diagonal(diagonal.map(|entry| entry as f32).collect())),
+            Part::Last => Precision::Double(Matrix::Diagonal(diagonal.collect())),
+        };
+        Ok(Self { matrix, damping: ridge })
     }
 
     /// The relative damping that was used.
@@ -119,56 +153,62 @@ impl Covariance {
     }
 
     /// Bytes that [`Self::new`] needs at its peak for a site of width `d`, and bytes that its result holds.
-    pub fn memory(width: u64) -> (u64, u64) {
-        (8 * 3 * width * width, 4 * 2 * width * width)
+    pub(super) fn memory(width: u64, part: Part) -> (u64, u64) {
+        (8 * 3 * width * width, part.bytes() * width * width)
     }
 
     /// As [`Self::memory`], for an embedding of this many tokens.
-    pub fn memory_of_tokens(tokens: u64) -> (u64, u64) {
-        ((8 + 4) * tokens, 4 * tokens)
+    pub(super) fn memory_of_tokens(tokens: u64, part: Part) -> (u64, u64) {
+        ((8 + part.bytes()) * tokens, part.bytes() * tokens)
     }
 }
 
-/// Decomposes one weight, `W (m × d)`. `name` gives its random stream.
+/// Decomposes one weight, `W (m × d)`, into the part of the triplets that the covariance was made for. `name` gives its
+/// random stream.
 ///
 /// # Errors
 /// [`Error::Shape`](crate::error::Error::Shape) for a weight of another width; what the decomposition returns.
 pub(super) fn decompose(
     covariance: &Covariance,
     weight: MatRef<'_, f32>,
-    part: Part,
     name: &str,
     options: &Options,
     par: Par,
 ) -> Result<Decomposition> {
-    check_width(weight, covariance.matrix.columns())?;
-    let response = Product { left: &weight, right: &covariance.matrix };
     let side = weight.nrows().min(weight.ncols());
-    let svd = match part {
-        Part::First => low_rank::truncated_svd(&response, options.components(side), options.seed, name, par)?,
-        Part::Last => low_rank::last_components(&response, options.components(side), par)?,
-    };
-    let a = match part {
-        // C'⁻¹ vᵢ = Wᵀ uᵢ / σᵢ, without the inverse, which would amplify the rounding errors of vᵢ where C' is small.
-        Part::First => {
+    let components = options.components(side);
+    // C'⁻¹ vᵢ = Wᵀ uᵢ / σᵢ, without the inverse, which would amplify the rounding errors of vᵢ where C' is small.
+    let svd = match &covariance.matrix {
+        Precision::Single(matrix) => {
+            check_width(weight, matrix.width())?;
+            let response = Product { left: &weight, right: matrix };
+            let svd = low_rank::truncated_svd(&response, components, options.seed, name, par)?;
             let rows = weight.apply_transpose(svd.u.as_ref(), par);
-            Mat::from_fn(rows.nrows(), rows.ncols(), |i, j| {
-                if svd.s[j] > 0.0 { (f64::from(rows[(i, j)]) / svd.s[j]) as f32 } else { 0.0 }
-            })
+            TruncatedSvd { v: divided(dense::to_f64(rows.as_ref()), &svd.s, 0.0), ..svd }
         }
-        Part::Last => {
-            let mut a = svd.v;
-            covariance.matrix.solve(a.as_mut(), par);
-            a
+        Precision::Double(matrix) => {
+            check_width(weight, matrix.width())?;
+            let weight = dense::to_f64(weight);
+            let response = matrix.response(weight.clone(), par);
+            let TruncatedSvd { u, s, energy, energy_exact, residual, .. } =
+                low_rank::last_components(response.as_ref(), components, par)?;
+            let rows = dense::product(weight.transpose(), u.as_ref(), par);
+            let v = divided(rows, &s, f64::EPSILON * side as f64 * energy.sqrt());
+            TruncatedSvd { u: dense::to_f32(u.as_ref()), s, v, energy, energy_exact, residual }
         }
     };
+    let TruncatedSvd { u, s: sigma, v: a, energy, energy_exact, residual } = svd;
     dense::check_finite("the rows of the down matrix", a.as_ref())?;
-    let components =
-        Components { u: svd.u, sigma: svd.s, a, activation_energy: Vec::new(), output_energy: 0.0 };
-    Ok(Decomposition {
-        components,
-        energy: svd.energy,
-        energy_exact: svd.energy_exact,
-        residual: svd.residual,
+    let components = Components { u, sigma, a, activation_energy: Vec::new(), output_energy: 0.0 };
+    Ok(Decomposition { components, energy, energy_exact, residual })
+}
+
+/// Columns divided by these numbers; zeros where the number is at most `least`, a rounding error.
+fn divided(columns: Mat<f64>, by: &[f64], least: f64) -> Mat<f32> {
+    Mat::from_fn(columns.nrows(), columns.ncols(), |i, j| {
+        if by[j] > least { (columns[(i, j)] / by[j]) as f32 } else { 0.0 }
     })
 }
+
+#[cfg(test)]
+mod tests;

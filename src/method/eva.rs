@@ -38,8 +38,7 @@ impl Directions {
     pub fn new(moments: &Moments, name: &str, options: &Options, par: Par) -> Result<Self> {
         options.check()?;
         let mean = moments.mean()?;
-        let mut covariance = moments.second_moment()?;
-        covariance -= &mean * mean.transpose();
+        let covariance = moments.covariance()?;
         let variance: f64 = covariance.diagonal().column_vector().iter().sum();
         if variance <= RESOLUTION * (variance + mean.squared_norm_l2()) {
             return Err(Error::NoVariation { what: "all rows of activations are equal" });

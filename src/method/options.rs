@@ -296,7 +296,7 @@ mod tests {
         let rows = crate::random::gaussian::<f32>(50, 6, 1, "rows");
         let weight = crate::random::gaussian::<f32>(8, 6, 1, "weight");
         let (moments, counts) = (Moments::of(rows.as_ref()).unwrap(), Counts::new(vec![1, 2, 3]).unwrap());
-        let evidence = Evidence { target: &moments, source: None, cross: None };
+        let evidence = Evidence { target: &moments, source: None, change: None };
         let limits = Limits { min: 0, max: 4, multiple: 1 };
         let legal = Options { ranks: Policy::Fixed(4), limits, ..Options::default() };
         let constraint = Constraint::new(evidence, legal.terms(), Par::Seq).unwrap();

@@ -3,9 +3,13 @@
 //!
 //! Knows nothing of weights, and nothing of files. Of what an embedding meets, `counts` remembers less.
 
+#[cfg(test)]
+mod accuracy;
 mod counts;
+mod pairs;
 
 pub use counts::Counts;
+pub use pairs::{PairedMoments, Sides};
 
 use crate::error::{Error, Result};
 use crate::simd::{self, Rows, Sums, Values, Workspace};
@@ -178,6 +182,42 @@ impl Moments {
         Ok(Mat::from_fn(self.width, self.width, |i, j| self.gram(i, j) * scale))
     }
 
+    /// Covariance `Σ = E[(x − μ) (x − μ)ᵀ]`, `d × d`: `(gram − sum sumᵀ / n) / n`.
+    ///
+    /// Rounding takes about 1e-16 of the product of the means of two columns, so that a few digits are left even at means of 10⁷
+    /// standard deviations; what the sums themselves are worth, [`simd`] says.
+    ///
+    /// # Errors
+    /// [`Error::NoRows`].
+    pub fn covariance(&self) -> Result<Mat<f64>> {
+        let scale = self.scale()?;
+        let mean = self.mean()?;
+        // Upper triangle and its mirror image, so that the matrix is symmetric to the last bit.
+        Ok(Mat::from_fn(self.width, self.width, |i, j| {
+            let (i, j) = (i.min(j), i.max(j));
+            (-mean[i]).mul_add(self.sum[j], self.gram(i, j)) * scale
+        }))
+    }
+
+    /// The column with the largest mean in units of its standard deviation, and that ratio, if it is so large that the covariances of
+    /// the column are not accurate where rows of bf16 were added with [`Precision::Bf16`](simd::Precision::Bf16).
+    ///
+    /// The ratio is at most 1000: noise of the sums hides smaller deviations.
+    pub fn lost_in_bf16(&self) -> Option<(usize, f64)> {
+        /// Ratio at which covariances are off by about 1e-4.
+        const ACCURATE: f64 = 10.0;
+        const LARGEST: f64 = 1000.0;
+        let scale = self.scale().ok()?;
+        let ratio = |j: usize| {
+            let mean = self.sum[j] * scale;
+            let variance = (self.gram(j, j) * scale - mean * mean).max(0.0);
+            // A column of zeros has no ratio.
+            if mean == 0.0 { 0.0 } else { (mean.abs() / variance.sqrt()).min(LARGEST) }
+        };
+        let ratios = (0..self.width).map(|j| (j, ratio(j)));
+        ratios.max_by(|(_, a), (_, b)| a.total_cmp(b)).filter(|(_, ratio)| *ratio > ACCURATE)
+    }
+
     /// Bytes that the moments of a site of this width hold.
     pub fn memory(width: u64) -> u64 {
         4 * width * (width + 1) + 12 * width
@@ -191,76 +231,6 @@ impl Moments {
 
     fn scale(&self) -> Result<f64> {
         if self.count == 0 { Err(Error::NoRows) } else { Ok(1.0 / self.count as f64) }
-    }
-}
-
-/// Moments of pairs of rows `(z, x)`: those of both sides and the cross moment between them, from the Gram matrix of the
-/// rows laid side by side. That costs no more than three separate products would.
-#[derive(Clone, Debug, PartialEq)]
-pub struct PairedMoments {
-    joint: Moments,
-}
-
-impl PairedMoments {
-    /// The moments of no pairs of rows of `width` numbers each.
-    pub fn new(width: usize) -> Self {
-        Self { joint: Moments::new(2 * width) }
-    }
-
-    /// Adds a block of rows of `2 d` numbers: the pre-training row `z`, then the fine-tuning row `x`.
-    ///
-    /// # Errors
-    /// As [`Moments::add`].
-    ///
-    /// # Panics
-    /// If there are more rows than a block holds.
-    pub fn add(&mut self, pairs: Rows<'_>, workspace: &mut Workspace, threads: usize) -> Result<()> {
-        self.joint.add(pairs, workspace, threads)
-    }
-
-    /// The moments of rows of `2 d` numbers, from which [`from_joint`](Self::from_joint) goes on.
-    pub fn joint(&self) -> &Moments {
-        &self.joint
-    }
-
-    /// Pairs whose joint moments were computed before.
-    ///
-    /// # Errors
-    /// [`Error::Shape`] for an odd width.
-    pub fn from_joint(joint: Moments) -> Result<Self> {
-        if !joint.width.is_multiple_of(2) {
-            return Err(Error::Shape {
-                what: "width of pairs of rows",
-                expected: joint.width + 1,
-                found: joint.width,
-            });
-        }
-        Ok(Self { joint })
-    }
-
-    /// Moments of the pre-training rows and of the fine-tuning rows, and the cross moment `K = E[z xᵀ]`, `d × d`.
-    ///
-    /// # Errors
-    /// [`Error::NoRows`].
-    pub fn split(&self) -> Result<(Moments, Moments, Mat<f64>)> {
-        let width = self.joint.width / 2;
-        let scale = self.joint.scale()?;
-        let cross = Mat::from_fn(width, width, |i, j| self.joint.gram(i, width + j) * scale);
-        Ok((self.side(0), self.side(width), cross))
-    }
-
-    fn side(&self, first: usize) -> Moments {
-        let width = self.joint.width / 2;
-        let columns = first..first + width;
-        let gram =
-            columns.clone().flat_map(|i| (i..columns.end).map(move |j| self.joint.gram(i, j))).collect();
-        Moments {
-            width,
-            count: self.joint.count,
-            sum: self.joint.sum[columns.clone()].to_vec(),
-            gram,
-            abs_max: self.joint.abs_max[columns].to_vec(),
-        }
     }
 }
 
@@ -323,28 +293,14 @@ mod tests {
             let mean_error = (0..x.ncols()).map(|j| (mean[j] - exact.col(j).sum() / n).abs()).fold(0.0, f64::max);
             (moments.second_moment().unwrap() - second).norm_max() < 1e-5 && mean_error < 1e-5
         }
-
-        /// The joint Gram of rows side by side holds the moments of both sides and their cross moment.
-        fn pairs_split_into_their_sides(rows: u16, width: u8, seed: u64) -> bool {
-            let x = sample(rows.max(1), width, seed);
-            let z = sample(rows.max(1), width, seed ^ 1);
-            if x.nrows() == 0 { return true; }
-            let d = x.ncols();
-            let joint = Mat::from_fn(x.nrows(), 2 * d, |i, j| if j < d { z[(i, j)] } else { x[(i, j - d)] });
-            let paired = PairedMoments { joint: Moments::of(joint.as_ref()).unwrap() };
-            let (source, target, cross) = paired.split().unwrap();
-            let f64s = |a: &Mat<f32>| Mat::from_fn(a.nrows(), d, |i, j| f64::from(a[(i, j)]));
-            let exact = (f64s(&z).transpose() * f64s(&x)) * faer::Scale(1.0 / x.nrows() as f64);
-            close(&source, &Moments::of(z.as_ref()).unwrap())
-                && close(&target, &Moments::of(x.as_ref()).unwrap())
-                && (cross - exact).norm_max() < 1e-5
-        }
     }
 
     #[test]
     fn nothing_was_measured_without_rows() {
         let moments = Moments::new(3);
         assert_eq!(moments.mean(), Err(Error::NoRows));
+        assert_eq!(moments.covariance(), Err(Error::NoRows));
+        assert_eq!(moments.lost_in_bf16(), None);
         assert_eq!(moments.second_moment(), Err(Error::NoRows));
     }
 
@@ -377,9 +333,6 @@ mod tests {
         let what = "a sum over activations";
         assert_eq!(from(&[f64::NAN; 2], &three, &[1.0; 2]), Error::NonFinite { what });
         assert_eq!(from(&two, &three, &[f32::INFINITY; 2]), Error::NonFinite { what });
-        let what = "width of pairs of rows";
-        let refused = PairedMoments::from_joint(Moments::new(3)).unwrap_err();
-        assert_eq!(refused, Error::Shape { what, expected: 4, found: 3 });
     }
 
     #[test]

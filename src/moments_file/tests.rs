@@ -398,3 +398,34 @@ fn sums_that_are_not_what_they_were_are_refused() {
         damaged(f64::NAN).contains("tensor \"a\": a sum over activations holds a value that is not finite")
     );
 }
+
+/// Sums of rows far from zero keep their covariance in files, and files of recordings with different means add up.
+#[test]
+fn covariances_survive_files_and_their_merging() {
+    const ROWS: usize = 1500;
+    const WIDTH: usize = 6;
+    let fixture = Fixture::new();
+    let recordings = [("near", 300.0f32), ("far", 1e4)].map(|(name, mean)| {
+        let rows = gaussian::<f32>(ROWS, WIDTH, 1, name);
+        let rows = faer::Mat::from_fn(ROWS, WIDTH, |i, j| rows[(i, j)] + if j < 3 { mean } else { 1e4 });
+        let content = content_of(&[("s", name, 0..ROWS as u64, WIDTH)]);
+        write(&fixture.path(name), &content, &|_| Ok(Moments::of(rows.as_ref()).unwrap().into())).unwrap();
+        rows
+    });
+    let check = |names: &[&str], recordings: &[faer::Mat<f32>]| {
+        let x = |i: usize, j: usize| f64::from(recordings[i / ROWS][(i % ROWS, j)]);
+        let count = recordings.len() * ROWS;
+        let mean = |j: usize| (0..count).map(|i| x(i, j)).sum::<f64>() / count as f64;
+        let found = fixture.set(names).unwrap().read("s").unwrap().covariance().unwrap();
+        for (i, j) in (0..WIDTH).flat_map(|i| (0..WIDTH).map(move |j| (i, j))) {
+            let product = |a: usize, b: usize| {
+                let (mean_a, mean_b) = (mean(a), mean(b));
+                (0..count).map(|row| (x(row, a) - mean_a) * (x(row, b) - mean_b)).sum::<f64>() / count as f64
+            };
+            let error = (found[(i, j)] - product(i, j)).abs() / (product(i, i) * product(j, j)).sqrt();
+            assert!(error < 2e-6, "{names:?} {i} {j}: {error:e}");
+        }
+    };
+    check(&["near"], &recordings[..1]);
+    check(&["near", "far"], &recordings);
+}

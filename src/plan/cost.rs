@@ -4,7 +4,7 @@
 //!
 //! | what | bytes |
 //! |---|---|
-//! | moments of a kind of activations | [`Moments::memory`] of the width, of twice the width when rows are paired, and of its rows two blocks as read and one as packed; where rows are unfolded, an image |
+//! | moments of a kind of activations | [`Moments::memory`] of the width, of twice the width when rows are paired, and of its rows two blocks as read and one as packed, of pairs another as differences; where rows are unfolded, an image |
 //! | basis of a site | [`Basis::memory`], of an embedding [`Basis::memory_of_tokens`] |
 //! | weight of a layer `m × d` | as stored, and `4 · m d` |
 //! | decomposition of a layer | [`Options::memory`] |
@@ -86,6 +86,11 @@ fn block_memory(width: u64) -> u64 {
     (8 * Blocks::HELD as u64 + 4) * width * BLOCK_ROWS as u64
 }
 
+/// Bytes of a block of differences and rows side by side.
+fn pairs_memory(width: u64) -> u64 {
+    8 * 2 * width * BLOCK_ROWS as u64
+}
+
 /// Bytes of the components of layers.
 pub(super) fn components_memory<'a>(
     layers: impl Iterator<Item = &'a PlannedLayer>,
@@ -108,8 +113,8 @@ fn site_memory(site: &PlannedSite, options: &Options) -> u64 {
         // Counts of both kinds, as they are kept and as they are read.
         _ if site.classes.is_some() => 4 * 8 * width,
         _ if !options.method.reads_activations() => 0,
-        // The sides and the cross moment are split from the joint moments while those are there.
-        Coupling::Paired => 2 * Moments::memory(2 * width) + block_memory(2 * width),
+        // The sides and the change between them are split from the joint moments while those are there.
+        Coupling::Paired => 2 * Moments::memory(2 * width) + block_memory(2 * width) + pairs_memory(width),
         _ if measured_source => 2 * Moments::memory(width) + block_memory(width),
         _ => Moments::memory(width) + block_memory(width),
     };

@@ -43,6 +43,8 @@ pub struct MeasurementRequest {
 pub struct Measurement {
     /// The rows that are read, site by site, in order of name.
     pub sites: Vec<SiteRows>,
+    /// Selected sites without rows, in order of name, which are left out.
+    pub empty: Vec<String>,
     /// The files that they are read from, in reading order.
     pub sources: Vec<MeasuredSource>,
     /// Which part of which whole this is, if not all.
@@ -127,8 +129,12 @@ pub fn plan_measurement(request: &MeasurementRequest) -> Result<(Measurement, Ac
     let set = problems.collect(ActivationSet::open(&request.activations, request.access));
     let (Some(selector), Some(set)) = (selector, set) else { return Err(problems) };
 
-    let selected: Vec<&Site> = set.sites().filter(|site| selector.selects_site(site)).collect();
-    if selected.is_empty() {
+    let selected = set.sites().filter(|site| selector.selects_site(site));
+    let (selected, empty): (Vec<&Site>, Vec<&Site>) = selected.partition(|site| site.rows() > 0);
+    if selected.is_empty() && !empty.is_empty() {
+        let what = "expected at least one row of the selected sites, found none";
+        problems.push(Problem::data(what).help("select other sites with --include and --exclude"));
+    } else if selected.is_empty() {
         let what = format!(
             "nothing is selected: --include and --exclude leave out all {} sites",
             set.sites().count()
@@ -154,6 +160,7 @@ pub fn plan_measurement(request: &MeasurementRequest) -> Result<(Measurement, Ac
         peak_memory: Memory::of_moments(&sites).peak(side_by_side),
         sources: sources(&set, &sites, &fingerprints),
         sites,
+        empty: empty.into_iter().map(|site| site.name.clone()).collect(),
         part,
         nonfinite: request.nonfinite,
         precision: request.precision,

@@ -65,7 +65,7 @@ pub struct Request {
     pub selection: Selection,
     /// From module names to checkpoint names.
     pub renames: Vec<Rename>,
-    /// How the factors come about.
+    /// How the factors come about. [`Strength::MaxShift`](crate::factors::Strength::MaxShift) is the share of the whole model here.
     pub method: Options,
     /// What happens to rows with NaN or infinity.
     pub nonfinite: Nonfinite,
@@ -79,6 +79,9 @@ pub struct Request {
     pub threads: usize,
     /// Bytes that the run may hold, if that is limited.
     pub max_memory: Option<u64>,
+    /// True to refuse a run in which the activations of a site cannot be used, instead of going on without the site.
+    #[serde(default)]
+    pub strict: bool,
 }
 
 impl Request {
@@ -99,6 +102,7 @@ impl Request {
             access: Access::default(),
             threads: 1,
             max_memory: None,
+            strict: false,
         }
     }
 }
@@ -138,6 +142,9 @@ pub struct Plan {
     pub method: Options,
     /// What happens to rows with NaN or infinity.
     pub nonfinite: Nonfinite,
+    /// True to refuse a run in which the activations of a site cannot be used, instead of going on without the site.
+    #[serde(default)]
+    pub strict: bool,
     /// What Gram matrices are computed with.
     pub precision: Precision,
     /// Number format in which the factors will be stored.
@@ -317,6 +324,9 @@ pub fn plan(request: &Request) -> Result<(Plan, Inputs), Problems> {
         found = layers::find(checkpoint, sites, source.as_ref(), selector, renames, &request.method);
         problems.0.append(&mut found.problems.0);
         options::check_ranks(&request.method, &found.sites, &mut problems);
+        if request.strict && request.method.method.reads_activations() {
+            options::check_rows(&found.sites, &mut problems);
+        }
         if found.sites.is_empty()
             && problems.0.is_empty()
             && let Some(first) = found.skipped.first()
@@ -326,14 +336,12 @@ pub fn plan(request: &Request) -> Result<(Plan, Inputs), Problems> {
         }
     }
     let memory = Memory::of_run(&found.sites, &request.method);
-    let has_transport =
-        request.method.method == Method::Cntlora && request.method.coupling == Coupling::Transport;
-    let advice = match has_transport {
-        true => "; --coupling uncorrelated and smaller ranks need less",
-        false => "; smaller ranks need less",
+    let cheaper = match (request.method.method, request.method.coupling) {
+        (Method::Cntlora, Coupling::Transport) => "; --coupling uncorrelated and smaller ranks need less",
+        _ => "; smaller ranks need less",
     };
-    let schedule = schedule::side_by_side(&memory, request.threads, request.max_memory, advice);
-    let side_by_side = problems.collect(schedule);
+    let side_by_side = schedule::side_by_side(&memory, request.threads, request.max_memory, cheaper);
+    let side_by_side = problems.collect(side_by_side);
     match (checkpoint, side_by_side) {
         (Some(checkpoint), Some(side_by_side)) if problems.0.is_empty() => {
             let plan = Plan {
@@ -344,6 +352,7 @@ pub fn plan(request: &Request) -> Result<(Plan, Inputs), Problems> {
                 skipped: found.skipped,
                 method: request.method.clone(),
                 nonfinite: request.nonfinite,
+                strict: request.strict,
                 precision: request.precision,
                 element: request.element,
                 threads: request.threads,

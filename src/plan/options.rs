@@ -68,6 +68,14 @@ pub(super) fn check_moments_precision(recording: &Recording, precision: Precisio
     }
 }
 
+/// Refuses sites that headers show to have no rows.
+pub(super) fn check_rows(sites: &[PlannedSite], problems: &mut Problems) {
+    for site in sites.iter().filter(|site| site.rows == 0 || site.source_rows == Some(0)) {
+        let problem = Problem::data("expected at least one row of this site, found none");
+        problems.push(problem.in_tensor(&site.name).help("leave --strict out to go on without this site"));
+    }
+}
+
 /// Checks the rank policy against the layers that were found.
 ///
 /// [`rank`](crate::rank) brings every rank between the limits by itself. A rank that the user names and a layer cannot have is
@@ -85,10 +93,15 @@ pub(super) fn check_ranks(options: &Options, sites: &[PlannedSite], problems: &m
                 return;
             }
             if !rank.is_multiple_of(multiple) || rank < min {
-                let nearest = (rank.clamp(min, max.max(min)) / multiple * multiple).max(multiple);
+                let (least, largest) = (min.max(1).next_multiple_of(multiple), max / multiple * multiple);
+                let help = if least > largest {
+                    format!("give --rank {least} and --max-rank {least}")
+                } else {
+                    let nearest = (rank / multiple * multiple).clamp(least, largest);
+                    format!("give --rank {nearest}, or change the limits")
+                };
                 let what = format!("rank {rank} must be from {min} to {max}, in steps of {multiple}");
-                problems
-                    .push(Problem::usage(what).help(format!("give --rank {nearest}, or change the limits")));
+                problems.push(Problem::usage(what).help(help));
                 return;
             }
             let over: Vec<_> = layers().filter(|layer| rank > layer.max_rank).collect();
@@ -99,10 +112,14 @@ pub(super) fn check_ranks(options: &Options, sites: &[PlannedSite], problems: &m
                     more => format!(" and {more} more"),
                 };
                 let what = format!("rank {rank} is over the limit of {modules}{more}");
-                problems.push(Problem::usage(what).help(format!(
-                    "the largest rank that all layers can have is {limit}: give --rank {limit}, or leave layers out with \
-                     --exclude"
-                )));
+                problems.push(Problem::usage(what).help(if limit >= options.limits.min.max(1) {
+                    format!(
+                        "the largest rank that all layers can have is {limit}: give --rank {limit}, or leave layers out with \
+                         --exclude"
+                    )
+                } else {
+                    format!("one of them can have {limit} at most: leave it out with --exclude, or change the limits")
+                }));
             }
         }
         Policy::Budget(budget) => {
@@ -120,7 +137,7 @@ pub(super) fn check_ranks(options: &Options, sites: &[PlannedSite], problems: &m
             let needed = floor.max(unit);
             if budget < needed {
                 let what = format!("a budget of {budget} parameters does not pay for the least ranks");
-                problems.push(Problem::usage(what).help(format!("give --budget {needed} or more")));
+                problems.push(Problem::usage(what).help(format!("give --budget={needed} or more")));
             }
         }
         Policy::Energy(_) | Policy::BudgetOfRank(_) | Policy::Shared(_) => {}

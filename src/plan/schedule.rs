@@ -4,15 +4,15 @@ use super::cost::Memory;
 use crate::storage::Problem;
 
 /// The most narrow sites that may be worked on side by side: one for each thread, or fewer if there are no more, or if the
-/// run would otherwise hold more than `max_memory` bytes.
+/// run would otherwise hold more than `max_memory` bytes. `cheaper` says which other options need less memory.
 ///
 /// # Errors
-/// A usage problem, with the number of bytes that is needed and the advice, if one site at a time is too much.
+/// A usage problem, with the number of bytes that is needed, if one site at a time is too much.
 pub(super) fn side_by_side(
     memory: &Memory,
     threads: usize,
     max_memory: Option<u64>,
-    advice: &str,
+    cheaper: &str,
 ) -> Result<usize, Problem> {
     let most = threads.min(memory.narrow.len()).max(1);
     let Some(max_memory) = max_memory else { return Ok(most) };
@@ -24,7 +24,7 @@ pub(super) fn side_by_side(
             "the run needs {needed} MiB of memory even with one site at a time, but may use {} MiB",
             max_memory / MEBIBYTE
         ))
-        .help(format!("give --max-memory {needed}MiB or more{advice}"))
+        .help(format!("give --max-memory {needed}MiB or more{cheaper}"))
     })
 }
 
@@ -58,13 +58,13 @@ mod tests {
     #[test]
     fn a_refusal_names_the_limit_to_give() {
         let memory = Memory { narrow: vec![3 << 20, 2 << 20], wide: 0, kept: 5, writing: 6 };
-        let problem = side_by_side(&memory, 2, Some(50 << 20), "; do less").unwrap_err();
+        let problem = side_by_side(&memory, 2, Some(50 << 20), "; so").unwrap_err();
         assert_eq!(problem.category(), Category::Usage);
         let needed = memory.peak(1).div_ceil(1 << 20);
         let expected =
             format!("the run needs {needed} MiB of memory even with one site at a time, but may use 50 MiB");
         assert_eq!(problem.to_string(), expected);
-        assert!(problem.next_step().unwrap().contains(&format!("--max-memory {needed}MiB or more; do less")));
+        assert_eq!(problem.next_step().unwrap(), format!("give --max-memory {needed}MiB or more; so"));
         assert_eq!(side_by_side(&memory, 2, Some(needed << 20), "").unwrap(), 1);
     }
 }

@@ -366,7 +366,7 @@ fn ranks_must_fit_the_layers() {
     with(&mut fixture, Policy::Fixed(1), 0, 4, 1);
     assert_eq!(help(&fixture), "give --rank 2");
     with(&mut fixture, Policy::Budget(23), 0, 128, 1);
-    assert_eq!(help(&fixture), "give --budget 24 or more", "the least rank of a mirrored start is 2");
+    assert_eq!(help(&fixture), "give --budget=24 or more", "the least rank of a mirrored start is 2");
     fixture.request.method.start = Start::Residual;
     with(&mut fixture, Policy::Fixed(7), 0, 7, 1);
     fixture
@@ -375,6 +375,13 @@ fn ranks_must_fit_the_layers() {
     assert!(fixture.refused().to_string().ends_with("value\" and 1 more"));
     with(&mut fixture, Policy::Fixed(3), 0, 4, 2);
     assert!(help(&fixture).starts_with("give --rank 2"));
+    // A rank that is legal, and not only near.
+    with(&mut fixture, Policy::Fixed(5), 5, 8, 4);
+    assert!(help(&fixture).starts_with("give --rank 8,"));
+    with(&mut fixture, Policy::Fixed(3), 0, 3, 4);
+    assert_eq!(help(&fixture), "give --rank 4 and --max-rank 4");
+    with(&mut fixture, Policy::Fixed(8), 0, 8, 8);
+    assert!(help(&fixture).starts_with("one of them can have 0 at most: leave it out"));
     with(&mut fixture, Policy::Fixed(0), 0, 4, 1);
     fixture.refused_with("the rank is 0, but must be at least 1", Category::Usage);
     with(&mut fixture, Policy::Energy(f64::NAN), 0, 128, 1);
@@ -383,9 +390,9 @@ fn ranks_must_fit_the_layers() {
     fixture.refused_with("the least rank is 5, but must be at most the largest rank", Category::Usage);
     // The cheapest rank costs 6 + 6 parameters; one for each of the four layers costs 3 · 12 + 16.
     with(&mut fixture, Policy::Budget(11), 0, 128, 1);
-    assert_eq!(help(&fixture), "give --budget 12 or more");
+    assert_eq!(help(&fixture), "give --budget=12 or more");
     with(&mut fixture, Policy::Budget(51), 1, 128, 1);
-    assert_eq!(help(&fixture), "give --budget 52 or more");
+    assert_eq!(help(&fixture), "give --budget=52 or more");
     with(&mut fixture, Policy::Budget(52), 1, 128, 1);
     assert!(fixture.plan().sites[0].layers.iter().all(|layer| layer.max_rank == 6));
 }

@@ -45,6 +45,12 @@ pub struct Report {
     pub layers: Vec<LayerReport>,
     /// What was left out, and why.
     pub skipped: Vec<Skipped>,
+    /// Sites whose activations cannot be used, in order of name. Their modules have no adapter, and are not among the layers.
+    #[serde(default)]
+    pub unusable: Vec<UnusableSite>,
+    /// How far the update may move the model and each layer, where that bounds the update.
+    #[serde(default)]
+    pub trust_region: Option<TrustRegion>,
     /// Number format in which the factors are stored.
     pub element: Element,
     /// Parameters of the adapter.
@@ -93,7 +99,7 @@ pub struct SiteReport {
     pub source_rows: Option<u64>,
     /// Rows that were left out because they held NaN or infinity.
     pub skipped_rows: u64,
-    /// Damping used, relative to the mean eigenvalue of the second moment.
+    /// Largest damping used, relative to the mean square of a channel.
     pub damping: f64,
     /// Spread of the fine-tuning activations, if the method looks at them.
     pub spread: Option<Spread>,
@@ -106,6 +112,32 @@ pub struct SiteReport {
     pub moments_seconds: f64,
     /// Seconds for the factorizations of the site.
     pub constraint_seconds: f64,
+}
+
+/// A site whose activations cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UnusableSite {
+    /// Its name.
+    pub name: String,
+    /// The modules that have no adapter for that, in order of name.
+    pub modules: Vec<String>,
+    /// Why it cannot be used, in words.
+    pub reason: String,
+    /// The step that helps, in words.
+    pub remedy: String,
+}
+
+/// How far the update may move the model: with start `update`, and without a strength of the user's own.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrustRegion {
+    /// The share of its hidden states by which the model may move about, as it was asked for.
+    pub model: f64,
+    /// How many adapted layers follow one another; those that read the same input count once.
+    pub depth: u64,
+    /// The share of its own output by which each layer may move: `model / √depth`.
+    pub layer: f64,
 }
 
 /// What became of a layer.

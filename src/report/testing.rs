@@ -68,6 +68,8 @@ pub(super) fn report(layers: Vec<LayerReport>) -> Report {
         }],
         layers,
         skipped: vec![Skipped { name: "conv\u{1b}[31m".into(), reason: "its weight is not a matrix".into() }],
+        unusable: vec![],
+        trust_region: None,
         element: Element::F32,
         parameters: 23040,
         seconds: 1.25,

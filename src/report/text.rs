@@ -1,7 +1,7 @@
 //! The report as a table for a terminal.
 
 use super::table::{Align, Table, bytes, count, number, percent};
-use super::{LayerReport, Report};
+use super::{LayerReport, Report, TrustRegion};
 use crate::factors::Start;
 use crate::method::Method;
 use crate::simd::Precision;
@@ -11,7 +11,10 @@ use std::fmt::Write as _;
 pub fn render(report: &Report) -> String {
     let mut text = table(report);
     let _ = writeln!(text, "\n{}", summary(report));
-    for line in left_out(report) {
+    if let Some(trust_region) = &report.trust_region {
+        let _ = writeln!(text, "{}", shift(trust_region));
+    }
+    for line in all_left_out(report) {
         let _ = writeln!(text, "{line}");
     }
     if let Some(line) = empty_units(report) {
@@ -74,6 +77,16 @@ pub(super) fn empty_units(report: &Report) -> Option<String> {
     })
 }
 
+/// How far the update may move the model and each layer.
+fn shift(TrustRegion { model, depth, layer }: &TrustRegion) -> String {
+    let depth = count(*depth, "layer");
+    format!(
+        "shift of the model about {} at most: {} for each of {depth} in depth",
+        percent(*model),
+        percent(*layer)
+    )
+}
+
 fn summary(report: &Report) -> String {
     let ranks = || report.layers.iter().map(|layer| layer.rank).filter(|rank| *rank > 0);
     let ranks = match (ranks().min(), ranks().max()) {
@@ -99,22 +112,33 @@ fn summary(report: &Report) -> String {
     )
 }
 
-fn left_out(report: &Report) -> impl Iterator<Item = String> {
+/// A site that is left out, the modules that have no adapter for that, and the reason.
+pub fn left_out(site: &str, modules: &[String], reason: &str) -> String {
+    let modules: Vec<String> = modules.iter().map(|module| module.escape_debug().to_string()).collect();
+    format!("{}: site {}: {}", modules.join(", "), site.escape_debug(), reason.escape_debug())
+}
+
+fn all_left_out(report: &Report) -> impl Iterator<Item = String> {
     let without_rank =
         report.layers.iter().filter(|layer| layer.rank == 0).map(|layer| (&layer.module, "rank 0"));
     let skipped = report.skipped.iter().map(|skipped| (&skipped.name, skipped.reason.as_str()));
     let names = without_rank
         .chain(skipped)
         .map(|(name, reason)| format!("left out: {}: {}", name.escape_debug(), reason.escape_debug()));
+    let unusable = report
+        .unusable
+        .iter()
+        .map(|site| format!("left out: {}", left_out(&site.name, &site.modules, &site.reason)));
     let rows = report.sites.iter().filter(|site| site.skipped_rows > 0).map(|site| {
         let rows = count(site.skipped_rows, "row");
         format!("left out: {} of {} with NaN or infinity", rows, site.name.escape_debug())
     });
-    names.chain(rows)
+    names.chain(unusable).chain(rows)
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::UnusableSite;
     use super::super::testing::{layer, report};
     use super::*;
     use crate::element::Element;
@@ -122,11 +146,18 @@ mod tests {
     /// The whole text, byte for byte: what a user sees, and what is left out is said.
     #[test]
     fn the_text_is_this() {
-        let report = report(vec![
+        let mut report = report(vec![
             layer("encoder.layer.0.attention.self.query", 8),
             layer("encoder.layer.11.intermediate.dense", 4),
             layer("x", 0),
         ]);
+        report.trust_region = Some(TrustRegion { model: 0.1, depth: 4, layer: 0.05 });
+        report.unusable = vec![UnusableSite {
+            name: "0.in".into(),
+            modules: vec!["0.q".into(), "0.k\n".into()],
+            reason: "all activations are zero".into(),
+            remedy: "record more".into(),
+        }];
         let expected = "\
 module                               shape  rank    kept  strength  shift     σ₁
 encoder.layer.0…ntion.self.query  1536×384     8  81.2 %    0.0625  5.0 %  12.50
@@ -134,8 +165,10 @@ encoder.layer.1…termediate.dense  1536×384     4  81.2 %    0.0625  5.0 %  12
 x                                 1536×384     0       –         –      –  12.50
 
 2 layers, 23040 parameters, 92.2 kB, ranks 4 to 8, update start, 1.2 s
+shift of the model about 10.0 % at most: 5.0 % for each of 4 layers in depth
 left out: x: rank 0
 left out: conv\\u{1b}[31m: its weight is not a matrix
+left out: 0.q, 0.k\\n: site 0.in: all activations are zero
 left out: 3 rows of in with NaN or infinity
 ";
         assert_eq!(render(&report), expected);

@@ -5,8 +5,8 @@ use crate::plan::{Inputs, Measurement, Nonfinite, Plan, Recording};
 use crate::storage::{Hashing, Problem, Source};
 use serde_json::{Map, Value, json};
 
-/// Version of what runs save.
-const VERSION: u64 = 1;
+/// Version of what runs save. From 2 on the rows of pairs are differences and fine-tuning rows, and sums within a block are centred.
+const VERSION: u64 = 2;
 
 /// Where a job says what happens to rows that are not finite.
 const NONFINITE: &str = "/options/nonfinite";
@@ -73,16 +73,38 @@ impl Job {
         format!("{:#}\n", self.0)
     }
 
-    /// What tells it from jobs that cannot go on from its progress.
-    pub(super) fn identity(&self) -> String {
-        let mut job = self.clone();
-        // Whether a run may go on that differs only in this, `obstacles` says.
-        if let Some(nonfinite) = job.0.pointer_mut(NONFINITE) {
-            *nonfinite = Value::Null;
+    /// Identifies what saved sums depend on: the recordings, and how their rows are added.
+    pub(super) fn of_sums(&self) -> String {
+        hash(&self.measured())
+    }
+
+    /// Identifies what the saved layers of a site depend on: what its sums depend on, the method, the model, and the layers of the
+    /// site. The other sites do not matter.
+    pub(super) fn of_layers(&self, site: &str) -> String {
+        let part = |place: &str| self.0.pointer(place).cloned();
+        hash(&json!({
+            "measured": self.measured(),
+            "method": part("/options/method"),
+            "model": part("/inputs/model"),
+            "name": site,
+            "site": self.0.get("sites").and_then(|sites| sites.get(site)),
+        }))
+    }
+
+    /// The part that sums depend on, without the treatment of rows that are not finite: `obstacles` compares that.
+    fn measured(&self) -> Value {
+        let keep = |object: &Value, names: &[&str]| -> Value {
+            let entries = object.as_object().into_iter().flatten();
+            let kept = entries.filter(|(name, _)| names.contains(&name.as_str()));
+            kept.map(|(name, value)| (name.clone(), value.clone())).collect::<Map<_, _>>().into()
+        };
+        let mut measured = keep(&self.0, &["version", "tool_version", "command", "options", "inputs"]);
+        for (place, names) in [("options", ["precision", "part"]), ("inputs", ["activations", "source"])] {
+            if let Some(object) = measured.get_mut(place) {
+                *object = keep(object, &names);
+            }
         }
-        let mut hashing = Hashing::default();
-        hashing.update(job.text().as_bytes());
-        hashing.finish()
+        measured
     }
 
     /// Reads a saved job.
@@ -105,16 +127,19 @@ impl Job {
         }
     }
 
-    /// What keeps it from going on from the progress of an earlier job, in words.
+    /// The reasons not to use the sums of an earlier job, in words. Jobs of other methods, models and layers use the same sums.
     pub(super) fn obstacles(&self, earlier: &Self) -> Vec<String> {
-        let mut earlier = earlier.clone();
+        let with_nonfinite = |job: &Self, nonfinite: Option<&Value>| {
+            let mut measured = job.measured();
+            if let (Some(options), Some(value)) = (measured.get_mut("options"), nonfinite) {
+                options["nonfinite"] = value.clone();
+            }
+            Self(measured)
+        };
+        let (before, now) = (earlier.0.pointer(NONFINITE), self.0.pointer(NONFINITE));
         // Rows that were all finite are the same rows where others may be left out.
-        if let (Some(before), Some(now)) = (earlier.0.pointer_mut(NONFINITE), self.0.pointer(NONFINITE))
-            && *before == json!(Nonfinite::Refuse)
-        {
-            *before = now.clone();
-        }
-        self.differences(&earlier)
+        let before = if before == Some(&json!(Nonfinite::Refuse)) { now } else { before };
+        with_nonfinite(self, now).differences(&with_nonfinite(earlier, before))
     }
 
     /// What differs from an earlier job, in words; the first few things of many.
@@ -128,6 +153,12 @@ impl Job {
         }
         found
     }
+}
+
+fn hash(value: &Value) -> String {
+    let mut hashing = Hashing::default();
+    hashing.update(value.to_string().as_bytes());
+    hashing.finish()
 }
 
 /// Input files by path, each with what changes when it is written to.
@@ -170,8 +201,10 @@ fn compare(place: &str, before: Option<&Value>, now: Option<&Value>, found: &mut
 
 #[cfg(test)]
 impl Job {
-    pub(super) fn example(seed: u64) -> Self {
-        Self::new("init", json!({ "seed": seed, "ridge": 0.1 }), Map::new(), [])
+    /// Jobs of other recordings have other sums.
+    pub(super) fn example(recording: u64) -> Self {
+        let files = ("activations".to_owned(), json!({ "a.npy": { "bytes": recording } }));
+        Self::new("init", json!({ "method": { "ridge": 0.1 } }), Map::new(), [files])
     }
 
     pub(super) fn example_of(nonfinite: Nonfinite) -> Self {
@@ -208,6 +241,16 @@ mod tests {
         assert_eq!(differences[5], "4 other things differ as well");
     }
 
+    /// Sums of an older version mean something else, and are not continued.
+    #[test]
+    fn progress_of_an_older_version_is_refused() {
+        let now = job(&[], json!({ "ridge": 0.1 }));
+        let mut older = now.clone();
+        older.0["version"] = json!(1);
+        assert_eq!(now.obstacles(&older), ["version was 1, and is 2 now"]);
+        assert_ne!(now.of_sums(), older.of_sums());
+    }
+
     /// A job that was saved is the same job again, whatever its numbers.
     #[test]
     fn jobs_survive_their_text() {
@@ -215,8 +258,36 @@ mod tests {
             let job = job(&[("a.npy", 10)], json!({ "ridge": ridge }));
             let read = Job::read(&Source::from_bytes("job.json", job.text().into_bytes())).unwrap();
             assert!(job.differences(&read).is_empty());
-            assert_eq!(job.identity(), read.identity());
+            assert_eq!((job.of_sums(), job.of_layers("s")), (read.of_sums(), read.of_layers("s")));
         }
+    }
+
+    /// Sums depend on recordings and precision. Layers depend on the method, the model and their own site as well, and on no other site.
+    #[test]
+    fn saved_files_depend_on_this() {
+        let job = |options: Value, sites: Value, model: u64, rows: u64| {
+            let file = |kind: &str, bytes: u64| (kind.to_owned(), json!({ "file": { "bytes": bytes } }));
+            let Value::Object(sites) = sites else { panic!("expected sites") };
+            Job::new("init", options, sites, [file("model", model), file("activations", rows)])
+        };
+        let options = |ridge: f64, precision: &str| json!({ "method": { "ridge": ridge }, "nonfinite": "refuse", "precision": precision });
+        let sites = || json!({ "a": [1], "b": [2] });
+        let first = job(options(0.1, "f32"), sites(), 1, 1);
+        let same =
+            |other: &Job| (first.of_sums() == other.of_sums(), first.of_layers("a") == other.of_layers("a"));
+        assert_eq!(same(&job(options(0.1, "f32"), sites(), 1, 1)), (true, true));
+        assert_eq!(same(&job(options(0.1, "f32"), json!({ "a": [1] }), 1, 1)), (true, true));
+        assert_eq!(same(&job(options(0.1, "f32"), json!({ "a": [3], "b": [2] }), 1, 1)), (true, false));
+        assert_eq!(same(&job(options(0.2, "f32"), sites(), 1, 1)), (true, false));
+        assert_eq!(same(&job(options(0.1, "f32"), sites(), 2, 1)), (true, false));
+        assert_eq!(same(&job(options(0.1, "f32"), sites(), 1, 2)), (false, false));
+        assert_eq!(same(&job(options(0.1, "bf16"), sites(), 1, 1)), (false, false));
+        assert!(first.of_layers("a") != first.of_layers("b"));
+        for other in [job(options(0.2, "f32"), json!({}), 2, 1), first.clone()] {
+            assert!(other.obstacles(&first).is_empty());
+        }
+        let obstacles = job(options(0.1, "bf16"), sites(), 1, 2).obstacles(&first);
+        assert_eq!(obstacles.len(), 2, "{obstacles:?}");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Carries a plan out and tells an observer what happens. Prints nothing.
 //!
-//! `site` works on one site, with `moments` for its rows and `counts` for its tokens; `measure` stops there, and writes the
+//! `site` works on one site (`unusable` says why one is left out, and `shift` how far a layer may move), with `moments` for its rows and `counts` for its tokens; `measure` stops there, and writes the
 //! moments. `partial` is the folder of an unfinished run, `job` what it is about, and `saved_sums` and `saved_layers` are what is
 //! in it. `lock` keeps two runs from one output, and `output` writes it. `parts` divides a run, and `part` is what one of them says
 //! of itself.
@@ -21,7 +21,9 @@ mod ranks;
 mod rows;
 mod saved_layers;
 mod saved_sums;
+mod shift;
 mod site;
+mod unusable;
 
 pub use job::Job;
 pub use lock::{OutputLock, progress_folder};
@@ -34,16 +36,18 @@ pub use saved_layers::SavedLayers;
 
 use crate::activations::{ActivationSet, Site};
 use crate::adapter::Adapter;
-use crate::factors::LayerShape;
+use crate::factors::{LayerShape, Strength};
+use crate::method::Options;
 use crate::plan::{Inputs, Plan, PlannedSite};
-use crate::report::{LayerReport, Report, SCHEMA_VERSION};
+use crate::rank::Policy;
+use crate::report::{LayerReport, Report, SCHEMA_VERSION, UnusableSite};
 use crate::simd::Tier;
 use crate::simd::threads::share;
 use crate::storage::{Problem, Problems};
 use rayon::prelude::*;
 use serde::Serialize;
 use site::{DecomposedLayer, FinishedSite};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
@@ -84,6 +88,15 @@ pub enum Event<'a> {
         /// The module.
         module: &'a str,
     },
+    /// The activations of a site cannot be used: its layers get no adapter, and the run goes on.
+    SiteLeftOut {
+        /// The site.
+        site: &'a str,
+        /// The modules that get no adapter.
+        modules: &'a [String],
+        /// Why, in words.
+        reason: &'a str,
+    },
     /// Something that the user should know and that does not stop the run.
     Warning {
         /// In words.
@@ -120,7 +133,8 @@ pub struct Outcome {
 ///
 /// # Errors
 /// An I/O problem if a file cannot be read, or changed meanwhile; a data problem for values that cannot be used, with
-/// the place where they are; a usage problem for a budget that pays for no rank; an interruption if the observer asks for one.
+/// the place where they are, and for each site if none of them can be used, or, with [`Plan::strict`], if one cannot; a usage problem
+/// for a budget that pays for no rank; an interruption if the observer asks for one.
 pub fn run(plan: &Plan, inputs: &Inputs, observer: &dyn Observer) -> Result<Outcome, Problems> {
     carry_out(plan, inputs, observer, None)
 }
@@ -149,7 +163,7 @@ fn carry_out(
     let started = Instant::now();
     let sites = with_threads(plan.threads, || work_on_sites(plan, inputs, observer, partial))?;
     check_unchanged(inputs)?;
-    rows::warn_of_few(plan, sites.iter().map(|site| &site.report), observer);
+    rows::warn_of_few(plan, sites.iter().flat_map(|site| &site.found), observer);
     assemble(plan, inputs, sites, started)
 }
 
@@ -171,17 +185,35 @@ fn assemble(
     sites: Vec<FinishedSite<'_>>,
     started: Instant,
 ) -> Result<Outcome, Problems> {
-    let (reports, layers): (Vec<_>, Vec<_>) =
-        sites.into_iter().map(|site| (site.report, site.layers)).unzip();
-    let mut layers: Vec<DecomposedLayer<'_>> = layers.into_iter().flatten().collect();
+    let (mut reports, mut unusable) = (Vec::new(), Vec::new());
+    let mut layers: Vec<DecomposedLayer<'_>> = Vec::new();
+    for site in sites {
+        layers.extend(site.layers);
+        match site.found {
+            Ok(report) => reports.push(report),
+            Err(site) => unusable.push(site),
+        }
+    }
+    drop_incomplete(&mut layers, &unusable);
+    if !unusable.is_empty() && (plan.strict || layers.is_empty()) {
+        return Err(Problems(unusable.iter().map(|site| unusable::refusal(site, plan.strict)).collect()));
+    }
     layers.sort_by(|a, b| a.planned.module.cmp(&b.planned.module));
-    let ranks = ranks::allocate(&layers, &plan.method)
-        .map_err(|error| Problem::usage(error.to_string()).help("raise --budget, or lower --min-rank"))?;
+    let ranks = ranks::allocate(&layers, &plan.method).map_err(|error| {
+        let option = if matches!(plan.method.ranks, Policy::Budget(_)) { "--budget" } else { "--rank" };
+        Problem::usage(error.to_string()).help(format!("give a larger {option}, or a smaller --min-rank"))
+    })?;
+    let adapted = layers.iter().zip(&ranks).filter(|(_, rank)| **rank > 0).map(|(layer, _)| layer);
+    let trust_region = shift::divide(&plan.method, adapted);
+    let mut options = plan.method.clone();
+    if let Some(trust_region) = trust_region {
+        options.strength = Strength::MaxShift(trust_region.layer);
+    }
     let finished = with_threads(plan.threads, || {
         layers
             .par_iter()
             .zip(ranks)
-            .map(|(layer, rank)| finish(layer, rank, plan))
+            .map(|(layer, rank)| finish(layer, rank, &options))
             .collect::<Result<Vec<_>, _>>()
     })?;
 
@@ -218,9 +250,18 @@ fn assemble(
             .sum(),
         layers: layer_reports,
         skipped: plan.skipped.clone(),
+        unusable,
+        trust_region,
         seconds,
     };
     Ok(Outcome { adapter, report })
+}
+
+/// Drops the blocks of modules of which another block has no usable site: PEFT adapts all blocks of a module, or none.
+fn drop_incomplete(layers: &mut Vec<DecomposedLayer<'_>>, unusable: &[UnusableSite]) {
+    let left_out: BTreeSet<&str> =
+        unusable.iter().flat_map(|site| &site.modules).map(String::as_str).collect();
+    layers.retain(|layer| !left_out.contains(unusable::module(layer.planned)));
 }
 
 /// Does the work in a pool of its own.
@@ -245,7 +286,7 @@ fn work_on_sites<'a>(
     let work = |site: &'a PlannedSite, threads| site::finish(plan, site, inputs, threads, observer, partial);
     let sites: Vec<&PlannedSite> = plan.sites.iter().collect();
     let mut finished = work_side_by_side(&sites, |site| site.is_narrow(), Threads::of(plan), work)?;
-    finished.sort_by(|a, b| a.report.name.cmp(&b.report.name));
+    finished.sort_by(|a, b| a.name().cmp(b.name()));
     Ok(finished)
 }
 
@@ -311,14 +352,14 @@ fn interrupted() -> Problem {
 fn finish(
     layer: &DecomposedLayer<'_>,
     rank: usize,
-    plan: &Plan,
+    options: &Options,
 ) -> Result<(LayerReport, Option<crate::factors::Factors>), Problem> {
     let started = Instant::now();
     let DecomposedLayer { site, planned, draft, seconds } = layer;
     let made = match rank {
         0 => None,
         _ => {
-            let made = draft.initialize(rank, &plan.method);
+            let made = draft.initialize(rank, options);
             Some(made.map_err(|error| Problem::data(error.to_string()).in_tensor(&planned.tensors()))?)
         }
     };
@@ -329,7 +370,7 @@ fn finish(
         outputs: planned.outputs,
         inputs: planned.inputs,
         rank,
-        energy_kept: draft.as_layer(plan.method.start).energy_kept(rank),
+        energy_kept: draft.as_layer(options.start).energy_kept(rank),
         energy: draft.energy(),
         energy_exact: draft.energy_exact(),
         strength: made.as_ref().map_or(0.0, |made| made.strength),

@@ -4,11 +4,12 @@ use super::partial::PartialRun;
 use super::saved_sums::{Extent, Keeper, SavedSums, Sums};
 use super::{Event, Observer};
 use crate::activations::{ActivationSet, Block, Site};
+use crate::element::Element;
 use crate::error::Error;
 use crate::moments::{Moments, PairedMoments};
 use crate::plan::Nonfinite;
 use crate::simd::{BLOCK_ROWS, Precision, Rows, Tier, Values, Workspace};
-use crate::storage::Problem;
+use crate::storage::{Problem, quoted};
 use std::ops::Range;
 
 /// How rows are read and added.
@@ -50,13 +51,17 @@ impl Reading<'_> {
             skipped_rows += self.add(
                 block.rows,
                 |rows| moments.add(rows, &mut workspace, self.threads),
-                |row, column| (&block, row, column),
+                |row, column| not_finite(&block, row, column),
             )?;
             next_row += count;
             self.observer.event(Event::RowsAdded { site: &site.name, rows: count });
             keeper.block_added(&moments, next_row, skipped_rows)?;
         }
         let saved = keeper.all_added(&moments, next_row, skipped_rows)?;
+        // Rows of other formats are not multiplied as bf16.
+        if site.parts().iter().any(|part| part.element == Element::Bf16) {
+            self.warn_of_lost_digits(&site.name, &moments);
+        }
         Ok(Measured { moments, skipped_rows, saved })
     }
 
@@ -82,20 +87,34 @@ impl Reading<'_> {
         let x_spans = target_site.spans(rows, BLOCK_ROWS, source_site.borders());
         let mut z_blocks = source.blocks(source_site, z_spans);
         let mut x_blocks = target.blocks(target_site, x_spans);
-        let mut pairs: Vec<f32> = Vec::new();
+        // In f64, where the difference of two numbers of any shorter format loses nothing that f32 would keep.
+        let mut pairs: Vec<f64> = Vec::new();
         while let (Some(z), Some(x)) = (z_blocks.next()?, x_blocks.next()?) {
             let rows = x.rows.rows;
             pairs.resize(rows * 2 * width, 0.0);
             for (row, pair) in pairs.chunks_exact_mut(2 * width).enumerate() {
-                let (left, right) = pair.split_at_mut(width);
-                z.rows.copy_row(row, left);
+                let (change, right) = pair.split_at_mut(width);
+                z.rows.copy_row(row, change);
                 x.rows.copy_row(row, right);
+                for (change, x) in change.iter_mut().zip(right) {
+                    // A number that is not finite as an f32 on either side is not finite here.
+                    *change = if is_finite(change) { *change - *x } else { f64::NAN };
+                }
             }
-            let joined = Rows { values: Values::F32(&pairs), rows, width: 2 * width, stride: 2 * width };
+            let joined = Rows { values: Values::F64(&pairs), rows, width: 2 * width, stride: 2 * width };
             skipped_rows += self.add(
                 joined,
                 |rows| moments.add(rows, &mut workspace, self.threads),
-                |row, column| if column < width { (&z, row, column) } else { (&x, row, column - width) },
+                |row, column| {
+                    let mut numbers = vec![0.0; width];
+                    for side in [&z, &x] {
+                        side.rows.copy_row(row, &mut numbers);
+                        if let Some(column) = numbers.iter().position(|number| !is_finite(number)) {
+                            return not_finite(side, row, column);
+                        }
+                    }
+                    too_far(&x, row, column)
+                },
             )?;
             next_row += rows as u64;
             self.observer.event(Event::RowsAdded { site: &target_site.name, rows: 2 * rows as u64 });
@@ -125,16 +144,32 @@ impl Reading<'_> {
         Ok(Sums { moments, next_row: extent.rows.start, skipped_rows: 0 })
     }
 
+    /// Warns of a site whose covariance the precision does not resolve. `moments` are of rows that may all have been bf16.
+    pub(super) fn warn_of_lost_digits(self, site: &str, moments: &Moments) {
+        if self.precision != Precision::Bf16 {
+            return;
+        }
+        if let Some((column, ratio)) = moments.lost_in_bf16() {
+            let site = quoted(site);
+            let message = format!(
+                "site {site}: the mean of channel {column} is {ratio:.0} times its standard deviation or more, and its \
+                 covariances from --precision bf16 are not accurate; use --precision f32"
+            );
+            self.observer.event(Event::Warning { message });
+        }
+    }
+
     fn workspace(self) -> Result<Workspace, Problem> {
         Workspace::new(Tier::best(), self.precision).map_err(|error| Problem::usage(error.to_string()))
     }
 
     /// Adds rows, or, where some are not finite and may be skipped, the others. Returns how many were skipped.
-    fn add<'b>(
+    /// `refusal` says what is wrong with a row and column.
+    fn add(
         self,
         rows: Rows<'_>,
         mut add: impl FnMut(Rows<'_>) -> crate::error::Result<()>,
-        place: impl Fn(usize, usize) -> (&'b Block<'b>, usize, usize),
+        refusal: impl Fn(usize, usize) -> Problem,
     ) -> Result<u64, Problem> {
         match add(rows) {
             Ok(()) => Ok(0),
@@ -142,35 +177,56 @@ impl Reading<'_> {
                 let finite = finite_rows(rows);
                 let kept = finite.len() / rows.width;
                 let (width, stride) = (rows.width, rows.width);
-                add(Rows { values: Values::F32(&finite), rows: kept, width, stride })
+                add(Rows { values: Values::F64(&finite), rows: kept, width, stride })
                     .map_err(|error| Problem::data(error.to_string()))?;
                 Ok((rows.rows - kept) as u64)
             }
-            Err(Error::NonFiniteRow { row, column }) => {
-                let (block, row, column) = place(row, column);
-                let row = block.first_row + row as u64;
-                Err(Problem::data(format!("row {row}, column {column} is not a finite f32 number"))
-                    .in_file(block.path)
-                    .in_tensor(block.tensor)
-                    .help(
-                        "record these activations again, or leave such rows out with --nonfinite skip-rows; `cntlora inspect \
-                         --values` counts such numbers",
-                    ))
-            }
+            Err(Error::NonFiniteRow { row, column }) => Err(refusal(row, column)),
             Err(other) => Err(Problem::data(other.to_string())),
         }
     }
 }
 
-/// The rows that are finite in every column, as f32.
-fn finite_rows(rows: Rows<'_>) -> Vec<f32> {
+/// Whether a number is finite as an f32.
+fn is_finite(number: &f64) -> bool {
+    (*number as f32).is_finite()
+}
+
+/// Refuses a number of a block that is not finite.
+fn not_finite(block: &Block<'_>, row: usize, column: usize) -> Problem {
+    let row = block.first_row + row as u64;
+    Problem::data(format!("row {row}, column {column} is not a finite f32 number"))
+        .in_file(block.path)
+        .in_tensor(block.tensor)
+        .help(
+            "record these activations again, or leave such rows out with --nonfinite skip-rows; `cntlora inspect \
+             --values` counts such numbers",
+        )
+}
+
+/// Refuses a number of a block whose difference from that of the pre-training row overflows.
+fn too_far(block: &Block<'_>, row: usize, column: usize) -> Problem {
+    let row = block.first_row + row as u64;
+    Problem::data(format!(
+        "row {row}, column {column}: its difference from the pre-training activations is not a finite f32 number"
+    ))
+    .in_file(block.path)
+    .in_tensor(block.tensor)
+    .help("check that both recordings are of the same inputs, or leave such rows out with --nonfinite skip-rows")
+}
+
+/// The rows that are finite in every column. As f64 they are the numbers that they were, and their statistics have the same bits.
+fn finite_rows(rows: Rows<'_>) -> Vec<f64> {
     let mut finite = Vec::with_capacity(rows.rows * rows.width);
-    let mut numbers = vec![0.0f32; rows.width];
+    let mut numbers = vec![0.0; rows.width];
     for row in 0..rows.rows {
         rows.copy_row(row, &mut numbers);
-        if numbers.iter().all(|value| value.is_finite()) {
+        if numbers.iter().all(is_finite) {
             finite.extend_from_slice(&numbers);
         }
     }
     finite
 }
+
+#[cfg(test)]
+mod tests;

@@ -71,7 +71,7 @@ pub fn write(
     let Outcome { adapter, report } = outcome;
     if adapter.layers.is_empty() {
         return Err(Problem::data("every layer got rank 0, so there is no adapter to write")
-            .help("raise --min-rank, --energy or --budget")
+            .help("give --min-rank 1, or a larger --energy, at most 1")
             .into());
     }
     let base = output.base.as_ref().unwrap_or(&plan.model);
@@ -79,7 +79,9 @@ pub fn write(
     if output.anchor.is_some() {
         provenance.insert("residual".into(), "anchor".into());
     }
-    let tensors = plan.layers().flat_map(|layer| &layer.weight).map(|piece| piece.tensor.as_str()).collect();
+    // Layers that are planned and got no adapter are among the others: PEFT must not adapt them.
+    let adapted = plan.layers().filter(|layer| adapter.layers.contains_key(&layer.module));
+    let tensors = adapted.flat_map(|layer| &layer.weight).map(|piece| piece.tensor.as_str()).collect();
     let others = other_modules(&inputs.checkpoint, &tensors);
     // Numbers and words of our own always become JSON.
     let json = serde_json::to_vec_pretty(report).map_err(|error| Problem::data(error.to_string()))?;

@@ -38,7 +38,9 @@ pub struct PartialRun {
     folder: PathBuf,
     /// Locked until it is dropped, also by the end of the process.
     _lock: File,
-    job: String,
+    job: Job,
+    /// How the job differs from the one that the progress was begun for.
+    differences: Vec<String>,
     interval: Duration,
 }
 
@@ -63,18 +65,20 @@ impl PartialRun {
     /// Opens the folder to begin a job, or to continue it where an earlier run stopped. Progress is saved after a block of rows
     /// if `interval` has passed since the last time, and when a site is finished.
     ///
-    /// With `restart`, the progress of an earlier run is thrown away.
+    /// A job may have another method, model or selection of layers than the earlier one. It then uses the saved sums, and those
+    /// saved layers that do not depend on what differs. With `restart`, the progress of an earlier run is thrown away.
     ///
     /// # Errors
-    /// A usage problem that names what differs if the progress is of another job; an I/O problem if another run works in the folder, or it
-    /// cannot be written to; a data problem if it cannot be understood.
+    /// A usage problem that names what differs if the progress is of other recordings, or rows are added in another way; an I/O problem
+    /// if another run works in the folder, or it cannot be written to; a data problem if it cannot be understood.
     pub fn open(folder: &Path, job: &Job, interval: Duration, restart: bool) -> Result<Self, Problems> {
         let failed = |doing| move |error: io::Error| Problem::io(doing, &error).in_file(folder);
         step(Step::CreateFolder, folder)
             .and_then(|()| fs::create_dir_all(folder))
             .map_err(failed("cannot make the folder for the progress of this run"))?;
         let lock = lock(folder)?;
-        let partial = Self { folder: folder.into(), _lock: lock, job: job.identity(), interval };
+        let mut partial =
+            Self { folder: folder.into(), _lock: lock, job: job.clone(), differences: Vec::new(), interval };
         partial.remove_files(is_unfinished)?;
         let path = folder.join(JOB);
         if !path.exists() {
@@ -97,6 +101,9 @@ impl PartialRun {
                 return Err(Problems(differences.iter().map(problem).collect()));
             }
             if *job != earlier {
+                partial.differences = job.differences(&earlier);
+                // Only the job that began to write an output may replace it without being told to.
+                partial.remove_files(|name| name == WRITING)?;
                 write_atomically(&path, job.text().as_bytes())?;
             }
         } else {
@@ -109,6 +116,11 @@ impl PartialRun {
     /// Where it is.
     pub fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// How the job differs from the one that the progress was begun for, in words.
+    pub fn differences(&self) -> &[String] {
+        &self.differences
     }
 
     /// Whether there is anything to go on from.
@@ -179,7 +191,7 @@ impl PartialRun {
     /// Where the sums of a site are kept. `kind` tells those of the same site from each other.
     pub(super) fn sums(&self, site: &str, kind: &str) -> SavedSums {
         let path = self.folder.join(format!("{}.{kind}{SUMS}", digits(site)));
-        SavedSums { path, job: self.job.clone(), interval: self.interval }
+        SavedSums { path, job: self.job.of_sums(), interval: self.interval }
     }
 
     /// Where the layers of a finished site are kept.
@@ -187,8 +199,8 @@ impl PartialRun {
         Self::layers_in(&self.folder, site)
     }
 
-    /// What tells this job from others.
-    pub(super) fn job(&self) -> &str {
+    /// The job that the progress is of.
+    pub(super) fn job(&self) -> &Job {
         &self.job
     }
 
@@ -295,7 +307,7 @@ mod tests {
         assert!(PartialRun::is_there(&folder));
         let problems = open(&folder, &Job::example(2), false).unwrap_err();
         assert_eq!((problems.0.len(), problems.category()), (1, Category::Usage));
-        let words = "out.partial: holds the progress of another run: options.seed was 1, and is 2 now";
+        let words = "out.partial: holds the progress of another run: inputs.activations.a.npy.bytes was 1, and is 2 now";
         assert!(problems.to_string().contains(words), "{problems}");
 
         let partial = open(&folder, &Job::example(1), false).unwrap();
@@ -341,9 +353,9 @@ mod tests {
         assert!(!partial.has_progress().unwrap());
         fs::write(partial.layers("site"), "progress").unwrap();
         assert!(partial.has_progress().unwrap());
-        let identity = partial.job().to_owned();
+        let identity = partial.job().of_sums();
         drop(partial);
-        assert_eq!(open(&folder, &skip, false).unwrap().job(), identity);
+        assert_eq!(open(&folder, &skip, false).unwrap().job().of_sums(), identity);
         let problems = open(&folder, &refuse, false).unwrap_err();
         assert!(
             problems.to_string().contains("nonfinite was \"skip-rows\", and is \"refuse\" now"),

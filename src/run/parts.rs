@@ -10,13 +10,15 @@ use super::partial::{JOB, PartialRun};
 use super::{Observer, Outcome, Threads};
 use super::{assemble, check_unchanged, rows, site, with_threads, work_side_by_side};
 use crate::plan::{Inputs, Plan, Shard};
+use crate::report::UnusableSite;
 use crate::storage::{Access, Problem, Problems, Source, quoted};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// Decomposes the layers of a part, and leaves them in `partial`.
+/// Decomposes the layers of a part, and leaves them in `partial`. Returns the sites of the part whose activations cannot be used, in
+/// order of name.
 ///
 /// # Errors
 /// As [`run_resumable`](super::run_resumable).
@@ -26,14 +28,17 @@ pub fn run_part(
     shard: Shard,
     observer: &dyn Observer,
     partial: &PartialRun,
-) -> Result<(), Problems> {
+) -> Result<Vec<UnusableSite>, Problems> {
     let work =
-        |planned, threads| Ok(site::finish(plan, planned, inputs, threads, observer, Some(partial))?.report);
-    let reports = with_threads(plan.threads, || {
+        |planned, threads| Ok(site::finish(plan, planned, inputs, threads, observer, Some(partial))?.found);
+    let sites = with_threads(plan.threads, || {
         work_side_by_side(&plan.sites_of(shard), |site| site.is_narrow(), Threads::of(plan), work)
     })?;
-    rows::warn_of_few(plan, reports.iter(), observer);
-    check_unchanged(inputs)
+    rows::warn_of_few(plan, sites.iter().flatten(), observer);
+    check_unchanged(inputs)?;
+    let mut unusable: Vec<UnusableSite> = sites.into_iter().filter_map(Result::err).collect();
+    unusable.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(unusable)
 }
 
 /// All parts of a divided run.
@@ -143,7 +148,6 @@ impl Parts {
             problems.push(Problem::data(what).help("make the parts again"));
         }
         problems.or_ok(())?;
-        let identity = job.identity();
         let mut finished = Vec::new();
         for planned in &plan.sites {
             let mut paths = self.folders.iter().map(|folder| PartialRun::layers_in(folder, &planned.name));
@@ -153,7 +157,10 @@ impl Parts {
                         .in_tensor(&planned.name),
                 )
             })?;
-            finished.push(site::load(planned, &path, &identity).map_err(damaged)?);
+            let foreign =
+                || Problem::data("expected the layers of this run, found other ones").in_file(&path);
+            let loaded = site::load(planned, &path, &job).and_then(|site| site.ok_or_else(foreign));
+            finished.push(loaded.map_err(damaged)?);
         }
         assemble(plan, inputs, finished, started)
     }

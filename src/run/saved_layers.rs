@@ -5,11 +5,11 @@
 //! factors are known, `<module>/b` and `<module>/a` (F32), `<module>/spectrum` (F64), and `<module>/figures` (F64): energy and
 //! seconds. The metadata entry `cntlora` is JSON: the identity of the job, the
 //! report of the site, and of each layer what is no number of its own. The entry `sha256` is the hash of that text and of the
-//! data of all tensors in order of name.
+//! data of all tensors in order of name. A site that cannot be used has no layers, and in place of the report the reason.
 
 use crate::factors::{Components, Factors};
 use crate::method::{Decomposition, Draft, Nested};
-use crate::report::SiteReport;
+use crate::report::{SiteReport, UnusableSite};
 use crate::storage::safetensors::{Header, write};
 use crate::storage::{AtomicFile, Hashing, Problem, Source, quoted};
 use faer::{Mat, MatRef};
@@ -25,10 +25,10 @@ const VERSION: u64 = 1;
 /// What a finished site gave.
 #[derive(Debug)]
 pub struct SavedLayers {
-    /// The identity of the job that it belongs to.
+    /// Identifies what they depend on.
     pub job: String,
-    /// What was measured.
-    pub report: SiteReport,
+    /// The report of the site, or the reason why the site cannot be used.
+    pub found: Result<SiteReport, UnusableSite>,
     /// The layers by module, and how many seconds each took.
     pub layers: BTreeMap<String, (Draft, f64)>,
 }
@@ -39,7 +39,10 @@ struct Text {
     format: String,
     version: u64,
     job: String,
-    report: SiteReport,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    report: Option<SiteReport>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    unusable: Option<UnusableSite>,
     /// Whether the energy of each update is exact.
     energy_exact: BTreeMap<String, bool>,
     /// The layers whose factors are known.
@@ -59,7 +62,8 @@ impl SavedLayers {
             format: FORMAT.into(),
             version: VERSION,
             job: self.job.clone(),
-            report: self.report.clone(),
+            report: self.found.as_ref().ok().cloned(),
+            unusable: self.found.as_ref().err().cloned(),
             energy_exact: BTreeMap::new(),
             nested: BTreeSet::new(),
         };
@@ -134,7 +138,12 @@ impl SavedLayers {
             let layer = stored.nested(&module).ok_or_else(|| misfit(&module, "four"))?;
             layers.insert(module, layer);
         }
-        Ok(Self { job: text.job, report: text.report, layers })
+        let found = match (text.report, text.unusable) {
+            (Some(report), None) => Ok(report),
+            (None, Some(unusable)) if layers.is_empty() => Err(unusable),
+            _ => return Err(refused("expected either the report of a site or why it cannot be used".into())),
+        };
+        Ok(Self { job: text.job, found, layers })
     }
 }
 
@@ -259,7 +268,17 @@ mod tests {
         let nested = (Draft::Nested(nested), 0.25);
         let layers = [("q", layer("q", 3, 5, 2)), ("v/u", layer("v", 4, 5, 3)), ("o", nested)];
         let layers = layers.into_iter().map(|(name, layer)| (name.to_owned(), layer)).collect();
-        SavedLayers { job: "job".into(), report, layers }
+        SavedLayers { job: "job".into(), found: Ok(report), layers }
+    }
+
+    fn unusable() -> SavedLayers {
+        let site = UnusableSite {
+            name: "site\n".into(),
+            modules: vec!["q".into(), "v".into()],
+            reason: "all activations are zero".into(),
+            remedy: "record more".into(),
+        };
+        SavedLayers { job: "job".into(), found: Err(site), layers: BTreeMap::new() }
     }
 
     fn written(layers: &SavedLayers) -> Vec<u8> {
@@ -276,7 +295,7 @@ mod tests {
         /// Every bit comes back.
         fn what_is_written_reads_back(seed: u64) -> bool {
             let (saved, read) = (example(seed), read(written(&example(seed))).unwrap());
-            saved.job == read.job && saved.report == read.report && saved.layers.len() == read.layers.len()
+            saved.job == read.job && saved.found == read.found && saved.layers.len() == read.layers.len()
                 && saved.layers.iter().zip(&read.layers).all(|((m, (a, s)), (n, (b, t)))| {
                     (m, s) == (n, t) && match (a, b) {
                         (Draft::Update(a), Draft::Update(b)) => {
@@ -299,12 +318,18 @@ mod tests {
 
         /// No change of what was written goes unnoticed, save in how the header is written, and none panics.
         fn damage_is_noticed(at: usize, bit: u8) -> bool {
-            let mut bytes = written(&example(0));
+            let mut bytes = written(&if bit < 128 { example(0) } else { unusable() });
             let data = Header::read(&Source::from_bytes("x", bytes.clone())).unwrap().data_start as usize;
             let at = at % bytes.len();
             bytes[at] ^= 1 << (bit % 8);
             read(bytes).is_err() || at < data
         }
+    }
+
+    #[test]
+    fn the_reason_of_an_unusable_site_reads_back() {
+        let read = read(written(&unusable())).unwrap();
+        assert_eq!((read.found, read.layers.len()), (unusable().found, 0));
     }
 
     #[test]
@@ -326,7 +351,7 @@ mod tests {
         refused(bytes, "expected the layers of a run");
         refused(file("{}", Tensors::new()), "its metadata cannot be understood: missing field `format`");
         let text = |version: u64, layers: &str| {
-            let report = serde_json::to_string(&example(0).report).unwrap();
+            let report = serde_json::to_string(&example(0).found.unwrap()).unwrap();
             format!(
                 r#"{{"format":"decomposed-site","version":{version},"job":"","report":{report},"energy_exact":{layers}}}"#
             )
@@ -352,6 +377,12 @@ mod tests {
         let text = text(1, r#"{"q":true}"#);
         assert!(read(file(&text, tensors(&[1.0; 2]))).is_ok());
         refused(file(&text, tensors(&[1.0; 3])), "shapes that fit together");
+        let reason = serde_json::to_string(&unusable().found.unwrap_err()).unwrap();
+        let both = text.replace(r#""energy_exact""#, &format!(r#""unusable":{reason},"energy_exact""#));
+        refused(
+            file(&both, tensors(&[1.0; 2])),
+            "expected either the report of a site or why it cannot be used",
+        );
 
         let nested = text.replace(r#"{"q":true}"#, r#"{},"nested":["q"]"#);
         refused(file(&nested, Tensors::new()), "tensor \"q\": expected the four tensors of a layer");

@@ -1,20 +1,22 @@
 //! One site: its moments, its constraints, and the decompositions of the weights that read it.
 
+use super::job::Job;
 use super::moments::{Measured, Reading};
 use super::partial::PartialRun;
 use super::saved_layers::SavedLayers;
+use super::unusable::{self, Failure};
 use super::{Event, Observer, counts, damaged, interrupted, site_of};
 use crate::constraint::{Coupling, Evidence};
 use crate::error::Error;
 use crate::factors::{LayerShape, module_and_block};
 use crate::method::{Basis, Draft};
-use crate::moments::Moments;
+use crate::moments::{Moments, Sides};
 use crate::plan::{Inputs, Plan, PlannedLayer, PlannedSite, Recording};
-use crate::report::SiteReport;
+use crate::report::{SiteReport, UnusableSite};
 use crate::spread::Spread;
 use crate::storage::{Access, Checkpoint, Problem, Source, quoted};
 use faer::{Mat, MatRef, Par};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// A layer that is decomposed, and waits for its rank.
@@ -27,11 +29,20 @@ pub(super) struct DecomposedLayer<'a> {
 
 /// What a site gives.
 pub(super) struct FinishedSite<'a> {
-    pub report: SiteReport,
+    /// The report of the site, or the reason why the site cannot be used; it then has no layers.
+    pub found: Result<SiteReport, UnusableSite>,
     pub layers: Vec<DecomposedLayer<'a>>,
 }
 
-/// What an earlier run saved of a site, or [`work`] on it, saved.
+impl FinishedSite<'_> {
+    /// The name of the site.
+    pub(super) fn name(&self) -> &str {
+        self.found.as_ref().map_or_else(|site| &site.name, |report| &report.name)
+    }
+}
+
+/// Loads a site that an earlier run saved, or does the [`work`] and saves it. A site that cannot be used is left out, or refused if
+/// the plan is strict.
 pub(super) fn finish<'a>(
     plan: &'a Plan,
     planned: &'a PlannedSite,
@@ -40,49 +51,94 @@ pub(super) fn finish<'a>(
     observer: &dyn Observer,
     partial: Option<&PartialRun>,
 ) -> Result<FinishedSite<'a>, Problem> {
-    let Some(partial) = partial else { return work(plan, planned, inputs, threads, observer, None) };
-    let path = partial.layers(&planned.name);
-    if path.exists() {
-        let finished = load(planned, &path, partial.job()).map_err(damaged)?;
+    let saved = partial.map(|partial| Saved { path: partial.layers(&planned.name), partial });
+    if let Some(saved) = &saved
+        && let Some(finished) = saved.load(planned)?
+    {
         observer.event(Event::SiteStarted { site: &planned.name, rows: planned.rows_to_read });
         observer.event(Event::Resumed { site: &planned.name, rows: planned.rows_to_read });
         for layer in &finished.layers {
             observer.event(Event::LayerDecomposed { module: &layer.planned.module });
         }
+        tell_left_out(plan, &finished, observer)?;
         return Ok(finished);
     }
-    let finished = work(plan, planned, inputs, threads, observer, Some(partial))?;
-    let layers = finished
-        .layers
-        .iter()
-        .map(|layer| (layer.planned.module.clone(), (layer.draft.clone(), layer.seconds)));
-    let saved =
-        SavedLayers { job: partial.job().into(), report: finished.report.clone(), layers: layers.collect() };
-    saved.write(&path)?;
-    partial.forget_sums(&planned.name)?;
+    let finished = match work(plan, planned, inputs, threads, observer, partial) {
+        Ok(finished) => finished,
+        Err(Failure::Fatal(problem)) => return Err(problem),
+        Err(Failure::Unusable { reason, remedy }) => {
+            let found = Err(unusable::left_out(planned, reason, remedy));
+            FinishedSite { found, layers: Vec::new() }
+        }
+    };
+    tell_left_out(plan, &finished, observer)?;
+    if let Some(saved) = &saved {
+        saved.save(planned, &finished)?;
+    }
     Ok(finished)
 }
 
-/// The layers that an earlier run of a job saved.
+/// Says that a site is left out, or refuses that.
+fn tell_left_out(plan: &Plan, site: &FinishedSite<'_>, observer: &dyn Observer) -> Result<(), Problem> {
+    let Err(left_out) = &site.found else { return Ok(()) };
+    if plan.strict {
+        return Err(unusable::refusal(left_out, true));
+    }
+    let UnusableSite { name, modules, reason, .. } = left_out;
+    observer.event(Event::SiteLeftOut { site: name, modules, reason });
+    Ok(())
+}
+
+/// Where a finished site is kept.
+struct Saved<'a> {
+    path: PathBuf,
+    partial: &'a PartialRun,
+}
+
+impl Saved<'_> {
+    /// Loads the site; none if nothing was saved, or it was made with other options.
+    fn load<'a>(&self, planned: &'a PlannedSite) -> Result<Option<FinishedSite<'a>>, Problem> {
+        match self.path.exists() {
+            true => load(planned, &self.path, self.partial.job()).map_err(damaged),
+            false => Ok(None),
+        }
+    }
+
+    fn save(&self, planned: &PlannedSite, finished: &FinishedSite<'_>) -> Result<(), Problem> {
+        let layers = finished
+            .layers
+            .iter()
+            .map(|layer| (layer.planned.module.clone(), (layer.draft.clone(), layer.seconds)));
+        let job = self.partial.job().of_layers(&planned.name);
+        SavedLayers { job, found: finished.found.clone(), layers: layers.collect() }.write(&self.path)?;
+        self.partial.forget_sums(&planned.name)
+    }
+}
+
+/// Loads a saved site; none if it was made with other options than those of `job`.
 pub(super) fn load<'a>(
     planned: &'a PlannedSite,
     path: &Path,
-    job: &str,
-) -> Result<FinishedSite<'a>, Problem> {
-    let mut saved = SavedLayers::read(&Source::open(path, Access::Read)?)?;
+    job: &Job,
+) -> Result<Option<FinishedSite<'a>>, Problem> {
+    let SavedLayers { job: saved_job, found, layers: mut saved } =
+        SavedLayers::read(&Source::open(path, Access::Read)?)?;
+    if saved_job != job.of_layers(&planned.name) {
+        return Ok(None);
+    }
     let foreign = || Problem::data("expected the layers of this run, found other ones").in_file(path);
-    if saved.job != job || saved.report.name != planned.name {
+    let mut finished = FinishedSite { found, layers: Vec::new() };
+    if finished.name() != planned.name {
         return Err(foreign());
     }
-    let mut layers = Vec::new();
-    for layer in &planned.layers {
-        let (draft, seconds) = saved.layers.remove(&layer.module).ok_or_else(foreign)?;
+    for layer in planned.layers.iter().filter(|_| finished.found.is_ok()) {
+        let (draft, seconds) = saved.remove(&layer.module).ok_or_else(foreign)?;
         if draft.shape() != (layer.outputs, layer.inputs) {
             return Err(foreign());
         }
-        layers.push(DecomposedLayer { site: &planned.name, planned: layer, draft, seconds });
+        finished.layers.push(DecomposedLayer { site: &planned.name, planned: layer, draft, seconds });
     }
-    Ok(FinishedSite { report: saved.report, layers })
+    Ok(Some(finished))
 }
 
 /// Reads the rows of a site, where the method looks at any, and decomposes its layers, with this many threads inside.
@@ -93,7 +149,7 @@ fn work<'a>(
     threads: usize,
     observer: &dyn Observer,
     partial: Option<&PartialRun>,
-) -> Result<FinishedSite<'a>, Problem> {
+) -> Result<FinishedSite<'a>, Failure> {
     let go_on = || if observer.stop_requested() { Err(interrupted()) } else { Ok(()) };
     go_on()?;
     // Factorizations round differently for different numbers of parts, so that number is fixed, whatever the threads.
@@ -104,7 +160,8 @@ fn work<'a>(
     let by_tokens = planned.classes.is_some() && plan.method.method.reads_activations();
     let (basis, report) = if by_tokens {
         observer.event(Event::MomentsReady { site: &planned.name });
-        counts::basis(plan, planned, inputs, par).map_err(|error| describe(error).in_tensor(&planned.name))?
+        counts::basis(plan, planned, inputs, par)
+            .map_err(|error| Failure::of_activations(&error, &planned.name))?
     } else {
         let reading =
             Reading { nonfinite: plan.nonfinite, precision: plan.precision, threads, observer, partial };
@@ -132,7 +189,7 @@ fn work<'a>(
             basis.decompose(weight, &layer.shape, &layer.module, &plan.method, par).map_err(|error| {
                 let problem = match (&error, first_nonfinite(&numbers, layer)) {
                     (Error::NonFinite { .. }, Some(found)) => found,
-                    _ => describe(error),
+                    _ => describe(error, layer),
                 };
                 in_weight(problem, &inputs.checkpoint, layer)
             })?;
@@ -144,7 +201,7 @@ fn work<'a>(
         });
         observer.event(Event::LayerDecomposed { module: &layer.module });
     }
-    Ok(FinishedSite { report, layers })
+    Ok(FinishedSite { found: Ok(report), layers })
 }
 
 /// What the method makes of the rows of a site, and what is to be said of them.
@@ -154,7 +211,7 @@ fn basis_of_rows(
     inputs: &Inputs,
     reading: Reading<'_>,
     par: Par,
-) -> Result<(Basis, SiteReport), Problem> {
+) -> Result<(Basis, SiteReport), Failure> {
     let started = Instant::now();
     let measured = match plan.method.method.reads_activations() {
         true => Some(Measurements::of(plan, planned, inputs, reading)?),
@@ -164,14 +221,14 @@ fn basis_of_rows(
     reading.observer.event(Event::MomentsReady { site: &planned.name });
 
     let started = Instant::now();
-    let spread =
-        |moments: &Moments| Spread::of(moments).map_err(|error| describe(error).in_tensor(&planned.name));
     let target = measured.as_ref().map(|measured| &measured.target);
     let source = measured.as_ref().and_then(|measured| measured.source.as_ref());
-    let (target_spread, source_spread) = (target.map(spread).transpose()?, source.map(spread).transpose()?);
+    let refused = |error| Failure::of_activations(&error, &planned.name);
+    let target_spread = target.map(Spread::of).transpose().map_err(refused)?;
+    let source_spread = source.map(Spread::of).transpose();
+    let source_spread = source_spread.map_err(|error| Failure::of_source(&error, &planned.name))?;
     let evidence = measured.as_ref().map(Measurements::evidence);
-    let basis = Basis::new(evidence, &planned.name, &plan.method, par)
-        .map_err(|error| describe(error).in_tensor(&planned.name))?;
+    let basis = Basis::new(evidence, &planned.name, &plan.method, par).map_err(refused)?;
     let report = SiteReport {
         name: planned.name.clone(),
         width: planned.width,
@@ -192,7 +249,7 @@ fn basis_of_rows(
 struct Measurements {
     target: Moments,
     source: Option<Moments>,
-    cross: Option<Mat<f64>>,
+    change: Option<Mat<f64>>,
     skipped_rows: u64,
 }
 
@@ -201,7 +258,7 @@ impl Measurements {
         Evidence {
             target: &self.target,
             source: self.source.as_ref(),
-            cross: self.cross.as_ref().map(Mat::as_ref),
+            change: self.change.as_ref().map(Mat::as_ref),
         }
     }
 
@@ -210,17 +267,18 @@ impl Measurements {
         planned: &PlannedSite,
         inputs: &Inputs,
         reading: Reading<'_>,
-    ) -> Result<Self, Problem> {
+    ) -> Result<Self, Failure> {
         let name = &planned.name;
-        let target = inputs.target.as_ref().ok_or_else(|| describe(Error::NoRows).in_tensor(name))?;
+        let refused = |error| Failure::of_activations(&error, name);
+        let target = inputs.target.as_ref().ok_or(Error::NoRows).map_err(refused)?;
         if let (Coupling::Paired, Some(Recording::Activations(source)), Recording::Activations(target)) =
             (plan.method.coupling, &inputs.source, target)
         {
             let pairs =
                 reading.measure_pairs((source, site_of(source, name)?), (target, site_of(target, name)?));
             let Measured { moments, skipped_rows, .. } = pairs?;
-            let (source, target, cross) = moments.split().map_err(|error| describe(error).in_tensor(name))?;
-            return Ok(Self { target, source: Some(source), cross: Some(cross), skipped_rows });
+            let Sides { source, target, change } = moments.split().map_err(refused)?;
+            return Ok(Self { target, source: Some(source), change: Some(change), skipped_rows });
         }
         let target = Self::side(target, name, reading, "target")?;
         let source = match &inputs.source {
@@ -229,7 +287,7 @@ impl Measurements {
         };
         let skipped_rows = target.skipped_rows + source.as_ref().map_or(0, |source| source.skipped_rows);
         let source = source.map(|source| source.moments);
-        Ok(Self { target: target.moments, source, cross: None, skipped_rows })
+        Ok(Self { target: target.moments, source, change: None, skipped_rows })
     }
 
     /// The moments of one kind of activations, measured now or before. `kind` names the saved sums.
@@ -246,7 +304,9 @@ impl Measurements {
             }
             Recording::Moments(set) => {
                 let skipped_rows = set.content().sites.get(name).map_or(0, |site| site.skipped_rows);
-                Ok(Measured { moments: set.read(name)?, skipped_rows, saved: false })
+                let moments = set.read(name)?;
+                reading.warn_of_lost_digits(name, &moments);
+                Ok(Measured { moments, skipped_rows, saved: false })
             }
         }
     }
@@ -297,7 +357,10 @@ fn first_nonfinite(weight: &[f32], layer: &PlannedLayer) -> Option<Problem> {
         place % columns,
         quoted(&layer.module)
     ));
-    Some(problem.help("download or convert the checkpoint again, or leave this layer out with --exclude"))
+    Some(problem.help(format!(
+        "download or convert the checkpoint again, or leave this layer out with {}",
+        unusable::exclusion(layer)
+    )))
 }
 
 fn in_weight(problem: Problem, checkpoint: &Checkpoint, layer: &PlannedLayer) -> Problem {
@@ -308,19 +371,14 @@ fn in_weight(problem: Problem, checkpoint: &Checkpoint, layer: &PlannedLayer) ->
     }
 }
 
-/// A refusal of the numerics with the next step.
-fn describe(error: Error) -> Problem {
+/// A refusal of the numerics that is about a layer, with the next step.
+fn describe(error: Error, layer: &PlannedLayer) -> Problem {
     let problem = Problem::data(error.to_string());
     match error {
-        Error::NotPositiveDefinite { .. } => {
-            problem.help("raise --ridge, or leave this layer out with --exclude")
-        }
-        Error::NoVariation { .. } | Error::NoRows => {
-            problem.help("record more and different inputs, or leave this layer out with --exclude")
-        }
-        Error::NonFinite { .. } | Error::NoConvergence { .. } => {
-            problem.help("look at the values with `cntlora inspect`, or leave this layer out with --exclude")
-        }
+        Error::NonFinite { .. } | Error::NoConvergence { .. } => problem.help(format!(
+            "look at its weight with `cntlora inspect FILE --values`, or leave this layer out with {}",
+            unusable::exclusion(layer)
+        )),
         _ => problem,
     }
 }

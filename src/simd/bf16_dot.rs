@@ -30,6 +30,7 @@ impl Kernel for DotProduct {
     type Word = u32;
     const LANES: usize = 16;
     const HEIGHT: usize = 8;
+    const CENTRED: bool = false;
 
     #[inline(always)]
     fn multiply<const V: usize>(

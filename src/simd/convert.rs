@@ -4,12 +4,17 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 /// A number format that rows come in.
-pub(super) trait Number: Copy {
+pub(super) trait Number: Copy + Into<f64> {
+    /// Whether every number of the format is an f32.
+    const FITS_F32: bool;
+
     /// Rounds (f64) or widens (the others) to f32. The slices are equally long.
     fn convert(from: &[Self], to: &mut [f32]);
 }
 
 impl Number for f64 {
+    const FITS_F32: bool = false;
+
     #[inline(always)]
     fn convert(from: &[Self], to: &mut [f32]) {
         for (to, &from) in to.iter_mut().zip(from) {
@@ -19,6 +24,8 @@ impl Number for f64 {
 }
 
 impl Number for f32 {
+    const FITS_F32: bool = true;
+
     #[inline(always)]
     fn convert(from: &[Self], to: &mut [f32]) {
         to.copy_from_slice(from);
@@ -26,6 +33,8 @@ impl Number for f32 {
 }
 
 impl Number for f16 {
+    const FITS_F32: bool = true;
+
     #[inline(always)]
     fn convert(from: &[Self], to: &mut [f32]) {
         from.convert_to_f32_slice(to);
@@ -33,6 +42,8 @@ impl Number for f16 {
 }
 
 impl Number for bf16 {
+    const FITS_F32: bool = true;
+
     /// Not half's conversion, which branches at every NaN. Here NaN may stay signalling, since it is refused.
     #[inline(always)]
     fn convert(from: &[Self], to: &mut [f32]) {

@@ -9,8 +9,12 @@
 //!         for line in the lines of both panels               # up to BLOCK_ROWS: the whole block
 //!           now and then: prefetch one of triangle[rows of the tile]
 //!           tile += left[line][first..][..HEIGHT] ⊗ right[line]
-//!         triangle[rows of the tile, columns of right] += tile   # f32 to f64
+//!         triangle[rows of the tile, columns of right] += tile + s cᵀ + c (s + n c)ᵀ   # in f64
 //! ```
+//!
+//! The packed rows are `y = x − c`, where the pilot `c` is the mean of the block rounded to f32, and `s = Σ y`. A tile in f32 is
+//! accurate relative to the spread of the columns, whatever their means, and the last line makes it the product of the rows `x`
+//! that were read. Products of bf16 by the dot product are not centred, and are added as they are.
 //!
 //! What makes it fast:
 //!
@@ -111,6 +115,7 @@ impl<W> Piece<'_, W> {
     fn update<K: Kernel<Word = W>>(mut self, kernel: K) {
         let panel_width = VECTORS * K::LANES;
         let first_panel = self.rows.start / panel_width;
+        let packed = self.packed;
         let mut tile = [0f32; LARGEST_TILE];
         for right in first_panel..self.width.div_ceil(panel_width) {
             for left in first_panel..self.rows.end.div_ceil(panel_width).min(right + 1) {
@@ -124,7 +129,7 @@ impl<W> Piece<'_, W> {
                         right * panel_width + skip * K::LANES..self.width.min((right + 1) * panel_width);
                     let rows = top..self.rows.end.min(top + K::HEIGHT);
                     let vectors = columns.len().div_ceil(K::LANES);
-                    let (left, right) = (self.packed.panel(left), self.packed.panel(right));
+                    let (left, right) = (packed.panel(left), packed.panel(right));
                     let mut requests = rows.clone();
                     let meanwhile = || {
                         if let Some(row) = requests.next() {
@@ -138,7 +143,13 @@ impl<W> Piece<'_, W> {
                     }
                     for (row, sums) in rows.zip(tile.chunks_exact(vectors * K::LANES)) {
                         let below = row.saturating_sub(columns.start);
-                        add(&sums[below..columns.len()], self.triangle_row(row, &columns));
+                        let (sums, right) = (&sums[below..columns.len()], columns.start + below..columns.end);
+                        let to = self.triangle_row(row, &columns);
+                        if K::CENTRED {
+                            add_centred(sums, packed, row, right, to);
+                        } else {
+                            add(sums, to);
+                        }
                     }
                 }
             }
@@ -151,6 +162,17 @@ impl<W> Piece<'_, W> {
         let diagonal = row_start(self.width, row) - row_start(self.width, self.rows.start);
         let first = columns.start.max(row);
         &mut self.triangle[diagonal + first - row..diagonal + columns.end - row]
+    }
+}
+
+/// Adds products of centred columns as products of the columns that were read: with `x = y + c`, `n` rows and `s = Σ y`,
+/// `Σ x_i x_j = Σ y_i y_j + s_i c_j + c_i (s_j + n c_j)`.
+#[inline(always)]
+fn add_centred<W>(sums: &[f32], packed: &Packed<W>, left: usize, right: Range<usize>, to: &mut [f64]) {
+    let (pilot, rest) = (packed.pilot[left], packed.rest[left]);
+    let (pilots, totals) = (&packed.pilot[right.clone()], &packed.total[right]);
+    for (((to, &sum), &right_pilot), &total) in to.iter_mut().zip(sums).zip(pilots).zip(totals) {
+        *to += pilot.mul_add(total, rest.mul_add(right_pilot, f64::from(sum)));
     }
 }
 

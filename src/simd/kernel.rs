@@ -16,6 +16,8 @@ pub(super) trait Kernel: Copy {
     const LANES: usize;
     /// Rows of a tile; divides the width of a panel.
     const HEIGHT: usize;
+    /// Whether the panels hold centred rows.
+    const CENTRED: bool;
 
     /// One tile: the products of the columns `first .. first + HEIGHT` of the panel `left` with the vectors of
     /// columns `skip .. skip + V` of the panel `right`, summed over all lines.
@@ -47,6 +49,7 @@ impl<S: Simd, const HEIGHT: usize> Kernel for Fused<S, HEIGHT> {
     type Word = f32;
     const LANES: usize = S::F32_LANES;
     const HEIGHT: usize = HEIGHT;
+    const CENTRED: bool = true;
 
     #[inline(always)]
     fn multiply<const V: usize>(

@@ -3,13 +3,28 @@
 //! [`accumulate`] takes one block of rows, in whatever format they were read, and adds to a [`Sums`]
 //! everything that is remembered of them: the Gram matrix `Xᵀ X` (upper triangle), the column sums and
 //! the largest absolute value of each column. The rows are read from memory once: converting, packing,
-//! summing, and looking for NaN and infinity all happen on that one pass (`pack`); the Gram matrix is
-//! then computed from the packed copy (`gram`, where the kernel is explained).
+//! summing, and looking for NaN and infinity all happen on that pass, and a few columns at a time are then centred while they
+//! are in a cache (`pack`). The Gram matrix is computed from the packed copy (`gram`, where the kernel is explained).
 //!
-//! **One result.** Each Gram element of a block is one chain of fused multiply-adds over the rows in
-//! order, in f32 and from zero; each column sum is one chain of f32 additions over the rows in order. A
-//! block's results are then added in f64. So the bits depend neither on the [`Tier`] of instructions nor
-//! on the number of threads. ([`Precision::Bf16`] rounds differently and has to be asked for.)
+//! **Centred.** Products of f32 numbers far from zero would round away the covariance, which is what the sums are for. So
+//! each column of a block is taken relative to a pilot `c`, its mean in the block. The products of the
+//! differences `y = x − c` are accumulated in f32, and what makes them products of `x` is added in f64. The sums
+//! that result are those of the rows as they are. A covariance that is formed from them in f64 was off by at most 1e-6 of the
+//! product of two standard deviations in the tests, and by 6e-6 where the numbers of a column are few different ones,
+//! whose products are all rounded alike; up to means of 10⁴ standard deviations (`moments::accuracy`). Beyond
+//! that the digits of f64 end.
+//!
+//! **One result.** For a block of `n` rows, with every operation rounded once:
+//!
+//! - `c = (x₁ + x₂ + …) / n`, one chain of f32 additions over the rows in order; 0 where that is below an eighth of the
+//!   largest `|x|` of the column, and where a `|x|` is above 2⁶⁴.
+//! - `y = x − c` in f32 (of f64 rows in f64, then rounded to f32).
+//! - `s = y₁ + y₂ + …`, one chain of f64 additions; `t = s + n c` in f64 is added to the column sum.
+//! - `g_ij`, one chain of fused multiply-adds of f32 from zero; `fma(c_i, t_j, fma(s_i, c_j, g_ij))` in f64 is added to the Gram
+//!   element.
+//!
+//! So the bits depend neither on the [`Tier`] of instructions nor on the number of threads. ([`Precision::Bf16`] is not
+//! centred, rounds differently, and has to be asked for.)
 //!
 //! Nothing here knows of files, of layers, or of what the sums are for.
 
@@ -49,7 +64,7 @@ pub const BLOCK_ROWS: usize = 640;
 /// Numbers as they were read, row after row.
 #[derive(Clone, Copy, Debug)]
 pub enum Values<'a> {
-    /// Double precision. Rounded to f32 before anything else.
+    /// Double precision. Each number is rounded to f32 after the mean of its column in the block was subtracted.
     F64(&'a [f64]),
     /// Single precision.
     F32(&'a [f32]),
@@ -109,19 +124,22 @@ impl Rows<'_> {
         );
     }
 
-    /// One row, as the f32 numbers that its statistics are those of.
+    /// One row, exactly.
     ///
     /// # Panics
     /// If there is no such row, or `out` is not as long as a row.
-    pub fn copy_row(&self, row: usize, out: &mut [f32]) {
+    pub fn copy_row(&self, row: usize, out: &mut [f64]) {
+        fn widen<N: Number>(from: &[N], to: &mut [f64]) {
+            to.iter_mut().zip(from).for_each(|(to, &from)| *to = from.into());
+        }
         assert_eq!(out.len(), self.width, "room for a row");
         assert!(row < self.rows, "row {row} of {}", self.rows);
         let range = row * self.stride..row * self.stride + self.width;
         match self.values {
-            Values::F64(values) => Number::convert(&values[range], out),
-            Values::F32(values) => Number::convert(&values[range], out),
-            Values::F16(values) => Number::convert(&values[range], out),
-            Values::Bf16(values) => Number::convert(&values[range], out),
+            Values::F64(values) => widen(&values[range], out),
+            Values::F32(values) => widen(&values[range], out),
+            Values::F16(values) => widen(&values[range], out),
+            Values::Bf16(values) => widen(&values[range], out),
         }
     }
 
@@ -159,8 +177,8 @@ impl Sums<'_> {
 /// of the current rayon pool; with one thread (or none) the pool is not touched. The number of threads
 /// does not change the result.
 ///
-/// Finite numbers beyond about 1e18 overflow when they are multiplied: the Gram matrix then holds
-/// infinities, which whoever uses it has to look for.
+/// Finite numbers that are further than about 1e18 from the mean of their column overflow when they are multiplied, and so do all
+/// numbers of a column with one beyond 2⁶⁴: the Gram matrix then holds infinities or NaN, which whoever uses it has to look for.
 ///
 /// # Errors
 /// [`Error::NonFiniteRow`](crate::error::Error::NonFiniteRow) for the first number, in row-major order, that is

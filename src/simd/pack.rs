@@ -1,8 +1,11 @@
 //! Packing: from rows of any format to panels, and the column statistics on the way.
 //!
-//! Two things make it fast. Rows are taken [`ROWS`] at a time through a few panels ([`PANELS`]), so that what is
-//! read of one row is long enough for the hardware prefetcher. And a line's statistics are taken while
-//! it is in registers.
+//! A few panels ([`PANELS`]) are filled in two passes. The first converts the rows to f32, stores them, and takes their
+//! sums and maxima. The second, while these panels are still in L2, subtracts the pilot of each column. The dot
+//! product of bf16 has the first pass only.
+//!
+//! Two things make the first pass fast. Rows are taken [`ROWS`] at a time through the panels, so that what is read of one row
+//! is long enough for the hardware prefetcher. And a line's statistics are taken while it is in registers.
 
 use super::columns::Columns;
 use super::convert::Number;
@@ -29,6 +32,10 @@ pub(super) struct Pack<'a, W> {
     pub sum: &'a mut [f32],
     /// Receives the bits of the largest absolute value of each column.
     pub magnitude: &'a mut [u32],
+    /// Receives what was subtracted from each column.
+    pub pilot: &'a mut [f64],
+    /// Receives the sum of what was left of each column, in row order.
+    pub rest: &'a mut [f64],
 }
 
 impl WithSimd for Pack<'_, f32> {
@@ -46,9 +53,9 @@ impl WithSimd for Pack<'_, f32> {
 }
 
 impl Pack<'_, f32> {
-    /// A line is one row, converted.
+    /// A line is one row, converted and then centred.
     #[inline(always)]
-    fn pack_f32<S: Simd, N: Number>(self, simd: S, values: &[N]) {
+    fn pack_f32<S: Simd, N: Number>(mut self, simd: S, values: &[N]) {
         let stride = self.rows.stride;
         self.pack::<S, 1>(|seen, row, columns, line| {
             let from = &values[row * stride + columns.start..row * stride + columns.end];
@@ -62,7 +69,65 @@ impl Pack<'_, f32> {
             let vectors = S::as_simd_f32s(line).0;
             seen.add(simd, std::array::from_fn(|v| vectors[v]));
         });
+        match S::F32_LANES {
+            16 => self.centre::<{ 16 * VECTORS }, N>(values),
+            8 => self.centre::<{ 8 * VECTORS }, N>(values),
+            4 => self.centre::<{ 4 * VECTORS }, N>(values),
+            _ => self.centre::<VECTORS, N>(values),
+        }
     }
+
+    /// Subtracts the pilot of each column, in panels of `WIDTH` columns, and sums what is left.
+    #[inline(always)]
+    fn centre<const WIDTH: usize, N: Number>(self, values: &[N]) {
+        let Rows { rows, width, stride, .. } = self.rows;
+        let panels = self.panels.chunks_exact_mut(rows * WIDTH);
+        let seen = self.sum.as_chunks::<WIDTH>().0.iter().zip(self.magnitude.as_chunks::<WIDTH>().0);
+        let pilots = self.pilot.as_chunks_mut::<WIDTH>().0.iter_mut();
+        let centres = pilots.zip(self.rest.as_chunks_mut::<WIDTH>().0);
+        let columns = (self.first_column..width).step_by(WIDTH);
+        for (((panel, (sum, magnitude)), (pilot, rest)), first) in panels.zip(seen).zip(centres).zip(columns)
+        {
+            let subtrahend: [f32; WIDTH] = std::array::from_fn(|k| pilot_of(sum[k], magnitude[k], rows));
+            let mut left = [0f64; WIDTH];
+            let lines = panel.as_chunks_mut::<WIDTH>().0;
+            if N::FITS_F32 {
+                for line in lines {
+                    for ((number, pilot), left) in line.iter_mut().zip(&subtrahend).zip(&mut left) {
+                        *number -= pilot;
+                        *left += f64::from(*number);
+                    }
+                }
+            } else {
+                // The panel holds rounded numbers. The difference of the exact ones is rounded instead.
+                let columns = first..width.min(first + WIDTH);
+                for (row, line) in lines.iter_mut().enumerate() {
+                    let from = &values[row * stride + columns.start..row * stride + columns.end];
+                    for (((number, &from), &pilot), left) in
+                        line.iter_mut().zip(from).zip(&subtrahend).zip(&mut left)
+                    {
+                        *number = (from.into() - f64::from(pilot)) as f32;
+                        *left += f64::from(*number);
+                    }
+                }
+            }
+            *pilot = subtrahend.map(f64::from);
+            *rest = left;
+        }
+    }
+}
+
+/// The number that is subtracted from a column: its mean, as near as a sum in f32 gives it, or zero.
+///
+/// A column is left as it is where its mean is small beside its largest number. Its deviations are large then, and its numbers
+/// may be short, or many of them zero, as after a ReLU: their products add up with less rounding as they are. So is a
+/// column whose squares overflow anyway, because its differences may overflow as well.
+fn pilot_of(sum: f32, magnitude: u32, rows: usize) -> f32 {
+    /// 2⁶⁴, above the root of the largest f32.
+    const LARGEST: f32 = 18_446_744_073_709_551_616.0;
+    const SMALL: f32 = 0.125;
+    let (mean, largest) = (sum / rows as f32, f32::from_bits(magnitude));
+    if largest <= LARGEST && mean.abs() >= SMALL * largest { mean } else { 0.0 }
 }
 
 /// The bf16 of two rows in one word, the earlier row in the lower half.
@@ -75,7 +140,7 @@ impl WithSimd for PackPairs<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
+    fn with_simd<S: Simd>(mut self, simd: S) {
         let Rows { rows, stride, .. } = self.pack.rows;
         let values = self.values;
         let (shift, upper) = (simd.splat_u32s(16), simd.splat_u32s(0xffff_0000));
@@ -99,6 +164,10 @@ impl WithSimd for PackPairs<'_> {
             seen.add(simd, std::array::from_fn(even));
             seen.add(simd, std::array::from_fn(odd));
         });
+        self.pack.pilot.fill(0.0);
+        for (rest, &sum) in self.pack.rest.iter_mut().zip(&*self.pack.sum) {
+            *rest = f64::from(sum);
+        }
     }
 }
 
@@ -106,7 +175,7 @@ impl<W> Pack<'_, W> {
     /// Fills the panels line by line, `PER_LINE` rows to a line.
     #[inline(always)]
     fn pack<S: Simd, const PER_LINE: usize>(
-        self,
+        &mut self,
         mut pack_line: impl FnMut(&mut Columns<S>, usize, Range<usize>, &mut [W]),
     ) {
         let panel_width = VECTORS * S::F32_LANES;

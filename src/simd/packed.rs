@@ -1,4 +1,4 @@
-//! The memory of one packed block: its rows as panels, and its column statistics.
+//! The memory of one packed block: its centred rows as panels, and its column statistics.
 //!
 //! A panel holds [`VECTORS`] vectors of neighbouring columns, line after line. A line is one row of f32, or two
 //! rows of bf16 interleaved: a *word* is four bytes either way. The last panel is padded with zeros.
@@ -16,10 +16,16 @@ pub(super) struct Packed<W> {
     start: usize,
     /// Words in one panel.
     panel_len: usize,
-    /// Sum of each column, padded to whole panels.
-    pub sum: Vec<f32>,
-    /// Bits of the largest absolute value of each column, padded likewise.
+    /// Sum of each column in f32, padded to whole panels.
+    sum: Vec<f32>,
+    /// Bits of the largest absolute value of each column, padded likewise, as are all that follow.
     pub magnitude: Vec<u32>,
+    /// The pilot of each column, `c`.
+    pub pilot: Vec<f64>,
+    /// Sum of what was left of each column, `s`.
+    pub rest: Vec<f64>,
+    /// Sum of each column as it was read, `s + n c`.
+    pub total: Vec<f64>,
 }
 
 const CACHE_LINE: usize = 64;
@@ -42,10 +48,16 @@ impl<W: Copy + Default + Send> Packed<W> {
         let panels = self.words[self.start..][..panels * self.panel_len].chunks_mut(PANELS * self.panel_len);
         let sums = self.sum.chunks_mut(PANELS * panel_width);
         let magnitudes = self.magnitude.chunks_mut(PANELS * panel_width);
-        let pieces = columns.zip(panels).zip(sums.zip(magnitudes));
-        share(threads, pieces, |((first_column, panels), (sum, magnitude))| {
-            pack(Pack { rows, first_column, panels, sum, magnitude });
+        let pilots = self.pilot.chunks_mut(PANELS * panel_width);
+        let rests = self.rest.chunks_mut(PANELS * panel_width);
+        let pieces = columns.zip(panels).zip(sums.zip(magnitudes)).zip(pilots.zip(rests));
+        share(threads, pieces, |(((first_column, panels), (sum, magnitude)), (pilot, rest))| {
+            pack(Pack { rows, first_column, panels, sum, magnitude, pilot, rest });
         });
+        let count = rows.rows as f64;
+        for ((total, rest), pilot) in self.total.iter_mut().zip(&self.rest).zip(&self.pilot) {
+            *total = rest + count * pilot;
+        }
     }
 
     fn resize(&mut self, panels: usize, lines: usize, panel_width: usize) {
@@ -59,6 +71,9 @@ impl<W: Copy + Default + Send> Packed<W> {
         self.start = self.words.as_ptr().align_offset(CACHE_LINE).min(slack);
         self.sum.resize(panels * panel_width, 0.0);
         self.magnitude.resize(panels * panel_width, 0);
+        for numbers in [&mut self.pilot, &mut self.rest, &mut self.total] {
+            numbers.resize(panels * panel_width, 0.0);
+        }
     }
 }
 

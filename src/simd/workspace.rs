@@ -85,8 +85,8 @@ fn add<W: Sync>(
     {
         return Err(Error::NonFiniteRow { row, column });
     }
-    for (total, &sum) in into.sum.iter_mut().zip(&packed.sum) {
-        *total += f64::from(sum);
+    for (sum, total) in into.sum.iter_mut().zip(&packed.total) {
+        *sum += total;
     }
     for (largest, &magnitude) in into.abs_max.iter_mut().zip(&packed.magnitude) {
         *largest = largest.max(f32::from_bits(magnitude));

@@ -13,7 +13,7 @@ fn options_out_of_range_are_answered_with_what_is_legal() {
         ("--rank 14", "give --rank 12, or leave layers out with"),
         ("--rank 6 --rank-multiple 4", "give --rank 4, or change the limits"),
         ("--rank 0", "the rank is 0, but must be at least 1"),
-        ("--budget=1", "give --budget 72 or more"),
+        ("--budget=1", "give --budget=72 or more"),
         ("--rank 4 --scale NaN", "the scale is NaN, but must be a positive number"),
         ("--rank 4 --scale -1", "the scale is -1, but must be a positive number"),
         ("--rank 4 --ridge NaN", "the ridge is NaN, but must be above 0 and at most 1"),
@@ -22,8 +22,12 @@ fn options_out_of_range_are_answered_with_what_is_legal() {
         ("--rank 4 --include nothing", "together leave out all 3"),
         ("--rank 4 --include (", r#"--include: "(" is no regular expression"#),
         ("--rank 4 --coupling paired", "give them with --source, or choose --coupling uncorrelated"),
-        ("--rank 4 --max-memory 1MiB", "MiB or more; smaller ranks need less"),
-        ("--rank 4 --coupling transport --max-memory 1MiB", "MiB or more; --coupling uncorrelated"),
+        (
+            "--rank 4 --coupling transport --max-memory 1MiB",
+            "MiB or more; --coupling uncorrelated and smaller ranks",
+        ),
+        ("--rank 4 --coupling uncorrelated --max-memory 1MiB", "MiB or more; smaller ranks need less"),
+        ("--method pissa --rank 4 --max-memory 1MiB", "MiB or more; smaller ranks need less"),
         ("--rank 4 --threads 0", "invalid value '0' for '--threads <N>'"),
     ] {
         small.refused(&format!("plan model.safetensors -a target {options}"), 2, message);

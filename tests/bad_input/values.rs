@@ -45,7 +45,8 @@ fn unusual_activations_give_a_finite_adapter_or_a_reason() {
     ];
     for (case, values, message) in cases {
         fs::write(small.path("a.safetensors"), matrix("block.mlp", WIDTH, &values)).unwrap();
-        let words = "init model.safetensors -a a.safetensors --rank 4 --coupling transport --force -o out";
+        let words =
+            "init model.safetensors -a a.safetensors --rank 4 --coupling transport --force --restart -o out";
         if message == works {
             println!("{case}");
             small.succeed(words);

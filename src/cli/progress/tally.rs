@@ -82,6 +82,15 @@ impl Tally {
                 self.work_resumed += self.add_rows(site, rows);
                 Some(site)
             }
+            // Nothing more is to be done of it.
+            Event::SiteLeftOut { site, .. } => {
+                if let Some(entry) = self.sites.get_mut(site) {
+                    let layers = std::mem::replace(&mut entry.layers, entry.layers_done) - entry.layers_done;
+                    self.layers -= layers;
+                    self.work_done += entry.work_per_layer * layers as f64;
+                }
+                Some(site)
+            }
             Event::LayerDecomposed { module } => {
                 self.layers_done += 1;
                 let site = self.site_of_module.get(module)?;
@@ -212,6 +221,18 @@ mod tests {
         assert!(tally.line(Duration::from_secs(2)).contains("0 of 2 layers, 0 rows/s, 0 % of peak"));
         tally.count(&Event::RowsAdded { site: "in", rows: 20 });
         assert!(tally.line(Duration::from_secs(2)).contains("0 of 2 layers, 10 rows/s"));
+    }
+
+    /// Layers of a site that is left out are neither waited for nor counted.
+    #[test]
+    fn sites_that_are_left_out_are_done() {
+        let plan = plan_of(Policy::Fixed(3));
+        let mut tally = Tally::of_sites(&plan, &[&plan.sites[0]], 1e9);
+        tally.count(&Event::RowsAdded { site: "in", rows: 100 });
+        let (modules, reason) = (&["query".to_owned(), "value".to_owned()][..], "all activations are zero");
+        assert_eq!(tally.count(&Event::SiteLeftOut { site: "in", modules, reason }), Some("in"));
+        assert_eq!((tally.share(), tally.site_line("in")), (1.0, None));
+        assert!(!tally.line(Duration::from_secs(2)).contains("layers"));
     }
 
     #[test]

@@ -13,7 +13,7 @@ mod sites;
 mod spectra;
 mod table;
 
-use super::{InputFile, LayerReport, Report};
+use super::{InputFile, LayerReport, Report, TrustRegion};
 use crate::report::table as text;
 use number::{grouped, percent, seconds};
 use std::collections::BTreeMap;
@@ -151,8 +151,21 @@ fn layers(report: &Report) -> String {
     let headings = ["module", "shape", "rank", "kept", "strength", "shift", "σ₁", "damping", "time"];
     let legend = "<p><b>kept</b>: share of the squared norm of the layer’s update that its rank keeps. <b>strength</b>: how much \
                   of that update was taken. <b>shift</b>: by which share of its own size the layer’s output moves, in root mean \
-                  square. <b>damping</b>: relative to the mean eigenvalue of the activations’ second moment.</p>\n";
-    legend.to_owned() + &empty + &table::render("layers", headings, &rows)
+                  square. <b>damping</b>: relative to the mean square of a channel of the activations.</p>\n";
+    legend.to_owned() + &trust_region(report) + &empty + &table::render("layers", headings, &rows)
+}
+
+/// How far the update may move the model and each layer.
+fn trust_region(report: &Report) -> String {
+    let Some(TrustRegion { model, depth, layer }) = report.trust_region else { return String::new() };
+    format!(
+        "<p>Asked for: a shift of the model by about {} at most. Of {} that follow one another, the shift of each is therefore at most \
+         {}: the share of the model divided by the root of their number. That is what shifts add up to that do not depend on each other, \
+         and no bound.</p>\n",
+        percent(model),
+        text::count(depth, "adapted layer"),
+        percent(layer)
+    )
 }
 
 fn spectra_intro() -> String {
@@ -168,6 +181,16 @@ fn left_out(report: &Report) -> String {
     }
     for skipped in &report.skipped {
         items.push(format!("{}: {}", escape::name(&skipped.name), escape::visible(&skipped.reason)));
+    }
+    for site in &report.unusable {
+        let modules: Vec<String> = site.modules.iter().map(|module| escape::name(module)).collect();
+        items.push(format!(
+            "{}: site {}: {}; {}",
+            modules.join(", "),
+            escape::name(&site.name),
+            escape::visible(&site.reason),
+            escape::visible(&site.remedy)
+        ));
     }
     for site in report.sites.iter().filter(|site| site.skipped_rows > 0) {
         let rows = text::count(site.skipped_rows, "row");

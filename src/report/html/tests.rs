@@ -1,6 +1,7 @@
 //! The page as a whole. That a browser shows it is checked in `tests/report_page.rs`.
 
 use super::super::testing::{layer, report};
+use super::super::{TrustRegion, UnusableSite};
 use super::*;
 use crate::plan::Skipped;
 use quickcheck::quickcheck;
@@ -21,6 +22,12 @@ fn with_text(text: &str) -> Report {
     report.inputs.checkpoint[0].sha256 = Some(text.into());
     report.sites[0].name = text.into();
     report.skipped = vec![Skipped { name: text.into(), reason: text.into() }];
+    report.unusable = vec![UnusableSite {
+        name: text.into(),
+        modules: vec![text.into()],
+        reason: text.into(),
+        remedy: text.into(),
+    }];
     report
 }
 
@@ -72,8 +79,18 @@ fn the_page_stands_alone() {
 /// What the issue of a run is: size, ranks, what was left out and why, the command.
 #[test]
 fn the_page_says_what_happened() {
-    let page = render(&report(vec![layer("m.0.q", 8), layer("m.1.q", 4), layer("head", 0)]));
+    let mut report = report(vec![layer("m.0.q", 8), layer("m.1.q", 4), layer("head", 0)]);
+    report.trust_region = Some(TrustRegion { model: 0.1, depth: 4, layer: 0.05 });
+    report.unusable = vec![UnusableSite {
+        name: "0.in".into(),
+        modules: vec!["0.q".into(), "0.k".into()],
+        reason: "all activations are zero".into(),
+        remedy: "record more".into(),
+    }];
+    let page = render(&report);
     for said in [
+        "<bdi>0.q</bdi>, <bdi>0.k</bdi>: site <bdi>0.in</bdi>: all activations are zero; record more",
+        "a shift of the model by about 10.0\u{a0}% at most. Of 4 adapted layers that follow one another",
         "From 97 rows of fine-tuning activations at 1 site, cntlora 0.1.0 computed in 1.2 s an adapter of 2 layers",
         "23\u{202f}040 parameters in ranks 4 to 8",
         "<bdi>head</bdi>: rank 0",

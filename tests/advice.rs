@@ -1,0 +1,239 @@
+//! The advice of each message works when it is followed, with the progress of the failed run still there.
+
+#[path = "small/progress.rs"]
+mod progress;
+mod small;
+
+use cntlora::element::Element;
+use cntlora::random::gaussian;
+use cntlora::storage::safetensors;
+use progress::leave_progress;
+use serde_json::Value;
+use small::{Small, WIDTH};
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+
+const INIT: &str = "init model.safetensors -a target --rank 4 --checkpoint-every 0 -o out";
+
+/// Writes the model of [`Small`] with the weight of `block.mlp` changed.
+fn write_model(small: &Small, name: &str, change: fn(f64) -> f64) {
+    let tensors = [("block.query", 20), ("block.value", 12), ("block.mlp", 40)].map(|(name, outputs)| {
+        let weight = gaussian::<f32>(outputs, WIDTH, 5, name);
+        let numbers = (0..outputs * WIDTH).map(|i| f64::from(weight[(i / WIDTH, i % WIDTH)]));
+        let numbers = numbers.map(|number| if name == "block.mlp" { change(number) } else { number });
+        let mut bytes = Vec::new();
+        Element::F32.encode(numbers, &mut bytes);
+        (format!("{name}.weight"), ("F32".to_owned(), vec![outputs as u64, WIDTH as u64], bytes))
+    });
+    let mut file = File::create(small.path(name)).unwrap();
+    safetensors::write(&mut file, &BTreeMap::new(), &BTreeMap::from(tensors)).unwrap();
+}
+
+/// Makes all rows of `block.mlp` zero in a recording of its own, beside the good ones of the other site.
+fn write_zeros(small: &Small) {
+    fs::create_dir(small.path("zeros")).unwrap();
+    for name in ["block.query", "block.value", "block.mlp"] {
+        let rows = gaussian::<f32>(600, WIDTH, 3, name);
+        let scale = if name == "block.mlp" { 0.0 } else { 1.0 };
+        let numbers = (0..600 * WIDTH).map(|i| scale * f64::from(rows[(i / WIDTH, i % WIDTH)]));
+        let mut bytes = Vec::new();
+        Element::F32.encode(numbers, &mut bytes);
+        let tensors = BTreeMap::from([(name.to_owned(), ("F32".to_owned(), vec![600, WIDTH as u64], bytes))]);
+        let mut file = File::create(small.path(&format!("zeros/{name}.safetensors"))).unwrap();
+        safetensors::write(&mut file, &BTreeMap::new(), &tensors).unwrap();
+    }
+}
+
+/// Runs a command that fails, checks its advice, and follows that while the progress is there.
+#[track_caller]
+fn follow(small: &Small, failing: &str, code: i32, advice: &str, followed: &str) {
+    let said = small.refused(failing, code, advice);
+    assert!(said.contains("The progress is kept in \"out.partial\""), "{said}");
+    assert!(small.path("out.partial/job.json").exists());
+    small.succeed(followed);
+    assert!(!small.path("out.partial").exists());
+    fs::remove_dir_all(small.path("out")).unwrap();
+}
+
+/// Between two marks.
+fn between<'a>(text: &'a str, start: &str, end: &str) -> &'a str {
+    text.split_once(start)
+        .and_then(|(_, rest)| rest.split_once(end))
+        .map(|(found, _)| found)
+        .expect("is said")
+}
+
+/// `--exclude`, as it is printed, after a weight that is not finite.
+#[test]
+fn the_layer_of_a_bad_weight_can_be_left_out() {
+    let small = Small::new();
+    write_model(&small, "model.safetensors", |_| f64::NAN);
+    let said = small.refused(INIT, 1, "the weight holds a value that is not finite");
+    let exclude = between(&said, "leave this layer out with --exclude '", "'").to_owned();
+    assert_eq!(exclude, r"^block\.mlp$");
+    follow(&small, INIT, 1, "not finite", &format!("{INIT} --exclude {exclude}"));
+    // A checkpoint that was downloaded again, and a larger ridge in the same breath.
+    small.refused(INIT, 1, "download or convert the checkpoint again");
+    write_model(&small, "model.safetensors", |number| number);
+    small.succeed(&format!("{INIT} --ridge 1"));
+}
+
+/// `--strict` can be left out, and so can the layer; a larger ridge is taken.
+#[test]
+fn strictness_can_be_given_up() {
+    let small = Small::new();
+    write_zeros(&small);
+    let words = "init model.safetensors -a zeros --rank 4 --checkpoint-every 0 -o out";
+    let strict = format!("{words} --strict");
+    let advice = "leave --strict out to go on without this site, or record more and different inputs";
+    follow(&small, &strict, 1, advice, words);
+    follow(&small, &strict, 1, advice, &format!("{strict} --exclude mlp"));
+    follow(&small, &strict, 1, advice, &format!("{words} --ridge 1"));
+    // Other recordings have other sums: --restart is what the message says.
+    let said = small.refused(&strict, 1, advice);
+    assert!(said.contains("for others give --restart"), "{said}");
+    small.succeed("init model.safetensors -a target --rank 4 -o out --strict --restart");
+}
+
+/// `--nonfinite skip-rows` after a row that is not finite.
+#[test]
+fn bad_rows_can_be_left_out() {
+    let small = Small::new();
+    let path = small.path("target/2.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    let end = bytes.len();
+    bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+    fs::write(path, bytes).unwrap();
+    follow(
+        &small,
+        INIT,
+        1,
+        "leave such rows out with --nonfinite skip-rows",
+        &format!("{INIT} --nonfinite skip-rows"),
+    );
+}
+
+/// Ranks that come to nothing are only known at the end of a run.
+#[test]
+fn ranks_can_be_raised_at_the_end() {
+    let small = Small::new();
+    write_model(&small, "model.safetensors", |_| 0.0);
+    let words = "init model.safetensors -a target --target mlp --energy 0.5 --checkpoint-every 0 -o out";
+    follow(&small, words, 1, "give --min-rank 1, or a larger --energy", &format!("{words} --min-rank 1"));
+}
+
+/// Factors that do not fit a format.
+#[test]
+fn formats_can_be_changed() {
+    let small = Small::new();
+    let words = format!("{INIT} --start update --strength 1e12");
+    follow(&small, &format!("{words} --dtype f16"), 1, "too large for it", &format!("{words} --dtype bf16"));
+}
+
+/// Options whose advice is known before any work.
+#[test]
+fn advised_values_are_legal() {
+    let small = Small::new();
+    let plan = "plan model.safetensors -a target";
+    for (options, advice, followed) in [
+        ("--rank 13", "give --rank 12 or 14", "--rank 12"),
+        ("--rank 14", "give --rank 12,", "--rank 12"),
+        ("--rank 6 --rank-multiple 4", "give --rank 4,", "--rank 4 --rank-multiple 4"),
+        (
+            "--rank 2 --rank-multiple 4",
+            "give --rank 4 and --max-rank 4",
+            "--rank 4 --max-rank 4 --rank-multiple 4",
+        ),
+        (
+            "--rank 6 --min-rank 6 --max-rank 8 --rank-multiple 4",
+            "give --rank 8,",
+            "--rank 8 --min-rank 6 --max-rank 8 --rank-multiple 4",
+        ),
+        (
+            "--rank 16 --rank-multiple 16",
+            "leave it out with --exclude",
+            "--rank 16 --rank-multiple 16 --exclude value",
+        ),
+        ("--budget=1", "give --budget=72 or more", "--budget=72"),
+        ("--rank 4 --coupling paired", "choose --coupling uncorrelated", "--rank 4 --coupling uncorrelated"),
+        ("--rank 4 --method olora --max-shift 0.1", "leave --max-shift out\n", "--rank 4 --method olora"),
+        (
+            "--rank 4 --start zero --max-shift 0.1",
+            "give --start update",
+            "--rank 4 --start update --max-shift 0.1",
+        ),
+        ("--rank 4 --ridge 10", "must be above 0 and at most 1", "--rank 4 --ridge 1"),
+    ] {
+        let said = small.refused(&format!("{plan} {options}"), 2, advice);
+        assert!(said.contains(advice), "{said}");
+        small.succeed(&format!("{plan} {followed}"));
+    }
+    for options in ["", "--coupling transport", "--method pissa"] {
+        let said =
+            small.refused(&format!("{plan} --rank 4 {options} --max-memory 1kB"), 2, "give --max-memory");
+        let needed = between(&said, "give --max-memory ", " or more");
+        small.succeed(&format!("{plan} --rank 4 {options} --max-memory {needed}"));
+    }
+    let said = small.refused("moments target -o m --max-memory 1kB", 2, "give --max-memory");
+    assert!(!said.contains("--coupling") && !said.contains("ranks"), "{said}");
+    let needed = between(&said, "give --max-memory ", " or more").to_owned();
+    small.succeed(&format!("moments target -o m --max-memory {needed}"));
+}
+
+/// A budget that does not pay for the least ranks, by the rule of each policy.
+#[test]
+fn budgets_can_be_raised() {
+    let small = Small::new();
+    let budget = "--budget --min-rank 8 --max-rank 8";
+    follow(
+        &small,
+        &format!("{INIT} {budget}"),
+        2,
+        "give a larger --rank, or a smaller --min-rank",
+        &format!("{INIT} {budget}").replace("--rank 4", "--rank 8"),
+    );
+    let eva = INIT.replace("--rank 4", "--rank 2 --method eva --rho 4");
+    let advice = "give a larger --rank, or a smaller --min-rank";
+    follow(&small, &format!("{eva} --min-rank 5"), 2, advice, &format!("{eva} --min-rank 2"));
+}
+
+/// Sums that a failed run saved are used with another ridge and another model; layers that were decomposed with other options
+/// are not.
+#[test]
+fn other_options_use_the_saved_sums_alone() {
+    let (small, whole) = (Small::new(), Small::new());
+    write_model(&small, "model.safetensors", |_| f64::NAN);
+    small.refused(INIT, 1, "not finite");
+    for folder in [&small, &whole] {
+        write_model(folder, "model.safetensors", |number| number);
+    }
+    let other = format!("{INIT} --ridge 0.5 --events log.jsonl");
+    let said = small.succeed(&other).stderr;
+    let said = String::from_utf8(said).unwrap();
+    assert!(said.contains("decomposed again: "), "{said}");
+    assert!(said.contains("options.method.ridge was 0.01, and is 0.5 now"), "{said}");
+    whole.succeed(&other);
+    let weights = |small: &Small| small.bytes("out")["adapter_model.safetensors"].clone();
+    assert!(weights(&small) == weights(&whole));
+    let log = fs::read_to_string(small.path("log.jsonl")).unwrap();
+    let rows = |kind: &str| -> u64 {
+        let events = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let of_site = events.filter(|event| event["event"] == kind && event["site"] == "block.mlp");
+        of_site.map(|event| event["rows"].as_u64().unwrap()).sum()
+    };
+    let all = small::ROWS.iter().sum::<usize>() as u64;
+    assert_eq!((rows("resumed"), rows("rows-added")), (all, 0), "{log}");
+
+    // Killed with one set of options, and ended with another.
+    for options in
+        ["--ridge 0.5", "--seed 7", "--exclude mlp", "--rank 6", "--coupling transport --preserve 1"]
+    {
+        let words = INIT.replace("--rank 4", "");
+        fs::remove_dir_all(small.path("out")).unwrap();
+        leave_progress(&small, INIT, "out");
+        let rank = if options.contains("--rank") { "" } else { "--rank 4" };
+        small.succeed(&format!("{words} {rank} {options}"));
+        whole.succeed(&format!("{words} {rank} {options} --force"));
+        assert!(weights(&small) == weights(&whole), "{options}");
+    }
+}
