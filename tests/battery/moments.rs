@@ -1,0 +1,94 @@
+//! Means and covariances of rows in every format, across blocks, against sums over centred rows in f64.
+
+use crate::inputs::{Activations, below, pick};
+use crate::subject::{Format, measured};
+use crate::truth::{Sample, UNIT};
+use quickcheck::{Arbitrary, Gen, quickcheck};
+
+#[derive(Clone, Debug)]
+struct Recording {
+    seed: u64,
+    activations: Activations,
+    format: u8,
+}
+
+impl Arbitrary for Recording {
+    fn arbitrary(g: &mut Gen) -> Self {
+        let width = 1 + below(g, 40);
+        let rows = pick(g, &[1, 2, 7, 100, 640, 641, 1500]);
+        let mut activations = Activations::plain(rows, width);
+        activations.offset = pick(g, &[0.0, 1e-3, 1.0, 10.0, 100.0, 1e3, 1e4]);
+        activations.offset_of_one = pick(g, &[false, true]);
+        activations.outliers = below(g, 2);
+        activations.constant = below(g, 3);
+        activations.zero = below(g, 3);
+        activations.repeated = below(g, 3);
+        let format = below(g, 4) as u8;
+        // Half precision has a range of its own.
+        let span = if format == 2 { 1 } else { 33 };
+        activations.exponent = below(g, span) as i32 - span as i32 / 2;
+        if format == 2 {
+            activations.outliers = 0;
+            activations.offset = activations.offset.min(1e3);
+        }
+        Self { seed: below(g, 1 << 30) as u64, activations, format }
+    }
+
+    fn shrink(&self) -> Box<dyn Iterator<Item = Self>> {
+        let changes: [fn(&mut Activations); 8] = [
+            |a| a.exponent = 0,
+            |a| a.offset = if a.offset > 1.0 { a.offset / 10.0 } else { 0.0 },
+            |a| a.outliers = 0,
+            |a| (a.constant, a.zero, a.repeated) = (0, 0, 0),
+            |a| a.width = (a.width / 2).max(1),
+            |a| a.rows = (a.rows / 2).max(1),
+            |a| a.offset_of_one = false,
+            |a| a.width = (a.width - 1).max(1),
+        ];
+        let this = self.clone();
+        Box::new(changes.into_iter().filter_map(move |change| {
+            let mut simpler = this.clone();
+            change(&mut simpler.activations);
+            (format!("{simpler:?}") != format!("{this:?}")).then_some(simpler)
+        }))
+    }
+}
+
+quickcheck! {
+    /// However far the mean is from zero, each entry of the covariance is right to 64 u of the product of two standard
+    /// deviations: eight times what the 640 independent roundings of an f32 chain come to (see `truth`). Where nothing
+    /// varies, nothing but the rounding of raw sums in f64 is left.
+    fn covariances_of_any_rows(case: Recording) -> bool {
+        let rows = case.activations.draw(case.seed);
+        let format = [Format::F64, Format::F32, Format::F16, Format::Bf16];
+        let (rows, mean, covariance) = measured(&rows, &format[usize::from(case.format)]).unwrap();
+        let wanted = Sample::of(&rows.matrix());
+        let deviations = wanted.deviations();
+        let width = rows.width;
+        // Far from zero short formats have few different numbers, and their products are all rounded alike.
+        let is_short = matches!(format[usize::from(case.format)], Format::F16 | Format::Bf16);
+        let allowed = if is_short { 256.0 } else { 64.0 } * UNIT;
+        (0..width).all(|i| {
+            // A raw sum in f64, which the file format has, loses this of a mean; and so does a column that is constant but for the
+            // rounding of its pilot, whose products are rounded again.
+            let square = f64::EPSILON * 8.0 + allowed * UNIT;
+            let mean_is_right = (mean[i] - wanted.mean[i]).abs()
+                <= allowed * deviations[i] + square * wanted.mean[i].abs();
+            let entries = (0..=i).all(|j| {
+                let error = (covariance[(i, j)] - wanted.covariance[(i, j)]).abs();
+                let raw = (wanted.mean[i].abs() + deviations[i]) * (wanted.mean[j].abs() + deviations[j]);
+                // Products of numbers near 1e-16 lose digits where f32 ends.
+                let least = f64::from(f32::MIN_POSITIVE) * UNIT;
+                let holds = error <= allowed * deviations[i] * deviations[j] + square * raw + least;
+                if !holds {
+                    println!("entry ({i}, {j}) is {error:e} off, deviations {:e}, {:e}", deviations[i], deviations[j]);
+                }
+                holds
+            });
+            if !mean_is_right {
+                println!("mean {i} is {:e} and not {:e}, deviation {:e}", mean[i], wanted.mean[i], deviations[i]);
+            }
+            mean_is_right && entries
+        })
+    }
+}
