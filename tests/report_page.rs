@@ -126,8 +126,9 @@ fn the_page_shows_everywhere() {
     let page = folder.path().join("report.html");
     let (activations, source) = (demo.join("activations"), demo.join("activations-source"));
     let inputs: [&dyn AsRef<std::ffi::OsStr>; 4] = [&"--activations", &activations, &"--source", &source];
-    let options: [&dyn AsRef<std::ffi::OsStr>; 7] =
-        [&"--rank", &"8", &"--budget", &"--out", &out, &"--report", &page];
+    // Of all couplings, this one has the most charts: with the distance between source and target.
+    let options: [&dyn AsRef<std::ffi::OsStr>; 9] =
+        [&"--rank", &"8", &"--budget", &"--coupling", &"transport", &"--out", &out, &"--report", &page];
     cntlora(&[&[&"init" as &dyn AsRef<std::ffi::OsStr>, &model], &inputs[..], &options[..]].concat());
 
     let report = fs::read_to_string(out.join("report.json")).expect("the report is there");
