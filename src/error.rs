@@ -4,6 +4,16 @@
 /// A result of the numerics.
 pub type Result<T> = std::result::Result<T, Error>;
 
+impl From<crate::dense::Error> for Error {
+    fn from(error: crate::dense::Error) -> Self {
+        match error {
+            crate::dense::Error::NonFinite { what } => Self::NonFinite { what },
+            crate::dense::Error::NoConvergence { what } => Self::NoConvergence { what },
+            other => unreachable!("{other}"),
+        }
+    }
+}
+
 /// Why a numerical step was refused.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]

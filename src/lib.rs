@@ -57,7 +57,8 @@ pub mod simd;
 
 pub mod moments;
 
-pub mod dense;
+pub use cntlora_dense as dense;
+
 pub mod random;
 pub mod spread;
 

@@ -1,6 +1,14 @@
-//! A singular value decomposition for tests, which shares no code with those of the crate.
+//! Matrices for tests, and a singular value decomposition that shares no code with those of the crate.
 
-use faer::{Mat, MatRef};
+use crate::dense;
+use crate::random::gaussian;
+use faer::{Mat, MatRef, Par};
+
+/// A random matrix with orthonormal columns.
+pub(crate) fn orthonormal(rows: usize, columns: usize, seed: u64, name: &str) -> Mat<f32> {
+    let (q, _) = dense::thin_qr("q", gaussian(rows, columns, seed, name), Par::Seq).unwrap();
+    dense::to_f32(q.as_ref())
+}
 
 /// One-sided Jacobi rotations in f64 (Hestenes 1958): `U`, singular values in descending order, `V`, with as many triplets
 /// as the matrix has columns. Accurate for small singular values too. `O(m n²)` operations for each of some ten sweeps, so

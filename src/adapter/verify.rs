@@ -3,12 +3,12 @@
 use super::read::tensors_file;
 use super::record::Record;
 use super::{CONFIG_FILE, Config, FileRecord, PeftAdapter, PeftLayer, RECORD_FILE, SingleFile, Targets};
+use crate::dense;
 use crate::element::Element;
 use crate::factors::{Factors, LayerShape, Start};
 use crate::method::Form;
 use crate::storage::{Access, Checkpoint, Piece, Problem, Problems, Source, is_missing, quoted};
-use faer::linalg::matmul::matmul;
-use faer::{Accum, Mat, MatRef, Par};
+use faer::{Mat, MatRef, Par};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -412,7 +412,7 @@ impl Grams {
         };
         let product = |left: MatRef<'_, f64>, right: MatRef<'_, f64>| {
             let mut product = Mat::zeros(left.nrows(), right.ncols());
-            matmul(product.as_mut(), Accum::Replace, left, right, 1.0, Par::Seq);
+            dense::product_into(product.as_mut(), left, right, Par::Seq);
             product
         };
         let (a, b) = (wide(factors.a.as_ref()), wide(factors.b.as_ref()));

@@ -1,11 +1,11 @@
 //! How fast this machine is, measured in a moment, so that work can be told in time.
 
+use cntlora::dense;
 use cntlora::moments::Moments;
 use cntlora::random::gaussian;
 use cntlora::simd::{BLOCK_ROWS, Precision, Rows, Tier, Values, Workspace};
 use cntlora::storage::Problem;
-use faer::linalg::matmul::matmul;
-use faer::{Accum, Mat, Par};
+use faer::{Mat, Par};
 use serde::Serialize;
 use std::time::{Duration, Instant};
 
@@ -58,7 +58,7 @@ fn factors() -> f64 {
     let matrix = Mat::<f64>::identity(WIDTH, WIDTH);
     let mut product = Mat::zeros(WIDTH, WIDTH);
     let mut multiply = || {
-        matmul(product.as_mut(), Accum::Replace, matrix.as_ref(), matrix.as_ref(), 1.0, Par::rayon(0));
+        dense::product_into(product.as_mut(), matrix.as_ref(), matrix.as_ref(), Par::rayon(0));
     };
     multiply();
     let (started, mut products) = (Instant::now(), 0.0);

@@ -75,7 +75,7 @@ impl Site<'_> {
         };
 
         let second = target.second_moment();
-        let second_moment = convert("second moment of the activations", &second)?;
+        let covariance = convert("covariance of the activations", &target.covariance)?;
         let channel = channel_scale.of(second.diagonal().column_vector().iter().copied().collect());
         let (denominator, denominator_damping) =
             ladder.climb("second moment of the activations", |damping| {
@@ -109,6 +109,6 @@ impl Site<'_> {
             denominator: denominator_damping,
             metric: metric_damping,
         };
-        Ok(Constraint { second_moment, matrices, dampings, frechet_distance })
+        Ok(Constraint { mean: target.mean, covariance, matrices, dampings, frechet_distance })
     }
 }

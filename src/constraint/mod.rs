@@ -29,8 +29,7 @@ use crate::dense;
 use crate::error::{Error, Result};
 use crate::moments::Moments;
 use build::Site;
-use faer::linalg::matmul::matmul;
-use faer::{Accum, Mat, MatMut, MatRef, Par};
+use faer::{Col, ColRef, Mat, MatMut, MatRef, Par};
 use ladder::Ladder;
 use operands::Operands;
 use statistics::{Statistics, is_near_noise};
@@ -157,8 +156,10 @@ pub struct Evidence<'a> {
 /// The constraints of one site, factored.
 #[derive(Debug)]
 pub struct Constraint {
-    /// `C`.
-    second_moment: Mat<f32>,
+    /// `μ`.
+    mean: Col<f64>,
+    /// `Σ = C − μμᵀ`. Energies are those of `Σ` and of `μ` added up: in `C` a large mean would hide what varies.
+    covariance: Mat<f32>,
     matrices: Matrices,
     dampings: Dampings,
     frechet_distance: Option<f64>,
@@ -187,8 +188,8 @@ pub trait SiteOperator {
     fn activation_energy(&self, block: MatRef<'_, f32>, par: Par) -> Vec<f64>;
     /// `tr(W C Wᵀ) = E|W x|²`, the mean square of the layer's output, for `W (m × d)`.
     fn output_energy(&self, weight: MatRef<'_, f32>, par: Par) -> f64;
-    /// `C`, where it is a matrix whose products with a weight are dear.
-    fn second_moment(&self) -> Option<MatRef<'_, f32>>;
+    /// `μ` and `Σ`, where `Σ` is a matrix whose products with a weight are dear.
+    fn mean_and_covariance(&self) -> Option<(ColRef<'_, f64>, MatRef<'_, f32>)>;
 }
 
 impl Constraint {
@@ -265,7 +266,7 @@ impl Constraint {
 
 impl SiteOperator for Constraint {
     fn width(&self) -> usize {
-        self.second_moment.nrows()
+        self.mean.nrows()
     }
 
     fn apply(&self, norm: Norm, block: MatRef<'_, f32>, par: Par) -> Mat<f32> {
@@ -291,23 +292,27 @@ impl SiteOperator for Constraint {
     }
 
     fn activation_energy(&self, block: MatRef<'_, f32>, par: Par) -> Vec<f64> {
-        let image = dense::thin_product(self.second_moment.as_ref(), block, par);
-        (0..block.ncols()).map(|j| dot(block.col(j).as_mat(), image.col(j).as_mat())).collect()
+        let image = dense::thin_product(self.covariance.as_ref(), block, par);
+        let energy = |j: usize| {
+            let varying = dot(block.col(j).as_mat(), image.col(j).as_mat());
+            varying + energy_of_mean(block.subcols(j, 1).transpose(), self.mean.as_ref())
+        };
+        (0..block.ncols()).map(energy).collect()
     }
 
-    fn second_moment(&self) -> Option<MatRef<'_, f32>> {
-        Some(self.second_moment.as_ref())
+    fn mean_and_covariance(&self) -> Option<(ColRef<'_, f64>, MatRef<'_, f32>)> {
+        Some((self.mean.as_ref(), self.covariance.as_ref()))
     }
 
     fn output_energy(&self, weight: MatRef<'_, f32>, par: Par) -> f64 {
         /// Rows of `W` at a time, so that the product is never held whole.
         const STRIP: usize = 512;
         let mut strip = Mat::zeros(STRIP.min(weight.nrows()), weight.ncols());
-        let mut energy = 0.0;
+        let mut energy = energy_of_mean(weight, self.mean.as_ref());
         for first in (0..weight.nrows()).step_by(STRIP) {
             let rows = weight.subrows(first, STRIP.min(weight.nrows() - first));
             let mut image = strip.as_mut().subrows_mut(0, rows.nrows());
-            matmul(image.as_mut(), Accum::Replace, rows, self.second_moment.as_ref(), 1.0, par);
+            dense::product_into(image.as_mut(), rows, self.covariance.as_ref(), par);
             energy += dot(rows, image.as_ref());
         }
         energy
@@ -362,6 +367,17 @@ impl Damped for Mat<f64> {
             self[(i, i)] += lambda;
         }
     }
+}
+
+/// `|W μ|²`.
+pub(crate) fn energy_of_mean(weight: MatRef<'_, f32>, mean: ColRef<'_, f64>) -> f64 {
+    let mut image = vec![0.0; weight.nrows()];
+    for (column, mean) in weight.col_iter().zip(mean.iter()) {
+        for (image, weight) in image.iter_mut().zip(column.iter()) {
+            *image += f64::from(*weight) * mean;
+        }
+    }
+    image.iter().map(|image| image * image).sum()
 }
 
 /// Sum of the products of corresponding entries, in f64.

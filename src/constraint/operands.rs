@@ -3,7 +3,6 @@
 use super::Norm;
 use crate::dense::{self, Real};
 use crate::error::Result;
-use faer::linalg::triangular_solve::{solve_lower_triangular_in_place, solve_upper_triangular_in_place};
 use faer::{Mat, MatMut, MatRef, Par};
 
 /// A number that converts to and from f32 and f64.
@@ -79,11 +78,11 @@ impl<T: Number> Operands<T> {
             (Norm::Activations, None) => {}
             (Norm::Activations, Some(metric)) => {
                 x = dense::thin_product(metric.as_ref(), x.as_ref(), par);
-                solve_lower_triangular_in_place(denominator, x.as_mut(), par);
+                dense::solve_lower(denominator, x.as_mut(), par);
             }
-            (Norm::Weights, _) => solve_lower_triangular_in_place(denominator, x.as_mut(), par),
+            (Norm::Weights, _) => dense::solve_lower(denominator, x.as_mut(), par),
         }
-        solve_upper_triangular_in_place(denominator.transpose(), x.as_mut(), par);
+        dense::solve_upper(denominator.transpose(), x.as_mut(), par);
         narrow(dense::thin_product(self.change.as_ref(), x.as_ref(), par))
     }
 
@@ -92,15 +91,15 @@ impl<T: Number> Operands<T> {
         let denominator = self.denominator.as_ref();
         let block: Mat<T> = widen(block);
         let mut x = dense::thin_product(self.change.transpose(), block.as_ref(), par);
-        solve_lower_triangular_in_place(denominator, x.as_mut(), par);
+        dense::solve_lower(denominator, x.as_mut(), par);
         match (norm, &self.metric) {
             (Norm::Activations, None) => narrow(x),
             (Norm::Activations, Some(metric)) => {
-                solve_upper_triangular_in_place(denominator.transpose(), x.as_mut(), par);
+                dense::solve_upper(denominator.transpose(), x.as_mut(), par);
                 narrow(dense::thin_product(metric.transpose(), x.as_ref(), par))
             }
             (Norm::Weights, _) => {
-                solve_upper_triangular_in_place(denominator.transpose(), x.as_mut(), par);
+                dense::solve_upper(denominator.transpose(), x.as_mut(), par);
                 narrow(x)
             }
         }
@@ -110,7 +109,7 @@ impl<T: Number> Operands<T> {
     pub(super) fn leave_metric(&self, mut block: MatMut<'_, f32>, par: Par) {
         let metric = self.metric.as_ref().unwrap_or(&self.denominator);
         let mut x: Mat<T> = widen(block.as_ref());
-        solve_upper_triangular_in_place(metric.transpose(), x.as_mut(), par);
+        dense::solve_upper(metric.transpose(), x.as_mut(), par);
         block.copy_from(narrow(x));
     }
 }

@@ -13,7 +13,7 @@ use super::{Coupling, Damped, Dampings, Norm, SiteOperator, Terms, transport};
 use crate::dense;
 use crate::error::{Error, Result};
 use crate::moments::Counts;
-use faer::{Mat, MatMut, MatRef, Par};
+use faer::{ColRef, Mat, MatMut, MatRef, Par};
 
 /// The constraints of an embedding, factored. In f64, since nothing of it is large.
 #[derive(Debug)]
@@ -220,7 +220,7 @@ impl SiteOperator for TokenConstraint {
         self.shares.iter().enumerate().filter(|(_, share)| **share > 0.0).map(|(i, p)| p * energy(i)).sum()
     }
 
-    fn second_moment(&self) -> Option<MatRef<'_, f32>> {
+    fn mean_and_covariance(&self) -> Option<(ColRef<'_, f64>, MatRef<'_, f32>)> {
         None
     }
 }

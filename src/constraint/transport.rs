@@ -6,7 +6,6 @@
 
 use crate::dense;
 use crate::error::Result;
-use faer::linalg::triangular_solve::solve_upper_triangular_in_place;
 use faer::{Mat, MatRef, Par};
 
 /// What the transport gives.
@@ -72,7 +71,7 @@ pub(super) fn measured(
     let mut y = Mat::from_fn(vectors.nrows(), vectors.ncols(), |i, j| {
         vectors[(i, j)] * values[j].max(0.0).sqrt().sqrt()
     });
-    solve_upper_triangular_in_place(root.transpose(), y.as_mut(), par);
+    dense::solve_upper(root.transpose(), y.as_mut(), par);
     let right = dense::product(y.transpose(), covariance.as_ref(), par);
     let cross = dense::product(y.as_ref(), right.as_ref(), par);
     Ok(Some(Transported { cross, overlap: Some(overlap) }))

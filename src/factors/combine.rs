@@ -40,13 +40,16 @@ pub fn difference(trained: &Factors, initial: &Factors) -> Factors {
 pub fn truncated(factors: &Factors, rank: usize) -> Result<(Factors, f64)> {
     let (b, b_core) = basis("the up matrix", factors.b.as_ref())?;
     let (a, a_core) = basis("the down matrix", factors.a.transpose())?;
-    let core = b_core * a_core.transpose();
+    let core = dense::product(b_core.as_ref(), a_core.transpose(), Par::Seq);
     let small = dense::thin_svd("the core of the product", core.as_ref(), Par::Seq)?;
     let rank = rank.min(small.s.len());
     let energy = |sigma: &[f64]| sigma.iter().map(|sigma| sigma * sigma).sum::<f64>();
     let (kept, whole) = (energy(&small.s[..rank]), energy(&small.s));
     let root = |i: usize| small.s[i].sqrt();
-    let (u, v) = (b * small.u, a * small.v);
+    let (u, v) = (
+        dense::product(b.as_ref(), small.u.as_ref(), Par::Seq),
+        dense::product(a.as_ref(), small.v.as_ref(), Par::Seq),
+    );
     let factors = Factors {
         a: Mat::from_fn(rank, v.nrows(), |i, j| (root(i) * v[(j, i)]) as f32),
         b: Mat::from_fn(u.nrows(), rank, |i, j| (u[(i, j)] * root(j)) as f32),
@@ -62,7 +65,7 @@ fn basis(what: &'static str, matrix: MatRef<'_, f32>) -> Result<(Mat<f64>, Mat<f
     if columns > rows {
         return Ok((Mat::identity(rows, rows), matrix));
     }
-    dense::thin_qr(what, matrix, Par::Seq)
+    Ok(dense::thin_qr(what, matrix, Par::Seq)?)
 }
 
 #[cfg(test)]
@@ -88,8 +91,8 @@ mod tests {
             let both = difference(&trained, &initial);
             let formed = product(&trained) - product(&initial);
             let (short, kept) = truncated(&both, cut).unwrap();
-            let full = dense::thin_svd("formed", formed.as_ref(), Par::Seq).unwrap();
-            let energy = |sigma: &[f32]| sigma.iter().map(|sigma| f64::from(*sigma).powi(2)).sum::<f64>();
+            let full = dense::thin_svd("formed", dense::to_f64(formed.as_ref()).as_ref(), Par::Seq).unwrap();
+            let energy = |sigma: &[f64]| sigma.iter().map(|sigma| sigma * sigma).sum::<f64>();
             let tail = energy(&full.s[cut.min(full.s.len())..]);
             let error = f64::from((product(&short) - &formed).norm_l2()).powi(2);
             let balance = (short.b.transpose() * &short.b - &short.a * short.a.transpose()).norm_max();

@@ -189,7 +189,8 @@ impl Components {
         let sigma = |i: usize| if self.sigma[i] > least { self.sigma[i] } else { 0.0 };
         let core = Mat::from_fn(rank, rank, |i, j| sigma(i) * r[(j, i)]);
         let small = dense::thin_svd("the core of the update", core.as_ref(), Par::Seq)?;
-        let (u, v) = (single(&self.u) * small.u, q * small.v);
+        let product = |a: Mat<f64>, b: Mat<f64>| dense::product(a.as_ref(), b.as_ref(), Par::Seq);
+        let (u, v) = (product(single(&self.u), small.u), product(q, small.v));
         Ok(ProductSvd { u, sigma: small.s, v })
     }
 }
@@ -235,7 +236,7 @@ mod tests {
     use quickcheck::quickcheck;
 
     fn components(m: usize, d: usize, k: usize, seed: u64) -> Components {
-        let (u, _) = dense::thin_qr("u", gaussian::<f32>(m, k, seed, "u"), Par::Seq).unwrap();
+        let u = crate::oracle::orthonormal(m, k, seed, "u");
         let a = gaussian::<f32>(d, k, seed, "a");
         let sigma = (1..=k).map(|i| 3.0 / i as f64).collect();
         // Activations with C = I.

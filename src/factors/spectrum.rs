@@ -44,10 +44,11 @@ mod tests {
             let rank = usize::from(rank % 16) + 1;
             let a = gaussian::<f32>(rank, inputs, seed, "a");
             let b = gaussian::<f32>(outputs, rank, seed, "b");
-            let product = dense::thin_svd("product", (&b * &a).as_ref(), Par::Seq).unwrap().s;
+            let product = dense::to_f64((&b * &a).as_ref());
+            let product = dense::thin_svd("product", product.as_ref(), Par::Seq).unwrap().s;
             let found = Factors { a, b }.singular_values().unwrap();
-            let tolerance = 1e-4 * f64::from(product[0]);
-            product.iter().zip(&found).all(|(wanted, found)| (f64::from(*wanted) - found).abs() < tolerance)
+            let tolerance = 1e-4 * product[0];
+            product.iter().zip(&found).all(|(wanted, found)| (wanted - found).abs() < tolerance)
                 && found.iter().skip(product.len()).all(|rest| *rest < tolerance)
                 && found.len() >= rank.min(outputs).min(inputs)
         }

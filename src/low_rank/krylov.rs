@@ -27,8 +27,7 @@ use super::{FALLBACK_ENTRIES, Operator, TruncatedSvd};
 use crate::dense;
 use crate::error::Result;
 use crate::random;
-use faer::linalg::matmul::matmul;
-use faer::{Accum, Mat, MatRef, Par};
+use faer::{Mat, MatRef, Par};
 
 /// When the iteration stops.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -134,7 +133,7 @@ fn iterate(
     let mut b = Mat::<f32>::zeros(max_dimension, max_dimension);
 
     let start = random::gaussian::<f32>(n, block, seed, name);
-    v.as_mut().subcols_mut(0, block).copy_from(dense::thin_qr("start block", start, par)?.0);
+    v.as_mut().subcols_mut(0, block).copy_from(thin_qr("start block", &start, par)?.0);
     // The largest norm of an image so far, which rounding errors are relative to.
     let mut scale = 0f32;
     let mut dimension = 0;
@@ -265,18 +264,18 @@ fn orthonormalize(
     const WHAT: &str = "the image of a block";
     let width = block.ncols();
     let (block, first) = project_out(block, basis, par);
-    let (q, r) = dense::thin_qr(WHAT, block, par)?;
+    let (q, r) = thin_qr(WHAT, &block, par)?;
     let noise = NOISE * scale;
     // As long as no diagonal entry is that small, what noise there is gets caught by the second projection.
     let has_noise = r.diagonal().column_vector().iter().any(|entry| entry.abs() <= noise);
     let (q, r) = if has_noise { leading(q, r, noise, par)? } else { (q, r) };
     let (q, second) = project_out(q, basis, par);
-    let (q, correction) = dense::thin_qr(WHAT, q, par)?;
+    let (q, correction) = thin_qr(WHAT, &q, par)?;
     // Singular values of the correction are √(1 − s²) for those of `second`, s.
     let has_copies = second.squared_norm_l2() > 1.0 - KEPT * KEPT;
     let (q, correction) = if has_copies { leading(q, correction, KEPT, par)? } else { (q, correction) };
-    let inside = first + second * &r;
-    let remainder = correction * r;
+    let inside = first + dense::product(second.as_ref(), r.as_ref(), par);
+    let remainder = dense::product(correction.as_ref(), r.as_ref(), par);
     let kept = q.ncols();
     if kept == width {
         return Ok(Orthonormalized { q, inside, remainder });
@@ -288,7 +287,7 @@ fn orthonormalize(
     for _ in 0..2 {
         let (outside, _) = project_out(other, basis, par);
         let (outside, _) = project_out(outside, q.as_ref(), par);
-        other = dense::thin_qr(WHAT, outside, par)?.0;
+        other = thin_qr(WHAT, &outside, par)?.0;
     }
     whole.as_mut().subcols_mut(kept, width - kept).copy_from(&other);
     let mut padded = Mat::zeros(width, width);
@@ -296,18 +295,27 @@ fn orthonormalize(
     Ok(Orthonormalized { q: whole, inside, remainder: padded })
 }
 
+/// QR decomposition by way of f64, see [`dense`].
+fn thin_qr(what: &'static str, block: &Mat<f32>, par: Par) -> Result<(Mat<f32>, Mat<f32>)> {
+    let (q, r) = dense::thin_qr(what, dense::to_f64(block.as_ref()), par)?;
+    Ok((dense::to_f32(q.as_ref()), dense::to_f32(r.as_ref())))
+}
+
 /// The part of `Q R` with singular values above `least`, as orthonormal columns and their coefficients.
 fn leading(q: Mat<f32>, r: Mat<f32>, least: f32, par: Par) -> Result<(Mat<f32>, Mat<f32>)> {
-    let small = dense::thin_svd("the image of a block", r.as_ref(), Par::Seq)?;
-    let kept = small.s.iter().filter(|s| **s > least).count();
-    let turn = small.u.subcols(0, kept);
-    Ok((dense::product(q.as_ref(), turn, par), dense::product(turn.transpose(), r.as_ref(), Par::Seq)))
+    let small = dense::thin_svd("the image of a block", dense::to_f64(r.as_ref()).as_ref(), Par::Seq)?;
+    let kept = small.s.iter().filter(|s| **s > f64::from(least)).count();
+    let turn = dense::to_f32(small.u.subcols(0, kept));
+    Ok((
+        dense::product(q.as_ref(), turn.as_ref(), par),
+        dense::product(turn.transpose(), r.as_ref(), Par::Seq),
+    ))
 }
 
 /// `(I − Q Qᵀ) X` and `Qᵀ X`.
 pub(super) fn project_out(mut block: Mat<f32>, basis: MatRef<'_, f32>, par: Par) -> (Mat<f32>, Mat<f32>) {
     let inside = dense::product(basis.transpose(), block.as_ref(), par);
-    matmul(block.as_mut(), Accum::Add, basis, inside.as_ref(), -1.0, par);
+    dense::add_product(block.as_mut(), -1.0, basis, inside.as_ref(), par);
     (block, inside)
 }
 

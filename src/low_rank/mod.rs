@@ -8,7 +8,7 @@ mod krylov;
 mod trace;
 
 use crate::dense;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use faer::{Mat, MatRef, Par};
 pub use krylov::KrylovParams;
 pub use trace::trace;
@@ -83,15 +83,15 @@ pub struct TruncatedSvd<T = f32> {
 /// An operator with a side of at most this is decomposed densely.
 const DENSE_SIDE: usize = 512;
 
-/// An operator of at most this many entries is decomposed densely where the result of the iteration does not pass its check:
-/// 2048 × 2048. Larger ones are refused, so that no plan needs the memory of a dense decomposition for them.
+/// An operator of at most this many entries, 2048 × 2048, is decomposed densely where copies of singular values can be missing: that
+/// is likely enough for plans to count its memory. Larger ones are iterated with a wider block. Only a result that does not pass
+/// its check is decomposed densely whatever its size.
 const FALLBACK_ENTRIES: usize = 1 << 22;
 
 /// The `k` leading singular triplets, `k ≤ min(m, n)`, from start vectors that belong to `seed` and `name`.
 ///
 /// # Errors
-/// [`Error::NonFinite`] for an operator with NaN or infinity, [`Error::NoConvergence`] of a dense decomposition, or of the
-/// iteration where it does not pass its check and the operator has more than 2²² entries.
+/// [`Error::NonFinite`] for an operator with NaN or infinity, [`Error::NoConvergence`] of a dense decomposition.
 ///
 /// # Panics
 /// If `k > min(m, n)`.
@@ -108,9 +108,7 @@ pub fn truncated_svd(
         if let Some(svd) = krylov::truncated_svd(operator, k, params, seed, name, par)? {
             return Ok(svd);
         }
-        if operator.rows() * operator.columns() > FALLBACK_ENTRIES {
-            return Err(Error::NoConvergence { what: "block Lanczos iteration" });
-        }
+        tracing::debug!(name, "decomposed densely: the block Lanczos iteration did not pass its check");
     }
     dense_svd(operator, k, par)
 }
@@ -139,14 +137,14 @@ pub fn last_components(matrix: MatRef<'_, f64>, k: usize, par: Par) -> Result<Tr
     })
 }
 
-/// Bytes that [`last_components`] needs at its peak, and the matrix.
+/// Bytes that a dense decomposition in f64 needs at its peak, and the matrix.
 pub fn last_components_memory(m: u64, n: u64) -> u64 {
     8 * dense_numbers(m, n)
 }
 
-/// Bytes that [`truncated_svd`] needs at its peak, besides the operator.
+/// Bytes that [`truncated_svd`] needs at its peak, besides the operator, unless a large operator has to be decomposed densely.
 pub fn memory(m: u64, n: u64, k: u64) -> u64 {
-    let dense = 4 * dense_numbers(m, n);
+    let dense = last_components_memory(m, n);
     match krylov_params(m.min(n) as usize, k as usize) {
         None => dense,
         Some(params) => {
@@ -174,21 +172,46 @@ fn krylov_params(side: usize, k: usize) -> Option<KrylovParams> {
 /// Forms the operator from its smaller side, and decomposes it whole.
 fn dense_svd(operator: &dyn Operator, k: usize, par: Par) -> Result<TruncatedSvd> {
     let (m, n) = (operator.rows(), operator.columns());
-    let matrix = if n <= m {
-        operator.apply(Mat::identity(n, n).as_ref(), par)
-    } else {
-        operator.apply_transpose(Mat::identity(m, m).as_ref(), par).transpose().to_owned()
-    };
-    let svd = dense::thin_svd("the update", matrix.as_ref(), par)?;
-    let energy = svd.s.iter().map(|s| f64::from(*s).powi(2)).sum();
+    // Of the operator and its transpose, the one with fewer columns.
+    let matrix = dense::to_f64(
+        if n <= m {
+            operator.apply(Mat::identity(n, n).as_ref(), par)
+        } else {
+            operator.apply_transpose(Mat::identity(m, m).as_ref(), par)
+        }
+        .as_ref(),
+    );
+    let (long, s, short) = leading(matrix.as_ref(), k, par)?;
+    let (u, v) = if n <= m { (long, short) } else { (short, long) };
     Ok(TruncatedSvd {
-        u: svd.u.subcols(0, k).to_owned(),
-        s: svd.s[..k].iter().map(|s| f64::from(*s)).collect(),
-        v: svd.v.subcols(0, k).to_owned(),
-        energy,
+        u: dense::to_f32(u.as_ref()),
+        s,
+        v: dense::to_f32(v.as_ref()),
+        energy: matrix.squared_norm_l2(),
         energy_exact: true,
         residual: 0.0,
     })
+}
+
+/// `U (m × k)`, singular values and `V (n × k)` of a matrix with `n ≤ m`: from the eigenvectors of `MᵀM`, in a third of the time of a
+/// singular value decomposition.
+///
+/// Eigenvalues of `MᵀM` are squares, so that triplets below `√ε₆₄ σ₁` are mixed up. That is below the rounding of f32. And the small
+/// decomposition of `M V` makes the result exact again on the space of the eigenvectors.
+fn leading(matrix: MatRef<'_, f64>, k: usize, par: Par) -> Result<(Mat<f64>, Vec<f64>, Mat<f64>)> {
+    const WHAT: &str = "the update";
+    dense::check_finite(WHAT, matrix)?;
+    let n = matrix.ncols();
+    let gram = dense::product(matrix.transpose(), matrix, par);
+    let (_, vectors) = dense::self_adjoint_eigen(WHAT, gram.as_ref(), par)?;
+    let basis = vectors.subcols(n - k, k);
+    let (q, r) = dense::thin_qr(WHAT, dense::product(matrix, basis, par), par)?;
+    let small = dense::thin_svd(WHAT, r.as_ref(), par)?;
+    Ok((
+        dense::product(q.as_ref(), small.u.as_ref(), par),
+        small.s,
+        dense::product(basis, small.v.as_ref(), par),
+    ))
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 //! variable rank. The equations are this project's own derivation from those statements, and are not the paper's.
 
 use super::{Decomposition, Options, check_width};
-use crate::constraint::{Constraint, Evidence, Norm, SiteOperator};
+use crate::constraint::{Constraint, Evidence, Norm, SiteOperator, energy_of_mean};
 use crate::error::Result;
 use crate::factors::{Components, Initialization};
 use crate::low_rank::{self, Operator, Product};
@@ -77,7 +77,7 @@ pub(super) fn decompose_part(
     })
 }
 
-/// `E|W x|²`, which the trust region is a share of: exact up to a side that a product of `W` and `C` is cheap for, and
+/// `E|W x|²`, which the trust region is a share of: exact up to a side that a product of `W` and `Σ` is cheap for, and
 /// beyond it estimated, to a fraction of a per cent.
 fn output_energy(
     constraint: &dyn SiteOperator,
@@ -88,12 +88,13 @@ fn output_energy(
 ) -> Result<f64> {
     const EXACT_SIDE: usize = 2048;
     let is_small = weight.nrows().min(weight.ncols()) <= EXACT_SIDE;
-    let Some(second_moment) = constraint.second_moment().filter(|_| !is_small) else {
+    let Some((mean, covariance)) = constraint.mean_and_covariance().filter(|_| !is_small) else {
         return Ok(constraint.output_energy(weight, par));
     };
     let transposed = weight.transpose();
-    let moved = Product { left: &second_moment, right: &transposed };
-    low_rank::trace(&Product { left: &weight, right: &moved }, seed, name, par)
+    let moved = Product { left: &covariance, right: &transposed };
+    let varying = low_rank::trace(&Product { left: &weight, right: &moved }, seed, name, par)?;
+    Ok(varying + energy_of_mean(weight, mean))
 }
 
 /// The whole method for one layer on its own: from what was measured at its site to its factors.

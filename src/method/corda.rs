@@ -24,7 +24,9 @@ use faer::{Mat, MatRef, Par};
 /// The damped second moment of a site.
 #[derive(Debug)]
 pub struct Covariance {
+    /// `C'`, divided by `scale`.
     matrix: Precision,
+    scale: f64,
     damping: f64,
 }
 
@@ -121,15 +123,14 @@ impl Covariance {
     /// [`Error::NotPositiveDefinite`](crate::error::Error::NotPositiveDefinite) when even the largest damping does not help.
     pub(super) fn new(moments: &Moments, ridge: f64, part: Part, par: Par) -> Result<Self> {
         let (matrix, damping) = damped_second_moment(moments, ridge, par)?;
-        let matrix = match part {
+        let (matrix, scale) = match part {
             Part::First => {
-                let single = dense::to_f32(matrix.as_ref());
-                dense::check_finite("second moment of the activations", single.as_ref())?;
-                Precision::Single(Matrix::Dense(single))
+                let (matrix, scale) = dense::normalized(matrix.as_ref());
+                (Precision::Single(Matrix::Dense(matrix)), scale)
             }
-            Part::Last => Precision::Double(Matrix::Dense(matrix)),
+            Part::Last => (Precision::Double(Matrix::Dense(matrix)), 1.0),
         };
-        Ok(Self { matrix, damping })
+        Ok(Self { matrix, scale, damping })
     }
 
     /// That of an embedding: `diag(p) + (ρ / V) I`.
@@ -144,7 +145,7 @@ impl Covariance {
             Part::First => Precision::Single(Matrix::Diagonal(diagonal.map(|entry| entry as f32).collect())),
             Part::Last => Precision::Double(Matrix::Diagonal(diagonal.collect())),
         };
-        Ok(Self { matrix, damping: ridge })
+        Ok(Self { matrix, scale: 1.0, damping: ridge })
     }
 
     /// The relative damping that was used.
@@ -184,7 +185,10 @@ pub(super) fn decompose(
             let response = Product { left: &weight, right: matrix };
             let svd = low_rank::truncated_svd(&response, components, options.seed, name, par)?;
             let rows = weight.apply_transpose(svd.u.as_ref(), par);
-            TruncatedSvd { v: divided(dense::to_f64(rows.as_ref()), &svd.s, 0.0), ..svd }
+            let scale = covariance.scale;
+            let s: Vec<f64> = svd.s.iter().map(|s| scale * s).collect();
+            let v = divided(dense::to_f64(rows.as_ref()), &s, 0.0);
+            TruncatedSvd { s, v, energy: scale.powi(2) * svd.energy, ..svd }
         }
         Precision::Double(matrix) => {
             check_width(weight, matrix.width())?;

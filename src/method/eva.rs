@@ -12,6 +12,7 @@
 
 use super::{Nested, Options, check_width};
 use crate::constraint::RESOLUTION;
+use crate::dense;
 use crate::error::{Error, Result};
 use crate::factors::{Factors, sign_of_largest};
 use crate::low_rank;
@@ -44,14 +45,15 @@ impl Directions {
             return Err(Error::NoVariation { what: "all rows of activations are equal" });
         }
         let width = covariance.nrows();
-        let covariance = Mat::from_fn(width, width, |i, j| covariance[(i, j)] as f32);
+        let (covariance, scale) = dense::normalized(covariance.as_ref());
         let components = options.components(width);
         let svd = low_rank::truncated_svd(&covariance.as_ref(), components, options.seed, name, par)?;
         let signs: Vec<f64> = (0..components)
             .map(|i| sign_of_largest(svd.v.col(i).iter().map(|value| f64::from(*value))))
             .collect();
         let rows = Mat::from_fn(components, width, |i, j| signs[i] as f32 * svd.v[(j, i)]);
-        Ok(Self { rows, deviations: svd.s.iter().map(|eigenvalue| eigenvalue.sqrt()).collect(), variance })
+        let deviations = svd.s.iter().map(|eigenvalue| (scale * eigenvalue).sqrt()).collect();
+        Ok(Self { rows, deviations, variance })
     }
 
     /// Bytes that [`Self::new`] needs at its peak for a site of width `d`, and bytes that its result holds.
@@ -77,4 +79,42 @@ pub(super) fn decompose(directions: &Directions, weight: MatRef<'_, f32>) -> Res
         spectrum: directions.deviations[..components].to_vec(),
         energy: directions.variance,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::method::Method;
+    use crate::random::gaussian;
+    use crate::rank::{Limits, Policy};
+
+    /// Activations of any size have the same directions, of a width that is decomposed by the iteration too.
+    #[test]
+    fn directions_of_any_scale() {
+        for width in [24, 600] {
+            let rows = gaussian::<f32>(2 * width, width, 3, "rows");
+            let directions = |scale: f32| {
+                let rows = Mat::from_fn(2 * width, width, |i, j| scale * rows[(i, j)] / (j + 1) as f32);
+                let moments = Moments::of(rows.as_ref()).unwrap();
+                let options = Options {
+                    method: Method::Eva,
+                    start: Method::Eva.starts()[0],
+                    ranks: Policy::Fixed(4),
+                    limits: Limits { min: 0, max: 4, multiple: 1 },
+                    ..Options::default()
+                };
+                Directions::new(&moments, "site", &options, Par::Seq).unwrap()
+            };
+            let wanted = directions(1.0);
+            for exponent in [-48, 36] {
+                let scale = (exponent as f32).exp2();
+                let found = directions(scale);
+                assert_eq!(found.rows, wanted.rows, "{width} channels, 2^{exponent}");
+                for (found, wanted) in found.deviations.iter().zip(&wanted.deviations) {
+                    let found = found / f64::from(scale);
+                    assert!((found / wanted - 1.0).abs() < 1e-12, "2^{exponent}: {found} and {wanted}");
+                }
+            }
+        }
+    }
 }

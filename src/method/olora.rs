@@ -18,7 +18,8 @@ use faer::{MatRef, Par};
 /// [`Error::NonFinite`](crate::error::Error::NonFinite).
 pub(super) fn decompose(weight: MatRef<'_, f32>, options: &Options, par: Par) -> Result<Nested> {
     let rank = options.components(weight.nrows().min(weight.ncols()));
-    let (b, _) = dense::thin_qr("the weight", weight.subcols(0, rank).to_owned(), par)?;
+    let (b, _) = dense::thin_qr("the weight", dense::to_f64(weight.subcols(0, rank)), par)?;
+    let b = dense::to_f32(b.as_ref());
     let a = dense::product(b.transpose(), weight, par);
     // B is orthonormal, so the rows of A hold the energy of the product.
     let spectrum = (0..rank).map(|row| f64::from(a.row(row).norm_l2())).collect();

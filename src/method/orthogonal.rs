@@ -30,7 +30,9 @@ pub(super) fn decompose(outputs: usize, inputs: usize, name: &str, options: &Opt
     let draw = |rows, columns, what: &str| {
         random::gaussian::<f32>(rows, columns, options.seed, &format!("{name} {what}"))
     };
-    let (q, _) = dense::thin_qr("the orthogonal matrix", draw(2 * half, 2 * half, "rotation"), Par::Seq)?;
+    let rotation = dense::to_f64(draw(2 * half, 2 * half, "rotation").as_ref());
+    let (q, _) = dense::thin_qr("the orthogonal matrix", rotation, Par::Seq)?;
+    let q = dense::to_f32(q.as_ref());
     let every_second = |first: usize| Mat::from_fn(half, 2 * half, |i, j| SIZE * q[(2 * i + first, j)]);
     let a = (draw(inputs, half, "down") * every_second(0)).transpose().to_owned();
     let b = draw(half, outputs, "up").transpose() * every_second(1);

@@ -1,12 +1,13 @@
 //! The parts of the iteration on their own.
 
 use super::*;
+use crate::oracle::orthonormal;
 use crate::random::gaussian;
 
 const SIDE: usize = 80;
 
 fn basis(columns: usize, name: &str) -> Mat<f32> {
-    dense::thin_qr("q", gaussian::<f32>(SIDE, columns, 0, name), Par::Seq).unwrap().0
+    orthonormal(SIDE, columns, 0, name)
 }
 
 fn orthonormalized(block: Mat<f32>, basis: &Mat<f32>) -> Orthonormalized {
@@ -43,7 +44,7 @@ fn blocks_that_the_basis_spans_in_part() {
 #[test]
 fn noise_in_the_directions_of_the_basis() {
     // The basis is that of 12 coordinates, turned, so that rounding errors of the projection lie in those coordinates.
-    let turn = dense::thin_qr("q", gaussian::<f32>(12, 12, 4, "turn"), Par::Seq).unwrap().0;
+    let turn = orthonormal(12, 12, 4, "turn");
     let old = Mat::from_fn(SIDE, 12, |i, j| if i % 6 == 0 && i / 6 < 12 { turn[(i / 6, j)] } else { 0.0 });
     let block = &old * gaussian::<f32>(12, 6, 5, "inside");
     let fresh = |count| gaussian(SIDE, count, 1, "fresh");

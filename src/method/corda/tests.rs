@@ -24,6 +24,22 @@ fn ill_conditioned(rows: usize, width: usize, condition: f64, name: &str) -> Mat
     crate::dense::to_f32(product(scaled.as_ref(), q(width, "right").transpose(), Par::Seq).as_ref())
 }
 
+/// `C`, without those eigenvalues of the correlations that the rounding errors of f32 sums hide: `4 ε √d`.
+fn without_noise(moments: &Moments) -> Mat<f64> {
+    let (mean, covariance) = (moments.mean().unwrap(), moments.covariance().unwrap());
+    let width = covariance.nrows();
+    let deviation = |i: usize| covariance[(i, i)].sqrt();
+    let correlation = Mat::from_fn(width, width, |i, j| covariance[(i, j)] / (deviation(i) * deviation(j)));
+    let (vectors, values, _) = jacobi(correlation.as_ref());
+    let noise = 4.0 * f64::from(f32::EPSILON) * (width as f64).sqrt();
+    let entry = |i: usize, j: usize| -> f64 {
+        let part =
+            |k: usize| if values[k] > noise { vectors[(i, k)] * values[k] * vectors[(j, k)] } else { 0.0 };
+        (0..width).map(part).sum()
+    };
+    Mat::from_fn(width, width, |i, j| deviation(i) * deviation(j) * entry(i, j) + mean[i] * mean[j])
+}
+
 /// Compares the last singular values of `W C'`, and the product of the factors with `U_r U_rᵀ W`, which it is equal to.
 fn check(weight: &Mat<f32>, rows: &Mat<f32>, ridge: f64) {
     let moments = Moments::of(rows.as_ref()).unwrap();
@@ -41,7 +57,8 @@ fn check(weight: &Mat<f32>, rows: &Mat<f32>, ridge: f64) {
     let draft = basis.decompose(weight.as_ref(), &LayerShape::Linear, "layer", &options, Par::Seq).unwrap();
     let factors = draft.initialize(RANK, &options).unwrap().factors;
 
-    let mut damped = moments.second_moment().unwrap();
+    // Where the ridge is far above the noise, nothing is removed.
+    let mut damped = if ridge < 1e-4 { without_noise(&moments) } else { moments.second_moment().unwrap() };
     let width = damped.nrows();
     let mean = (0..width).map(|i| damped[(i, i)]).sum::<f64>() / width as f64;
     (0..width).for_each(|i| damped[(i, i)] += ridge * mean);
@@ -69,7 +86,7 @@ fn check(weight: &Mat<f32>, rows: &Mat<f32>, ridge: f64) {
 
 #[test]
 fn kpm_with_ill_conditioned_activations() {
-    for (condition, ridge) in [(1e4, 1e-2), (1e4, 1e-3), (1e6, 3e-4)] {
+    for (condition, ridge) in [(1e4, 1e-2), (1e4, 1e-3), (1e6, 3e-4), (1e6, 1e-6)] {
         let rows = ill_conditioned(200, 24, condition, "rows");
         for outputs in [20, 24, 40] {
             check(&gaussian(outputs, 24, 1, "weight"), &rows, ridge);
@@ -92,4 +109,38 @@ fn kpm_with_ill_conditioned_weights_and_activations() {
     let rows = ill_conditioned(200, 24, 1e4, "rows");
     check(&ill_conditioned(20, 24, 1e4, "weight"), &rows, 1e-3);
     check(&ill_conditioned(40, 24, 1e4, "weight"), &rows, 1e-3);
+}
+
+/// Activations of any size give the same product: what is computed in f32 is first divided by its scale. The sides are above
+/// those of dense decompositions.
+#[test]
+fn ipm_of_any_scale() {
+    let (width, outputs) = (600, 620);
+    let rows = gaussian::<f32>(900, width, 3, "rows");
+    let weight = gaussian::<f32>(outputs, width, 4, "weight");
+    let product = |scale: f32| {
+        let rows = Mat::from_fn(900, width, |i, j| scale * rows[(i, j)]);
+        let moments = Moments::of(rows.as_ref()).unwrap();
+        let options = Options {
+            method: Method::CordaIpm,
+            start: Method::CordaIpm.starts()[0],
+            ranks: Policy::Fixed(RANK),
+            limits: Limits { min: 0, max: 2 * RANK, multiple: 1 },
+            ..Options::default()
+        };
+        let evidence = Evidence { target: &moments, source: None, change: None };
+        let basis = Basis::new(Some(evidence), "site", &options, Par::Seq).unwrap();
+        let draft =
+            basis.decompose(weight.as_ref(), &LayerShape::Linear, "layer", &options, Par::Seq).unwrap();
+        let square = f64::from(scale) * f64::from(scale);
+        let spectrum: Vec<f64> = draft.spectrum().iter().map(|s| s / square).collect();
+        let factors = draft.initialize(2 * RANK, &options).unwrap().factors;
+        (spectrum, draft.energy() / square.powi(2), factors)
+    };
+    let (spectrum, energy, factors) = product(1.0);
+    for exponent in [-56, 36] {
+        let (s, e, f) = product((exponent as f32).exp2());
+        assert_eq!((&s, f.a, f.b), (&spectrum, factors.a.clone(), factors.b.clone()), "2^{exponent}");
+        assert!((e / energy - 1.0).abs() < 1e-12, "2^{exponent}: {e} and {energy}");
+    }
 }
