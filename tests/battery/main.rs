@@ -8,7 +8,31 @@
 //! | `subject` | the functions of the crate that are tested |
 //! | the others | the tests |
 //!
-//! `QUICKCHECK_TESTS=5000 cargo test --release --test battery` takes longer and sees more.
+//! The cases are the same in every run. Others, and more of them:
+//!
+//! ```text
+//! BATTERY_SEED=7 QUICKCHECK_TESTS=5000 cargo test --release --test battery
+//! ```
+
+use quickcheck::{Gen, QuickCheck, Testable};
+
+/// Tests of one property each.
+macro_rules! battery {
+    ($($(#[$attribute:meta])* fn $name:ident($($case:ident: $family:ty),+) -> bool $body:block)*) => {$(
+        $(#[$attribute])*
+        #[test]
+        fn $name() {
+            fn property($($case: $family),+) -> bool $body
+            crate::check(property as fn($($family),+) -> bool);
+        }
+    )*};
+}
+
+fn check(property: impl Testable) {
+    let seed =
+        std::env::var("BATTERY_SEED").map_or(0, |seed| seed.parse().expect("a number for BATTERY_SEED"));
+    QuickCheck::new().rng(Gen::from_size_and_seed(100, seed)).quickcheck(property);
+}
 
 mod inputs;
 mod oracle;

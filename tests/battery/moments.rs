@@ -3,7 +3,7 @@
 use crate::inputs::{Activations, below, pick};
 use crate::subject::{Format, measured};
 use crate::truth::{Sample, UNIT};
-use quickcheck::{Arbitrary, Gen, quickcheck};
+use quickcheck::{Arbitrary, Gen};
 
 #[derive(Clone, Debug)]
 struct Recording {
@@ -54,7 +54,10 @@ impl Arbitrary for Recording {
     }
 }
 
-quickcheck! {
+/// 2⁶⁴, whose square is beyond f32.
+const LARGEST: f64 = 18_446_744_073_709_551_616.0;
+
+battery! {
     /// However far the mean is from zero, each entry of the covariance is right to 64 u of the product of two standard
     /// deviations: eight times what the 640 independent roundings of an f32 chain come to (see `truth`). Where nothing
     /// varies, nothing but the rounding of raw sums in f64 is left.
@@ -68,13 +71,18 @@ quickcheck! {
         // Far from zero short formats have few different numbers, and their products are all rounded alike.
         let is_short = matches!(format[usize::from(case.format)], Format::F16 | Format::Bf16);
         let allowed = if is_short { 256.0 } else { 64.0 } * UNIT;
-        (0..width).all(|i| {
+        // Squares beyond f32 have no sum, which every user of the moments refuses.
+        let largest = |j: usize| (0..rows.rows).map(|i| rows.values[i * width + j].abs()).fold(0.0, f32::max);
+        let (inside, outside): (Vec<usize>, Vec<usize>) =
+            (0..width).partition(|&j| f64::from(largest(j)) < LARGEST);
+        let refused = outside.iter().all(|&j| !covariance[(j, j)].is_finite());
+        refused && inside.iter().all(|&i| {
             // A raw sum in f64, which the file format has, loses this of a mean; and so does a column that is constant but for the
             // rounding of its pilot, whose products are rounded again.
             let square = f64::EPSILON * 8.0 + allowed * UNIT;
             let mean_is_right = (mean[i] - wanted.mean[i]).abs()
                 <= allowed * deviations[i] + square * wanted.mean[i].abs();
-            let entries = (0..=i).all(|j| {
+            let entries = inside.iter().take_while(|&&j| j <= i).all(|&j| {
                 let error = (covariance[(i, j)] - wanted.covariance[(i, j)]).abs();
                 let raw = (wanted.mean[i].abs() + deviations[i]) * (wanted.mean[j].abs() + deviations[j]);
                 // Products of numbers near 1e-16 lose digits where f32 ends.

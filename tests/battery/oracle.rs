@@ -376,7 +376,6 @@ pub fn eigenvalues_of_large(a: &Matrix, count: usize) -> Vec<f64> {
 mod tests {
     use super::*;
     use crate::inputs::Stream;
-    use quickcheck::quickcheck;
 
     fn random(rows: usize, columns: usize, seed: u64) -> Matrix {
         let mut stream = Stream::new(seed);
@@ -387,7 +386,7 @@ mod tests {
         a.minus(b).largest() <= tolerance
     }
 
-    quickcheck! {
+    battery! {
         /// Every decomposition multiplies back, and has the structure that it promises. Those of one matrix agree with each other.
         fn decompositions_multiply_back(m: u8, n: u8, seed: u64) -> bool {
             let (m, n) = (usize::from(m % 12) + 1, usize::from(n % 12) + 1);

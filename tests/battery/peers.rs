@@ -10,7 +10,6 @@ use crate::updates::{
 };
 use cntlora::factors::Start;
 use cntlora::method::Method;
-use quickcheck::quickcheck;
 
 /// Orthonormality of f32 decompositions, for the sides in this battery.
 const ORTHONORMAL: f64 = 1e-5;
@@ -195,7 +194,7 @@ fn verdict(found: Verdict) -> bool {
     found.inspect_err(|complaint| println!("{complaint}")).is_ok()
 }
 
-quickcheck! {
+battery! {
     fn pissa(case: Weights) -> bool { verdict(check_first(&case.0, Method::Pissa)) }
     fn milora(case: Weights) -> bool { verdict(check_last(&case.0, Method::Milora)) }
     fn olora(case: Weights) -> bool { verdict(check_olora(&case.0)) }

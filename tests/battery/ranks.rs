@@ -9,7 +9,6 @@ use cntlora::constraint::Coupling;
 use cntlora::factors::Start;
 use cntlora::method::{Method, Options};
 use cntlora::rank::{Limits, Policy};
-use quickcheck::quickcheck;
 
 struct Layer {
     weight: Table,
@@ -129,7 +128,7 @@ fn verdict(case: &Case) -> bool {
     check(case).inspect_err(|complaint| println!("{complaint}")).is_ok()
 }
 
-quickcheck! {
+battery! {
     fn ranks_of_ordinary_layers(case: Ordinary) -> bool { verdict(&case.0) }
     fn ranks_of_structured_layers(case: Weights) -> bool { verdict(&case.0) }
 }

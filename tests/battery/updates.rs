@@ -10,7 +10,6 @@ use cntlora::constraint::Coupling;
 use cntlora::error::Error;
 use cntlora::factors::{Start, Strength};
 use cntlora::method::Method;
-use quickcheck::quickcheck;
 
 pub type Verdict = Result<(), String>;
 
@@ -222,7 +221,7 @@ fn verdict(case: &Case) -> bool {
     }
 }
 
-quickcheck! {
+battery! {
     fn ordinary_activations(case: Ordinary) -> bool { verdict(&case.0) }
     fn means_far_from_zero(case: Offsets) -> bool { verdict(&case.0) }
     fn outlier_channels(case: Outliers) -> bool { verdict(&case.0) }
