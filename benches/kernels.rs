@@ -9,7 +9,7 @@ mod kernel {
 }
 /// The column statistics themselves, which are no part of the library's interface.
 #[allow(dead_code, reason = "the benchmark adds rows, and does not ask whether they were finite")]
-#[path = "../src/simd/columns.rs"]
+#[path = "../numerics/src/simd/columns.rs"]
 mod columns;
 
 use cntlora::simd::{BLOCK_ROWS, Rows, Sums, Values, Workspace, accumulate, peak};

@@ -32,8 +32,8 @@
 //!
 //! # Features
 //!
-//! Without default features, only the numerics are built: everything up to [`method`]. They take and give faer views, and
-//! neither print, nor exit, nor touch a file; `examples/embed.rs` shows them at work. `files` adds the rooms after
+//! Without default features, only the numerics are built: everything up to [`method`], the crate `cntlora-numerics`. They take and
+//! give faer views, and neither print, nor exit, nor touch a file; `examples/embed.rs` shows them at work. `files` adds the rooms after
 //! that, `cli` (the default) the command-line tool.
 //!
 //! # What holds everywhere
@@ -51,24 +51,9 @@
 #[cfg(not(target_pointer_width = "64"))]
 compile_error!("cntlora needs a processor with 64-bit addresses");
 
-pub mod element;
-pub mod error;
-pub mod simd;
-
-pub mod moments;
-
-pub use cntlora_dense as dense;
-
-pub mod random;
-pub mod spread;
-
-pub mod constraint;
-pub mod factors;
-pub mod low_rank;
-pub mod method;
-#[cfg(test)]
-mod oracle;
-pub mod rank;
+pub use cntlora_numerics::{
+    constraint, dense, element, error, factors, low_rank, method, moments, random, rank, simd, spread,
+};
 
 #[cfg(feature = "files")]
 pub mod storage;

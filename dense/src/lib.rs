@@ -154,8 +154,9 @@ pub fn cholesky(a: Mat<f64>, par: Par) -> Option<Mat<f64>> {
 /// [`Error::NonFinite`] for a matrix or a result with NaN or infinity, [`Error::NoConvergence`].
 pub fn self_adjoint_eigen(what: &'static str, a: MatRef<'_, f64>, par: Par) -> Result<(Vec<f64>, Mat<f64>)> {
     check_finite(what, a)?;
-    let (values, vectors) =
-        algorithms::eigen(a, par).ok_or(Error::NoConvergence { what: "eigendecomposition" })?;
+    let (values, vectors) = algorithms::eigen(a, par)
+        .or_else(|| algorithms::eigen(with_noise(what, a).as_ref(), par))
+        .ok_or(Error::NoConvergence { what: "eigendecomposition" })?;
     check_finite(what, MatRef::from_column_major_slice(&values, values.len(), 1))?;
     check_finite(what, vectors.as_ref())?;
     Ok((values, vectors))
@@ -163,26 +164,23 @@ pub fn self_adjoint_eigen(what: &'static str, a: MatRef<'_, f64>, par: Par) -> R
 
 /// Thin singular value decomposition, singular values descending.
 ///
-/// Where faer's iteration does not converge, as for some matrices of low rank whose remainders underflow, it is repeated with noise of
-/// the size of one rounding.
-///
 /// # Errors
 /// [`Error::NonFinite`] for a matrix or a result with NaN or infinity, [`Error::NoConvergence`].
 pub fn thin_svd(what: &'static str, a: MatRef<'_, f64>, par: Par) -> Result<Svd> {
     check_finite(what, a)?;
-    let svd = algorithms::svd(a, par).or_else(|| {
-        tracing::debug!(what, "the decomposition is repeated with rounding noise");
-        algorithms::svd(noisy(a).as_ref(), par)
-    });
-    let Svd { u, s, v } = svd.ok_or(Error::NoConvergence { what: "singular value decomposition" })?;
+    let Svd { u, s, v } = algorithms::svd(a, par)
+        .or_else(|| algorithms::svd(with_noise(what, a).as_ref(), par))
+        .ok_or(Error::NoConvergence { what: "singular value decomposition" })?;
     check_finite(what, MatRef::from_column_major_slice(&s, s.len(), 1))?;
     check_finite(what, u.as_ref())?;
     check_finite(what, v.as_ref())?;
     Ok(Svd { u, s, v })
 }
 
-/// The matrix with noise of the size of one rounding of its largest entry: the same in every run.
-fn noisy(a: MatRef<'_, f64>) -> Mat<f64> {
+/// The matrix with noise of the size of one rounding of its largest entry, the same in every run. faer's iterations do not always
+/// converge for matrices of low rank, whose remainders underflow; with noise they do.
+fn with_noise(what: &'static str, a: MatRef<'_, f64>) -> Mat<f64> {
+    tracing::debug!(what, "the decomposition is repeated with rounding noise");
     let unit = f64::EPSILON * a.norm_max();
     // SplitMix64.
     let mut state = 0u64;
@@ -309,8 +307,8 @@ mod tests {
     #[test]
     fn noise_is_of_the_size_of_a_rounding() {
         let a = matrix(30, 20, 1);
-        let noise = noisy(a.as_ref());
-        assert_eq!(noise, noisy(a.as_ref()));
+        let noise = with_noise("a", a.as_ref());
+        assert_eq!(noise, with_noise("a", a.as_ref()));
         let largest = difference(noise.as_ref(), a.as_ref()) / a.norm_max() / f64::EPSILON;
         assert!((0.4..=1.5).contains(&largest), "{largest} roundings");
     }

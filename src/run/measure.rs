@@ -37,7 +37,7 @@ pub fn measure(
     let threads = Threads { all: measurement.threads, side_by_side: measurement.side_by_side };
     let sites: Vec<&SiteRows> = measurement.sites.iter().collect();
     let measured = super::with_threads(measurement.threads, || {
-        work_side_by_side(&sites, |site| site.is_narrow(), threads, work)
+        work_side_by_side(&sites, |site| site.width, threads, work)
     })?;
     set.check_unchanged()?;
     let content = Content {

@@ -38,15 +38,16 @@ use crate::activations::{ActivationSet, Site};
 use crate::adapter::Adapter;
 use crate::factors::{LayerShape, Strength};
 use crate::method::Options;
-use crate::plan::{Inputs, Plan, PlannedSite};
+use crate::plan::{Inputs, Plan, PlannedSite, is_narrow};
 use crate::rank::Policy;
-use crate::report::{LayerReport, Report, SCHEMA_VERSION, UnusableSite};
+use crate::report::{InputFiles, LayerReport, Report, SCHEMA_VERSION, UnusableSite};
 use crate::simd::Tier;
 use crate::simd::threads::share;
 use crate::storage::{Problem, Problems};
 use rayon::prelude::*;
 use serde::Serialize;
 use site::{DecomposedLayer, FinishedSite};
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -161,10 +162,31 @@ fn carry_out(
     partial: Option<&PartialRun>,
 ) -> Result<Outcome, Problems> {
     let started = Instant::now();
-    let sites = with_threads(plan.threads, || work_on_sites(plan, inputs, observer, partial))?;
+    // Small files are hashed meanwhile. One thread does one thing after the other.
+    let (sites, files) = beside(
+        plan.threads > 1,
+        || with_threads(plan.threads, || work_on_sites(plan, inputs, observer, partial)),
+        || inputs::files(inputs),
+    );
+    let sites = sites?;
     check_unchanged(inputs)?;
     rows::warn_of_few(plan, sites.iter().flat_map(|site| &site.found), observer);
-    assemble(plan, inputs, sites, started)
+    assemble(plan, files?, sites, started)
+}
+
+/// Does both, the second on a thread of its own if `parallel`.
+fn beside<A, B: Send>(
+    parallel: bool,
+    first: impl FnOnce() -> A,
+    second: impl FnOnce() -> B + Send,
+) -> (A, B) {
+    if !parallel {
+        return (first(), second());
+    }
+    std::thread::scope(|scope| {
+        let second = scope.spawn(second);
+        (first(), second.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    })
 }
 
 /// Refuses inputs that changed since they were opened.
@@ -181,7 +203,7 @@ fn check_unchanged(inputs: &Inputs) -> Result<(), Problems> {
 /// Chooses the ranks, when the spectra of all layers are known, and makes the factors.
 fn assemble(
     plan: &Plan,
-    inputs: &Inputs,
+    files: InputFiles,
     sites: Vec<FinishedSite<'_>>,
     started: Instant,
 ) -> Result<Outcome, Problems> {
@@ -232,7 +254,6 @@ fn assemble(
         layer_reports.push(report);
     }
     let seconds = started.elapsed().as_secs_f64();
-    let files = inputs::files(inputs)?;
     let report = Report {
         schema_version: SCHEMA_VERSION,
         tool_version: env!("CARGO_PKG_VERSION").into(),
@@ -285,7 +306,7 @@ fn work_on_sites<'a>(
 ) -> Result<Vec<FinishedSite<'a>>, Problem> {
     let work = |site: &'a PlannedSite, threads| site::finish(plan, site, inputs, threads, observer, partial);
     let sites: Vec<&PlannedSite> = plan.sites.iter().collect();
-    let mut finished = work_side_by_side(&sites, |site| site.is_narrow(), Threads::of(plan), work)?;
+    let mut finished = work_side_by_side(&sites, |site| site.width, Threads::of(plan), work)?;
     finished.sort_by(|a, b| a.name().cmp(b.name()));
     Ok(finished)
 }
@@ -303,15 +324,16 @@ impl Threads {
     }
 }
 
-/// Works on narrow sites side by side, and then on wide ones one after the other, with all threads inside. Begins none after
-/// one has failed.
+/// Works on narrow sites side by side, the widest first so that threads finish together, and then on wide ones one after the other,
+/// with all threads inside. Begins none after one has failed.
 fn work_side_by_side<'a, S: Sync, T: Send>(
     sites: &[&'a S],
-    is_narrow: impl Fn(&S) -> bool,
+    width: impl Fn(&S) -> usize,
     threads: Threads,
     work: impl Fn(&'a S, usize) -> Result<T, Problem> + Sync,
 ) -> Result<Vec<T>, Problem> {
-    let (narrow, wide): (Vec<&S>, Vec<&S>) = sites.iter().partition(|site| is_narrow(site));
+    let (mut narrow, wide): (Vec<&S>, Vec<&S>) = sites.iter().partition(|site| is_narrow(width(site)));
+    narrow.sort_by_key(|site| Reverse(width(site)));
     let results = Mutex::new(Vec::with_capacity(sites.len()));
     let failed = AtomicBool::new(false);
     let unless_failed = narrow.into_iter().enumerate().take_while(|_| !failed.load(Ordering::Relaxed));

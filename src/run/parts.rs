@@ -8,7 +8,7 @@ use super::job::Job;
 use super::part::{PART, Part};
 use super::partial::{JOB, PartialRun};
 use super::{Observer, Outcome, Threads};
-use super::{assemble, check_unchanged, rows, site, with_threads, work_side_by_side};
+use super::{assemble, check_unchanged, inputs, rows, site, with_threads, work_side_by_side};
 use crate::plan::{Inputs, Plan, Shard};
 use crate::report::UnusableSite;
 use crate::storage::{Access, Problem, Problems, Source, quoted};
@@ -32,7 +32,7 @@ pub fn run_part(
     let work =
         |planned, threads| Ok(site::finish(plan, planned, inputs, threads, observer, Some(partial))?.found);
     let sites = with_threads(plan.threads, || {
-        work_side_by_side(&plan.sites_of(shard), |site| site.is_narrow(), Threads::of(plan), work)
+        work_side_by_side(&plan.sites_of(shard), |site| site.width, Threads::of(plan), work)
     })?;
     rows::warn_of_few(plan, sites.iter().flatten(), observer);
     check_unchanged(inputs)?;
@@ -162,7 +162,7 @@ impl Parts {
             let loaded = site::load(planned, &path, &job).and_then(|site| site.ok_or_else(foreign));
             finished.push(loaded.map_err(damaged)?);
         }
-        assemble(plan, inputs, finished, started)
+        assemble(plan, inputs::files(inputs)?, finished, started)
     }
 }
 

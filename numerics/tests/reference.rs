@@ -1,11 +1,11 @@
 //! Small problems, whole: from rows to factors, against the numpy reference of the method (`golden/generate.py`).
 
-use cntlora::constraint::{ChannelScale, Constraint, Coupling, Evidence, Norm};
-use cntlora::factors::{Start, Strength};
-use cntlora::method::{Options, cntlora as method};
-use cntlora::moments::{Moments, PairedMoments};
-use cntlora::rank::{self, Layer, Limits, Policy};
-use cntlora::simd::{Rows, Values, Workspace};
+use cntlora_numerics::constraint::{ChannelScale, Constraint, Coupling, Evidence, Norm};
+use cntlora_numerics::factors::{Start, Strength};
+use cntlora_numerics::method::{Options, cntlora as method};
+use cntlora_numerics::moments::{Moments, PairedMoments};
+use cntlora_numerics::rank::{self, Layer, Limits, Policy};
+use cntlora_numerics::simd::{Rows, Values, Workspace};
 use faer::{Mat, MatRef, Par};
 use serde::Deserialize;
 

@@ -8,8 +8,8 @@ use crate::updates::{
     Fate, Verdict, check_balanced, check_mirrored, check_spectrum, fate, halves, require,
     says_nothing_varies, says_out_of_range,
 };
-use cntlora::factors::Start;
-use cntlora::method::Method;
+use cntlora_numerics::factors::Start;
+use cntlora_numerics::method::Method;
 
 /// Orthonormality of f32 decompositions, for the sides in this battery.
 const ORTHONORMAL: f64 = 1e-5;

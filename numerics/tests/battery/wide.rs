@@ -12,9 +12,9 @@ use crate::oracle::{Matrix, cholesky, eigen, eigenvalues_of_large, norm, qr, sol
 use crate::subject::{self, Answer, MIRRORED, Site, units_per_component};
 use crate::truth::{Facts, Sample, change, ridge};
 use crate::updates::{check_balance, halves};
-use cntlora::constraint::Coupling;
-use cntlora::factors::{Start, Strength};
-use cntlora::method::{Method, Options};
+use cntlora_numerics::constraint::Coupling;
+use cntlora_numerics::factors::{Start, Strength};
+use cntlora_numerics::method::{Method, Options};
 
 const RESIDUAL: f64 = 1e-2;
 const ROUNDING: f64 = 1e-3;

@@ -274,7 +274,6 @@ mod tests {
 
     /// Options that were saved before there were a scale and a shrinkage are read as what they meant.
     #[test]
-    #[cfg(feature = "files")]
     fn older_options_are_read() {
         let now = Options { channel_scale: ChannelScale::Mean, ..Options::default() };
         let mut value = serde_json::to_value(&now).unwrap();

@@ -3,8 +3,8 @@
 use crate::inputs::{Activations, Weight};
 use crate::oracle::{Matrix, norm};
 use crate::subject::{self, MIRRORED, units_per_component};
-use cntlora::factors::Start;
-use cntlora::method::Method;
+use cntlora_numerics::factors::Start;
+use cntlora_numerics::method::Method;
 
 /// Rows of `A` that belong to a column of zeros in `B`.
 fn directions(up: &Matrix, down: &Matrix) -> Vec<usize> {

@@ -5,10 +5,10 @@ use crate::oracle::svd;
 use crate::subject::{self, Decomposed, Site};
 use crate::truth::{Facts, Truth};
 use crate::updates::{Verdict, require};
-use cntlora::constraint::Coupling;
-use cntlora::factors::Start;
-use cntlora::method::{Method, Options};
-use cntlora::rank::{Limits, Policy};
+use cntlora_numerics::constraint::Coupling;
+use cntlora_numerics::factors::Start;
+use cntlora_numerics::method::{Method, Options};
+use cntlora_numerics::rank::{Limits, Policy};
 
 struct Layer {
     weight: Table,

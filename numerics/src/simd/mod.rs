@@ -42,7 +42,7 @@ mod precision;
 mod prefetch;
 #[cfg(test)]
 mod tests;
-pub(crate) mod threads;
+pub mod threads;
 mod tier;
 mod triangle;
 mod workspace;

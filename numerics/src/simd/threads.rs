@@ -5,11 +5,7 @@ use std::sync::{Mutex, PoisonError};
 /// Does every piece of work, each on the first thread that is free, in order.
 ///
 /// One thread (or none) is the caller's own; more are taken from the current rayon pool.
-pub(crate) fn share<T: Send>(
-    threads: usize,
-    pieces: impl Iterator<Item = T> + Send,
-    work: impl Fn(T) + Sync,
-) {
+pub fn share<T: Send>(threads: usize, pieces: impl Iterator<Item = T> + Send, work: impl Fn(T) + Sync) {
     if threads <= 1 {
         return pieces.for_each(work);
     }

@@ -1,13 +1,13 @@
 //! The peers' methods against PEFT's own results on small layers (`golden/peers.py`), and what each of them promises.
 
-use cntlora::constraint::Evidence;
-use cntlora::error::{Error, Result};
-use cntlora::factors::{Factors, LayerShape, Start};
-use cntlora::low_rank::truncated_svd;
-use cntlora::method::{Basis, Draft, Method, Options, RankRule};
-use cntlora::moments::Moments;
-use cntlora::random::gaussian;
-use cntlora::rank::{self, Layer, Limits, Policy};
+use cntlora_numerics::constraint::Evidence;
+use cntlora_numerics::error::{Error, Result};
+use cntlora_numerics::factors::{Factors, LayerShape, Start};
+use cntlora_numerics::low_rank::truncated_svd;
+use cntlora_numerics::method::{Basis, Draft, Method, Options, RankRule};
+use cntlora_numerics::moments::Moments;
+use cntlora_numerics::random::gaussian;
+use cntlora_numerics::rank::{self, Layer, Limits, Policy};
 use faer::{Mat, MatRef, Par};
 use serde::Deserialize;
 use std::collections::BTreeMap;

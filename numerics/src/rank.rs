@@ -92,7 +92,8 @@ impl Limits {
     }
 }
 
-pub(crate) fn least_common_multiple(a: usize, b: usize) -> usize {
+/// The least number that both divide.
+pub fn least_common_multiple(a: usize, b: usize) -> usize {
     let (mut divisor, mut rest) = (a, b);
     while rest > 0 {
         (divisor, rest) = (rest, divisor % rest);

@@ -1,14 +1,14 @@
 //! Statistics of activations that straightforward numerics get wrong: few rows, small ridges, loud channels. Against float64
 //! oracles that are written here, from the rows themselves, and share nothing with the library.
 
-use cntlora::constraint::{
+use cntlora_numerics::constraint::{
     ChannelScale, Constraint, Coupling, Evidence, Norm, Shrinkage, SiteOperator, Terms,
 };
-use cntlora::factors::{LayerShape, Start, Strength};
-use cntlora::method::{Basis, Method, Options};
-use cntlora::moments::Moments;
-use cntlora::random::gaussian;
-use cntlora::rank::{Limits, Policy};
+use cntlora_numerics::factors::{LayerShape, Start, Strength};
+use cntlora_numerics::method::{Basis, Method, Options};
+use cntlora_numerics::moments::Moments;
+use cntlora_numerics::random::gaussian;
+use cntlora_numerics::rank::{Limits, Policy};
 use faer::{Mat, Par, Scale, Side};
 
 fn double(matrix: &Mat<f32>) -> Mat<f64> {

@@ -78,8 +78,8 @@ battery! {
         let refused = outside.iter().all(|&j| !covariance[(j, j)].is_finite());
         refused && inside.iter().all(|&i| {
             // A raw sum in f64, which the file format has, loses this of a mean; and so does a column that is constant but for the
-            // rounding of its pilot, whose products are rounded again.
-            let square = f64::EPSILON * 8.0 + allowed * UNIT;
+            // rounding of its pilot, a sum of 640 numbers in f32, whose products are rounded again.
+            let square = f64::EPSILON * 8.0 + allowed * 16.0 * UNIT;
             let mean_is_right = (mean[i] - wanted.mean[i]).abs()
                 <= allowed * deviations[i] + square * wanted.mean[i].abs();
             let entries = inside.iter().take_while(|&&j| j <= i).all(|&j| {

@@ -15,7 +15,7 @@
 
 use crate::inputs::{Stream, Table};
 use crate::oracle::{self, Matrix, cholesky, divide, dot, function_of, norm, solve_lower};
-use cntlora::constraint::{Coupling, Norm};
+use cntlora_numerics::constraint::{Coupling, Norm};
 
 /// Unit roundoff of f32.
 pub const UNIT: f64 = 1.0 / (1u64 << 24) as f64;

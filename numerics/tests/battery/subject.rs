@@ -3,13 +3,13 @@
 use crate::inputs::{Case, Table};
 use crate::oracle::Matrix;
 use crate::truth::{Product, Terms};
-use cntlora::constraint::{ChannelScale, Evidence};
-use cntlora::error::Result;
-use cntlora::factors::{LayerShape, Start, Strength};
-use cntlora::method::{Basis, Draft, Method, Options};
-use cntlora::moments::{Moments, PairedMoments, Sides};
-use cntlora::rank::{self, Layer, Limits, Policy};
-use cntlora::simd::{BLOCK_ROWS, Rows, Values, Workspace};
+use cntlora_numerics::constraint::{ChannelScale, Evidence};
+use cntlora_numerics::error::Result;
+use cntlora_numerics::factors::{LayerShape, Start, Strength};
+use cntlora_numerics::method::{Basis, Draft, Method, Options};
+use cntlora_numerics::moments::{Moments, PairedMoments, Sides};
+use cntlora_numerics::rank::{self, Layer, Limits, Policy};
+use cntlora_numerics::simd::{BLOCK_ROWS, Rows, Values, Workspace};
 use faer::{Mat, Par};
 
 /// The start whose factors are mirrored.
@@ -76,7 +76,7 @@ fn moments(rows: &Table) -> Result<Moments> {
 impl Site {
     /// Rows of `source` are paired with those of `target` if the coupling is.
     pub fn new(target: &Table, source: Option<&Table>, options: &Options) -> Result<Self> {
-        let paired = options.coupling == cntlora::constraint::Coupling::Paired;
+        let paired = options.coupling == cntlora_numerics::constraint::Coupling::Paired;
         if let (true, Some(source)) = (paired, source) {
             let sides: Vec<f32> = source
                 .values

@@ -19,8 +19,7 @@ mod tokens;
 mod transport;
 
 pub use classes::token_classes;
-#[cfg(feature = "files")]
-pub(crate) use ladder::LARGEST_RIDGE;
+pub use ladder::LARGEST_RIDGE;
 pub(crate) use ladder::check_ridge;
 pub(crate) use statistics::RESOLUTION;
 pub use tokens::TokenConstraint;

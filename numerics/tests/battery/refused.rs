@@ -2,10 +2,10 @@
 
 use crate::inputs::{Activations, Table, Weight};
 use crate::subject::{self, MIRRORED};
-use cntlora::constraint::Coupling;
-use cntlora::factors::{Start, Strength};
-use cntlora::method::{Method, Options};
-use cntlora::rank::{Limits, Policy};
+use cntlora_numerics::constraint::Coupling;
+use cntlora_numerics::factors::{Start, Strength};
+use cntlora_numerics::method::{Method, Options};
+use cntlora_numerics::rank::{Limits, Policy};
 use std::sync::mpsc;
 use std::time::Duration;
 

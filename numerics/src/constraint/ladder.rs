@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 /// Factor between two rungs of the ladder.
 const STEP: f64 = 10.0;
 /// Largest relative damping.
-pub(crate) const LARGEST_RIDGE: f64 = 1.0;
+pub const LARGEST_RIDGE: f64 = 1.0;
 
 /// Refuses a ridge outside its range.
 ///

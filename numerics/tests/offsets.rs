@@ -1,12 +1,12 @@
 //! Activations far from zero, and pairs that are close together: the products against plain computations in f64.
 
-use cntlora::constraint::{ChannelScale, Coupling, Evidence};
-use cntlora::factors::{LayerShape, Start, Strength};
-use cntlora::method::{Basis, Method, Options, cntlora as method};
-use cntlora::moments::{Moments, PairedMoments, Sides};
-use cntlora::random::gaussian;
-use cntlora::rank::{Limits, Policy};
-use cntlora::simd::{BLOCK_ROWS, Rows, Values, Workspace};
+use cntlora_numerics::constraint::{ChannelScale, Coupling, Evidence};
+use cntlora_numerics::factors::{LayerShape, Start, Strength};
+use cntlora_numerics::method::{Basis, Method, Options, cntlora as method};
+use cntlora_numerics::moments::{Moments, PairedMoments, Sides};
+use cntlora_numerics::random::gaussian;
+use cntlora_numerics::rank::{Limits, Policy};
+use cntlora_numerics::simd::{BLOCK_ROWS, Rows, Values, Workspace};
 use faer::linalg::solvers::Solve;
 use faer::{Mat, Par, Scale, Side};
 

@@ -1,7 +1,7 @@
 //! Inputs as real models have them, and worse: drawn at random, and made simpler one property at a time when a test fails.
 
 use crate::oracle::Matrix;
-use cntlora::constraint::{Coupling, Norm};
+use cntlora_numerics::constraint::{Coupling, Norm};
 use quickcheck::{Arbitrary, Gen};
 
 /// Reproducible random numbers (SplitMix64; normal numbers by Box and Muller).

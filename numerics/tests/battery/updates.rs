@@ -6,10 +6,10 @@ use crate::inputs::{
 use crate::oracle::{self, Matrix, qr, svd};
 use crate::subject::{self, Answer, MIRRORED, Site, units_per_component};
 use crate::truth::{EMPTY, Facts, Product, Tolerance, Truth, shift_on_rows};
-use cntlora::constraint::Coupling;
-use cntlora::error::Error;
-use cntlora::factors::{Start, Strength};
-use cntlora::method::Method;
+use cntlora_numerics::constraint::Coupling;
+use cntlora_numerics::error::Error;
+use cntlora_numerics::factors::{Start, Strength};
+use cntlora_numerics::method::Method;
 
 pub type Verdict = Result<(), String>;
 

@@ -135,18 +135,33 @@ impl Covariance<'_> {
 
     fn apply(&self, v: &Col<f64>) -> Col<f64> {
         let along_mean: f64 = self.mean.transpose() * v;
-        let mut out = Col::from_fn(v.nrows(), |i| -self.mean[i] * along_mean);
+        let v: Vec<f64> = v.iter().copied().collect();
+        let mut out: Vec<f64> = self.mean.iter().map(|mean| -mean * along_mean).collect();
         for (i, row) in self.rows() {
+            let (diagonal, beside) = (row[0], &row[1..]);
             let scaled = v[i] * self.scale;
-            let mut sum = row[0] * v[i];
-            for (gram, j) in row.iter().zip(i..).skip(1) {
-                sum += gram * v[j];
-                out[j] += gram * scaled;
+            for (out, gram) in out[i + 1..].iter_mut().zip(beside) {
+                *out += gram * scaled;
             }
-            out[i] += sum * self.scale;
+            out[i] += (diagonal * v[i] + dot(beside, &v[i + 1..])) * self.scale;
         }
-        out
+        Col::from_iter(out)
     }
+}
+
+/// Inner product, in several sums so that the compiler can use vectors.
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    const SUMS: usize = 16;
+    let (a, rest_of_a) = a.as_chunks::<SUMS>();
+    let (b, rest_of_b) = b.as_chunks::<SUMS>();
+    let mut sums = [0.0; SUMS];
+    for (a, b) in a.iter().zip(b) {
+        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
+            *sum += a * b;
+        }
+    }
+    let rest: f64 = rest_of_a.iter().zip(rest_of_b).map(|(a, b)| a * b).sum();
+    sums.iter().sum::<f64>() + rest
 }
 
 /// Lanczos iteration with full reorthogonalization (Golub and Van Loan, Matrix Computations, 10.1 and 10.3).
