@@ -159,6 +159,18 @@ impl Reading<'_> {
         }
     }
 
+    /// Refuses moments that say nothing in this precision. `moments` are of rows that may all have been bf16.
+    ///
+    /// # Errors
+    /// [`Error::NoVariation`].
+    pub(super) fn check_variation(self, moments: &Moments) -> crate::error::Result<()> {
+        if self.precision == Precision::Bf16 && moments.all_lost_in_bf16() {
+            let what = "all rows of activations are equal, as far as --precision bf16 can tell";
+            return Err(Error::NoVariation { what });
+        }
+        Ok(())
+    }
+
     fn workspace(self) -> Result<Workspace, Problem> {
         Workspace::new(Tier::best(), self.precision).map_err(|error| Problem::usage(error.to_string()))
     }

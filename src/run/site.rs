@@ -281,6 +281,7 @@ impl Measurements {
             return Ok(Self { target, source: Some(source), change: Some(change), skipped_rows });
         }
         let target = Self::side(target, name, reading, "target")?;
+        reading.check_variation(&target.moments).map_err(refused)?;
         let source = match &inputs.source {
             Some(recording) => Some(Self::side(recording, name, reading, "source")?),
             None => None,

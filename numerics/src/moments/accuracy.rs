@@ -176,6 +176,10 @@ fn columns_that_bf16_loses_are_named() {
     };
     assert_eq!(constant(0.3).unwrap().lost_in_bf16(), Some((1, 1000.0)));
     assert_eq!(constant(0.0).unwrap().lost_in_bf16(), None);
+    assert!(!constant(0.3).unwrap().all_lost_in_bf16() && !constant(0.0).unwrap().all_lost_in_bf16());
+    let equal = Moments::of(Mat::from_fn(50, 3, |_, j| [0.3, 0.0, -7.1][j]).as_ref()).unwrap();
+    assert!(equal.all_lost_in_bf16());
+    assert!(!Moments::new(3).all_lost_in_bf16());
 }
 
 /// Activations of which most are zero, as after a ReLU, are as accurate as others.

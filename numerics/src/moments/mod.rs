@@ -206,16 +206,29 @@ impl Moments {
     pub fn lost_in_bf16(&self) -> Option<(usize, f64)> {
         /// Ratio at which covariances are off by about 1e-4.
         const ACCURATE: f64 = 10.0;
-        const LARGEST: f64 = 1000.0;
-        let scale = self.scale().ok()?;
-        let ratio = |j: usize| {
+        let largest = self.ratios_in_bf16().max_by(|(_, a), (_, b)| a.total_cmp(b));
+        largest.filter(|(_, ratio)| *ratio > ACCURATE)
+    }
+
+    /// Whether noise hides the deviations of every column where rows of bf16 were added with
+    /// [`Precision::Bf16`](simd::Precision::Bf16): all rows may be equal.
+    pub fn all_lost_in_bf16(&self) -> bool {
+        let mut ratios = self.ratios_in_bf16().peekable();
+        ratios.peek().is_some() && ratios.all(|(_, ratio)| ratio >= Self::HIDDEN_IN_BF16)
+    }
+
+    /// Ratio of mean and standard deviation from which on the noise of sums of bf16 hides the deviation.
+    const HIDDEN_IN_BF16: f64 = 1000.0;
+
+    /// Those ratios, of the columns that are not zero.
+    fn ratios_in_bf16(&self) -> impl Iterator<Item = (usize, f64)> {
+        let scale = self.scale().unwrap_or(0.0);
+        (0..self.width).filter_map(move |j| {
             let mean = self.sum[j] * scale;
             let variance = (self.gram(j, j) * scale - mean * mean).max(0.0);
-            // A column of zeros has no ratio.
-            if mean == 0.0 { 0.0 } else { (mean.abs() / variance.sqrt()).min(LARGEST) }
-        };
-        let ratios = (0..self.width).map(|j| (j, ratio(j)));
-        ratios.max_by(|(_, a), (_, b)| a.total_cmp(b)).filter(|(_, ratio)| *ratio > ACCURATE)
+            let ratio = (mean.abs() / variance.sqrt()).min(Self::HIDDEN_IN_BF16);
+            (mean != 0.0).then_some((j, ratio))
+        })
     }
 
     /// Bytes that the moments of a site of this width hold.

@@ -137,3 +137,25 @@ fn digits_that_bf16_loses_are_told() {
     assert!(warnings[0].starts_with("site \"block.0\": the mean of channel 2 is "), "{warnings:?}");
     assert!(warnings[0].ends_with("use --precision f32"), "{warnings:?}");
 }
+
+/// Rows that are equal but for what bf16 hides are refused under that precision only.
+#[test]
+fn rows_that_bf16_cannot_tell_apart_are_refused() {
+    let rows = gaussian::<f32>(300, 4, 1, "rows");
+    let about = |mean: f32| {
+        let rows = Mat::from_fn(300, 4, |i, j| if j == 2 { 0.0 } else { mean + 1e-3 * rows[(i, j)] });
+        Moments::of(rows.as_ref()).unwrap()
+    };
+    let warnings = Warnings::default();
+    let refusal = |precision, moments: &Moments| {
+        let found = Reading { precision, ..reading(&warnings) }.check_variation(moments);
+        found.err().map(|error| error.to_string())
+    };
+    assert_eq!(refusal(Precision::F32, &about(7.0)), None);
+    assert_eq!(refusal(Precision::Bf16, &about(0.1)), None);
+    let said = refusal(Precision::Bf16, &about(7.0)).unwrap();
+    assert!(
+        said.starts_with("all rows of activations are equal, as far as --precision bf16 can tell"),
+        "{said}"
+    );
+}
