@@ -2,7 +2,7 @@
 //!
 //! An update of MiniLM's layers is made from the first rows of one recording and judged on another one. Uncorrelated coupling asks for
 //! outputs that stay at their mean, `(W + Δ) x = W μ`. The table has the share of the fresh outputs' variance that a product of rank 8
-//! takes: `1 − E|(W + Δ) x − W μ|² / E|W x − W μ|²`, as the mean over all layers. The other columns have it for the same
+//! takes: `1 − E|(W + Δ) x − W μ|² / E|W x − W μ|²`, as the mean over the layers that read 384 channels. The other columns have it for the same
 //! layers after some channels were made a thousand times as large, and their weights a thousand times as small: the outputs are the same.
 //!
 //! `CNTLORA_MINILM=FOLDER cargo bench --bench few_rows`
@@ -18,7 +18,7 @@ use safetensors::{Dtype, SafeTensors};
 use std::path::{Path, PathBuf};
 
 const RANK: usize = 8;
-/// The width of all sites but those of the feed-forward outputs, which have 1536 channels.
+/// Channels of the sites that are looked at: all but the feed-forward outputs, which have 1536.
 const WIDTH: usize = 384;
 const ROWS: [usize; 4] = [WIDTH / 4, WIDTH / 2, WIDTH, 2 * WIDTH];
 const OUTLIERS: [usize; 3] = [0, 1, 4];
@@ -37,28 +37,21 @@ fn main() {
         return;
     }
     let folder = std::env::var_os("CNTLORA_MINILM").expect("CNTLORA_MINILM names the folder of MiniLM");
-    let layers = layers(Path::new(&folder));
-    let (narrow, wide): (Vec<Layer>, Vec<Layer>) =
-        layers.into_iter().partition(|layer| layer.weight.ncols() == WIDTH);
-    for layers in [&narrow, &wide] {
-        let (count, width) = (layers.len(), layers[0].weight.ncols());
-        println!("\n{count} layers of {width} channels; outliers 1000 times as large\n");
-        println!("| rows | ridge | shrinkage | channel scale | no outliers | 1 outlier | 4 outliers |");
-        println!("| --- | --- | --- | --- | --- | --- | --- |");
-        for count in ROWS {
-            for ridge in [0.01, 0.1] {
-                for shrinkage in [Shrinkage::None, Shrinkage::Oas] {
-                    for channel_scale in [ChannelScale::Mean, ChannelScale::Median] {
-                        let options = options(ridge, shrinkage, channel_scale);
-                        let shares = OUTLIERS.map(|outliers| {
-                            let sum: f64 =
-                                layers.iter().map(|layer| share(layer, count, outliers, &options)).sum();
-                            format!("{:.3}", sum / layers.len() as f64)
-                        });
-                        let shares = shares.join(" | ");
-                        println!("| {count} | {ridge} | {shrinkage:?} | {channel_scale:?} | {shares} |");
-                    }
-                }
+    let layers: Vec<Layer> =
+        layers(Path::new(&folder)).into_iter().filter(|layer| layer.weight.ncols() == WIDTH).collect();
+    println!("{} layers of {WIDTH} channels\n", layers.len());
+    println!("| rows | ridge | shrinkage | channel scale | no outliers | 1 outlier | 4 outliers |");
+    println!("| --- | --- | --- | --- | --- | --- | --- |");
+    for (count, ridge) in ROWS.into_iter().flat_map(|count| [0.01, 0.1].map(|ridge| (count, ridge))) {
+        for shrinkage in [Shrinkage::None, Shrinkage::Oas] {
+            for channel_scale in [ChannelScale::Mean, ChannelScale::Median] {
+                let options = options(ridge, shrinkage, channel_scale);
+                let shares = OUTLIERS.map(|outliers| {
+                    let sum: f64 = layers.iter().map(|layer| share(layer, count, outliers, &options)).sum();
+                    format!("{:.3}", sum / layers.len() as f64)
+                });
+                let shares = shares.join(" | ");
+                println!("| {count} | {ridge} | {shrinkage:?} | {channel_scale:?} | {shares} |");
             }
         }
     }

@@ -177,3 +177,26 @@ pub struct LayerReport {
     /// Seconds.
     pub seconds: f64,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+
+    /// Reports that were written before sites could be left out, before the trust region was one of the model, and before empty units
+    /// were counted, are read as reports without any of these.
+    #[test]
+    fn older_reports_are_read() {
+        let now = testing::report(vec![testing::layer("a", 8), testing::layer("b", 4)]);
+        let mut value = serde_json::to_value(&now).unwrap();
+        let take = |value: &mut Value, field: &str| {
+            assert!(value.as_object_mut().unwrap().remove(field).is_some(), "{field}");
+        };
+        take(&mut value, "unusable");
+        take(&mut value, "trust_region");
+        for layer in value["layers"].as_array_mut().unwrap() {
+            take(layer, "empty_units");
+        }
+        assert_eq!(serde_json::from_value::<Report>(value).unwrap(), now);
+    }
+}
