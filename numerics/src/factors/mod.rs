@@ -102,8 +102,8 @@ pub struct Initialization {
     pub empty_units: usize,
 }
 
-/// A singular value at or below this share of the largest one is a rounding error of the f32 decomposition.
-const ROUNDING: f64 = 8.0 * f32::EPSILON as f64;
+/// A singular value at or below this share of the largest one is a rounding error of a matrix in f32.
+pub(crate) const ROUNDING: f64 = 8.0 * f32::EPSILON as f64;
 
 impl Components {
     /// The share `η` of the update of this rank that is taken.

@@ -16,7 +16,7 @@ use super::{Decomposition, Options, check_width};
 use crate::constraint::{check_ridge, damped_second_moment};
 use crate::dense::{self, Real};
 use crate::error::Result;
-use crate::factors::Components;
+use crate::factors::{Components, ROUNDING};
 use crate::low_rank::{self, Operator, Product, TruncatedSvd};
 use crate::moments::{Counts, Moments};
 use faer::{Mat, MatRef, Par};
@@ -187,7 +187,8 @@ pub(super) fn decompose(
             let rows = weight.apply_transpose(svd.u.as_ref(), par);
             let scale = covariance.scale;
             let s: Vec<f64> = svd.s.iter().map(|s| scale * s).collect();
-            let v = divided(dense::to_f64(rows.as_ref()), &s, 0.0);
+            let least = ROUNDING * s.first().copied().unwrap_or(0.0);
+            let v = divided(dense::to_f64(rows.as_ref()), &s, least);
             TruncatedSvd { s, v, energy: scale.powi(2) * svd.energy, ..svd }
         }
         Precision::Double(matrix) => {

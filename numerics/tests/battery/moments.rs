@@ -54,9 +54,6 @@ impl Arbitrary for Recording {
     }
 }
 
-/// 2⁶⁴, whose square is beyond f32.
-const LARGEST: f64 = 18_446_744_073_709_551_616.0;
-
 battery! {
     /// However far the mean is from zero, each entry of the covariance is right to 64 u of the product of two standard
     /// deviations: eight times what the 640 independent roundings of an f32 chain come to (see `truth`). Where nothing
@@ -71,12 +68,15 @@ battery! {
         // Far from zero short formats have few different numbers, and their products are all rounded alike.
         let is_short = matches!(format[usize::from(case.format)], Format::F16 | Format::Bf16);
         let allowed = if is_short { 256.0 } else { 64.0 } * UNIT;
-        // Squares beyond f32 have no sum, which every user of the moments refuses.
-        let largest = |j: usize| (0..rows.rows).map(|i| rows.values[i * width + j].abs()).fold(0.0, f32::max);
-        let (inside, outside): (Vec<usize>, Vec<usize>) =
-            (0..width).partition(|&j| f64::from(largest(j)) < LARGEST);
-        let refused = outside.iter().all(|&j| !covariance[(j, j)].is_finite());
-        refused && inside.iter().all(|&i| {
+        // Columns whose squares add up to more than f32 has are right, or not finite, which every user of the moments refuses.
+        let square = |j: usize| {
+            let column = (0..rows.rows).map(|i| f64::from(rows.values[i * width + j]).powi(2));
+            column.sum::<f64>()
+        };
+        let inside: Vec<usize> = (0..width)
+            .filter(|&j| square(j) < f64::from(f32::MAX) / 2.0 || covariance[(j, j)].is_finite())
+            .collect();
+        inside.iter().all(|&i| {
             // A raw sum in f64, which the file format has, loses this of a mean; and so does a column that is constant but for the
             // rounding of its pilot, a sum of 640 numbers in f32, whose products are rounded again.
             let square = f64::EPSILON * 8.0 + allowed * 16.0 * UNIT;

@@ -11,7 +11,7 @@
 //!   nothing varied must be seen not to vary, so nothing is added there;
 //! - a mean by as much of the standard deviation;
 //! - entries of the f32 matrices that are applied to a vector by `√d u` of themselves, once per product or solve;
-//! - and an f32 decomposition adds `√d u` of the whole matrix, eight times: the reflections from either side.
+//! - and forming the operator and storing the factors in f32 adds `√d u` of the whole matrix, eight times.
 
 use crate::inputs::{Stream, Table};
 use crate::oracle::{self, Matrix, cholesky, divide, dot, function_of, norm, solve_lower};
@@ -53,14 +53,23 @@ impl Sample {
         (0..self.mean.len()).map(|i| self.covariance[(i, i)].max(0.0).sqrt()).collect()
     }
 
-    /// As f32 sums would have it.
-    pub fn moved(&self, stream: &mut Stream) -> Self {
+    /// As f32 sums would have it. Eigenvalues of the correlations below the noise of such sums may count as zero where the ridge is
+    /// near that noise.
+    pub fn moved(&self, stream: &mut Stream, ridge: f64) -> Self {
         let deviations = self.deviations();
         let width = deviations.len();
         let inverse: Vec<f64> = deviations.iter().map(|s| if *s > 0.0 { 1.0 / s } else { 0.0 }).collect();
         let standard =
             Matrix::from_fn(width, width, |i, j| self.covariance[(i, j)] * inverse[i] * inverse[j]);
         let (values, vectors) = oracle::eigen(&standard);
+        let noise = GRAM * (width as f64).sqrt().max(4.0);
+        let standard = if ridge < 100.0 * noise {
+            let kept = |k: usize| if values[k] > noise { values[k] } else { 0.0 };
+            let part = Matrix::from_fn(width, width, |i, k| vectors[(i, k)] * kept(k));
+            part.times(&vectors.transposed())
+        } else {
+            standard
+        };
         let still: Vec<usize> = (0..width).filter(|i| values[*i] <= 1e-11 * width as f64).collect();
         let still = Matrix::from_fn(width, still.len(), |i, j| vectors[(i, still[j])]);
         let half = Matrix::from_fn(width, width, |_, _| GRAM * stream.normal() / 2f64.sqrt());
@@ -68,7 +77,7 @@ impl Sample {
         let inside = still.transposed().times(&noise).times(&still);
         let noise = noise.minus(&still.times(&inside).times(&still.transposed()));
         let covariance = Matrix::from_fn(width, width, |i, j| {
-            self.covariance[(i, j)] + deviations[i] * deviations[j] * noise[(i, j)]
+            deviations[i] * deviations[j] * (standard[(i, j)] + noise[(i, j)])
         });
         let mean = self.mean.iter().zip(&deviations).map(|(mean, s)| mean + GRAM * s * stream.normal());
         Self { mean: mean.collect(), covariance }
@@ -122,7 +131,7 @@ impl Facts {
         }
     }
 
-    fn moved(&self, stream: &mut Stream) -> Self {
+    fn moved(&self, stream: &mut Stream, ridge: f64) -> Self {
         let deviations = self.target.deviations();
         let change = self.change.as_ref().map(|(mean, beside)| {
             let own = &self.deviations_of_change;
@@ -133,8 +142,8 @@ impl Facts {
             (mean, beside)
         });
         Self {
-            target: self.target.moved(stream),
-            source: self.source.as_ref().map(|source| source.moved(stream)),
+            target: self.target.moved(stream, ridge),
+            source: self.source.as_ref().map(|source| source.moved(stream, ridge)),
             change,
             deviations_of_change: self.deviations_of_change.clone(),
         }
@@ -201,7 +210,7 @@ pub fn change(facts: &Facts, terms: &Terms) -> Matrix {
 /// The closed form of the update of a layer, moved if there is a stream.
 fn update(facts: &Facts, weight: &Matrix, terms: &Terms, mut stream: Option<Stream>) -> Truth {
     let facts = match &mut stream {
-        Some(stream) => facts.moved(stream),
+        Some(stream) => facts.moved(stream, terms.ridge),
         None => facts.clone(),
     };
     let second = facts.target.second_moment();
@@ -269,7 +278,7 @@ impl Truth {
     pub fn of_response(target: &Sample, weight: &Matrix, damping: f64, single: bool) -> (Self, Tolerance) {
         let response = |mut stream: Option<Stream>| {
             let sample = match &mut stream {
-                Some(stream) => target.moved(stream),
+                Some(stream) => target.moved(stream, damping),
                 None => target.clone(),
             };
             let second = sample.second_moment();
@@ -302,8 +311,7 @@ impl Truth {
             worst.norm = worst.norm.max(SAFETY * inverse.times(&moved.norm.minus(&self.norm)).norm());
         }
         let (m, d) = (self.image.rows, self.image.columns);
-        // faer's f32 decomposition of two columns was off by 43 such units, in the root of the larger side.
-        let decomposition = 64.0 * UNIT * (m.max(d) as f64).sqrt() * self.image.norm();
+        let decomposition = 8.0 * UNIT * (m.max(d) as f64).sqrt() * self.image.norm();
         worst.image += decomposition;
         worst.update += decomposition * inverse(&self.norm).norm();
         worst
