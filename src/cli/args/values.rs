@@ -25,12 +25,13 @@ pub enum ProgressStyle {
 
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
 pub enum Io {
-    /// As `read`: a mapping was no faster
+    /// As `read`, which is as fast as a mapping
     #[default]
     Auto,
-    /// Reads into a buffer
+    /// Reads into a buffer: a file that is truncated meanwhile ends the run with an error
     Read,
-    /// A memory mapping: a file that is truncated meanwhile kills the process, and its pages count as resident memory
+    /// A memory mapping: a file that is truncated meanwhile kills the process, and its pages stay resident beyond --max-memory,
+    /// until the system needs them
     Mmap,
 }
 
@@ -48,7 +49,9 @@ pub enum Precision {
     /// Fused multiply-adds: the same bits on every processor
     #[default]
     F32,
-    /// The processor's bf16 dot product for bf16 activations: faster, rounds differently, needs AVX-512 BF16
+    /// The processor's bf16 dot product for bf16 activations: faster, rounds differently, needs AVX-512 BF16. Not accurate for
+    /// channels with means of more than 10 standard deviations, of which a warning tells, and refused for rows that it cannot tell
+    /// apart
     Bf16,
 }
 
@@ -62,7 +65,7 @@ pub enum ChannelScale {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Shrinkage {
-    /// None: covariances as they were measured
+    /// Covariances as they were measured
     None,
     /// Oracle Approximating Shrinkage: correlations between channels become smaller, the fewer rows there are
     Oas,
