@@ -242,9 +242,7 @@ pub struct InputArgs {
     #[arg(short, long, value_name = "PATH", num_args = 1..)]
     pub activations: Vec<PathBuf>,
 
-    /// Moments of them, in their place, as `cntlora moments` wrote
-    ///
-    /// Files, or a folder of them.
+    /// Files of `cntlora moments`, or a folder of them, instead of activations
     #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with = "activations")]
     pub moments: Vec<PathBuf>,
 
@@ -254,7 +252,7 @@ pub struct InputArgs {
     #[arg(long, value_name = "PATH", num_args = 1.., hide_short_help = true)]
     pub source: Vec<PathBuf>,
 
-    /// Moments of the pre-training activations, in their place
+    /// Files of `cntlora moments`, or a folder of them, instead of pre-training activations
     #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with = "source", hide_short_help = true)]
     pub source_moments: Vec<PathBuf>,
 
@@ -273,7 +271,7 @@ pub struct ReadingArgs {
     #[arg(long, value_enum, value_name = "HOW", default_value_t, hide_short_help = true)]
     pub io: Io,
 
-    /// What happens to rows that hold NaN or infinity
+    /// Treatment of rows that hold NaN or infinity
     #[arg(long, value_enum, value_name = "WHAT", default_value_t, hide_short_help = true)]
     pub nonfinite: Nonfinite,
 }
@@ -450,7 +448,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "SIZE")]
     pub max_memory: Option<ByteSize>,
 
-    /// What activation statistics are computed with
+    /// Arithmetic of the activation statistics
     #[arg(long, value_enum, value_name = "WHAT", default_value_t, hide_short_help = true)]
     pub precision: Precision,
 
@@ -484,7 +482,7 @@ pub enum GenerateCommand {
         "  cntlora generate slurm model --activations acts --out adapter --parts 8 --cpus 16 -- --rank 8 | sh"
     ))]
     Slurm(SlurmArgs),
-    /// The page of all options in docs, on stdout
+    /// Page of all options, in Markdown, on stdout
     Options,
     /// Completions of a shell, on stdout
     Completions {

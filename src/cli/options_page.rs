@@ -22,12 +22,15 @@ pub fn page() -> String {
     page.push_str("## All commands\n\nEvery command takes these options:\n\n");
     let global: Vec<String> = tool.get_arguments().filter(|arg| arg.is_global_set()).map(row).collect();
     table(&mut page, &global);
-    section(&mut page, &mut tool, "", &mut BTreeMap::new());
+    section(&mut page, &mut tool, "", &mut Known::new());
     page
 }
 
-/// The subcommands of a command, or the command itself if it has none. `known` holds the rows so far, and the command where each stands.
-fn section(page: &mut String, command: &mut Command, name: &str, known: &mut BTreeMap<String, String>) {
+/// The options that stand on the page so far: row, command and spelling.
+type Known = Vec<(String, String, String)>;
+
+/// The subcommands of a command, or the command itself if it has none.
+fn section(page: &mut String, command: &mut Command, name: &str, known: &mut Known) {
     if command.has_subcommands() {
         for part in command.get_subcommands_mut().filter(|part| part.get_name() != "help") {
             let name = format!("{name} {}", part.get_name());
@@ -41,18 +44,22 @@ fn section(page: &mut String, command: &mut Command, name: &str, known: &mut BTr
 
     let mut own: BTreeMap<usize, (Option<&str>, Vec<String>)> = BTreeMap::new();
     let mut shared: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    let mut new = Known::new();
     let mut arguments: Vec<&Arg> = command.get_arguments().filter(|arg| is_own(arg)).collect();
     let headings: Vec<_> = arguments.iter().map(|arg| arg.get_help_heading()).collect();
     // A heading stands where its first argument does.
     let place = |arg: &Arg| {
         headings.iter().position(|heading| *heading == arg.get_help_heading()).unwrap_or_default()
     };
-    arguments.sort_by_key(|arg| (place(arg), arg.get_display_order()));
+    arguments.sort_by_key(|arg| (place(arg), !arg.is_positional(), arg.get_display_order()));
     for arg in arguments {
         let row = row(arg);
-        match known.get(&row) {
-            Some(command) => shared.entry(command).or_default().push(format!("`{arg}`")),
-            None => own.entry(place(arg)).or_insert((arg.get_help_heading(), Vec::new())).1.push(row),
+        match known.iter().find(|(known, _, _)| *known == row && !arg.is_positional()) {
+            Some((_, command, spelling)) => shared.entry(command).or_default().push(spelling.clone()),
+            None => {
+                new.push((row.clone(), name.to_owned(), format!("`{arg}`")));
+                own.entry(place(arg)).or_insert((arg.get_help_heading(), Vec::new())).1.push(row);
+            }
         }
     }
     for (heading, rows) in own.values() {
@@ -64,11 +71,19 @@ fn section(page: &mut String, command: &mut Command, name: &str, known: &mut BTr
     }
     for (command, options) in &shared {
         let anchor = command.replace(' ', "-");
-        _ = write!(page, "\nThe same as for [{command}](#{anchor}): {}.\n", options.join(", "));
+        let left_out =
+            known.iter().filter(|(_, place, spelling)| place == *command && !options.contains(spelling));
+        let left_out = left_out.filter(|(_, _, spelling)| new.iter().all(|(_, _, new)| new != spelling));
+        let left_out: Vec<&str> = left_out.map(|(_, _, spelling)| spelling.as_str()).collect();
+        // The shorter list says the same.
+        let (all, list) = match left_out.len() {
+            0 => ("all options", String::new()),
+            few if few < options.len() => ("all options", format!(", except {}", left_out.join(", "))),
+            _ => ("these options", format!(": {}", options.join(", "))),
+        };
+        _ = writeln!(page, "\nAnd {all} of [{command}](#{anchor}){list}.");
     }
-    for row in own.into_values().flat_map(|(_, rows)| rows) {
-        known.entry(row).or_insert_with(|| name.to_owned());
-    }
+    known.extend(new);
 }
 
 /// Neither `--help` nor one of the options that all commands take.
@@ -134,7 +149,11 @@ mod tests {
     #[test]
     fn the_page_is_complete() {
         let page = page();
-        let rows: Vec<&str> = page.lines().filter(|line| line.starts_with("| `")).collect();
+        assert!(
+            page.contains("\nAnd all options of [init](#init), except `--shard <I/N>`.\n"),
+            "plan takes the options of init"
+        );
+        let rows: Vec<&str> = page.lines().filter(|line| line.starts_with("| `-")).collect();
         let mut different = rows.clone();
         different.sort_unstable();
         different.dedup();
@@ -144,9 +163,7 @@ mod tests {
         for command in tool.get_subcommands().filter(|command| !command.has_subcommands()) {
             for arg in command.get_arguments().filter(|arg| is_own(arg)) {
                 let name = command.get_name();
-                let section =
-                    page.split("\n## ").find(|section| section.starts_with(&format!("{name}\n"))).unwrap();
-                assert!(section.contains(&format!("`{arg}`")), "{name} {arg}");
+                assert!(page.contains(&format!("`{arg}`")), "{name} {arg}");
             }
         }
     }

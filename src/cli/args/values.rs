@@ -49,9 +49,8 @@ pub enum Precision {
     /// Fused multiply-adds: the same bits on every processor
     #[default]
     F32,
-    /// The processor's bf16 dot product for bf16 activations: faster, rounds differently, needs AVX-512 BF16. Not accurate for
-    /// channels with means of more than 10 standard deviations, of which a warning tells, and refused for rows that it cannot tell
-    /// apart
+    /// The processor's bf16 dot product for bf16 activations: faster, rounds differently, needs AVX-512 BF16. It is not accurate for
+    /// channels with means of more than 10 standard deviations: the run warns of them, and refuses rows that it cannot tell apart
     Bf16,
 }
 

@@ -15,15 +15,15 @@ pub struct MomentsArgs {
     /// File to write the moments to
     ///
     /// With --shard, the folder for the parts.
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE", help_heading = "Output", display_order = 0)]
     pub out: PathBuf,
 
     /// Only sites in whose name, or the name of a module that reads them, this is found; repeatable
-    #[arg(long, value_name = "REGEX", hide_short_help = true)]
+    #[arg(long, value_name = "REGEX", help_heading = "Input", hide_short_help = true)]
     pub include: Vec<String>,
 
     /// No sites in whose name, or the names of all modules that read them, this is found; repeatable
-    #[arg(long, value_name = "REGEX", hide_short_help = true)]
+    #[arg(long, value_name = "REGEX", help_heading = "Input", hide_short_help = true)]
     pub exclude: Vec<String>,
 
     #[command(flatten)]
@@ -38,11 +38,11 @@ pub struct MomentsArgs {
     /// `auto` asks the launcher. Parts are cut by rows, where blocks of rows end, and have about the same work. `cntlora merge` and `init --moments` take the
     /// folder when all parts are there. `auto` knows the variables of Slurm array jobs and steps, Open MPI, and MPICH and other
     /// launchers that set PMI_RANK; without any, it is 0/1.
-    #[arg(long, value_name = "I/N")]
+    #[arg(long, value_name = "I/N", help_heading = "Running")]
     pub shard: Option<ShardArg>,
 
     /// Replace a file that is already there
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     pub force: bool,
 }
 
