@@ -204,7 +204,7 @@ pub struct PlanArgs {
     pub out: Option<PathBuf>,
 }
 
-/// What init and plan share.
+/// The arguments that init and plan share.
 #[derive(Debug, Args)]
 pub struct JobArgs {
     /// Checkpoint: a folder, or one .safetensors file
@@ -264,7 +264,7 @@ pub struct InputArgs {
     pub reading: ReadingArgs,
 }
 
-/// What all commands share that read activations.
+/// The arguments that all commands that read activations share.
 #[derive(Debug, Args)]
 pub struct ReadingArgs {
     /// How files are read

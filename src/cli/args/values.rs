@@ -107,7 +107,7 @@ pub enum Coupling {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum Norm {
-    /// What the layer's output feels on the activations
+    /// The norm of the layer's outputs on the activations
     Activations,
     /// The Frobenius norm of the update
     Weights,
@@ -117,12 +117,12 @@ pub enum Norm {
 pub enum Start {
     /// The pre-trained model: rows of the factors cancel in pairs, and the base is untouched. Needs even ranks. Use it first
     Mirrored,
-    /// The pre-trained model: the base is rewritten without the update. Use it where each unit of rank shall have a direction of
+    /// The pre-trained model: the base is rewritten without the update. Use it where each unit of rank should have a direction of
     /// its own and a second copy of the base is no obstacle
     Residual,
     /// The pre-trained model: B is zero. Use it where a training recipe expects what plain LoRA starts from
     Zero,
-    /// The pre-trained model plus the update, cut by --max-shift; the base is untouched. Use it where the update itself shall act
+    /// The pre-trained model plus the update, cut by --max-shift; the base is untouched. Use it where the update itself should act
     /// before training, as with measured pre-training activations
     Update,
 }
