@@ -242,7 +242,7 @@ pub struct InputArgs {
     #[arg(short, long, value_name = "PATH", num_args = 1..)]
     pub activations: Vec<PathBuf>,
 
-    /// Files of `cntlora moments`, or a folder of them, instead of activations
+    /// Files of `cntlora moments`, or a folder, instead of activations
     #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with = "activations")]
     pub moments: Vec<PathBuf>,
 
@@ -252,7 +252,7 @@ pub struct InputArgs {
     #[arg(long, value_name = "PATH", num_args = 1.., hide_short_help = true)]
     pub source: Vec<PathBuf>,
 
-    /// Files of `cntlora moments`, or a folder of them, instead of pre-training activations
+    /// Files of `cntlora moments`, or a folder, instead of pre-training activations
     #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with = "source", hide_short_help = true)]
     pub source_moments: Vec<PathBuf>,
 
