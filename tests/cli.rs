@@ -72,6 +72,26 @@ fn help_is_complete() {
     assert_eq!(here(&["--version"]).stdout, concat!("cntlora ", env!("CARGO_PKG_VERSION"), "\n"));
 }
 
+/// The short help fits one screen, has an example, and says where the rest is.
+#[test]
+fn short_help_fits_a_screen() {
+    for command in
+        ["init", "plan", "moments", "merge", "inspect", "verify", "report", "convert", "demo", "generate"]
+    {
+        let help = here(&[command, "-h"]).stdout;
+        let (lines, width) = (help.lines().count(), help.lines().map(|line| line.chars().count()).max());
+        assert!(lines <= 45 && width <= Some(100), "{command}: {lines} lines of {width:?} columns\n{help}");
+        assert!(
+            help.contains("Example: cntlora") && help.contains(&format!("cntlora {command} --help")),
+            "{help}"
+        );
+    }
+    let help = here(&["init", "-h"]).stdout;
+    for option in ["<MODEL>", "--activations", "--target", "--rank", "--out"] {
+        assert!(help.contains(option), "{option} is missing from\n{help}");
+    }
+}
+
 /// A slip of the fingers is answered with what was probably meant.
 #[test]
 fn unknown_options_are_usage_errors() {

@@ -1,8 +1,10 @@
 //! The arguments, as clap reads them. Opens nothing and checks nothing that needs a file.
 
+mod files;
 mod values;
 mod work;
 
+pub use files::{ConvertArgs, DemoArgs, InspectArgs, ReportArgs, VerifyArgs};
 pub use values::*;
 
 use super::byte_size::ByteSize;
@@ -21,8 +23,16 @@ Exit codes:
   4    a bug of this program
   130  interrupted";
 
-fn after_help(examples: &str) -> String {
+/// The end of `--help`.
+fn end(examples: &str) -> String {
     format!("Examples:\n{examples}\n\n{EXIT_CODES}")
+}
+
+/// The end of `-h`, which shows the common options only, so that it fits one screen.
+fn short_end(command: &str, words: &str) -> String {
+    format!(
+        "Example: cntlora {command} {words}\nAll options, more examples and the exit codes: cntlora {command} --help"
+    )
 }
 
 /// Initialize LoRA adapters from data, offline, on ordinary processors
@@ -31,7 +41,10 @@ fn after_help(examples: &str) -> String {
 /// writes a PEFT adapter from which training starts.
 #[derive(Debug, Parser)]
 #[command(version, arg_required_else_help = true, propagate_version = false, max_term_width = 100)]
-#[command(after_help = after_help("  cntlora demo\n  cntlora init model --activations activations --out adapter"))]
+#[command(
+    after_help = "Example: cntlora init model --activations activations --out adapter\nExit codes: cntlora --help"
+)]
+#[command(after_long_help = end("  cntlora demo\n  cntlora init model --activations activations --out adapter"))]
 pub struct Cli {
     #[command(flatten)]
     pub global: GlobalArgs,
@@ -40,7 +53,7 @@ pub struct Cli {
 }
 
 #[derive(Debug, Args)]
-#[command(next_help_heading = "Output on the terminal")]
+#[command(next_help_heading = "Terminal")]
 pub struct GlobalArgs {
     /// Print one JSON object instead of text on stdout
     ///
@@ -50,7 +63,7 @@ pub struct GlobalArgs {
     pub json: bool,
 
     /// Say more on stderr; twice for details, three times for everything
-    #[arg(short, long, action = ArgAction::Count, global = true)]
+    #[arg(short, long, action = ArgAction::Count, global = true, hide_short_help = true)]
     pub verbose: u8,
 
     /// Say nothing on stderr but errors
@@ -58,11 +71,11 @@ pub struct GlobalArgs {
     pub quiet: bool,
 
     /// When help and messages are coloured; `auto` honours NO_COLOR, CLICOLOR_FORCE and TERM=dumb
-    #[arg(long, global = true, value_enum, value_name = "WHEN", default_value_t)]
+    #[arg(long, global = true, value_enum, value_name = "WHEN", default_value_t, hide_short_help = true)]
     pub color: When,
 
     /// How progress is shown on stderr
-    #[arg(long, global = true, value_enum, value_name = "HOW", default_value_t)]
+    #[arg(long, global = true, value_enum, value_name = "HOW", default_value_t, hide_short_help = true)]
     pub progress: ProgressStyle,
 }
 
@@ -72,7 +85,7 @@ pub enum Command {
     ///
     /// Everything that headers and options can tell is checked, and reported together, before any heavy work. The
     /// same inputs and options give the same bytes, whatever the number of threads.
-    #[command(after_help = after_help(
+    #[command(after_help = short_end("init", "model --activations activations --out adapter"), after_long_help = end(
         "  cntlora init model --activations activations --out adapter\n  \
            cntlora init model -a tuning/ --source general/ --target q_proj,v_proj --rank 8 -o adapter\n  \
            cntlora init model -a tuning/ --rank 16 --budget --rank-multiple 8 -o adapter\n  \
@@ -84,7 +97,7 @@ pub enum Command {
     ///
     /// Reads every row once and writes their count, sum, Gram matrix and largest values, from which init --moments goes on without the
     /// activations. Needs no model. Progress is saved: give the same command again after an interruption.
-    #[command(after_help = after_help(
+    #[command(after_help = short_end("moments", "activations --out target.moments.safetensors"), after_long_help = end(
         "  cntlora moments activations --out target.moments.safetensors\n  \
            cntlora moments activations --shard 3/8 --out parts\n  \
            cntlora init model --moments target.moments.safetensors --out adapter"
@@ -98,7 +111,7 @@ pub enum Command {
     ///
     /// Of the parts that `cntlora init --shard` left, this chooses the ranks and writes the adapter that init alone would have written.
     /// Give it in the folder where they were made, since it looks at the model and the activations again.
-    #[command(after_help = after_help(
+    #[command(after_help = short_end("merge", "monday.moments.safetensors tuesday.moments.safetensors --out both.moments.safetensors"), after_long_help = end(
         "  cntlora merge monday.moments.safetensors tuesday.moments.safetensors --out both.moments.safetensors\n  \
            cntlora merge parts --out adapter"
     ))]
@@ -107,7 +120,7 @@ pub enum Command {
     /// Show what init would do, from headers alone: layers, memory, work
     ///
     /// Takes every option of init, so that one word of its command line has to change; --out is checked when given.
-    #[command(after_help = after_help("  cntlora plan model --activations activations --target q_proj,v_proj"))]
+    #[command(after_help = short_end("plan", "model --activations activations --target q_proj,v_proj"), after_long_help = end("  cntlora plan model --activations activations --target q_proj,v_proj"))]
     Plan(PlanArgs),
 
     /// Say in words what a file or folder holds
@@ -115,20 +128,20 @@ pub enum Command {
     /// Understands safetensors and .npy files, checkpoint, activation and adapter folders, and the JSON of init
     /// and plan. Of adapters it shows what each layer adds: norm and singular values of the product. Of other tensors it reads
     /// headers only, unless asked for their --values.
-    #[command(after_help = after_help(
+    #[command(after_help = short_end("inspect", "adapter"), after_long_help = end(
         "  cntlora inspect adapter\n  cntlora inspect activations/part-00001.safetensors --values"
     ))]
     Inspect(InspectArgs),
 
     /// Read an adapter again and check it
-    #[command(after_help = after_help("  cntlora verify adapter --base model"))]
+    #[command(after_help = short_end("verify", "adapter --base model"), after_long_help = end("  cntlora verify adapter --base model"))]
     Verify(VerifyArgs),
 
     /// Make a page of the report of an adapter
     ///
     /// One self-contained HTML file, from the report.json that init leaves beside every adapter: ranks, spectra, activations,
     /// sizes, what was left out, the command and the inputs. init --report writes the same.
-    #[command(after_help = after_help("  cntlora report adapter --out report.html"))]
+    #[command(after_help = short_end("report", "adapter --out report.html"), after_long_help = end("  cntlora report adapter --out report.html"))]
     Report(ReportArgs),
 
     /// Make a trained adapter fit the original base, or cut one to smaller rank
@@ -136,7 +149,7 @@ pub enum Command {
     /// An adapter from a residual start belongs to the base that was written with it. With the adapter that its training
     /// started from, --init, it becomes an adapter of twice the rank for the original base, which computes the same. --rank
     /// cuts the result, and tells what is lost.
-    #[command(after_help = after_help(
+    #[command(after_help = short_end("convert", "trained --init adapter --out plain"), after_long_help = end(
         "  cntlora convert trained --init adapter --out plain\n  \
            cntlora convert trained --init adapter --rank 16 --out plain\n  \
            cntlora convert trained --rank 8 --out smaller\n  \
@@ -148,11 +161,11 @@ pub enum Command {
     ///
     /// Nothing is downloaded: the model, the activations that follow from it, and the adapter are made on the spot,
     /// in DIR/model, DIR/activations, DIR/activations-source and DIR/adapter, and a page about it in DIR/report.html.
-    #[command(after_help = after_help("  cntlora demo\n  cntlora demo try --force"))]
+    #[command(after_help = short_end("demo", "try"), after_long_help = end("  cntlora demo\n  cntlora demo try --force"))]
     Demo(DemoArgs),
 
     /// Generate manual pages, shell completions, or a script for a cluster
-    #[command(subcommand, after_help = after_help(
+    #[command(subcommand, after_help = short_end("generate", "man --out man"), after_long_help = end(
         "  cntlora generate man --out man\n  cntlora generate completions bash > cntlora.bash"
     ))]
     Generate(GenerateCommand),
@@ -162,15 +175,17 @@ pub enum Command {
 pub struct InitArgs {
     #[command(flatten)]
     pub job: JobArgs,
-    /// Folder to write the adapter to; with --shard, the folder for the parts
-    #[arg(short, long, value_name = "DIR", help_heading = "Output")]
+    /// Folder to write the adapter to
+    ///
+    /// With --shard, the folder for the parts.
+    #[arg(short, long, value_name = "DIR", help_heading = "Output", display_order = 0)]
     pub out: PathBuf,
 
-    /// Only part I of N of the layers, counted from 0, into the folder --out; `auto` asks the launcher
+    /// Compute only part I of N of the layers, counted from 0, into the folder --out
     ///
-    /// Layers are dealt out by their work, and those of one site stay together. `cntlora merge` joins the parts when all are there: it
-    /// chooses the ranks and writes the adapter. `auto` is as for `cntlora moments`.
-    #[arg(long, value_name = "I/N", help_heading = "Run")]
+    /// Layers are divided by their work, and those of one site stay together. `cntlora merge` joins the parts when all are there: it
+    /// chooses the ranks and writes the adapter. `auto` asks the launcher, as for `cntlora moments`.
+    #[arg(long, value_name = "I/N", help_heading = "Running", hide_short_help = true)]
     pub shard: Option<ShardArg>,
 }
 
@@ -178,16 +193,18 @@ pub struct InitArgs {
 pub struct PlanArgs {
     #[command(flatten)]
     pub job: JobArgs,
-    /// Show how the job divides over this many nodes: memory, work, and bytes of the busiest node, and its time at the rate of this one
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    /// Show how the job divides over this many nodes
+    ///
+    /// Shows memory, work and bytes of the busiest node, and its time at the rate of this one.
+    #[arg(long, value_name = "N", help_heading = "Running", value_parser = clap::value_parser!(u64).range(1..=100_000))]
     pub nodes: Option<u64>,
 
     /// Folder that init would write the adapter to
-    #[arg(short, long, value_name = "DIR", help_heading = "Output")]
+    #[arg(short, long, value_name = "DIR", help_heading = "Output", display_order = 0)]
     pub out: Option<PathBuf>,
 }
 
-/// What init and plan share.
+/// The arguments that init and plan share.
 #[derive(Debug, Args)]
 pub struct JobArgs {
     /// Checkpoint: a folder, or one .safetensors file
@@ -211,62 +228,66 @@ pub struct JobArgs {
     ///
     /// Activations cannot be used if there are no rows, if all are equal or zero, or if their squares are too small or too large for
     /// f32. Without --strict the run warns of such sites, goes on, and names them at the end and in the report.
-    #[arg(long, help_heading = "Run")]
+    #[arg(long, help_heading = "Running", hide_short_help = true)]
     pub strict: bool,
 }
 
 #[derive(Debug, Args)]
-#[command(next_help_heading = "Inputs")]
+#[command(next_help_heading = "Input")]
 pub struct InputArgs {
-    /// Fine-tuning activations: .safetensors and .npy files, and folders of them
+    /// Fine-tuning activations: .safetensors and .npy files, or folders
     ///
-    /// Methods that look at weights alone take only the names of layers from them, and need none if --target has those.
+    /// Required by methods that look at activations, unless --moments is given. Methods that look at weights alone take only the names
+    /// of layers from them, and need none if --target has those.
     #[arg(short, long, value_name = "PATH", num_args = 1..)]
     pub activations: Vec<PathBuf>,
 
-    /// Their moments, in place of them: files of `cntlora moments`, or a folder of them
+    /// Files of `cntlora moments`, or a folder, instead of activations
     #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with = "activations")]
     pub moments: Vec<PathBuf>,
 
-    /// Pre-training activations of the same sites; without them, they are taken to be isotropic
-    #[arg(long, value_name = "PATH", num_args = 1..)]
+    /// Pre-training activations of the same sites
+    ///
+    /// Without them, the tool assumes that pre-training activations are isotropic.
+    #[arg(long, value_name = "PATH", num_args = 1.., hide_short_help = true)]
     pub source: Vec<PathBuf>,
 
-    /// Their moments, in place of them
-    #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with = "source")]
+    /// Files of `cntlora moments`, or a folder, instead of pre-training activations
+    #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with = "source", hide_short_help = true)]
     pub source_moments: Vec<PathBuf>,
 
     /// How module names become checkpoint names, where they differ; repeatable
-    #[arg(long, value_name = "REGEX=REPLACEMENT")]
+    #[arg(long, value_name = "REGEX=REPLACEMENT", hide_short_help = true)]
     pub rename: Vec<Rename>,
 
     #[command(flatten)]
     pub reading: ReadingArgs,
 }
 
-/// What all commands share that read activations.
+/// The arguments that all commands that read activations share.
 #[derive(Debug, Args)]
 pub struct ReadingArgs {
     /// How files are read
-    #[arg(long, value_enum, value_name = "HOW", default_value_t)]
+    #[arg(long, value_enum, value_name = "HOW", default_value_t, hide_short_help = true)]
     pub io: Io,
 
-    /// What happens to rows that hold NaN or infinity
-    #[arg(long, value_enum, value_name = "WHAT", default_value_t)]
+    /// Treatment of rows that hold NaN or infinity
+    #[arg(long, value_enum, value_name = "WHAT", default_value_t, hide_short_help = true)]
     pub nonfinite: Nonfinite,
 }
 
 #[derive(Debug, Args)]
-#[command(next_help_heading = "Layers")]
+#[command(next_help_heading = "Input")]
 pub struct LayerArgs {
-    /// Module names or their last parts, as PEFT's target_modules; repeatable, or separated by commas
+    /// Names of modules, or their last parts, separated by commas
     ///
-    /// Without it, every module that an activation site names. `all-linear` says the same.
+    /// As PEFT's target_modules; repeatable. Without it, every module that an activation site names; `all-linear` says the same.
+    /// Required without activations.
     #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = NonEmptyStringValueParser::new())]
     pub target: Vec<String>,
 
     /// Only modules in whose name this is found; repeatable
-    #[arg(long, value_name = "REGEX")]
+    #[arg(long, value_name = "REGEX", hide_short_help = true)]
     pub include: Vec<String>,
 
     /// No modules in whose name this is found; repeatable
@@ -278,31 +299,31 @@ pub struct LayerArgs {
 #[command(next_help_heading = "Method")]
 pub struct MethodArgs {
     /// How the adapter is initialized
-    #[arg(long, value_enum, value_name = "METHOD", default_value_t)]
+    #[arg(long, value_enum, value_name = "METHOD", default_value_t, hide_short_help = true)]
     pub method: Method,
 
     /// cntlora: how fine-tuning and pre-training activations correspond [default: uncorrelated]
-    #[arg(long, value_enum, value_name = "HOW")]
+    #[arg(long, value_enum, value_name = "HOW", hide_short_help = true)]
     pub coupling: Option<Coupling>,
 
     /// cntlora: weight of leaving pre-training inputs alone [default: 0]
-    #[arg(long, value_name = "WEIGHT", allow_negative_numbers = true)]
+    #[arg(long, value_name = "WEIGHT", allow_negative_numbers = true, hide_short_help = true)]
     pub preserve: Option<f64>,
 
     /// cntlora, corda: damping, relative to the mean square of a channel, from above 0 to 1 [default: 0.01]
-    #[arg(long, value_name = "RHO", allow_negative_numbers = true)]
+    #[arg(long, value_name = "RHO", allow_negative_numbers = true, hide_short_help = true)]
     pub ridge: Option<f64>,
 
     /// cntlora: the mean square of a channel that --ridge and an isotropic source are relative to [default: median]
-    #[arg(long, value_enum, value_name = "WHICH")]
+    #[arg(long, value_enum, value_name = "WHICH", hide_short_help = true)]
     pub channel_scale: Option<ChannelScale>,
 
     /// cntlora: correction of covariances that come from few rows [default: none]
-    #[arg(long, value_enum, value_name = "HOW")]
+    #[arg(long, value_enum, value_name = "HOW", hide_short_help = true)]
     pub shrinkage: Option<Shrinkage>,
 
     /// cntlora: norm in which the update is cut to low rank [default: activations]
-    #[arg(long, value_enum, value_name = "NORM")]
+    #[arg(long, value_enum, value_name = "NORM", hide_short_help = true)]
     pub norm: Option<Norm>,
 
     /// With --start update: about how far the update may move the model, as a share of its hidden states [default: 0.05]
@@ -310,56 +331,71 @@ pub struct MethodArgs {
     /// In root mean square over the recorded rows. Each layer's output may move by at most this share divided by the root of the number
     /// of adapted layers that follow one another; layers that read the same input count once. The bound of a layer is exact on the
     /// recorded rows. The shift of the model is an estimate for shifts that do not depend on each other, and no bound.
-    #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true, hide_short_help = true)]
     pub max_shift: Option<f64>,
 
     /// With --start update: how much of the update is taken, in place of --max-shift
-    #[arg(long, value_name = "ETA", conflicts_with = "max_shift", allow_negative_numbers = true)]
+    #[arg(
+        long,
+        value_name = "ETA",
+        conflicts_with = "max_shift",
+        allow_negative_numbers = true,
+        hide_short_help = true
+    )]
     pub strength: Option<f64>,
 
-    /// The model before the first training step [default: mirrored for cntlora, residual for pissa, milora, olora and corda,
-    /// zero for the others]
+    /// The model before the first training step [default: by method]
+    ///
+    /// The default is mirrored for cntlora, residual for pissa, milora, olora and corda, and zero for the others.
     #[arg(long, value_enum, value_name = "WHAT")]
     pub start: Option<Start>,
 
     /// Seed of the randomized decompositions, and of random factors
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, hide_short_help = true)]
     pub seed: u64,
 }
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Ranks")]
 pub struct RankArgs {
-    /// The same rank for every layer; even for a mirrored start
+    /// Rank of every layer; even for a mirrored start
     #[arg(long, value_name = "R", default_value_t = 16)]
     pub rank: usize,
 
     /// The least rank of each layer that keeps this share of the update's energy
-    #[arg(long, value_name = "SHARE", conflicts_with_all = ["rank", "budget"], allow_negative_numbers = true)]
+    #[arg(long, value_name = "SHARE", conflicts_with_all = ["rank", "budget"], allow_negative_numbers = true, hide_short_help = true)]
     pub energy: Option<f64>,
 
-    /// Parameters in all, spent where they keep most; without a value, what --rank everywhere would spend
+    /// Parameters in all, spent where they keep most of the update
+    ///
+    /// Without a value, as many as --rank would spend on all layers.
     #[arg(long, value_name = "PARAMETERS", num_args = 0..=1, require_equals = true)]
     pub budget: Option<Option<u64>>,
 
     /// eva: ranks are shared out among layers, and none gets more than this many times --rank [default: 2]
-    #[arg(long, value_name = "RHO", allow_negative_numbers = true)]
+    #[arg(long, value_name = "RHO", allow_negative_numbers = true, hide_short_help = true)]
     pub rho: Option<f64>,
 
     /// Least rank of a layer
-    #[arg(long, value_name = "R", default_value_t = 0)]
+    #[arg(long, value_name = "R", default_value_t = 0, hide_short_help = true)]
     pub min_rank: usize,
 
-    /// Largest rank of a layer [default: --rank; with --energy 128; with --budget four times --rank;]
-    #[arg(long, value_name = "R")]
+    /// Largest rank of a layer [default: --rank; 128 with --energy; four times --rank with --budget]
+    #[arg(long, value_name = "R", hide_short_help = true)]
     pub max_rank: Option<usize>,
 
     /// Ranks are multiples of this; for a mirrored start they are also even
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, hide_short_help = true)]
     pub rank_multiple: usize,
 
     /// Factor of every adapter product: lora_alpha is this times the rank
-    #[arg(long, value_name = "S", default_value_t = 1.0, allow_negative_numbers = true)]
+    #[arg(
+        long,
+        value_name = "S",
+        default_value_t = 1.0,
+        allow_negative_numbers = true,
+        hide_short_help = true
+    )]
     pub scale: f64,
 }
 
@@ -367,26 +403,28 @@ pub struct RankArgs {
 #[command(next_help_heading = "Output")]
 pub struct OutputArgs {
     /// Number format of the factors
-    #[arg(long, value_enum, value_name = "FORMAT", default_value_t)]
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t, hide_short_help = true)]
     pub dtype: Dtype,
 
     /// How the adapter is written
-    #[arg(long, value_enum, value_name = "FORMAT", default_value_t)]
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t, hide_short_help = true)]
     pub format: Format,
 
     /// With --format diffusers or kohya: the part of the pipeline that the model is [default: unet]
-    #[arg(long, value_enum, value_name = "PART")]
+    #[arg(long, value_enum, value_name = "PART", hide_short_help = true)]
     pub component: Option<Component>,
 
     /// With --start residual: where the base gets its part without the update [default: checkpoint]
-    #[arg(long, value_enum, value_name = "WHERE")]
+    #[arg(long, value_enum, value_name = "WHERE", hide_short_help = true)]
     pub residual: Option<Residual>,
 
     /// With --residual checkpoint: folder to write the changed base to [default: DIR/base]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", hide_short_help = true)]
     pub base_out: Option<PathBuf>,
 
-    /// Write a page about the run: one self-contained HTML file; of parts, `cntlora merge` writes it
+    /// Write a page about the run, as one self-contained HTML file
+    ///
+    /// Of parts, `cntlora merge` writes it.
     #[arg(long, value_name = "FILE.html")]
     pub report: Option<PathBuf>,
 
@@ -396,107 +434,32 @@ pub struct OutputArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(next_help_heading = "Run")]
+#[command(next_help_heading = "Running")]
 pub struct RunArgs {
-    /// Number of threads [default: all]; more than there are processors slow each other down
+    /// Number of threads [default: all]
+    ///
+    /// More threads than processors slow each other down.
     #[arg(long, value_name = "N")]
     pub threads: Option<NonZeroUsize>,
 
-    /// Memory to use at most, such as 2GiB or 500MB; fewer sites are then worked on side by side [default: no limit]
+    /// Memory to use at most, such as 2GiB or 500MB [default: no limit]
+    ///
+    /// The run then works on fewer sites side by side. If that is not enough, it is refused, with the size that it needs.
     #[arg(long, value_name = "SIZE")]
     pub max_memory: Option<ByteSize>,
 
-    /// What activation statistics are computed with
-    #[arg(long, value_enum, value_name = "WHAT", default_value_t)]
+    /// Arithmetic of the activation statistics
+    #[arg(long, value_enum, value_name = "WHAT", default_value_t, hide_short_help = true)]
     pub precision: Precision,
 
-    /// Write what happens as lines of JSON, for programs; - for stdout, in place of the table. init only
+    /// Write what happens as lines of JSON, for programs
     ///
-    /// Each line has `event` and `seconds` since the start. The events and their further fields: `started` (schema_version,
+    /// Only init does so. `-` is stdout, in place of the table. Each line has `event` and `seconds` since the start. The events and their further fields: `started` (schema_version,
     /// tool_version, sites, layers, rows, operations, memory), `site-started` (site, rows), `rows-added` (site, rows),
     /// `moments-ready` (site), `layer-decomposed` (module), `site-left-out` (site, modules, reason), `warning` (message), and last
     /// `finished` (report, as with --json) or `failed` (error). New events and fields may come within a schema_version.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", hide_short_help = true)]
     pub events: Option<PathBuf>,
-}
-
-#[derive(Debug, Args)]
-pub struct InspectArgs {
-    /// File or folder
-    pub file: PathBuf,
-
-    /// Read the numbers of a file too: norms, largest values, zeros, NaN and infinity
-    #[arg(long)]
-    pub values: bool,
-}
-
-#[derive(Debug, Args)]
-pub struct VerifyArgs {
-    /// Adapter folder
-    pub adapter: PathBuf,
-
-    /// Checkpoint that the adapter belongs to: its weights are checked against the factors
-    #[arg(long, value_name = "MODEL")]
-    pub base: Option<PathBuf>,
-}
-
-#[derive(Debug, Args)]
-pub struct ReportArgs {
-    /// Adapter folder, or a report.json
-    pub report: PathBuf,
-
-    /// Page to write
-    #[arg(short, long, value_name = "FILE.html")]
-    pub out: PathBuf,
-
-    /// Replace a page that is already there
-    #[arg(long)]
-    pub force: bool,
-}
-
-#[derive(Debug, Args)]
-pub struct ConvertArgs {
-    /// Adapter folder
-    pub adapter: PathBuf,
-
-    /// The adapter that the training started from, as init wrote it with --start residual
-    #[arg(long, value_name = "DIR")]
-    pub init: Option<PathBuf>,
-
-    /// Largest rank of a layer
-    #[arg(long, value_name = "R")]
-    pub rank: Option<NonZeroUsize>,
-
-    /// Folder to write the adapter to
-    #[arg(short, long, value_name = "DIR")]
-    pub out: PathBuf,
-
-    /// Number format of the factors
-    #[arg(long, value_enum, value_name = "FORMAT", default_value_t)]
-    pub dtype: Dtype,
-
-    /// How the adapter is written
-    #[arg(long, value_enum, value_name = "FORMAT", default_value_t)]
-    pub format: Format,
-
-    /// With --format diffusers or kohya: the part of the pipeline that the model is [default: unet]
-    #[arg(long, value_enum, value_name = "PART")]
-    pub component: Option<Component>,
-
-    /// Replace an adapter that is already there
-    #[arg(long)]
-    pub force: bool,
-}
-
-#[derive(Debug, Args)]
-pub struct DemoArgs {
-    /// Folder to make
-    #[arg(value_name = "DIR", default_value = "cntlora-demo")]
-    pub folder: PathBuf,
-
-    /// Write into a folder that already holds something
-    #[arg(long)]
-    pub force: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -515,10 +478,12 @@ pub enum GenerateCommand {
     ///
     /// It submits an array job that measures the moments of the activations in parts, and a job that waits for the parts, merges them
     /// and computes the adapter. The moments are left beside the adapter, for further runs of `cntlora init`.
-    #[command(after_help = after_help(
+    #[command(after_help = short_end("generate slurm", "model --activations acts --out adapter --parts 8 --cpus 16 -- --rank 8"), after_long_help = end(
         "  cntlora generate slurm model --activations acts --out adapter --parts 8 --cpus 16 -- --rank 8 | sh"
     ))]
     Slurm(SlurmArgs),
+    /// Page of all options, in Markdown, on stdout
+    Options,
     /// Completions of a shell, on stdout
     Completions {
         /// The shell

@@ -1,6 +1,7 @@
-//! Manual pages and shell completions, from the same description as `--help`.
+//! Manual pages, shell completions and the page of all options, from the same description as `--help`.
 
 use super::args::{Cli, GenerateCommand};
+use super::options_page;
 use super::prepare::{create_folder, refuse_existing};
 use super::slurm;
 use super::terminal::Terminal;
@@ -19,6 +20,7 @@ pub fn run(command: &GenerateCommand, terminal: &Terminal) -> anyhow::Result<()>
         }
         GenerateCommand::Man { out: None, .. } => terminal.data(&rendered(&Man::new(tool()))?)?,
         GenerateCommand::Slurm(args) => slurm::run(args, terminal)?,
+        GenerateCommand::Options => terminal.data(options_page::page().as_bytes())?,
         GenerateCommand::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "cntlora", &mut script);

@@ -15,6 +15,7 @@ mod inspect;
 mod interrupt;
 mod launcher;
 mod moments;
+mod options_page;
 mod parts;
 mod plan;
 mod prepare;

@@ -25,12 +25,13 @@ pub enum ProgressStyle {
 
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
 pub enum Io {
-    /// As `read`: a mapping was no faster
+    /// As `read`, which is as fast as a mapping
     #[default]
     Auto,
-    /// Reads into a buffer
+    /// Reads into a buffer: a file that is truncated meanwhile ends the run with an error
     Read,
-    /// A memory mapping: a file that is truncated meanwhile kills the process, and its pages count as resident memory
+    /// A memory mapping: a file that is truncated meanwhile kills the process, and its pages stay resident beyond --max-memory,
+    /// until the system needs them
     Mmap,
 }
 
@@ -48,7 +49,8 @@ pub enum Precision {
     /// Fused multiply-adds: the same bits on every processor
     #[default]
     F32,
-    /// The processor's bf16 dot product for bf16 activations: faster, rounds differently, needs AVX-512 BF16
+    /// The processor's bf16 dot product for bf16 activations: faster, rounds differently, needs AVX-512 BF16. It is not accurate for
+    /// channels with means of more than 10 standard deviations: the run warns of them, and refuses rows that it cannot tell apart
     Bf16,
 }
 
@@ -62,7 +64,7 @@ pub enum ChannelScale {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Shrinkage {
-    /// None: covariances as they were measured
+    /// Covariances as they were measured
     None,
     /// Oracle Approximating Shrinkage: correlations between channels become smaller, the fewer rows there are
     Oas,
@@ -105,7 +107,7 @@ pub enum Coupling {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum Norm {
-    /// What the layer's output feels on the activations
+    /// The norm of the layer's outputs on the activations
     Activations,
     /// The Frobenius norm of the update
     Weights,
@@ -115,12 +117,12 @@ pub enum Norm {
 pub enum Start {
     /// The pre-trained model: rows of the factors cancel in pairs, and the base is untouched. Needs even ranks. Use it first
     Mirrored,
-    /// The pre-trained model: the base is rewritten without the update. Use it where each unit of rank shall have a direction of
+    /// The pre-trained model: the base is rewritten without the update. Use it where each unit of rank should have a direction of
     /// its own and a second copy of the base is no obstacle
     Residual,
     /// The pre-trained model: B is zero. Use it where a training recipe expects what plain LoRA starts from
     Zero,
-    /// The pre-trained model plus the update, cut by --max-shift; the base is untouched. Use it where the update itself shall act
+    /// The pre-trained model plus the update, cut by --max-shift; the base is untouched. Use it where the update itself should act
     /// before training, as with measured pre-training activations
     Update,
 }

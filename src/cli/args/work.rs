@@ -12,16 +12,18 @@ pub struct MomentsArgs {
     #[arg(value_name = "PATH", required = true)]
     pub activations: Vec<PathBuf>,
 
-    /// File to write the moments to; with --shard, the folder for the parts
-    #[arg(short, long, value_name = "FILE")]
+    /// File to write the moments to
+    ///
+    /// With --shard, the folder for the parts.
+    #[arg(short, long, value_name = "FILE", help_heading = "Output", display_order = 0)]
     pub out: PathBuf,
 
     /// Only sites in whose name, or the name of a module that reads them, this is found; repeatable
-    #[arg(long, value_name = "REGEX")]
+    #[arg(long, value_name = "REGEX", help_heading = "Input", hide_short_help = true)]
     pub include: Vec<String>,
 
     /// No sites in whose name, or the names of all modules that read them, this is found; repeatable
-    #[arg(long, value_name = "REGEX")]
+    #[arg(long, value_name = "REGEX", help_heading = "Input", hide_short_help = true)]
     pub exclude: Vec<String>,
 
     #[command(flatten)]
@@ -31,22 +33,24 @@ pub struct MomentsArgs {
     #[command(flatten)]
     pub progress: SavedProgressArgs,
 
-    /// Only part I of N, counted from 0, into the folder --out; `auto` asks the launcher
+    /// Measure only part I of N, counted from 0, into the folder --out
     ///
-    /// Parts are cut by rows, where blocks of rows end, and have about the same work. `cntlora merge` and `init --moments` take the
+    /// `auto` asks the launcher. Parts are cut by rows, where blocks of rows end, and have about the same work. `cntlora merge` and `init --moments` take the
     /// folder when all parts are there. `auto` knows the variables of Slurm array jobs and steps, Open MPI, and MPICH and other
     /// launchers that set PMI_RANK; without any, it is 0/1.
-    #[arg(long, value_name = "I/N")]
+    #[arg(long, value_name = "I/N", help_heading = "Running")]
     pub shard: Option<ShardArg>,
 
     /// Replace a file that is already there
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     pub force: bool,
 }
 
 #[derive(Debug, Args)]
 pub struct MergeArgs {
-    /// Moments files, as `cntlora moments` or `cntlora merge` wrote them, or parts of an adapter; and folders of either
+    /// Moments files, or parts of an adapter, or folders of either
+    ///
+    /// As `cntlora moments`, `cntlora merge` or `cntlora init --shard` wrote them.
     #[arg(value_name = "FILE", required = true)]
     pub files: Vec<PathBuf>,
 
@@ -64,14 +68,16 @@ pub struct MergeArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(next_help_heading = "Progress that outlives an interruption")]
+#[command(next_help_heading = "Interruptions")]
 pub struct SavedProgressArgs {
-    /// How often progress is saved, beside the output in OUT.partial; 0 for after every block of rows
-    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    /// How often progress is saved
+    ///
+    /// It is saved beside the output, in OUT.partial. 0 saves after every block of rows.
+    #[arg(long, value_name = "SECONDS", default_value_t = 300, hide_short_help = true)]
     pub checkpoint_every: u64,
 
     /// Begin anew, and throw away what an unfinished run left
-    #[arg(long)]
+    #[arg(long, hide_short_help = true)]
     pub restart: bool,
 }
 

@@ -1,0 +1,189 @@
+//! The page of all options, `docs/options.md`, from the same description as `--help`.
+
+use super::args::Cli;
+use clap::{Arg, Command, CommandFactory};
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+const HEAD: &str = "\
+# Options
+
+`cntlora generate options` prints this page, from the definitions of the commands. Do not change it by hand.
+
+`cntlora COMMAND -h` shows the common options of a command, and `cntlora COMMAND --help` all of them.
+
+";
+
+/// The whole page.
+pub fn page() -> String {
+    let mut tool = Cli::command();
+    tool.build();
+    let mut page = HEAD.to_owned();
+    page.push_str("## All commands\n\nEvery command takes these options:\n\n");
+    let global: Vec<String> = tool.get_arguments().filter(|arg| arg.is_global_set()).map(row).collect();
+    table(&mut page, &global);
+    section(&mut page, &mut tool, "", &mut Known::new());
+    page
+}
+
+/// The options that stand on the page so far: row, command and spelling.
+type Known = Vec<(String, String, String)>;
+
+/// The subcommands of a command, or the command itself if it has none.
+fn section(page: &mut String, command: &mut Command, name: &str, known: &mut Known) {
+    if command.has_subcommands() {
+        for part in command.get_subcommands_mut().filter(|part| part.get_name() != "help") {
+            let name = format!("{name} {}", part.get_name());
+            section(page, part, name.trim_start(), known);
+        }
+        return;
+    }
+    let usage = command.render_usage().to_string();
+    let about = command.get_long_about().or(command.get_about()).map(ToString::to_string).unwrap_or_default();
+    _ = write!(page, "\n## {name}\n\n{about}\n\n    {}\n", usage.trim_start_matches("Usage: "));
+
+    let mut own: BTreeMap<usize, (Option<&str>, Vec<String>)> = BTreeMap::new();
+    let mut shared: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    let mut new = Known::new();
+    let mut arguments: Vec<&Arg> = command.get_arguments().filter(|arg| is_own(arg)).collect();
+    let headings: Vec<_> = arguments.iter().map(|arg| arg.get_help_heading()).collect();
+    // A heading stands where its first argument does.
+    let place = |arg: &Arg| {
+        headings.iter().position(|heading| *heading == arg.get_help_heading()).unwrap_or_default()
+    };
+    arguments.sort_by_key(|arg| (place(arg), !arg.is_positional(), arg.get_display_order()));
+    for arg in arguments {
+        let row = row(arg);
+        match known.iter().find(|(known, _, _)| *known == row && !arg.is_positional()) {
+            Some((_, command, spelling)) => shared.entry(command).or_default().push(spelling.clone()),
+            None => {
+                new.push((row.clone(), name.to_owned(), format!("`{arg}`")));
+                own.entry(place(arg)).or_insert((arg.get_help_heading(), Vec::new())).1.push(row);
+            }
+        }
+    }
+    for (heading, rows) in own.values() {
+        match heading {
+            Some(heading) => _ = write!(page, "\n### {name}: {heading}\n\n"),
+            None => page.push('\n'),
+        }
+        table(page, rows);
+    }
+    for (command, options) in &shared {
+        let anchor = command.replace(' ', "-");
+        let left_out =
+            known.iter().filter(|(_, place, spelling)| place == *command && !options.contains(spelling));
+        let left_out = left_out.filter(|(_, _, spelling)| new.iter().all(|(_, _, new)| new != spelling));
+        let left_out: Vec<&str> = left_out.map(|(_, _, spelling)| spelling.as_str()).collect();
+        // The shorter list says the same.
+        let (all, list) = match left_out.len() {
+            0 => ("all options", String::new()),
+            few if few < options.len() => ("all options", format!(", except {}", left_out.join(", "))),
+            _ => ("these options", format!(": {}", options.join(", "))),
+        };
+        _ = writeln!(page, "\nAnd {all} of [{command}](#{anchor}){list}.");
+    }
+    known.extend(new);
+}
+
+/// Neither `--help` nor one of the options that all commands take.
+fn is_own(arg: &Arg) -> bool {
+    !arg.is_global_set() && arg.get_id() != "help" && arg.get_id() != "version"
+}
+
+fn table(page: &mut String, rows: &[String]) {
+    page.push_str("| option | what it does | default |\n|---|---|---|\n");
+    rows.iter().for_each(|row| page.push_str(row));
+}
+
+/// The line of one argument.
+fn row(arg: &Arg) -> String {
+    let help = arg.get_long_help().or(arg.get_help()).map(ToString::to_string).unwrap_or_default();
+    // Some defaults stand in the text, because another option decides them.
+    let (mut text, in_text) =
+        match help.split_once(" [default: ").and_then(|(before, rest)| Some((before, rest.split_once(']')?)))
+        {
+            Some((before, (default, after))) => (format!("{before}{after}"), default.to_owned()),
+            None => (help, String::new()),
+        };
+    let mut plain = Vec::new();
+    for value in arg.get_possible_values().iter().filter(|_| arg.get_action().takes_values()) {
+        match value.get_help() {
+            Some(help) => _ = write!(text, "\n`{}`: {help}", value.get_name()),
+            None => plain.push(format!("`{}`", value.get_name())),
+        }
+    }
+    if !plain.is_empty() {
+        _ = write!(text, "\n{}", plain.join(", "));
+    }
+    let defaults: Vec<_> = arg.get_default_values().iter().map(|value| value.to_string_lossy()).collect();
+    let default = if defaults.is_empty() || !arg.get_action().takes_values() {
+        in_text
+    } else {
+        format!("`{}`", defaults.join(" "))
+    };
+    let spelling = match (arg.get_short(), arg.get_long()) {
+        (Some(short), Some(_)) => format!("`-{short}`, `{arg}`"),
+        _ => format!("`{arg}`"),
+    };
+    let lines: Vec<&str> = text.lines().filter(|line| !line.is_empty()).collect();
+    let cells = [spelling, lines.join("<br>"), default].map(|cell| cell.replace('|', "\\|"));
+    format!("| {} |\n", cells.join(" | ")).replace("|  |", "| |")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    /// The page in `docs` says what the commands say.
+    #[test]
+    fn the_page_is_up_to_date() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/options.md");
+        let found = std::fs::read_to_string(path).unwrap();
+        let refresh = "cargo run -- generate options > docs/options.md";
+        assert!(found == page(), "docs/options.md is not what the commands say: refresh it with `{refresh}`");
+    }
+
+    /// Every option of every command is on the page, and none of its rows is there twice.
+    #[test]
+    fn the_page_is_complete() {
+        let page = page();
+        assert!(
+            page.contains("\nAnd all options of [init](#init), except `--shard <I/N>`.\n"),
+            "plan takes the options of init"
+        );
+        let rows: Vec<&str> = page.lines().filter(|line| line.starts_with("| `-")).collect();
+        let mut different = rows.clone();
+        different.sort_unstable();
+        different.dedup();
+        assert_eq!(rows.len(), different.len());
+        let mut tool = Cli::command();
+        tool.build();
+        for command in tool.get_subcommands().filter(|command| !command.has_subcommands()) {
+            for arg in command.get_arguments().filter(|arg| is_own(arg)) {
+                let name = command.get_name();
+                assert!(page.contains(&format!("`{arg}`")), "{name} {arg}");
+            }
+        }
+    }
+
+    /// Commands that the README and the pages show are ones that the tool takes.
+    #[test]
+    fn commands_on_the_pages_are_understood() {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+        let docs = std::fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path());
+        let mut count = 0;
+        // The page of options shows usages, and those are no commands.
+        for path in docs.filter(|path| !path.ends_with("options.md")).chain([root.join("README.md")]) {
+            let page = std::fs::read_to_string(&path).unwrap();
+            for line in page.lines().filter_map(|line| line.strip_prefix("    cntlora ")) {
+                let words = line.split(" #").next().unwrap_or_default().split_whitespace();
+                let parsed = Cli::try_parse_from(["cntlora"].into_iter().chain(words));
+                assert!(parsed.is_ok(), "{}: cntlora {line}", path.display());
+                count += 1;
+            }
+        }
+        assert!(count > 10, "only {count} commands were found");
+    }
+}
