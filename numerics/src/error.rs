@@ -1,5 +1,5 @@
-//! What can go wrong in the numerics. Nothing here knows of files: rooms that read files wrap these
-//! in a [`Problem`](crate::storage::Problem) that names the file and the tensor.
+//! Errors of the numerics. They know nothing of files: the crate `cntlora` wraps them in a `Problem` that names the file and the
+//! tensor.
 
 /// A result of the numerics.
 pub type Result<T> = std::result::Result<T, Error>;

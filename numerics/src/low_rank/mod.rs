@@ -91,7 +91,8 @@ const FALLBACK_ENTRIES: usize = 1 << 22;
 /// The `k` leading singular triplets, `k ≤ min(m, n)`, from start vectors that belong to `seed` and `name`.
 ///
 /// # Errors
-/// [`Error::NonFinite`] for an operator with NaN or infinity, [`Error::NoConvergence`] of a dense decomposition.
+/// [`Error::NonFinite`](crate::error::Error::NonFinite) for an operator with NaN or infinity,
+/// [`Error::NoConvergence`](crate::error::Error::NoConvergence) of a dense decomposition.
 ///
 /// # Panics
 /// If `k > min(m, n)`.
