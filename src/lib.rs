@@ -47,10 +47,6 @@
 // An item that looks public and is not misleads the reader.
 #![warn(unreachable_pub)]
 
-// Matrices of real models have more bytes than a pointer of 32 bits reaches.
-#[cfg(not(target_pointer_width = "64"))]
-compile_error!("cntlora needs a processor with 64-bit addresses");
-
 pub use cntlora_numerics::{
     constraint, dense, element, error, factors, low_rank, method, moments, random, rank, simd, spread,
 };

@@ -24,7 +24,7 @@ pub enum Error {
     /// A NaN or an infinity in the matrix or in the result.
     #[error("{what} holds a value that is not finite")]
     NonFinite {
-        /// What was looked at.
+        /// The matrix that was checked.
         what: &'static str,
     },
     /// The decomposition did not converge.
@@ -104,7 +104,7 @@ pub fn normalized(a: MatRef<'_, f64>) -> (Mat<f32>, f64) {
 /// The product `A B`.
 pub fn product<T: Real>(a: MatRef<'_, T>, b: MatRef<'_, T>, par: Par) -> Mat<T> {
     let mut out = Mat::zeros(a.nrows(), b.ncols());
-    T::matmul(out.as_mut(), Accum::Replace, a, b, T::ONE, par);
+    product_into(out.as_mut(), a, b, par);
     out
 }
 
@@ -135,7 +135,7 @@ pub fn solve_upper<T: Real>(r: MatRef<'_, T>, x: MatMut<'_, T>, par: Par) {
 pub fn thin_product<T: Real>(a: MatRef<'_, T>, block: MatRef<'_, T>, par: Par) -> Mat<T> {
     let rows = block.transpose().to_owned();
     let mut out = Mat::zeros(block.ncols(), a.nrows());
-    T::matmul(out.as_mut().transpose_mut(), Accum::Replace, a, rows.transpose(), T::ONE, par);
+    product_into(out.as_mut().transpose_mut(), a, rows.transpose(), par);
     out.transpose().to_owned()
 }
 

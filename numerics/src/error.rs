@@ -39,7 +39,7 @@ pub enum Error {
     /// A NaN or an infinity in something that was computed or given whole.
     #[error("{what} holds a value that is not finite")]
     NonFinite {
-        /// What was looked at.
+        /// The numbers that were checked.
         what: &'static str,
     },
     /// Activations from which nothing can be learned.

@@ -5,9 +5,8 @@ use crate::random::gaussian;
 use faer::{Mat, MatRef, Par};
 
 /// A random matrix with orthonormal columns.
-pub(crate) fn orthonormal(rows: usize, columns: usize, seed: u64, name: &str) -> Mat<f32> {
-    let (q, _) = dense::thin_qr("q", gaussian(rows, columns, seed, name), Par::Seq).unwrap();
-    dense::to_f32(q.as_ref())
+pub(crate) fn orthonormal(rows: usize, columns: usize, seed: u64, name: &str) -> Mat<f64> {
+    dense::thin_qr("q", gaussian(rows, columns, seed, name), Par::Seq).unwrap().0
 }
 
 /// One-sided Jacobi rotations in f64 (Hestenes 1958): `U`, singular values in descending order, `V`, with as many triplets

@@ -20,7 +20,7 @@ pub fn run(command: &GenerateCommand, terminal: &Terminal) -> anyhow::Result<()>
         }
         GenerateCommand::Man { out: None, .. } => terminal.data(&rendered(&Man::new(tool()))?)?,
         GenerateCommand::Slurm(args) => slurm::run(args, terminal)?,
-        GenerateCommand::Options => terminal.data(options_page::page().as_bytes())?,
+        GenerateCommand::Options => terminal.data(options_page::page(tool()).as_bytes())?,
         GenerateCommand::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "cntlora", &mut script);
@@ -31,7 +31,7 @@ pub fn run(command: &GenerateCommand, terminal: &Terminal) -> anyhow::Result<()>
 }
 
 /// The tool with its global options passed on and its subcommands named in full.
-fn tool() -> clap::Command {
+pub(super) fn tool() -> clap::Command {
     let mut tool = Cli::command();
     tool.build();
     tool

@@ -1,7 +1,6 @@
 //! The page of all options, `docs/options.md`, from the same description as `--help`.
 
-use super::args::Cli;
-use clap::{Arg, Command, CommandFactory};
+use clap::{Arg, Command};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
@@ -14,10 +13,8 @@ const HEAD: &str = "\
 
 ";
 
-/// The whole page.
-pub fn page() -> String {
-    let mut tool = Cli::command();
-    tool.build();
+/// The whole page, of the [built](Command::build) tool.
+pub fn page(mut tool: Command) -> String {
     let mut page = HEAD.to_owned();
     page.push_str("## All commands\n\nEvery command takes these options:\n\n");
     let global: Vec<String> = tool.get_arguments().filter(|arg| arg.is_global_set()).map(row).collect();
@@ -134,6 +131,8 @@ fn row(arg: &Arg) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::args::Cli;
+    use crate::cli::generate::tool;
     use clap::Parser;
 
     /// The page in `docs` says what the commands say.
@@ -142,13 +141,16 @@ mod tests {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/options.md");
         let found = std::fs::read_to_string(path).unwrap();
         let refresh = "cargo run -- generate options > docs/options.md";
-        assert!(found == page(), "docs/options.md is not what the commands say: refresh it with `{refresh}`");
+        assert!(
+            found == page(tool()),
+            "docs/options.md is not what the commands say: refresh it with `{refresh}`"
+        );
     }
 
     /// Every option of every command is on the page, and none of its rows is there twice.
     #[test]
     fn the_page_is_complete() {
-        let page = page();
+        let page = page(tool());
         assert!(
             page.contains("\nAnd all options of [init](#init), except `--shard <I/N>`.\n"),
             "plan takes the options of init"
@@ -158,9 +160,7 @@ mod tests {
         different.sort_unstable();
         different.dedup();
         assert_eq!(rows.len(), different.len());
-        let mut tool = Cli::command();
-        tool.build();
-        for command in tool.get_subcommands().filter(|command| !command.has_subcommands()) {
+        for command in tool().get_subcommands().filter(|command| !command.has_subcommands()) {
             for arg in command.get_arguments().filter(|arg| is_own(arg)) {
                 let name = command.get_name();
                 assert!(page.contains(&format!("`{arg}`")), "{name} {arg}");

@@ -184,7 +184,7 @@ impl PlannedSite {
     }
 }
 
-/// Whether sites of this width are worked on side by side, each on its share of the threads. Wider sites are worked on one after the
+/// True if sites of this width are worked on side by side, each on its share of the threads. Wider sites are worked on one after the
 /// other, with all threads inside.
 pub(crate) fn is_narrow(width: usize) -> bool {
     const SIDE_BY_SIDE: usize = 2048;

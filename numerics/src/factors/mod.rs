@@ -236,7 +236,7 @@ mod tests {
     use quickcheck::quickcheck;
 
     fn components(m: usize, d: usize, k: usize, seed: u64) -> Components {
-        let u = crate::oracle::orthonormal(m, k, seed, "u");
+        let u = dense::to_f32(crate::oracle::orthonormal(m, k, seed, "u").as_ref());
         let a = gaussian::<f32>(d, k, seed, "a");
         let sigma = (1..=k).map(|i| 3.0 / i as f64).collect();
         // Activations with C = I.

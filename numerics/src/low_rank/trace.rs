@@ -60,7 +60,7 @@ mod tests {
         fn agrees_with_the_diagonal(size: u8, power: u8, seed: u64) -> bool {
             let size = usize::from(size) + 200;
             let power = 0.5 + f64::from(power % 4) / 4.0;
-            let vectors = crate::oracle::orthonormal(size, size, seed, "basis");
+            let vectors = dense::to_f32(crate::oracle::orthonormal(size, size, seed, "basis").as_ref());
             let value = |i: usize| (i as f64 + 1.0).powf(-power);
             let scaled = Mat::from_fn(size, size, |i, j| vectors[(i, j)] * value(j) as f32);
             let matrix = dense::product(scaled.as_ref(), vectors.transpose(), Par::Seq);

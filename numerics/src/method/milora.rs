@@ -25,11 +25,10 @@ pub(super) fn decompose(weight: MatRef<'_, f32>, options: &Options, par: Par) ->
 
 #[cfg(test)]
 mod tests {
-    use crate::dense::{thin_qr, to_f32, to_f64};
+    use crate::dense::{to_f32, to_f64};
     use crate::factors::LayerShape;
     use crate::method::{Basis, Method, Options};
-    use crate::oracle::jacobi;
-    use crate::random::gaussian;
+    use crate::oracle::{jacobi, orthonormal};
     use crate::rank::{Limits, Policy};
     use faer::{Mat, Par};
 
@@ -50,10 +49,6 @@ mod tests {
         (draft.spectrum().to_vec(), to_f64(factors.b.as_ref()) * to_f64(factors.a.as_ref()))
     }
 
-    fn orthonormal(rows: usize, columns: usize, name: &str) -> Mat<f64> {
-        thin_qr("q", gaussian::<f64>(rows, columns, 0, name), Par::Seq).unwrap().0
-    }
-
     fn same(label: &str, weight: &Mat<f32>, s: &[f64], product: &Mat<f64>) {
         let (found_s, found) = made(weight);
         for (found, wanted) in found_s.iter().zip(s) {
@@ -67,7 +62,7 @@ mod tests {
     /// no singular value by more than 1e-6 of itself.
     #[test]
     fn rows_of_very_different_size() {
-        let q = orthonormal(36, 30, "rows");
+        let q = orthonormal(36, 30, 0, "rows");
         for condition in [1e4f64, 1e6, 1e8] {
             // Out of order, as no algorithm likes it.
             let place = |i: usize| (7 * i + 3) % 30;
@@ -97,9 +92,9 @@ mod tests {
         for (condition, m, n) in [(1e4f64, 40, 30), (1e6, 30, 40), (1e8, 30, 30)] {
             let side = m.min(n);
             let value = |t: usize| condition.powf(-(t as f64) / (side - 1) as f64);
-            let left = orthonormal(m, side, "left");
+            let left = orthonormal(m, side, 0, "left");
             let scaled = Mat::from_fn(m, side, |i, j| left[(i, j)] * value(j));
-            let weight = to_f32((scaled * orthonormal(n, side, "right").transpose()).as_ref());
+            let weight = to_f32((scaled * orthonormal(n, side, 0, "right").transpose()).as_ref());
             let wide = to_f64(weight.as_ref());
             let (u, s, v) = if m >= n {
                 jacobi(wide.as_ref())

@@ -136,7 +136,7 @@ impl Options {
             Method::Cntlora | Method::Pissa | Method::CordaIpm => {
                 low_rank::memory(outputs, inputs, components)
             }
-            Method::Milora | Method::CordaKpm => low_rank::last_components_memory(outputs, inputs),
+            Method::Milora | Method::CordaKpm => low_rank::dense_memory(outputs, inputs),
             // The columns and their orthonormal basis, or what is drawn.
             Method::Olora | Method::Eva | Method::Lora | Method::Gaussian | Method::Orthogonal => {
                 2 * 4 * components * (outputs + inputs)

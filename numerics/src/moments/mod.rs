@@ -210,7 +210,7 @@ impl Moments {
         largest.filter(|(_, ratio)| *ratio > ACCURATE)
     }
 
-    /// Whether noise hides the deviations of every column where rows of bf16 were added with
+    /// True if noise hides the deviations of every column where rows of bf16 were added with
     /// [`Precision::Bf16`](simd::Precision::Bf16): all rows may be equal.
     pub fn all_lost_in_bf16(&self) -> bool {
         let mut ratios = self.ratios_in_bf16().peekable();

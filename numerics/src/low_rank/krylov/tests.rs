@@ -7,7 +7,7 @@ use crate::random::gaussian;
 const SIDE: usize = 80;
 
 fn basis(columns: usize, name: &str) -> Mat<f32> {
-    orthonormal(SIDE, columns, 0, name)
+    dense::to_f32(orthonormal(SIDE, columns, 0, name).as_ref())
 }
 
 fn orthonormalized(block: Mat<f32>, basis: &Mat<f32>) -> Orthonormalized {
@@ -44,7 +44,7 @@ fn blocks_that_the_basis_spans_in_part() {
 #[test]
 fn noise_in_the_directions_of_the_basis() {
     // The basis is that of 12 coordinates, turned, so that rounding errors of the projection lie in those coordinates.
-    let turn = orthonormal(12, 12, 4, "turn");
+    let turn = dense::to_f32(orthonormal(12, 12, 4, "turn").as_ref());
     let old = Mat::from_fn(SIDE, 12, |i, j| if i % 6 == 0 && i / 6 < 12 { turn[(i / 6, j)] } else { 0.0 });
     let block = &old * gaussian::<f32>(12, 6, 5, "inside");
     let fresh = |count| gaussian(SIDE, count, 1, "fresh");

@@ -1,11 +1,11 @@
 //! The last triplets where the weight or the activations are ill conditioned, against Jacobi rotations in f64.
 
 use crate::constraint::Evidence;
-use crate::dense::{product, thin_qr, to_f64};
+use crate::dense::{product, to_f64};
 use crate::factors::LayerShape;
 use crate::method::{Basis, Method, Options};
 use crate::moments::Moments;
-use crate::oracle::jacobi;
+use crate::oracle::{jacobi, orthonormal};
 use crate::random::gaussian;
 use crate::rank::{Limits, Policy};
 use faer::{Mat, Par};
@@ -15,9 +15,7 @@ const RANK: usize = 3;
 /// `rows × width` with singular values from 1 down to `1 / condition`, evenly spaced in the logarithm.
 fn ill_conditioned(rows: usize, width: usize, condition: f64, name: &str) -> Mat<f32> {
     let side = rows.min(width);
-    let q = |rows, end: &str| {
-        thin_qr("q", gaussian::<f64>(rows, side, 0, &format!("{name} {end}")), Par::Seq).unwrap().0
-    };
+    let q = |rows, end: &str| orthonormal(rows, side, 0, &format!("{name} {end}"));
     let value = |j: usize| condition.powf(-(j as f64) / (side - 1) as f64);
     let left = q(rows, "left");
     let scaled = Mat::from_fn(rows, side, |i, j| left[(i, j)] * value(j));
