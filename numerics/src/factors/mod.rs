@@ -4,10 +4,12 @@
 
 pub mod combine;
 mod mirrored;
+mod name;
 mod shape;
 mod spectrum;
 
 pub use mirrored::mirrored;
+pub use name::LayerName;
 pub use shape::{LayerShape, block_name, module_and_block};
 
 use crate::dense;

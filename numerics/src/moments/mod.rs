@@ -7,9 +7,11 @@
 mod accuracy;
 mod counts;
 mod pairs;
+mod rows_or_tokens;
 
 pub use counts::Counts;
 pub use pairs::{PairedMoments, Sides};
+pub use rows_or_tokens::RowsOrTokens;
 
 use crate::error::{Error, Result};
 use crate::simd::{self, Rows, Sums, Values, Workspace};
