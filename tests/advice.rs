@@ -7,6 +7,7 @@ mod small;
 use cntlora::element::Element;
 use cntlora::random::gaussian;
 use cntlora::storage::safetensors;
+use expect_test::{Expect, expect};
 use progress::leave_progress;
 use serde_json::Value;
 use small::{Small, WIDTH};
@@ -46,7 +47,7 @@ fn write_zeros(small: &Small) {
 
 /// Runs a command that fails, checks its advice, and follows that while the progress is there.
 #[track_caller]
-fn follow(small: &Small, failing: &str, code: i32, advice: &str, followed: &str) {
+fn follow(small: &Small, failing: &str, code: i32, advice: Expect, followed: &str) {
     let said = small.refused(failing, code, advice);
     assert!(said.contains("The progress is kept in \"out.partial\""), "{said}");
     assert!(small.path("out.partial/job.json").exists());
@@ -68,12 +69,34 @@ fn between<'a>(text: &'a str, start: &str, end: &str) -> &'a str {
 fn the_layer_of_a_bad_weight_can_be_left_out() {
     let small = Small::new();
     write_model(&small, "model.safetensors", |_| f64::NAN);
-    let said = small.refused(INIT, 1, "the weight holds a value that is not finite");
+    let said = small.refused(INIT, 1, expect![[r#"
+        3 layers at 2 sites, 787.2 kB of activations to read, about [size] of memory
+        The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
+        error: model.safetensors: tensor "block.mlp.weight": the weight holds a value that is not finite: NaN in row 0, column 0 of module "block.mlp"; there are 959 more
+          help: download or convert the checkpoint again, or leave this layer out with --exclude '^block\.mlp$'
+    "#]]);
     let exclude = between(&said, "leave this layer out with --exclude '", "'").to_owned();
     assert_eq!(exclude, r"^block\.mlp$");
-    follow(&small, INIT, 1, "not finite", &format!("{INIT} --exclude {exclude}"));
+    follow(
+        &small,
+        INIT,
+        1,
+        expect![[r#"
+            3 layers at 2 sites, 787.2 kB of activations to read, about [size] of memory
+            Going on from the progress in "out.partial"; --restart begins anew
+            The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
+            error: model.safetensors: tensor "block.mlp.weight": the weight holds a value that is not finite: NaN in row 0, column 0 of module "block.mlp"; there are 959 more
+              help: download or convert the checkpoint again, or leave this layer out with --exclude '^block\.mlp$'
+        "#]],
+        &format!("{INIT} --exclude {exclude}"),
+    );
     // A checkpoint that was downloaded again, and a larger ridge in the same breath.
-    small.refused(INIT, 1, "download or convert the checkpoint again");
+    small.refused(INIT, 1, expect![[r#"
+        3 layers at 2 sites, 787.2 kB of activations to read, about [size] of memory
+        The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
+        error: model.safetensors: tensor "block.mlp.weight": the weight holds a value that is not finite: NaN in row 0, column 0 of module "block.mlp"; there are 959 more
+          help: download or convert the checkpoint again, or leave this layer out with --exclude '^block\.mlp$'
+    "#]]);
     write_model(&small, "model.safetensors", |number| number);
     small.succeed(&format!("{INIT} --ridge 1"));
 }
@@ -85,12 +108,49 @@ fn strictness_can_be_given_up() {
     write_zeros(&small);
     let words = "init model.safetensors -a zeros --rank 4 --checkpoint-every 0 -o out";
     let strict = format!("{words} --strict");
-    let advice = "leave --strict out to go on without this site, or record more and different inputs";
-    follow(&small, &strict, 1, advice, words);
-    follow(&small, &strict, 1, advice, &format!("{strict} --exclude mlp"));
-    follow(&small, &strict, 1, advice, &format!("{words} --ridge 1"));
+    follow(
+        &small,
+        &strict,
+        1,
+        expect![[r#"
+            3 layers at 3 sites, 172.8 kB of activations to read, about [size] of memory
+            The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
+            error: tensor "block.mlp": all activations are zero: there is nothing to initialize from
+              help: leave --strict out to go on without this site, or record more and different inputs
+        "#]],
+        words,
+    );
+    follow(
+        &small,
+        &strict,
+        1,
+        expect![[r#"
+            3 layers at 3 sites, 172.8 kB of activations to read, about [size] of memory
+            The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
+            error: tensor "block.mlp": all activations are zero: there is nothing to initialize from
+              help: leave --strict out to go on without this site, or record more and different inputs
+        "#]],
+        &format!("{strict} --exclude mlp"),
+    );
+    follow(
+        &small,
+        &strict,
+        1,
+        expect![[r#"
+            3 layers at 3 sites, 172.8 kB of activations to read, about [size] of memory
+            The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
+            error: tensor "block.mlp": all activations are zero: there is nothing to initialize from
+              help: leave --strict out to go on without this site, or record more and different inputs
+        "#]],
+        &format!("{words} --ridge 1"),
+    );
     // Other recordings have other sums: --restart is what the message says.
-    let said = small.refused(&strict, 1, advice);
+    let said = small.refused(&strict, 1, expect![[r#"
+        3 layers at 3 sites, 172.8 kB of activations to read, about [size] of memory
+        The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
+        error: tensor "block.mlp": all activations are zero: there is nothing to initialize from
+          help: leave --strict out to go on without this site, or record more and different inputs
+    "#]]);
     assert!(said.contains("for others give --restart"), "{said}");
     small.succeed("init model.safetensors -a target --rank 4 -o out --strict --restart");
 }
@@ -108,7 +168,12 @@ fn bad_rows_can_be_left_out() {
         &small,
         INIT,
         1,
-        "leave such rows out with --nonfinite skip-rows",
+        expect![[r#"
+            3 layers at 2 sites, 787.2 kB of activations to read, about [size] of memory
+            The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
+            error: target/2.safetensors: tensor "block.mlp": row 1899, column 23 is not a finite f32 number
+              help: record these activations again, or leave such rows out with --nonfinite skip-rows; `cntlora inspect --values` counts such numbers
+        "#]],
         &format!("{INIT} --nonfinite skip-rows"),
     );
 }
@@ -119,7 +184,18 @@ fn ranks_can_be_raised_at_the_end() {
     let small = Small::new();
     write_model(&small, "model.safetensors", |_| 0.0);
     let words = "init model.safetensors -a target --target mlp --energy 0.5 --checkpoint-every 0 -o out";
-    follow(&small, words, 1, "give --min-rank 1, or a larger --energy", &format!("{words} --min-rank 1"));
+    follow(
+        &small,
+        words,
+        1,
+        expect![[r#"
+            1 layer at 1 site, 393.6 kB of activations to read, about [size] of memory
+            The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
+            error: every layer got rank 0, so there is no adapter to write
+              help: give --min-rank 1, or a larger --energy, at most 1
+        "#]],
+        &format!("{words} --min-rank 1"),
+    );
 }
 
 /// Factors that do not fit a format.
@@ -127,7 +203,29 @@ fn ranks_can_be_raised_at_the_end() {
 fn formats_can_be_changed() {
     let small = Small::new();
     let words = format!("{INIT} --start update --strength 1e12");
-    follow(&small, &format!("{words} --dtype f16"), 1, "too large for it", &format!("{words} --dtype bf16"));
+    follow(
+        &small,
+        &format!("{words} --dtype f16"),
+        1,
+        expect![[r#"
+            3 layers at 2 sites, 787.2 kB of activations to read, about [size] of memory
+            The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
+            error: tensor "base_model.model.block.mlp.lora_A.weight": row 0, column 0: expected a finite F16 number, found [number], which is too large for it
+              help: write the factors as f32 or bf16
+            error: tensor "base_model.model.block.mlp.lora_B.weight": row 0, column 0: expected a finite F16 number, found [number], which is too large for it
+              help: write the factors as f32 or bf16
+            error: tensor "base_model.model.block.query.lora_A.weight": row 0, column 0: expected a finite F16 number, found [number], which is too large for it
+              help: write the factors as f32 or bf16
+            error: tensor "base_model.model.block.query.lora_B.weight": row 0, column 0: expected a finite F16 number, found [number], which is too large for it
+              help: write the factors as f32 or bf16
+            error: tensor "base_model.model.block.value.lora_A.weight": row 0, column 0: expected a finite F16 number, found [number], which is too large for it
+              help: write the factors as f32 or bf16
+            error: tensor "base_model.model.block.value.lora_B.weight": row 0, column 0: expected a finite F16 number, found [number], which is too large for it
+              help: write the factors as f32 or bf16
+            6 problems were found
+        "#]],
+        &format!("{words} --dtype bf16"),
+    );
 }
 
 /// Options whose advice is known before any work.
@@ -136,45 +234,132 @@ fn advised_values_are_legal() {
     let small = Small::new();
     let plan = "plan model.safetensors -a target";
     for (options, advice, followed) in [
-        ("--rank 13", "give --rank 12 or 14", "--rank 12"),
-        ("--rank 14", "give --rank 12,", "--rank 12"),
-        ("--rank 6 --rank-multiple 4", "give --rank 4,", "--rank 4 --rank-multiple 4"),
+        (
+            "--rank 13",
+            expect![[r#"
+            error: rank 13 is odd, but the mirrored start needs an even rank
+              help: give --rank 12 or 14
+        "#]],
+            "--rank 12",
+        ),
+        (
+            "--rank 14",
+            expect![[r#"
+            error: rank 14 is over the limit of "block.value"
+              help: the largest rank that all layers can have is 12: give --rank 12, or leave layers out with --exclude
+        "#]],
+            "--rank 12",
+        ),
+        (
+            "--rank 6 --rank-multiple 4",
+            expect![[r#"
+            error: rank 6 must be from 0 to 6, in steps of 4
+              help: give --rank 4, or change the limits
+        "#]],
+            "--rank 4 --rank-multiple 4",
+        ),
         (
             "--rank 2 --rank-multiple 4",
-            "give --rank 4 and --max-rank 4",
+            expect![[r#"
+            error: rank 2 must be from 0 to 2, in steps of 4
+              help: give --rank 4 and --max-rank 4
+        "#]],
             "--rank 4 --max-rank 4 --rank-multiple 4",
         ),
         (
             "--rank 6 --min-rank 6 --max-rank 8 --rank-multiple 4",
-            "give --rank 8,",
+            expect![[r#"
+                error: rank 6 must be from 6 to 8, in steps of 4
+                  help: give --rank 8, or change the limits
+            "#]],
             "--rank 8 --min-rank 6 --max-rank 8 --rank-multiple 4",
         ),
         (
             "--rank 16 --rank-multiple 16",
-            "leave it out with --exclude",
+            expect![[r#"
+            error: rank 16 is over the limit of "block.value"
+              help: one of them can have 0 at most: leave it out with --exclude, or change the limits
+        "#]],
             "--rank 16 --rank-multiple 16 --exclude value",
         ),
-        ("--budget=1", "give --budget=72 or more", "--budget=72"),
-        ("--rank 4 --coupling paired", "choose --coupling uncorrelated", "--rank 4 --coupling uncorrelated"),
-        ("--rank 4 --method olora --max-shift 0.1", "leave --max-shift out\n", "--rank 4 --method olora"),
+        (
+            "--budget=1",
+            expect![[r#"
+            error: a budget of 1 parameters does not pay for the least ranks
+              help: give --budget=72 or more
+        "#]],
+            "--budget=72",
+        ),
+        (
+            "--rank 4 --coupling paired",
+            expect![[r#"
+            error: the coupling paired needs pre-training activations, row for row
+              help: give them with --source, or choose --coupling uncorrelated
+        "#]],
+            "--rank 4 --coupling uncorrelated",
+        ),
+        (
+            "--rank 4 --method olora --max-shift 0.1",
+            expect![[r#"
+            error: --max-shift is given, but only --start update has a strength to choose
+              help: leave --max-shift out
+        "#]],
+            "--rank 4 --method olora",
+        ),
         (
             "--rank 4 --start zero --max-shift 0.1",
-            "give --start update",
+            expect![[r#"
+            error: --max-shift is given, but only --start update has a strength to choose
+              help: leave --max-shift out, or give --start update
+        "#]],
             "--rank 4 --start update --max-shift 0.1",
         ),
-        ("--rank 4 --ridge 10", "must be above 0 and at most 1", "--rank 4 --ridge 1"),
+        (
+            "--rank 4 --ridge 10",
+            expect![[r#"
+            error: the ridge is 10, but must be above 0 and at most 1
+        "#]],
+            "--rank 4 --ridge 1",
+        ),
     ] {
-        let said = small.refused(&format!("{plan} {options}"), 2, advice);
-        assert!(said.contains(advice), "{said}");
+        small.refused(&format!("{plan} {options}"), 2, advice);
         small.succeed(&format!("{plan} {followed}"));
     }
-    for options in ["", "--coupling transport", "--method pissa"] {
-        let said =
-            small.refused(&format!("{plan} --rank 4 {options} --max-memory 1kB"), 2, "give --max-memory");
+    for (options, message) in [
+        (
+            "",
+            expect![[r#"
+                error: the run needs 81 MiB of memory even with one site at a time, but may use 0 MiB
+                  help: give --max-memory [size] or more; smaller ranks need less
+            "#]],
+        ),
+        (
+            "--coupling transport",
+            expect![[r#"
+                error: the run needs 81 MiB of memory even with one site at a time, but may use 0 MiB
+                  help: give --max-memory [size] or more; --coupling uncorrelated and smaller ranks need less
+            "#]],
+        ),
+        (
+            "--method pissa",
+            expect![[r#"
+                error: the run needs 81 MiB of memory even with one site at a time, but may use 0 MiB
+                  help: give --max-memory [size] or more; smaller ranks need less
+            "#]],
+        ),
+    ] {
+        let said = small.refused(&format!("{plan} --rank 4 {options} --max-memory 1kB"), 2, message);
         let needed = between(&said, "give --max-memory ", " or more");
         small.succeed(&format!("{plan} --rank 4 {options} --max-memory {needed}"));
     }
-    let said = small.refused("moments target -o m --max-memory 1kB", 2, "give --max-memory");
+    let said = small.refused(
+        "moments target -o m --max-memory 1kB",
+        2,
+        expect![[r#"
+            error: the run needs 81 MiB of memory even with one site at a time, but may use 0 MiB
+              help: give --max-memory [size] or more
+        "#]],
+    );
     assert!(!said.contains("--coupling") && !said.contains("ranks"), "{said}");
     let needed = between(&said, "give --max-memory ", " or more").to_owned();
     small.succeed(&format!("moments target -o m --max-memory {needed}"));
@@ -189,12 +374,27 @@ fn budgets_can_be_raised() {
         &small,
         &format!("{INIT} {budget}"),
         2,
-        "give a larger --rank, or a smaller --min-rank",
+        expect![[r#"
+            3 layers at 2 sites, 787.2 kB of activations to read, about [size] of memory
+            The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
+            error: the parameter budget is 576, but must be at least what the least ranks cost
+              help: give a larger --rank, or a smaller --min-rank
+        "#]],
         &format!("{INIT} {budget}").replace("--rank 4", "--rank 8"),
     );
     let eva = INIT.replace("--rank 4", "--rank 2 --method eva --rho 4");
-    let advice = "give a larger --rank, or a smaller --min-rank";
-    follow(&small, &format!("{eva} --min-rank 5"), 2, advice, &format!("{eva} --min-rank 2"));
+    follow(
+        &small,
+        &format!("{eva} --min-rank 5"),
+        2,
+        expect![[r#"
+            3 layers at 2 sites, 787.2 kB of activations to read, about [size] of memory
+            The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
+            error: the parameter budget is 6, but must be at least what the least ranks cost
+              help: give a larger --rank, or a smaller --min-rank
+        "#]],
+        &format!("{eva} --min-rank 2"),
+    );
 }
 
 /// Sums that a failed run saved are used with another ridge and another model; layers that were decomposed with other options
@@ -203,7 +403,12 @@ fn budgets_can_be_raised() {
 fn other_options_use_the_saved_sums_alone() {
     let (small, whole) = (Small::new(), Small::new());
     write_model(&small, "model.safetensors", |_| f64::NAN);
-    small.refused(INIT, 1, "not finite");
+    small.refused(INIT, 1, expect![[r#"
+        3 layers at 2 sites, 787.2 kB of activations to read, about [size] of memory
+        The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
+        error: model.safetensors: tensor "block.mlp.weight": the weight holds a value that is not finite: NaN in row 0, column 0 of module "block.mlp"; there are 959 more
+          help: download or convert the checkpoint again, or leave this layer out with --exclude '^block\.mlp$'
+    "#]]);
     for folder in [&small, &whole] {
         write_model(folder, "model.safetensors", |number| number);
     }

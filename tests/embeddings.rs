@@ -6,6 +6,7 @@ use cntlora::element::Element;
 use cntlora::moments_file::MomentsSet;
 use cntlora::random::gaussian;
 use cntlora::storage::{Access, Source, safetensors};
+use expect_test::{Expect, expect};
 use faer::Mat;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -72,11 +73,10 @@ impl Model {
     }
 
     #[track_caller]
-    fn refused(&self, words: &str, message: &str) {
+    fn refused(&self, words: &str, message: Expect) {
         let output = self.run(words);
-        let stderr = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success(), "{words} was not refused");
-        assert!(stderr.contains(message), "{words}: expected {message:?} in: {stderr}");
+        message.assert_eq(&String::from_utf8(output.stderr).unwrap());
     }
 
     /// `s B A` of these layers.
@@ -243,10 +243,10 @@ fn tables_that_are_named_need_no_activations() {
     }
     let all = model.succeed("plan named.safetensors --method pissa --target all-linear --rank 2 --json");
     assert!(!all.contains("embed_tokens"), "{all}");
-    model.refused(
-        "plan named.safetensors --method orthogonal --target embed_tokens --rank 2",
-        "module \"embed_tokens\" cannot be adapted: it is an embedding",
-    );
+    model.refused("plan named.safetensors --method orthogonal --target embed_tokens --rank 2", expect![[r#"
+        error: named.safetensors: module "embed_tokens" cannot be adapted: it is an embedding, which the method orthogonal does not adapt: PEFT has it for other layers, and gives embeddings the factors of lora in its place
+          help: leave it out of --target, or name it to --exclude
+    "#]]);
 }
 
 /// The transport between counts that all differ is as large as one of rows: what that takes is planned, and what takes less is said.
@@ -266,7 +266,10 @@ fn counts_that_all_differ_need_memory() {
     let transport = "plan large.safetensors -a many --source others --rank 2 --coupling transport --json";
     model.refused(
         &format!("{transport} --max-memory 300MiB"),
-        "--coupling uncorrelated and smaller ranks need less",
+        expect![[r#"
+        error: the run needs 853 MiB of memory even with one site at a time, but may use 300 MiB
+          help: give --max-memory 853MiB or more; --coupling uncorrelated and smaller ranks need less
+    "#]],
     );
     let uncorrelated = "plan large.safetensors -a many --source others --rank 2 --max-memory 300MiB --json";
     for (plan, least, most) in [(transport, 22.0 * 2.7e10, 6e11), (uncorrelated, 0.0, 1e7)] {
@@ -325,7 +328,13 @@ fn counts_are_measured_once() {
 
     // Tokens count once, as rows do, and counts that were recorded apart are added.
     model.succeed("moments target/e.npy -o e.m");
-    model.refused("merge t.m e.m -o x.m", "are counted in \"t.m\" as well");
+    model.refused(
+        "merge t.m e.m -o x.m",
+        expect![[r#"
+        error: e.m: tensor "e": rows 0 to 236 of the recording "target/e.npy" are counted in "t.m" as well
+          help: leave one of the two out: every row counts once
+    "#]],
+    );
     fs::create_dir(model.path("apart")).unwrap();
     let mut rest = TARGET;
     let half = TARGET.map(|count| count / 2);
@@ -338,8 +347,17 @@ fn counts_are_measured_once() {
     model.succeed("init model --moments apart-1.m apart-0.m --rank 4 -o apart-adapter");
     assert!(adapter("one") == adapter("apart-adapter"));
     model.succeed("moments apart -o apart.m");
-    model.refused("merge apart.m apart-1.m -o x.m", "are counted in \"apart.m\" as well");
-    model.refused("merge e.m s.m t.m -o x.m", "are counted in \"e.m\" as well");
+    model.refused("merge apart.m apart-1.m -o x.m", expect![[r#"
+        error: apart-1.m: tensor "e": rows 0 to 125 of the recording "apart/e.1.npy" are counted in "apart.m" as well
+          help: leave one of the two out: every row counts once
+    "#]]);
+    model.refused(
+        "merge e.m s.m t.m -o x.m",
+        expect![[r#"
+        error: t.m: tensor "e": rows 0 to 236 of the recording "target/e.npy" are counted in "e.m" as well
+          help: leave one of the two out: every row counts once
+    "#]],
+    );
 }
 
 #[test]
@@ -360,11 +378,26 @@ fn what_is_counted_is_told() {
 #[test]
 fn combinations_that_do_not_exist() {
     let model = Model::new();
-    for method in ["eva", "orthogonal"] {
+    for (method, message) in [
+        (
+            "eva",
+            expect![[r#"
+        error: model: module "e" cannot be adapted: it is an embedding, which the method eva does not adapt: tokens that were met equally often vary alike, so that they have no leading directions
+          help: leave it out of --target, or name it to --exclude
+    "#]],
+        ),
+        (
+            "orthogonal",
+            expect![[r#"
+        error: model: module "e" cannot be adapted: it is an embedding, which the method orthogonal does not adapt: PEFT has it for other layers, and gives embeddings the factors of lora in its place
+          help: leave it out of --target, or name it to --exclude
+    "#]],
+        ),
+    ] {
         let said = model.succeed(&format!("plan model -a target --method {method} --rank 2"));
         assert!(said.contains(&format!("which the method {method} does not adapt")), "{said}");
         let named = format!("plan model -a target --method {method} --rank 2 --target e");
-        model.refused(&named, "module \"e\" cannot be adapted: it is an embedding");
+        model.refused(&named, message);
     }
     for method in ["lora", "gaussian"] {
         model.succeed(&format!("init model -a target --method {method} --rank 2 -o {method}"));
@@ -375,18 +408,39 @@ fn combinations_that_do_not_exist() {
     }
     let pairs = "plan model -a target --source target --coupling paired --rank 2";
     assert!(model.succeed(pairs).contains("counts of tokens have no pairs"));
-    model.refused(&format!("{pairs} --target e"), "counts of tokens have no pairs");
-    for format in ["kohya", "diffusers"] {
+    model.refused(
+        &format!("{pairs} --target e"),
+        expect![[r#"
+        error: model: module "e" cannot be adapted: it is an embedding, and counts of tokens have no pairs
+          help: leave it out of --target, or name it to --exclude
+    "#]],
+    );
+    for (format, message) in [
+        (
+            "kohya",
+            expect![[r#"
+        error: module "e" is an embedding, for which this format has no names
+          help: give --format peft, or make the adapter without it, with --exclude
+    "#]],
+        ),
+        (
+            "diffusers",
+            expect![[r#"
+        error: module "e" is an embedding, for which this format has no names
+          help: give --format peft, or make the adapter without it, with --exclude
+    "#]],
+        ),
+    ] {
         let words = format!("plan model -a target --rank 2 --format {format}");
-        model.refused(
-            &words.replace("plan", "init").replace("--rank", "-o x --rank"),
-            "module \"e\" is an embedding",
-        );
+        model.refused(&words.replace("plan", "init").replace("--rank", "-o x --rank"), message);
     }
 
     let residual = "init model -a target --method pissa --rank 2 -o x";
     model.configure(r#"{"tie_word_embeddings":true}"#);
-    model.refused(residual, "one that is also the output head of the model");
+    model.refused(residual, expect![[r#"
+        error: model: tensor "e.weight": expected an embedding of its own, found one that is also the output head of the model (tie_word_embeddings in config.json): a changed base would change both
+          help: give --residual anchor, which leaves the base as it is, or leave the embedding out with --exclude
+    "#]]);
     assert!(!model.path("x").exists());
     model.succeed(&format!("{residual} --residual anchor"));
     model.configure(r#"{"tie_word_embeddings":false}"#);
@@ -398,12 +452,22 @@ fn combinations_that_do_not_exist() {
 fn counts_that_do_not_fit() {
     let model = Model::new();
     write_npy(&model.path("target/e.npy"), &[1; TOKENS - 1]);
-    model.refused("plan model -a target", "expected counts of 30 tokens in site \"e\", found 29");
+    model.refused("plan model -a target", expect![[r#"
+        error: module "e" has a weight of shape [30, 8]: expected counts of 30 tokens in site "e", found 29
+          help: record numpy.bincount(ids, minlength=30)
+        error: rank 16 is over the limit of "l"
+          help: the largest rank that all layers can have is 8: give --rank 8, or leave layers out with --exclude
+        2 problems were found
+    "#]]);
     write_npy(&model.path("target/e.npy"), &TARGET);
     fs::remove_file(model.path("source/e.npy")).unwrap();
     fs::copy(model.path("source/l.safetensors"), model.path("rows.safetensors")).unwrap();
     let rows = BTreeMap::from([("e".to_owned(), stored(&Mat::full(4, TOKENS, 1.0)))]);
     write(&model.path("source/e.safetensors"), &rows);
-    let words = "expected counts of tokens as among the fine-tuning activations, found rows";
-    model.refused("plan model -a target --source source", words);
+    model.refused("plan model -a target --source source", expect![[r#"
+        error: source/e.safetensors: tensor "e": expected counts of tokens as among the fine-tuning activations, found rows
+        error: rank 16 is over the limit of "e", "l"
+          help: the largest rank that all layers can have is 8: give --rank 8, or leave layers out with --exclude
+        2 problems were found
+    "#]]);
 }

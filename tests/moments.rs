@@ -4,6 +4,7 @@ mod small;
 
 use cntlora::moments_file::MomentsSet;
 use cntlora::storage::Access;
+use expect_test::expect;
 use serde_json::Value;
 use small::Small;
 use std::fs;
@@ -78,50 +79,140 @@ fn nothing_is_counted_twice() {
     let small = Small::new();
     small.succeed("moments target -o all.m");
     small.succeed("moments target/1.safetensors -o one.m");
-    let words = "are counted in \"all.m\" as well";
-    small.refused("merge all.m one.m -o sum.m", 1, words);
-    small.refused("init model.safetensors --moments all.m one.m -o adapter", 1, words);
-    small.refused("merge all.m all.m -o sum.m", 1, words);
+    small.refused("merge all.m one.m -o sum.m", 1, expect![[r#"
+        error: one.m: tensor "block.attention": rows 0 to 699 of the recording "target/1.safetensors" are counted in "all.m" as well
+          help: leave one of the two out: every row counts once
+    "#]]);
+    small.refused("init model.safetensors --moments all.m one.m -o adapter", 1, expect![[r#"
+        error: one.m: tensor "block.attention": rows 0 to 699 of the recording "target/1.safetensors" are counted in "all.m" as well
+          help: leave one of the two out: every row counts once
+    "#]]);
+    small.refused("merge all.m all.m -o sum.m", 1, expect![[r#"
+        error: all.m: tensor "block.attention": rows 0 to 1499 of the recording "target/0.safetensors" are counted in "all.m" as well
+          help: leave one of the two out: every row counts once
+    "#]]);
     fs::rename(small.path("target/1.safetensors"), small.path("target/renamed.safetensors")).unwrap();
     small.succeed("moments target/renamed.safetensors -o renamed.m");
-    small.refused("merge one.m renamed.m -o sum.m", 1, "are counted in \"one.m\" as well");
+    small.refused("merge one.m renamed.m -o sum.m", 1, expect![[r#"
+        error: renamed.m: tensor "block.attention": rows 0 to 699 of the recording "target/renamed.safetensors" are counted in "one.m" as well
+          help: leave one of the two out: every row counts once
+    "#]]);
     fs::copy(small.path("target/renamed.safetensors"), small.path("target/copy.safetensors")).unwrap();
-    small.refused("moments target -o copied.m", 1, "its rows would count twice: it has the content of");
+    small.refused("moments target -o copied.m", 1, expect![[r#"
+        error: target/renamed.safetensors: its rows would count twice: it has the content of "target/copy.safetensors"
+          help: leave one of the two out
+    "#]]);
 }
 
 #[test]
 fn what_cannot_be_done_is_refused_before_any_work() {
     let small = Small::new();
     small.succeed("moments target -o t.m");
-    small.refused("moments target -o t.m", 2, "t.m: is there already");
-    small.refused("merge t.m -o t.m --force", 2, "t.m: the output is one of the inputs");
-    small.refused("moments target -o target/m.safetensors", 2, "the output would be among the inputs");
-    small.refused("moments nowhere -o m", 3, "nowhere: cannot open");
-    small.refused("moments target -o m --include nothing", 2, "leave out all 2 sites");
-    small.refused("moments target --checkpoint-every soon -o m", 2, "invalid value 'soon'");
-    small.refused("merge model.safetensors -o m", 1, "without the metadata of one");
+    small.refused(
+        "moments target -o t.m",
+        2,
+        expect![[r#"
+        error: t.m: is there already
+          help: choose another name, or give --force to replace it
+    "#]],
+    );
+    small.refused(
+        "merge t.m -o t.m --force",
+        2,
+        expect![[r#"
+        error: t.m: the output is one of the inputs
+          help: write to another file
+    "#]],
+    );
+    small.refused(
+        "moments target -o target/m.safetensors",
+        2,
+        expect![[r#"
+        error: target/m.safetensors: the output would be among the inputs, and be read with them the next time
+          help: write to another folder
+    "#]],
+    );
+    small.refused(
+        "moments nowhere -o m",
+        3,
+        expect![[r#"
+        error: nowhere: cannot open: No such file or directory (os error 2)
+          help: check the path
+    "#]],
+    );
+    small.refused(
+        "moments target -o m --include nothing",
+        2,
+        expect![[r#"
+        error: nothing is selected: --include and --exclude leave out all 2 sites
+          help: loosen one of them
+    "#]],
+    );
+    small.refused(
+        "moments target --checkpoint-every soon -o m",
+        2,
+        expect![[r#"
+        error: invalid value 'soon' for '--checkpoint-every <SECONDS>': invalid digit found in string
+
+        For more information, try '--help'.
+    "#]],
+    );
+    small.refused("merge model.safetensors -o m", 1, expect![[r#"
+        error: model.safetensors: expected a moments file, found a safetensors file without the metadata of one
+          help: make moments of activations with `cntlora moments`
+    "#]]);
     small.refused(
         "merge target/0.safetensors -o m",
         1,
-        "expected a file of moments, found one of \"activations\"",
+        expect![[r#"
+        error: target/0.safetensors: expected a file of moments, found one of "activations"
+          help: make moments of activations with `cntlora moments`
+    "#]],
     );
     small.refused(
         "init model.safetensors -a t.m -o a",
         2,
-        "expected a folder, a .safetensors file or a .npy file",
+        expect![[r#"
+        error: t.m: expected a folder, a .safetensors file or a .npy file
+          help: save the activations with safetensors' save_file or numpy's save
+    "#]],
     );
     small.refused(
         "init model.safetensors --moments t.m --source source --coupling paired -o a",
         2,
-        "cannot start from moments",
+        expect![[r#"
+            error: the coupling paired needs the rows of both kinds of activations, and cannot start from moments
+              help: give the activations with --activations and --source, or choose --coupling uncorrelated
+            error: rank 16 is over the limit of "block.value"
+              help: the largest rank that all layers can have is 12: give --rank 12, or leave layers out with --exclude
+            2 problems were found
+        "#]],
     );
-    small.refused("init model.safetensors --moments t.m --nonfinite skip-rows -o a", 2, "no rows are read");
+    small.refused("init model.safetensors --moments t.m --nonfinite skip-rows -o a", 2, expect![[r#"
+        error: --nonfinite is given, but no rows are read: the moments are known
+          help: give it to the command that measures the moments
+        error: rank 16 is over the limit of "block.value"
+          help: the largest rank that all layers can have is 12: give --rank 12, or leave layers out with --exclude
+        2 problems were found
+    "#]]);
+    small.refused("init model.safetensors --moments t.m --precision bf16 -o a", 2, expect![[r#"
+        error: t.m: expected moments in precision bf16, found f32
+          help: give --precision f32
+        error: rank 16 is over the limit of "block.value"
+          help: the largest rank that all layers can have is 12: give --rank 12, or leave layers out with --exclude
+        2 problems were found
+    "#]]);
     small.refused(
-        "init model.safetensors --moments t.m --precision bf16 -o a",
+        "init model.safetensors --moments t.m -a target -o a",
         2,
-        "expected moments in precision bf16, found f32",
+        expect![[r#"
+        error: the argument '--moments <FILE>...' cannot be used with '--activations <PATH>...'
+
+        Usage: cntlora init --out <DIR> --moments <FILE>... <MODEL>
+
+        For more information, try '--help'.
+    "#]],
     );
-    small.refused("init model.safetensors --moments t.m -a target -o a", 2, "cannot be used with");
     assert_eq!(small::names(&small.path("")), ["model.safetensors", "source", "t.m", "target"]);
 }
 
@@ -162,11 +253,32 @@ fn parts_add_up() {
         fs::remove_file(small.path("again.m")).unwrap();
     }
     small.succeed("moments target --shard 0/2 -o parts");
-    small.refused("merge parts -o m", 1, "of its 2 parts, counted from 0, 1 is missing: 1");
-    small.refused("init model.safetensors --moments parts -o a", 1, "1 is missing: 1");
+    small.refused(
+        "merge parts -o m",
+        1,
+        expect![[r#"
+        error: parts/part-00000-of-00002.moments.safetensors: of its 2 parts, counted from 0, 1 is missing: 1
+          help: make the missing parts by the same command with --shard, and give all of them
+    "#]],
+    );
+    small.refused(
+        "init model.safetensors --moments parts -o a",
+        1,
+        expect![[r#"
+        error: parts/part-00000-of-00002.moments.safetensors: of its 2 parts, counted from 0, 1 is missing: 1
+          help: make the missing parts by the same command with --shard, and give all of them
+    "#]],
+    );
     small.succeed("moments target --shard 1/2 -o parts --exclude mlp");
-    small.refused("merge parts -o m", 1, "found one of another");
-    small.refused("moments target --shard 2/2 -o parts", 2, "expected I/N with I from 0 to N - 1");
+    small.refused("merge parts -o m", 1, expect![[r#"
+        error: parts/part-00001-of-00002.moments.safetensors: expected a part of the measurement of "parts/part-00000-of-00002.moments.safetensors", found one of another
+          help: measure all parts of the same inputs with the same options and number of parts
+    "#]]);
+    small.refused("moments target --shard 2/2 -o parts", 2, expect![[r#"
+        error: invalid value '2/2' for '--shard <I/N>': expected I/N with I from 0 to N - 1, such as 0/4, or auto
+
+        For more information, try '--help'.
+    "#]]);
     let mut auto = small.command("moments target --shard auto -o parts");
     assert!(
         auto.env("SLURM_ARRAY_TASK_ID", "1")
@@ -187,7 +299,10 @@ fn sites_can_be_measured_apart() {
     small.refused(
         "init model.safetensors --moments mlp.m -o a --target query",
         2,
-        "no module is named \"query\"",
+        expect![[r#"
+        error: --target: no module is named "query"; the nearest names are "mlp"
+          help: give the name of a module, or its last parts, such as q_proj or self_attn.q_proj
+    "#]],
     );
     small.succeed("moments target -o rest.m --exclude mlp");
     small.succeed("moments target -o whole.m");

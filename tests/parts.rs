@@ -2,6 +2,7 @@
 
 mod small;
 
+use expect_test::{Expect, expect};
 use serde_json::Value;
 use small::{Small, names};
 use std::collections::BTreeSet;
@@ -54,15 +55,52 @@ fn parts_that_do_not_make_up_a_run_are_refused() {
     let small = Small::new();
     let words = "init model.safetensors -a target --rank 4";
     small.succeed(&format!("{words} --shard 0/2 -o parts"));
-    small.refused("merge parts -o adapter", 1, "of its 2 parts, counted from 0, 1 are missing, such as 1");
-    small.refused(&format!("{words} --shard 0/2 -o parts"), 2, "this part is there already");
-    small.refused("merge parts parts -o adapter", 1, "part 0/2 is given twice");
+    small.refused(
+        "merge parts -o adapter",
+        1,
+        expect![[r#"
+        error: parts/part-00000-of-00002: of its 2 parts, counted from 0, 1 are missing, such as 1
+          help: make the missing parts by the same command with --shard, and give all of them
+    "#]],
+    );
+    small.refused(
+        &format!("{words} --shard 0/2 -o parts"),
+        2,
+        expect![[r#"
+        error: parts/part-00000-of-00002: this part is there already
+          help: choose another folder for the parts, or give --force to make it again
+    "#]],
+    );
+    small.refused(
+        "merge parts parts -o adapter",
+        1,
+        expect![[r#"
+        error: parts/part-00000-of-00002: part 0/2 is given twice, also as "parts/part-00000-of-00002"
+    "#]],
+    );
     small.succeed(&format!("{words} --shard 1/3 -o parts"));
-    small.refused("merge parts -o adapter", 1, "expected one of 2 parts as");
+    small.refused("merge parts -o adapter", 1, expect![[r#"
+        error: parts/part-00001-of-00003: expected one of 2 parts as "parts/part-00000-of-00002", found part 1/3
+    "#]]);
     fs::remove_dir_all(small.path("parts/part-00001-of-00003")).unwrap();
     small.succeed(&format!("{words} --ridge 0.5 --shard 1/2 -o parts"));
-    small.refused("merge parts -o adapter", 1, "is a part of another run than");
-    for (options, difference) in [("--format kohya", "writing.format was"), ("--dtype bf16", "element was")] {
+    small.refused("merge parts -o adapter", 1, expect![[r#"
+        error: parts/part-00001-of-00002: is a part of another run than "parts/part-00000-of-00002": options.method.ridge was 0.01, and is 0.5 now
+    "#]]);
+    for (options, difference) in [
+        (
+            "--format kohya",
+            expect![[r#"
+        error: parts/part-00001-of-00002: is a part of another run than "parts/part-00000-of-00002": writing.format was "peft", and is {"single-file":["kohya","unet"]} now
+    "#]],
+        ),
+        (
+            "--dtype bf16",
+            expect![[r#"
+        error: parts/part-00001-of-00002: is a part of another run than "parts/part-00000-of-00002": element was "F32", and is "BF16" now
+    "#]],
+        ),
+    ] {
         small.succeed(&format!("{words} {options} --shard 1/2 -o parts --force"));
         small.refused("merge parts -o adapter", 1, difference);
     }
@@ -71,14 +109,33 @@ fn parts_that_do_not_make_up_a_run_are_refused() {
 
     let part = small.path("parts/part-00000-of-00002/part.json");
     let text = fs::read_to_string(&part).unwrap();
-    let refused = |from: &str, to: &str, words: &str| {
+    let refused = |from: &str, to: &str, message: Expect| {
         assert!(text.contains(from), "{from} in {text}");
         fs::write(&part, text.replace(from, to)).unwrap();
-        small.refused("merge parts -o adapter", 1, words);
+        small.refused("merge parts -o adapter", 1, message);
     };
-    refused("\"version\": 1", "\"version\": 2", "found version 2 of \"adapter-part\"");
-    refused("\"index\": 0", "\"index\": 2", "expected a part I/N with I below N, found 2/2");
-    refused("\"element\"", "\"elements\"", "expected the description of a part: unknown field `elements`");
+    refused(
+        "\"version\": 1",
+        "\"version\": 2",
+        expect![[r#"
+        error: parts/part-00000-of-00002/part.json: expected version 1 of "adapter-part", found version 2 of "adapter-part"
+          help: join parts with the version of cntlora that made them
+    "#]],
+    );
+    refused(
+        "\"index\": 0",
+        "\"index\": 2",
+        expect![[r#"
+        error: parts/part-00000-of-00002/part.json: expected a part I/N with I below N, found 2/2
+    "#]],
+    );
+    refused(
+        "\"element\"",
+        "\"elements\"",
+        expect![[r#"
+        error: parts/part-00000-of-00002/part.json: expected the description of a part: unknown field `elements`, expected one of `model`, `activations`, `moments`, `source`, `source_moments`, `selection`, `renames`, `method`, `nonfinite`, `precision`, `element`, `access`, `threads`, `max_memory`, `strict` at line 47 column 14
+    "#]],
+    );
     fs::write(&part, text).unwrap();
     let layers = names(&small.path("parts/part-00000-of-00002"));
     let layers = layers.iter().find(|name| name.ends_with(".layers.safetensors")).unwrap();
@@ -87,22 +144,27 @@ fn parts_that_do_not_make_up_a_run_are_refused() {
     small.refused(
         "merge parts -o adapter",
         3,
-        "expected the layers of this site in one of the parts, found none",
+        expect![[r#"
+        error: tensor "block.mlp": expected the layers of this site in one of the parts, found none
+          help: remove this part, make it again by the same command with --shard, and give all of them
+    "#]],
     );
     fs::rename(small.path("away"), &layers).unwrap();
     let sound = fs::read(&layers).unwrap();
     fs::write(&layers, &sound[..sound.len() / 2]).unwrap();
-    small.refused(
-        "merge parts -o adapter",
-        3,
-        "remove this part, make it again by the same command with --shard",
-    );
+    small.refused("merge parts -o adapter", 3, expect![[r#"
+        error: parts/part-00000-of-00002/a500aeaf092bda53.layers.safetensors: its tensors have 4384 bytes, but 1664 follow the header: the file ends too early
+          help: remove this part, make it again by the same command with --shard, and give all of them
+    "#]]);
     fs::write(&layers, sound).unwrap();
     small.succeed("merge parts -o adapter");
 
     let touched = fs::File::options().append(true).open(small.path("target/1.safetensors")).unwrap();
     touched.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
-    small.refused("merge parts -o other", 1, "the inputs are not those of the parts any more: inputs.activations.target/1.safetensors.modified was");
+    small.refused("merge parts -o other", 1, expect![[r#"
+        error: the inputs are not those of the parts any more: inputs.activations.target/1.safetensors.modified was "1795968801573207075", and is "0" now
+          help: make the parts again
+    "#]]);
     assert!(!small.path("other").exists());
 }
 
@@ -125,7 +187,14 @@ fn parts_tell_what_happens() {
         let told = events.iter().filter(|event| event["event"] == "layer-decomposed").count();
         assert!(told > 0 && last["report"]["layers"].as_array().unwrap().len() == told);
     }
-    small.refused(&format!("{words} --json --events -"), 2, "would both write to stdout");
+    small.refused(
+        &format!("{words} --json --events -"),
+        2,
+        expect![[r#"
+        error: --json and --events - would both write to stdout
+          help: leave --json out: the last event holds the report
+    "#]],
+    );
 }
 
 /// What is in a part's place and is none stays.
@@ -134,6 +203,13 @@ fn other_folders_are_not_replaced() {
     let small = Small::new();
     fs::create_dir_all(small.path("parts/part-00000-of-00001/mine")).unwrap();
     let words = "init model.safetensors -a target --rank 4 --shard 0/1 -o parts --force";
-    small.refused(words, 2, "expected a part of a run or nothing, found something else");
+    small.refused(
+        words,
+        2,
+        expect![[r#"
+        error: parts/part-00000-of-00001: expected a part of a run or nothing, found something else
+          help: choose another folder for the parts
+    "#]],
+    );
     assert!(small.path("parts/part-00000-of-00001/mine").exists());
 }

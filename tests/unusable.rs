@@ -4,6 +4,7 @@ mod small;
 
 use cntlora::element::Element;
 use cntlora::storage::safetensors;
+use expect_test::{Expect, expect};
 use serde_json::Value;
 use small::{Small, WIDTH, names};
 use std::collections::BTreeMap;
@@ -50,19 +51,63 @@ fn report(small: &Small, out: &str) -> Value {
 /// Each way in which activations are of no use, and the reason that is given for it.
 #[test]
 fn a_site_that_cannot_be_used_is_left_out_with_its_reason() {
-    type Case = (usize, fn(usize, usize) -> f64, &'static str);
+    type Case = (usize, fn(usize, usize) -> f64, &'static str, Expect);
     let cases: [Case; 5] = [
-        (100, |_, column| column as f64, "all rows of activations are equal"),
-        (100, zeros, "all activations are zero"),
-        (100, |row, column| 1e-25 * number(row, column), "the squares of the activations are too small"),
+        (
+            100,
+            |_, column| column as f64,
+            "all rows of activations are equal",
+            expect![[r#"
+                3 layers at 2 sites, 19.2 kB of activations to read, about [size] of memory
+                The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
+                error: tensor "block.mlp": all rows of activations are equal: there is nothing to initialize from
+                  help: leave --strict out to go on without this site, or record more and different inputs
+            "#]],
+        ),
+        (
+            100,
+            zeros,
+            "all activations are zero",
+            expect![[r#"
+                3 layers at 2 sites, 19.2 kB of activations to read, about [size] of memory
+                The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
+                error: tensor "block.mlp": all activations are zero: there is nothing to initialize from
+                  help: leave --strict out to go on without this site, or record more and different inputs
+            "#]],
+        ),
+        (
+            100,
+            |row, column| 1e-25 * number(row, column),
+            "the squares of the activations are too small",
+            expect![[r#"
+                3 layers at 2 sites, 19.2 kB of activations to read, about [size] of memory
+                The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
+                error: tensor "block.mlp": the squares of the activations are too small for f32: there is nothing to initialize from
+                  help: leave --strict out to go on without this site, or record more and different inputs
+            "#]],
+        ),
         (
             100,
             |row, column| 1e25 * number(row, column),
             "second moment of the activations holds a value that is not finite",
+            expect![[r#"
+                3 layers at 2 sites, 19.2 kB of activations to read, about [size] of memory
+                The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
+                error: tensor "block.mlp": second moment of the activations holds a value that is not finite
+                  help: leave --strict out to go on without this site, or look at the recorded numbers with `cntlora inspect FILE --values`
+            "#]],
         ),
-        (0, zeros, "there are no rows"),
+        (
+            0,
+            zeros,
+            "there are no rows",
+            expect![[r#"
+            error: tensor "block.mlp": expected at least one row of this site, found none
+              help: leave --strict out to go on without this site
+        "#]],
+        ),
     ];
-    for (rows, values, reason) in cases {
+    for (rows, values, reason, refused) in cases {
         let small = Small::new();
         write(&small, "acts.safetensors", rows, &values);
         let words = format!("{INIT} --coupling transport");
@@ -101,9 +146,7 @@ fn a_site_that_cannot_be_used_is_left_out_with_its_reason() {
         assert!(weights("out") == weights("without"), "{reason}");
 
         // Headers tell of missing rows before the run does.
-        let refusal = if rows == 0 { "expected at least one row of this site" } else { reason };
-        let refused = small.refused(&format!("{words} --strict --force"), 1, refusal);
-        assert!(refused.contains("leave --strict out to go on without this site"), "{refused}");
+        small.refused(&format!("{words} --strict --force"), 1, refused);
     }
 }
 
@@ -117,7 +160,10 @@ fn plans_are_strict_about_rows() {
     small.refused(
         &format!("{words} --strict"),
         1,
-        "tensor \"block.mlp\": expected at least one row of this site",
+        expect![[r#"
+        error: tensor "block.mlp": expected at least one row of this site, found none
+          help: leave --strict out to go on without this site
+    "#]],
     );
     small.succeed(&format!("{words} --strict --method pissa"));
     let said = stderr(&small.succeed("moments acts.safetensors -o m.moments.safetensors"));
@@ -126,7 +172,10 @@ fn plans_are_strict_about_rows() {
     small.refused(
         "moments acts.safetensors -o n.moments.safetensors --include mlp",
         1,
-        "expected at least one row",
+        expect![[r#"
+        error: expected at least one row of the selected sites, found none
+          help: select other sites with --include and --exclude
+    "#]],
     );
 }
 
@@ -137,11 +186,13 @@ fn a_run_without_a_usable_site_is_refused() {
     let bad = |_: usize, _: usize| 1.0;
     write(&small, "acts.safetensors", 50, &bad);
     let words = format!("{INIT} --coupling transport");
-    small.refused(
-        &format!("{words} --include mlp"),
-        1,
-        "tensor \"block.mlp\": all rows of activations are equal",
-    );
+    small.refused(&format!("{words} --include mlp"), 1, expect![[r#"
+        1 layer at 1 site, 4.8 kB of activations to read, about [size] of memory
+        warning: left out: block.mlp: site block.mlp: all rows of activations are equal: there is nothing to initialize from
+        The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
+        error: tensor "block.mlp": all rows of activations are equal: there is nothing to initialize from
+          help: record more and different inputs
+    "#]]);
     let moments = "moments acts.safetensors --nonfinite skip-rows -o m.moments.safetensors";
     small.succeed(moments);
     // Every row of both sites is skipped.
@@ -151,7 +202,17 @@ fn a_run_without_a_usable_site_is_refused() {
         row[..4].copy_from_slice(&f32::NAN.to_le_bytes());
     }
     fs::write(small.path("acts.safetensors"), bytes).unwrap();
-    let said = small.refused(&format!("{INIT} --nonfinite skip-rows --restart"), 1, "2 problems were found");
+    let said = small.refused(&format!("{INIT} --nonfinite skip-rows --restart"), 1, expect![[r#"
+        3 layers at 2 sites, 14.4 kB of activations to read, about [size] of memory
+        warning: left out: block.mlp: site block.mlp: there are no rows to take statistics of
+        warning: left out: block.query, block.value: site block.attention: there are no rows to take statistics of
+        The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
+        error: tensor "block.attention": there are no rows to take statistics of
+          help: record more and different inputs
+        error: tensor "block.mlp": there are no rows to take statistics of
+          help: record more and different inputs
+        2 problems were found
+    "#]]);
     for site in ["block.attention", "block.mlp"] {
         assert!(
             said.contains(&format!("tensor \"{site}\": there are no rows to take statistics of")),
@@ -174,13 +235,41 @@ fn methods_leave_out_what_they_look_at() {
     write(&small, "source.safetensors", 100, &|row, column| number(row + 1000, column));
     let paired = "cntlora --coupling paired --source source.safetensors";
     let swapped = "--source acts.safetensors";
-    for method in ["eva", "corda-ipm", "corda-kpm", "cntlora --coupling uncorrelated", paired] {
+    let methods = ["eva", "corda-ipm", "corda-kpm", "cntlora --coupling uncorrelated", paired];
+    for method in methods {
         small.succeed(&format!("{INIT} --method {method} --force"));
         let report = report(&small, "out");
         assert_eq!(report["unusable"][0]["name"], "block.mlp", "{method}");
-        small.refused(&format!("{INIT} --method {method} --force --strict --restart"), 1, "block.mlp");
-        fs::remove_dir_all(small.path("out.partial")).unwrap();
     }
+    let commands = methods.map(|method| format!("{INIT} --method {method} --force --strict --restart"));
+    small.all_refused(commands, 1, expect![[r#"
+        $ cntlora init model.safetensors -a acts.safetensors --rank 4 -o out --method eva --force --strict --restart
+        3 layers at 2 sites, 19.2 kB of activations to read, about [size] of memory
+        The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
+        error: tensor "block.mlp": all rows of activations are equal: there is nothing to initialize from
+          help: leave --strict out to go on without this site, or record more and different inputs
+        $ cntlora init model.safetensors -a acts.safetensors --rank 4 -o out --method corda-ipm --force --strict --restart
+        3 layers at 2 sites, 19.2 kB of activations to read, about [size] of memory
+        The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
+        error: tensor "block.mlp": all activations are zero: there is nothing to initialize from
+          help: leave --strict out to go on without this site, or record more and different inputs
+        $ cntlora init model.safetensors -a acts.safetensors --rank 4 -o out --method corda-kpm --force --strict --restart
+        3 layers at 2 sites, 19.2 kB of activations to read, about [size] of memory
+        The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
+        error: tensor "block.mlp": all activations are zero: there is nothing to initialize from
+          help: leave --strict out to go on without this site, or record more and different inputs
+        $ cntlora init model.safetensors -a acts.safetensors --rank 4 -o out --method cntlora --coupling uncorrelated --force --strict --restart
+        3 layers at 2 sites, 19.2 kB of activations to read, about [size] of memory
+        The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
+        error: tensor "block.mlp": all activations are zero: there is nothing to initialize from
+          help: leave --strict out to go on without this site, or record more and different inputs
+        $ cntlora init model.safetensors -a acts.safetensors --rank 4 -o out --method cntlora --coupling paired --source source.safetensors --force --strict --restart
+        3 layers at 2 sites, 38.4 kB of activations to read, about [size] of memory
+        The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
+        error: tensor "block.mlp": all activations are zero: there is nothing to initialize from
+          help: leave --strict out to go on without this site, or record more and different inputs
+    "#]]);
+    fs::remove_dir_all(small.path("out.partial")).unwrap();
     // A pair of which either side is of no use; and pre-training rows that are not there.
     write(&small, "empty.safetensors", 0, &zeros);
     let words = "init model.safetensors -a source.safetensors --rank 4 -o out --force";
@@ -200,7 +289,20 @@ fn unusable_sites_are_remembered() {
     whole.succeed(&words);
     let small = Small::new();
     write(&small, "acts.safetensors", 100, &zeros);
-    small.refused(&format!("{words} --dtype f16"), 1, "which is too large for it");
+    small.refused(&format!("{words} --dtype f16"), 1, expect![[r#"
+        3 layers at 2 sites, 19.2 kB of activations to read, about [size] of memory
+        warning: left out: block.mlp: site block.mlp: all activations are zero: there is nothing to initialize from
+        The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
+        error: tensor "base_model.model.block.query.lora_A.weight": row 0, column 0: expected a finite F16 number, found [number], which is too large for it
+          help: write the factors as f32 or bf16
+        error: tensor "base_model.model.block.query.lora_B.weight": row 0, column 0: expected a finite F16 number, found [number], which is too large for it
+          help: write the factors as f32 or bf16
+        error: tensor "base_model.model.block.value.lora_A.weight": row 0, column 0: expected a finite F16 number, found [number], which is too large for it
+          help: write the factors as f32 or bf16
+        error: tensor "base_model.model.block.value.lora_B.weight": row 0, column 0: expected a finite F16 number, found [number], which is too large for it
+          help: write the factors as f32 or bf16
+        4 problems were found
+    "#]]);
     let said = stderr(&small.succeed(&words));
     assert!(said.contains("Going on from the progress in \"out.partial\""), "{said}");
     assert_eq!(said.matches("block.mlp: site block.mlp: all activations are zero").count(), 2, "{said}");
@@ -211,8 +313,27 @@ fn unusable_sites_are_remembered() {
     assert_eq!(report(&small, "out")["unusable"], report(&whole, "out")["unusable"]);
 
     // What is remembered is refused where it is to be.
-    small.refused(&format!("{words} --dtype f16 --force"), 1, "which is too large for it");
-    let said = small.refused(&format!("{words} --force --strict"), 1, "all activations are zero");
+    small.refused(&format!("{words} --dtype f16 --force"), 1, expect![[r#"
+        3 layers at 2 sites, 19.2 kB of activations to read, about [size] of memory
+        warning: left out: block.mlp: site block.mlp: all activations are zero: there is nothing to initialize from
+        The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
+        error: tensor "base_model.model.block.query.lora_A.weight": row 0, column 0: expected a finite F16 number, found [number], which is too large for it
+          help: write the factors as f32 or bf16
+        error: tensor "base_model.model.block.query.lora_B.weight": row 0, column 0: expected a finite F16 number, found [number], which is too large for it
+          help: write the factors as f32 or bf16
+        error: tensor "base_model.model.block.value.lora_A.weight": row 0, column 0: expected a finite F16 number, found [number], which is too large for it
+          help: write the factors as f32 or bf16
+        error: tensor "base_model.model.block.value.lora_B.weight": row 0, column 0: expected a finite F16 number, found [number], which is too large for it
+          help: write the factors as f32 or bf16
+        4 problems were found
+    "#]]);
+    let said = small.refused(&format!("{words} --force --strict"), 1, expect![[r#"
+        3 layers at 2 sites, 19.2 kB of activations to read, about [size] of memory
+        Going on from the progress in "out.partial"; --restart begins anew
+        The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
+        error: tensor "block.mlp": all activations are zero: there is nothing to initialize from
+          help: leave --strict out to go on without this site, or record more and different inputs
+    "#]]);
     assert!(said.contains("Going on from the progress"), "{said}");
     small.succeed(&format!("{words} --force"));
 }
@@ -279,7 +400,16 @@ fn an_embedding_of_one_token_is_left_out() {
         (&report["layers"][0]["module"], &report["unusable"][0]["name"]),
         (&"head".into(), &"wte".into())
     );
-    small.refused(&format!("{words} --force --strict"), 1, "all rows of activations are equal");
+    small.refused(
+        &format!("{words} --force --strict"),
+        1,
+        expect![[r#"
+            2 layers at 2 sites, 809 B of activations to read, about [size] of memory
+            The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
+            error: tensor "wte": all rows of activations are equal: there is nothing to initialize from
+              help: leave --strict out to go on without this site, or record more and different inputs
+        "#]],
+    );
 }
 
 /// PEFT takes the name of an adapted module for the end of longer names as well: a layer that is left out must not get an adapter so.
@@ -337,10 +467,13 @@ fn an_expert_without_rows_leaves_out_its_siblings() {
     let report = report(&small, "out");
     assert_eq!(report["layers"].as_array().unwrap().len(), 1, "{report}");
     small.succeed("verify out --base m.safetensors");
-    let said = small.refused(
-        "init m.safetensors -a a.safetensors --rank 2 --exclude head -o none",
-        1,
-        "tensor \"mlp.experts.down_proj.1\": there are no rows",
-    );
+    let said =
+        small.refused("init m.safetensors -a a.safetensors --rank 2 --exclude head -o none", 1, expect![[r#"
+            2 layers at 2 sites, 640 B of activations to read, about [size] of memory
+            warning: left out: mlp.experts.down_proj: site mlp.experts.down_proj.1: there are no rows to take statistics of
+            The progress is kept in "none.partial": a run of the same activations goes on from it; for others give --restart
+            error: tensor "mlp.experts.down_proj.1": there are no rows to take statistics of
+              help: record more and different inputs
+        "#]]);
     assert!(said.contains("record more and different inputs"), "{said}");
 }

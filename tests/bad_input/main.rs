@@ -17,12 +17,13 @@ mod surroundings;
 mod truncation;
 mod values;
 
+use expect_test::Expect;
 use small::Small;
 use std::fs;
 
 /// Plans with these bytes as the activations of `block.mlp`, which must be refused for them.
 #[track_caller]
-fn activations_refused(small: &Small, name: &str, bytes: &[u8], message: &str) {
+fn activations_refused(small: &Small, name: &str, bytes: &[u8], message: Expect) {
     fs::write(small.path(name), bytes).unwrap();
     small.refused(&format!("plan model.safetensors -a {name} --rank 4"), 1, message);
     fs::remove_file(small.path(name)).unwrap();

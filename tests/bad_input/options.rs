@@ -2,6 +2,7 @@
 
 use super::matrix;
 use crate::small::Small;
+use expect_test::expect;
 use std::fs;
 
 /// Each is answered with what is legal, or with names that are similar.
@@ -9,26 +10,123 @@ use std::fs;
 fn options_out_of_range_are_answered_with_what_is_legal() {
     let small = Small::new();
     for (options, message) in [
-        ("--rank 13", "give --rank 12 or 14"),
-        ("--rank 14", "give --rank 12, or leave layers out with"),
-        ("--rank 6 --rank-multiple 4", "give --rank 4, or change the limits"),
-        ("--rank 0", "the rank is 0, but must be at least 1"),
-        ("--budget=1", "give --budget=72 or more"),
-        ("--rank 4 --scale NaN", "the scale is NaN, but must be a positive number"),
-        ("--rank 4 --scale -1", "the scale is -1, but must be a positive number"),
-        ("--rank 4 --ridge NaN", "the ridge is NaN, but must be above 0 and at most 1"),
-        ("--energy 1.5", "the energy share is 1.5, but must be above 0 and at most 1"),
-        ("--rank 4 --target mpl", r#"no module is named "mpl"; the nearest names are "mlp""#),
-        ("--rank 4 --include nothing", "together leave out all 3"),
-        ("--rank 4 --include (", r#"--include: "(" is no regular expression"#),
-        ("--rank 4 --coupling paired", "give them with --source, or choose --coupling uncorrelated"),
+        (
+            "--rank 13",
+            expect![[r#"
+            error: rank 13 is odd, but the mirrored start needs an even rank
+              help: give --rank 12 or 14
+        "#]],
+        ),
+        (
+            "--rank 14",
+            expect![[r#"
+            error: rank 14 is over the limit of "block.value"
+              help: the largest rank that all layers can have is 12: give --rank 12, or leave layers out with --exclude
+        "#]],
+        ),
+        (
+            "--rank 6 --rank-multiple 4",
+            expect![[r#"
+            error: rank 6 must be from 0 to 6, in steps of 4
+              help: give --rank 4, or change the limits
+        "#]],
+        ),
+        (
+            "--rank 0",
+            expect![[r#"
+            error: the rank is 0, but must be at least 1
+            error: the largest rank is 0, but must be at least 1
+            2 problems were found
+        "#]],
+        ),
+        (
+            "--budget=1",
+            expect![[r#"
+            error: a budget of 1 parameters does not pay for the least ranks
+              help: give --budget=72 or more
+        "#]],
+        ),
+        (
+            "--rank 4 --scale NaN",
+            expect![[r#"
+            error: the scale is NaN, but must be a positive number
+        "#]],
+        ),
+        (
+            "--rank 4 --scale -1",
+            expect![[r#"
+            error: the scale is -1, but must be a positive number
+        "#]],
+        ),
+        (
+            "--rank 4 --ridge NaN",
+            expect![[r#"
+            error: the ridge is NaN, but must be above 0 and at most 1
+        "#]],
+        ),
+        (
+            "--energy 1.5",
+            expect![[r#"
+            error: the energy share is 1.5, but must be above 0 and at most 1
+        "#]],
+        ),
+        (
+            "--rank 4 --target mpl",
+            expect![[r#"
+            error: --target: no module is named "mpl"; the nearest names are "mlp", "value", "query"
+              help: give the name of a module, or its last parts, such as q_proj or self_attn.q_proj
+        "#]],
+        ),
+        (
+            "--rank 4 --include nothing",
+            expect![[r#"
+            error: nothing is selected: --target, --include and --exclude together leave out all 3 modules
+              help: loosen one of them
+        "#]],
+        ),
+        (
+            "--rank 4 --include (",
+            expect![[r#"
+            error: --include: "(" is no regular expression: unclosed group
+              help: a dot or a bracket that stands for itself is written with a backslash before it
+        "#]],
+        ),
+        (
+            "--rank 4 --coupling paired",
+            expect![[r#"
+            error: the coupling paired needs pre-training activations, row for row
+              help: give them with --source, or choose --coupling uncorrelated
+        "#]],
+        ),
         (
             "--rank 4 --coupling transport --max-memory 1MiB",
-            "MiB or more; --coupling uncorrelated and smaller ranks",
+            expect![[r#"
+                error: the run needs 81 MiB of memory even with one site at a time, but may use 1 MiB
+                  help: give --max-memory [size] or more; --coupling uncorrelated and smaller ranks need less
+            "#]],
         ),
-        ("--rank 4 --coupling uncorrelated --max-memory 1MiB", "MiB or more; smaller ranks need less"),
-        ("--method pissa --rank 4 --max-memory 1MiB", "MiB or more; smaller ranks need less"),
-        ("--rank 4 --threads 0", "invalid value '0' for '--threads <N>'"),
+        (
+            "--rank 4 --coupling uncorrelated --max-memory 1MiB",
+            expect![[r#"
+                error: the run needs 81 MiB of memory even with one site at a time, but may use 1 MiB
+                  help: give --max-memory [size] or more; smaller ranks need less
+            "#]],
+        ),
+        (
+            "--method pissa --rank 4 --max-memory 1MiB",
+            expect![[r#"
+                error: the run needs 81 MiB of memory even with one site at a time, but may use 1 MiB
+                  help: give --max-memory [size] or more; smaller ranks need less
+            "#]],
+        ),
+        (
+            "--rank 4 --threads 0",
+            expect![[r#"
+            error: invalid value '0' for '--threads <N>': number would be zero for non-zero type
+
+            For more information, try '--help'.
+        "#]],
+        ),
     ] {
         small.refused(&format!("plan model.safetensors -a target {options}"), 2, message);
     }
@@ -41,7 +139,14 @@ fn renames_cannot_fill_the_memory() {
     let rules = "--rename ^(.*)$=$1$1 ".repeat(50);
     fs::write(small.path("a.safetensors"), matrix("q", 24, &[1.0; 24])).unwrap();
     let words = format!("plan model.safetensors -a a.safetensors --rank 2 {rules}");
-    small.refused(&words, 2, r#"--rename makes a name of more than 4096 bytes of the module "q""#);
+    small.refused(
+        &words,
+        2,
+        expect![[r#"
+        error: model.safetensors: --rename makes a name of more than 4096 bytes of the module "q"
+          help: leave out the rules that repeat what they find
+    "#]],
+    );
 }
 
 /// A page is about the whole: options that would have no effect are refused.
@@ -49,14 +154,27 @@ fn renames_cannot_fill_the_memory() {
 fn pages_are_of_adapters() {
     let small = Small::new();
     let words = "init model.safetensors -a target --rank 4 --shard 0/1 -o parts";
-    let message = "give --report to the `cntlora merge` that joins the parts";
-    small.refused(&format!("{words} --report page.html"), 2, message);
+    small.refused(
+        &format!("{words} --report page.html"),
+        2,
+        expect![[r#"
+        error: --report is given, but a page is about all parts together
+          help: give --report to the `cntlora merge` that joins the parts
+    "#]],
+    );
     small.succeed(words);
     small.succeed("merge parts -o adapter --report page.html");
     assert!(fs::read_to_string(small.path("page.html")).unwrap().contains("block.mlp"));
     small.succeed("moments target -o t.moments.safetensors");
     let words = "merge t.moments.safetensors -o both.moments.safetensors --report moments.html";
-    small.refused(words, 2, "--report is given, but only adapters have a page");
+    small.refused(
+        words,
+        2,
+        expect![[r#"
+        error: --report is given, but only adapters have a page, and these are no parts of one
+          help: leave --report out
+    "#]],
+    );
 }
 
 /// No inputs at all, and one that is given twice.
@@ -66,22 +184,63 @@ fn inputs_must_be_there_once() {
     fs::create_dir(small.path("empty")).unwrap();
     fs::hard_link(small.path("target/0.safetensors"), small.path("again.safetensors")).unwrap();
     for (words, message) in [
-        ("plan model.safetensors", "--activations"),
-        ("plan model.safetensors -a empty", "expected .safetensors or .npy files in the folder, found none"),
-        ("plan model.safetensors -a target target", "the same file is given twice"),
-        ("plan model.safetensors -a target again.safetensors", "the same file is given twice"),
+        (
+            "plan model.safetensors",
+            expect![[r#"
+            error: expected at least one file or folder with activations, found none
+              help: give files or folders after --activations
+        "#]],
+        ),
+        (
+            "plan model.safetensors -a empty",
+            expect![[r#"
+            error: empty: expected .safetensors or .npy files in the folder, found none
+              help: give the folder that holds the files themselves: folders in it are not searched
+        "#]],
+        ),
+        (
+            "plan model.safetensors -a target target",
+            expect![[r#"
+            error: target/0.safetensors: the same file is given twice: also as "target/0.safetensors"
+              help: leave one of the two out
+            error: target/1.safetensors: the same file is given twice: also as "target/1.safetensors"
+              help: leave one of the two out
+            error: target/2.safetensors: the same file is given twice: also as "target/2.safetensors"
+              help: leave one of the two out
+            3 problems were found
+        "#]],
+        ),
+        (
+            "plan model.safetensors -a target again.safetensors",
+            expect![[r#"
+            error: target/0.safetensors: the same file is given twice: also as "again.safetensors"
+              help: leave one of the two out
+        "#]],
+        ),
     ] {
         small.refused(words, 2, message);
     }
     fs::copy(small.path("target/0.safetensors"), small.path("copy.safetensors")).unwrap();
-    for words in [
+    let commands = [
         "plan model.safetensors --rank 4 -a target copy.safetensors",
         "plan model.safetensors --rank 4 -a target --source source copy.safetensors target/0.safetensors",
         "init model.safetensors --rank 4 -a target copy.safetensors -o out",
         "moments target copy.safetensors -o out",
-    ] {
-        small.refused(words, 1, "its rows would count twice: it has the content of");
-    }
+    ];
+    small.all_refused(commands, 1, expect![[r#"
+        $ cntlora plan model.safetensors --rank 4 -a target copy.safetensors
+        error: target/0.safetensors: its rows would count twice: it has the content of "copy.safetensors"
+          help: leave one of the two out
+        $ cntlora plan model.safetensors --rank 4 -a target --source source copy.safetensors target/0.safetensors
+        error: target/0.safetensors: its rows would count twice: it has the content of "copy.safetensors"
+          help: leave one of the two out
+        $ cntlora init model.safetensors --rank 4 -a target copy.safetensors -o out
+        error: target/0.safetensors: its rows would count twice: it has the content of "copy.safetensors"
+          help: leave one of the two out
+        $ cntlora moments target copy.safetensors -o out
+        error: target/0.safetensors: its rows would count twice: it has the content of "copy.safetensors"
+          help: leave one of the two out
+    "#]]);
 }
 
 /// More threads than processors, and than sites, change no bit, and are told of; nor does a single processor for all of them.
@@ -127,7 +286,10 @@ fn wide_sites_are_refused_from_headers() {
     small.refused(
         &format!("{words} --coupling transport --max-memory 2GiB"),
         2,
-        "or more; --coupling uncorrelated and smaller ranks need",
+        expect![[r#"
+            error: the run needs 53397 MiB of memory even with one site at a time, but may use 2048 MiB
+              help: give --max-memory [size] or more; --coupling uncorrelated and smaller ranks need less
+        "#]],
     );
 }
 
@@ -158,29 +320,62 @@ fn blocks_have_a_place_in_some_outputs() {
     small.refused(
         &format!("{experts} a --format kohya"),
         2,
-        "module \"mlp.experts.down_proj.0\" is one of fused experts, which have no place in this format",
+        expect![[r#"
+        error: module "mlp.experts.down_proj.0" is one of fused experts, which have no place in this format
+          help: give --format peft, or make the adapter without it, with --exclude
+    "#]],
     );
     small.succeed(&format!("{experts} a"));
-    let no_place = "\"mlp.experts.down_proj.0\" is one of fused experts, which have no place in this format";
-    small.refused("convert a --format diffusers -o c", 2, no_place);
+    small.refused(
+        "convert a --format diffusers -o c",
+        2,
+        expect![[r#"
+        error: module "mlp.experts.down_proj.0" is one of fused experts, which have no place in this format
+          help: give --format peft, or make the adapter without it, with --exclude
+    "#]],
+    );
     small.succeed("convert a --rank 1 -o c");
     assert!(told("inspect c").contains("mlp.experts.down_proj.1"));
     let groups = "init groups.safetensors -a group-rows.safetensors --rank 2 -o";
-    small.refused(&format!("{groups} b --format diffusers --method lora"), 2, "have no place in this format");
-    small.refused(&format!("{groups} b --method olora"), 2, "no base can hold what is left");
+    small.refused(
+        &format!("{groups} b --format diffusers --method lora"),
+        2,
+        expect![[r#"
+        error: module "patches.0" is one of the groups of a convolution, which have no place in this format
+          help: give --format peft, or make the adapter without it, with --exclude
+    "#]],
+    );
+    small.refused(&format!("{groups} b --method olora"), 2, expect![[r#"
+        error: "patches.0": the weight of a convolution in groups reads the channels of its group, but the update reads all: no base can hold what is left
+          help: give --residual anchor, or leave it out with --exclude
+    "#]]);
     small.refused(
         "init groups.safetensors -a group-rows.safetensors --rank 3 -o b --method lora --target patches",
         1,
-        "whose rank must be a multiple of 2 and at most 4",
+        expect![[r#"
+            error: groups.safetensors: module "patches" cannot be adapted: it is a convolution in 2 groups, whose rank must be a multiple of 2 and at most 4
+              help: leave it out of --target, or name it to --exclude
+        "#]],
     );
     assert!(!small.path("b").exists());
     let orthogonal = "init groups.safetensors -a group-rows.safetensors --rank 2 -o b --method orthogonal";
-    let even = "must be a multiple of 4 and at most 4, because each group needs an even rank";
-    small.refused(&format!("{orthogonal} --target patches"), 1, even);
+    small.refused(&format!("{orthogonal} --target patches"), 1, expect![[r#"
+        error: groups.safetensors: module "patches" cannot be adapted: it is a convolution in 2 groups, whose rank must be a multiple of 4 and at most 4, because each group needs an even rank
+          help: leave it out of --target, or name it to --exclude
+    "#]]);
     small.succeed(&format!("{groups} b --method lora"));
-    let no_place = "\"patches.0\" is one of the groups of a convolution, which have no place in this format";
-    small.refused("convert b --format kohya -o d", 2, no_place);
-    small.refused("convert b --rank 1 -o d", 2, "expected a rank that they can share, found 1");
+    small.refused(
+        "convert b --format kohya -o d",
+        2,
+        expect![[r#"
+        error: module "patches.0" is one of the groups of a convolution, which have no place in this format
+          help: give --format peft, or make the adapter without it, with --exclude
+    "#]],
+    );
+    small.refused("convert b --rank 1 -o d", 2, expect![[r#"
+        error: b/adapter_model.safetensors: module "patches" is a convolution in 2 groups: expected a rank that they can share, found 1
+          help: give --rank 2
+    "#]]);
     assert!(!small.path("d").exists());
     small.succeed("convert b --rank 2 -o d");
     assert!(told("inspect d").contains("patches.1"));

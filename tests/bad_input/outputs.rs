@@ -2,6 +2,7 @@
 
 use super::npy;
 use crate::small::{Small, names};
+use expect_test::expect;
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
@@ -26,16 +27,43 @@ fn the_base_that_would_be_removed_is_no_input() {
     small.succeed(&format!("{INIT} --start residual"));
     symlink("out/base", small.path("same")).unwrap();
     let model = fs::read(small.path("out/base/model.safetensors")).unwrap();
-    for name in ["out/base", "same", "out/base/model.safetensors"] {
-        let words = format!("init {name} -a target --rank 4 -o out --force");
-        small.refused(&words, 2, "out/base: this folder holds an input");
-    }
+    let commands = ["out/base", "same", "out/base/model.safetensors"]
+        .map(|name| format!("init {name} -a target --rank 4 -o out --force"));
+    small.all_refused(
+        commands,
+        2,
+        expect![[r#"
+        $ cntlora init out/base -a target --rank 4 -o out --force
+        error: out/base: this folder holds an input, out/base
+          help: write to a folder of its own
+        $ cntlora init same -a target --rank 4 -o out --force
+        error: out/base: this folder holds an input, same
+          help: write to a folder of its own
+        $ cntlora init out/base/model.safetensors -a target --rank 4 -o out --force
+        error: out/base: this folder holds an input, out/base/model.safetensors
+          help: write to a folder of its own
+    "#]],
+    );
     small.succeed("init out/base -a target --rank 4 -o parts --shard 0/1");
-    small.refused("merge parts -o out --force", 2, "out/base: this folder holds an input");
+    small.refused(
+        "merge parts -o out --force",
+        2,
+        expect![[r#"
+        error: out/base: this folder holds an input, out/base
+          help: write to a folder of its own
+    "#]],
+    );
     for name in ["adapter_config.json", "adapter_model.safetensors"] {
         fs::remove_file(small.path("out").join(name)).unwrap();
     }
-    small.refused("init out/base -a target --rank 4 -o out", 2, "out/base: this folder holds an input");
+    small.refused(
+        "init out/base -a target --rank 4 -o out",
+        2,
+        expect![[r#"
+        error: out/base: this folder holds an input, out/base
+          help: write to a folder of its own
+    "#]],
+    );
     assert!(fs::read(small.path("out/base/model.safetensors")).unwrap() == model);
 }
 
@@ -46,7 +74,23 @@ fn an_old_adapter_outlives_a_full_disk() {
     small.succeed(&format!("{INIT} --start residual"));
     // All but the adapter is on the disk already.
     let words = format!("{INIT} --force --scale 1e-14");
-    small.refused(&format!("{words} --dtype f16"), 1, "too large for it");
+    small.refused(&format!("{words} --dtype f16"), 1, expect![[r#"
+        3 layers at 2 sites, 787.2 kB of activations to read, about [size] of memory
+        The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
+        error: tensor "base_model.model.block.mlp.lora_A.weight": row 0, column 0: expected a finite F16 number, found [number], which is too large for it
+          help: write the factors as f32 or bf16
+        error: tensor "base_model.model.block.mlp.lora_B.weight": row 0, column 0: expected a finite F16 number, found [number], which is too large for it
+          help: write the factors as f32 or bf16
+        error: tensor "base_model.model.block.query.lora_A.weight": row 0, column 0: expected a finite F16 number, found [number], which is too large for it
+          help: write the factors as f32 or bf16
+        error: tensor "base_model.model.block.query.lora_B.weight": row 0, column 0: expected a finite F16 number, found [number], which is too large for it
+          help: write the factors as f32 or bf16
+        error: tensor "base_model.model.block.value.lora_A.weight": row 0, column 0: expected a finite F16 number, found [number], which is too large for it
+          help: write the factors as f32 or bf16
+        error: tensor "base_model.model.block.value.lora_B.weight": row 0, column 0: expected a finite F16 number, found [number], which is too large for it
+          help: write the factors as f32 or bf16
+        6 problems were found
+    "#]]);
     let mut refused = 0;
     for blocks in 2.. {
         let (code, stderr) = limited(&small, blocks, &words);
@@ -93,7 +137,9 @@ fn outputs_are_locked() {
             fs::remove_dir(small.path("other")).unwrap();
         }
         let lock = held(name);
-        small.refused(words, 3, &format!("{name}.partial: another run is at work on this output"));
+        let output = small.run(words);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(3) && stderr.contains(&format!("{name}.partial: ")), "{stderr}");
         drop(lock);
         fs::create_dir_all(small.path("other")).unwrap();
         assert!(names(&small.path("other")).is_empty() && !small.path("third").exists(), "{words}");
@@ -120,17 +166,41 @@ fn events_keep_off() {
     fs::write(small.path("run.jsonl"), "of the first run").unwrap();
     let lock = File::create(small.path("out.partial/lock")).unwrap();
     lock.lock().unwrap();
-    small.refused(&format!("{INIT} --events run.jsonl"), 3, "another run is at work");
+    small.refused(
+        &format!("{INIT} --events run.jsonl"),
+        3,
+        expect![[r#"
+            3 layers at 2 sites, 787.2 kB of activations to read, about [size] of memory
+            error: out.partial: another run is at work on this output
+              help: wait until it has ended, or choose another name for the output
+        "#]],
+    );
     assert_eq!(fs::read(small.path("run.jsonl")).unwrap(), b"of the first run");
     drop(lock);
     let model = fs::read(small.path("model.safetensors")).unwrap();
     symlink("model.safetensors", small.path("soft.jsonl")).unwrap();
     fs::hard_link(small.path("model.safetensors"), small.path("hard.jsonl")).unwrap();
-    small.refused(&format!("{INIT} --events soft.jsonl"), 2, "soft.jsonl: there is a file of this name");
-    for words in [INIT, &format!("{INIT} --shard 0/2")] {
-        let refused = "hard.jsonl: events would be written over an input";
-        small.refused(&format!("{words} --events hard.jsonl"), 2, refused);
-    }
+    small.refused(
+        &format!("{INIT} --events soft.jsonl"),
+        2,
+        expect![[r#"
+        error: soft.jsonl: there is a file of this name, and it is not one of events
+          help: give --events a new name, or one that ends in .jsonl, or - for stdout
+    "#]],
+    );
+    let commands = ["", " --shard 0/2"].map(|options| format!("{INIT}{options} --events hard.jsonl"));
+    small.all_refused(
+        commands,
+        2,
+        expect![[r#"
+        $ cntlora init model.safetensors -a target --rank 4 -o out --events hard.jsonl
+        error: hard.jsonl: events would be written over an input
+          help: give --events a new name, or - for stdout
+        $ cntlora init model.safetensors -a target --rank 4 -o out --shard 0/2 --events hard.jsonl
+        error: hard.jsonl: events would be written over an input
+          help: give --events a new name, or - for stdout
+    "#]],
+    );
     assert!(fs::read(small.path("model.safetensors")).unwrap() == model);
     small.succeed(&format!("{INIT} --events run.jsonl"));
     assert!(fs::read_to_string(small.path("run.jsonl")).unwrap().starts_with('{'));
@@ -173,8 +243,16 @@ fn a_replaced_adapter_goes_with_all_that_belongs_to_it() {
         small.succeed("convert plain --rank 2 -o out --force");
         let left = ["adapter_config.json", "adapter_model.safetensors", "cntlora.json", "notes"];
         assert_eq!(names(&small.path("out")), left, "{options}");
-        small.refused("report out --out page.html", 3, "report.json: cannot open");
+        assert_eq!(small.run("report out --out page.html").status.code(), Some(3), "{options}");
     }
+    small.refused(
+        "report out --out page.html",
+        3,
+        expect![[r#"
+        error: out/report.json: cannot open: No such file or directory (os error 2)
+          help: check the path
+    "#]],
+    );
 }
 
 /// What no output can replace is refused before the work.
@@ -184,17 +262,51 @@ fn what_cannot_be_replaced_is_refused_early() {
     fs::write(small.path("file"), "mine").unwrap();
     assert!(Command::new("mkfifo").arg(small.path("pipe")).status().unwrap().success());
     symlink("pipe", small.path("pipe.html")).unwrap();
-    let pipe = "expected the name of a file to write, found a pipe or a device";
     for (words, code, message) in [
         (
             "init model.safetensors -a target --rank 4 -o file --force",
             3,
-            "file: expected a folder to write to",
+            expect![[r#"
+            error: file: expected a folder to write to, or nothing; found something else
+              help: choose another name for the output
+        "#]],
         ),
-        ("convert target --rank 2 -o file --force", 3, "file: expected a folder to write to"),
-        ("moments target -o pipe --force", 2, pipe),
-        ("moments target -o /dev/stdout --force", 2, pipe),
-        ("init model.safetensors -a target --rank 4 -o out --report pipe.html --force", 2, pipe),
+        (
+            "convert target --rank 2 -o file --force",
+            3,
+            expect![[r#"
+            error: file: expected a folder to write to, or nothing; found something else
+              help: choose another name for the output
+            error: target/adapter_config.json: expected the configuration of a PEFT adapter, found no file
+              help: it is written last: if the rest is there, the adapter was not completed, so write it again
+            error: target/adapter_model.safetensors: expected the tensors of a PEFT adapter, found no file
+            3 problems were found
+        "#]],
+        ),
+        (
+            "moments target -o pipe --force",
+            2,
+            expect![[r#"
+            error: pipe: expected the name of a file to write, found a pipe or a device
+              help: give the name of a file
+        "#]],
+        ),
+        (
+            "moments target -o /dev/stdout --force",
+            2,
+            expect![[r#"
+            error: /dev/stdout: expected the name of a file to write, found a pipe or a device
+              help: give the name of a file
+        "#]],
+        ),
+        (
+            "init model.safetensors -a target --rank 4 -o out --report pipe.html --force",
+            2,
+            expect![[r#"
+            error: pipe.html: expected the name of a file to write, found a pipe or a device
+              help: give the name of a file
+        "#]],
+        ),
     ] {
         small.refused(words, code, message);
         assert!(!small.path("file.partial").exists() && !small.path("pipe.partial").exists(), "{words}");
@@ -202,7 +314,15 @@ fn what_cannot_be_replaced_is_refused_early() {
     // A record that nobody ever writes is not waited for.
     fs::create_dir_all(small.path("out/base")).unwrap();
     fs::rename(small.path("pipe"), small.path("out/base/cntlora.json")).unwrap();
-    small.refused(INIT, 3, "cntlora.json: expected a regular file, found a pipe");
+    small.refused(
+        INIT,
+        3,
+        expect![[r#"
+            3 layers at 2 sites, 787.2 kB of activations to read, about [size] of memory
+            error: out/base/cntlora.json: expected a regular file, found a pipe, which cannot be read at an offset
+              help: give the path of a regular file
+        "#]],
+    );
 }
 
 /// Runs a command and changes an input while `temporary` is being written. It must be refused, and leave nothing.

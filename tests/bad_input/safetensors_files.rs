@@ -2,21 +2,76 @@
 
 use super::{activations_refused, safetensors};
 use crate::small::Small;
+use expect_test::expect;
 
 /// What a download leaves when it fails, and what has the wrong name, is told apart from damage.
 #[test]
 fn what_is_something_else_is_named() {
     let small = Small::new();
     for (bytes, message) in [
-        (b"".as_slice(), "the file has 0 bytes, but a safetensors file has at least 10"),
-        (b"\x02", "the file has 1 bytes, but a safetensors file has at least 10"),
-        (b"\x02\0\0\0\0\0\0\0{", "the file has 9 bytes, but a safetensors file has at least 10"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "a Git LFS pointer"),
-        (b"<!DOCTYPE html><html><body>403 Forbidden</body></html>", "a web page"),
-        (b"\x1f\x8b\x08\0\0\0\0\0\0\x03\0\0", "a gzip archive"),
-        (b"PK\x03\x04\x14\0\0\0\0\0\0\0", "a zip archive"),
-        (b"\x80\x02}q\0X\x01\0\0\0aq\x01.", "a Python pickle"),
-        (b"\x93NUMPY\x01\0\x76\0{'descr'", "a NumPy array"),
+        (
+            b"".as_slice(),
+            expect![[r#"
+            error: a.safetensors: the file has 0 bytes, but a safetensors file has at least 10
+              help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        "#]],
+        ),
+        (
+            b"\x02",
+            expect![[r#"
+            error: a.safetensors: the file has 1 bytes, but a safetensors file has at least 10
+              help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        "#]],
+        ),
+        (
+            b"\x02\0\0\0\0\0\0\0{",
+            expect![[r#"
+            error: a.safetensors: the file has 9 bytes, but a safetensors file has at least 10
+              help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        "#]],
+        ),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+            expect![[r#"
+            error: a.safetensors: expected a safetensors file, found a Git LFS pointer, not the file it stands for
+              help: run `git lfs pull` in its repository
+        "#]],
+        ),
+        (
+            b"<!DOCTYPE html><html><body>403 Forbidden</body></html>",
+            expect![[r#"
+            error: a.safetensors: expected a safetensors file, found a web page, perhaps the message of a server that refused the download
+              help: download it again
+        "#]],
+        ),
+        (
+            b"\x1f\x8b\x08\0\0\0\0\0\0\x03\0\0",
+            expect![[r#"
+            error: a.safetensors: expected a safetensors file, found a gzip archive
+              help: unpack it first
+        "#]],
+        ),
+        (
+            b"PK\x03\x04\x14\0\0\0\0\0\0\0",
+            expect![[r#"
+            error: a.safetensors: expected a safetensors file, found a zip archive, such as an .npz file or a PyTorch checkpoint
+              help: unpack an .npz file into its .npy files; save a PyTorch checkpoint as safetensors
+        "#]],
+        ),
+        (
+            b"\x80\x02}q\0X\x01\0\0\0aq\x01.",
+            expect![[r#"
+            error: a.safetensors: expected a safetensors file, found a Python pickle, which could run any code when it is loaded
+              help: save the tensors as safetensors
+        "#]],
+        ),
+        (
+            b"\x93NUMPY\x01\0\x76\0{'descr'",
+            expect![[r#"
+            error: a.safetensors: expected a safetensors file, found a NumPy array
+              help: give it the extension .npy
+        "#]],
+        ),
     ] {
         activations_refused(&small, "a.safetensors", bytes, message);
     }
@@ -30,17 +85,82 @@ fn headers_that_cannot_be_read() {
     let deep = format!(r#"{{"a":{}{}}}"#, "[".repeat(200_000), "]".repeat(200_000));
     let deep_objects = format!("{}1{}", r#"{"a":"#.repeat(100_000), "}".repeat(100_000));
     for (bytes, message) in [
-        (claiming(u64::MAX, b"{}"), "its header has 18446744073709551615 bytes, but the limit is 100000000"),
-        (claiming(100_000_001, b"{}"), "its header has 100000001 bytes, but the limit is 100000000"),
-        (claiming(3, b"{}"), "its header has 3 bytes, but only 2 bytes follow"),
-        (safetensors(b"{\"\xff\":1}", 0), "its header is not UTF-8 at byte 10"),
-        (safetensors("{broken}", 0), "the header is not that of a safetensors file: key must be a string"),
-        (safetensors(&deep, 0), "\"a\": invalid type: sequence, expected an object with dtype"),
-        (safetensors(&deep_objects, 0), "\"a\": unknown field `a`"),
-        (safetensors("\u{feff}{}", 0), "which begins with \"{\" at byte 8"),
-        (safetensors(" {}", 0), "which begins with \"{\" at byte 8"),
-        (safetensors("{}\n", 0), "its header does not end with \"}\" and padding by spaces"),
-        (safetensors("{}", 0), "expected activations, found no tensor in any file"),
+        (
+            claiming(u64::MAX, b"{}"),
+            expect![[r#"
+            error: a.safetensors: its header has 18446744073709551615 bytes, but the limit is 100000000
+              help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        "#]],
+        ),
+        (
+            claiming(100_000_001, b"{}"),
+            expect![[r#"
+            error: a.safetensors: its header has 100000001 bytes, but the limit is 100000000
+              help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        "#]],
+        ),
+        (
+            claiming(3, b"{}"),
+            expect![[r#"
+            error: a.safetensors: its header has 3 bytes, but only 2 bytes follow
+              help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        "#]],
+        ),
+        (
+            safetensors(b"{\"\xff\":1}", 0),
+            expect![[r#"
+            error: a.safetensors: its header is not UTF-8 at byte 10
+              help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        "#]],
+        ),
+        (
+            safetensors("{broken}", 0),
+            expect![[r#"
+            error: a.safetensors: the header is not that of a safetensors file: key must be a string at line 1 column 2
+              help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        "#]],
+        ),
+        (
+            safetensors(&deep, 0),
+            expect![[r#"
+            error: a.safetensors: the header is not that of a safetensors file: "a": invalid type: sequence, expected an object with dtype, shape and data_offsets at line 1 column 5
+              help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        "#]],
+        ),
+        (
+            safetensors(&deep_objects, 0),
+            expect![[r#"
+            error: a.safetensors: the header is not that of a safetensors file: "a": unknown field `a`, expected one of `dtype`, `shape`, `data_offsets` at line 1 column 9
+              help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        "#]],
+        ),
+        (
+            safetensors("\u{feff}{}", 0),
+            expect![[r#"
+            error: a.safetensors: expected a safetensors header, which begins with "{" at byte 8
+              help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        "#]],
+        ),
+        (
+            safetensors(" {}", 0),
+            expect![[r#"
+            error: a.safetensors: expected a safetensors header, which begins with "{" at byte 8
+              help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        "#]],
+        ),
+        (
+            safetensors("{}\n", 0),
+            expect![[r#"
+            error: a.safetensors: its header does not end with "}" and padding by spaces
+              help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        "#]],
+        ),
+        (
+            safetensors("{}", 0),
+            expect![[r#"
+            error: a.safetensors: expected activations, found no tensor in any file
+        "#]],
+        ),
     ] {
         activations_refused(&small, "a.safetensors", &bytes, message);
     }
@@ -58,18 +178,102 @@ fn headers_that_contradict_themselves() {
         format!(r#"{{"a":{{"dtype":"F32","shape":{shape},"data_offsets":[0,{end}]}}}}"#)
     };
     for (header, zeros, message) in [
-        (b(8, 24), 24, r#"tensor "b": its data begin at 8, within "a", which ends at 16"#),
-        (b(20, 36), 36, r#"tensor "b": its data begin at 20, but the data before end at 16"#),
-        (b(16, 32), 33, "its tensors have 32 bytes, but 33 follow the header: bytes follow"),
-        (b(16, 32), 31, "its tensors have 32 bytes, but 31 follow the header: the file ends too early"),
-        (b(32, 16), 32, r#"tensor "b": its data_offsets decrease from 32 to 16"#),
-        (b(u64::MAX - 16, u64::MAX), 16, r#"tensor "b": its data begin at 18446744073709551599, but"#),
-        (one("[2,2]", 12), 12, "F32 of shape [2, 2] has 16 bytes, but its data_offsets span 12"),
-        (one("[4294967296,4294967296]", 0), 0, "asks for more bytes than any file has"),
-        (one("[18446744073709551616]", 0), 0, "invalid type: floating point"),
-        (one("[-1]", 0), 0, "invalid value: integer `-1`"),
-        (format!("{{{a},{a}}}"), 16, r#"duplicate key "a""#),
-        (format!(r#"{{"__metadata__":{{"k":1}},{a}}}"#), 16, r#""__metadata__": "k": invalid type: integer"#),
+        (
+            b(8, 24),
+            24,
+            expect![[r#"
+            error: a.safetensors: tensor "b": its data begin at 8, within "a", which ends at 16
+              help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        "#]],
+        ),
+        (
+            b(20, 36),
+            36,
+            expect![[r#"
+            error: a.safetensors: tensor "b": its data begin at 20, but the data before end at 16
+              help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        "#]],
+        ),
+        (
+            b(16, 32),
+            33,
+            expect![[r#"
+            error: a.safetensors: its tensors have 32 bytes, but 33 follow the header: bytes follow
+              help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        "#]],
+        ),
+        (
+            b(16, 32),
+            31,
+            expect![[r#"
+            error: a.safetensors: its tensors have 32 bytes, but 31 follow the header: the file ends too early
+              help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        "#]],
+        ),
+        (
+            b(32, 16),
+            32,
+            expect![[r#"
+            error: a.safetensors: tensor "b": its data_offsets decrease from 32 to 16
+              help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        "#]],
+        ),
+        (
+            b(u64::MAX - 16, u64::MAX),
+            16,
+            expect![[r#"
+            error: a.safetensors: tensor "b": its data begin at 18446744073709551599, but the data before end at 16
+              help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        "#]],
+        ),
+        (
+            one("[2,2]", 12),
+            12,
+            expect![[r#"
+            error: a.safetensors: tensor "a": F32 of shape [2, 2] has 16 bytes, but its data_offsets span 12
+              help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        "#]],
+        ),
+        (
+            one("[4294967296,4294967296]", 0),
+            0,
+            expect![[r#"
+            error: a.safetensors: tensor "a": its shape [4294967296, 4294967296] asks for more bytes than any file has
+              help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        "#]],
+        ),
+        (
+            one("[18446744073709551616]", 0),
+            0,
+            expect![[r#"
+            error: a.safetensors: the header is not that of a safetensors file: "a": invalid type: floating point `1.8446744073709552e+19`, expected u64 at line 1 column 49
+              help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        "#]],
+        ),
+        (
+            one("[-1]", 0),
+            0,
+            expect![[r#"
+            error: a.safetensors: the header is not that of a safetensors file: "a": invalid value: integer `-1`, expected u64 at line 1 column 31
+              help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        "#]],
+        ),
+        (
+            format!("{{{a},{a}}}"),
+            16,
+            expect![[r#"
+            error: a.safetensors: the header is not that of a safetensors file: duplicate key "a" at line 1 column 113
+              help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        "#]],
+        ),
+        (
+            format!(r#"{{"__metadata__":{{"k":1}},{a}}}"#),
+            16,
+            expect![[r#"
+            error: a.safetensors: the header is not that of a safetensors file: "__metadata__": "k": invalid type: integer `1`, expected a string at line 1 column 22
+              help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        "#]],
+        ),
     ] {
         activations_refused(&small, "a.safetensors", &safetensors(header, zeros), message);
     }
@@ -80,27 +284,103 @@ fn headers_that_contradict_themselves() {
 fn tensors_that_are_no_activations() {
     let small = Small::new();
     for (dtype, shape, bytes, message) in [
-        ("I8", "[2,24]", 48, r#"expected F64, F32, F16 or BF16 numbers, found "I8""#),
-        ("BOOL", "[2,24]", 48, r#"expected F64, F32, F16 or BF16 numbers, found "BOOL""#),
-        ("F8_E4M3", "[2,24]", 48, r#"expected F64, F32, F16 or BF16 numbers, found "F8_E4M3""#),
-        ("F4", "[2,24]", 24, r#"expected F64, F32, F16 or BF16 numbers, found "F4""#),
+        (
+            "I8",
+            "[2,24]",
+            48,
+            expect![[r#"
+            error: a.safetensors: tensor "block.mlp": expected F64, F32, F16 or BF16 numbers, found "I8"
+              help: record activations as floating-point numbers, and keep other tensors in another file
+        "#]],
+        ),
+        (
+            "BOOL",
+            "[2,24]",
+            48,
+            expect![[r#"
+            error: a.safetensors: tensor "block.mlp": expected F64, F32, F16 or BF16 numbers, found "BOOL"
+              help: record activations as floating-point numbers, and keep other tensors in another file
+        "#]],
+        ),
+        (
+            "F8_E4M3",
+            "[2,24]",
+            48,
+            expect![[r#"
+            error: a.safetensors: tensor "block.mlp": expected F64, F32, F16 or BF16 numbers, found "F8_E4M3"
+              help: record activations as floating-point numbers, and keep other tensors in another file
+        "#]],
+        ),
+        (
+            "F4",
+            "[2,24]",
+            24,
+            expect![[r#"
+            error: a.safetensors: tensor "block.mlp": expected F64, F32, F16 or BF16 numbers, found "F4"
+              help: record activations as floating-point numbers, and keep other tensors in another file
+        "#]],
+        ),
         (
             "F33",
             "[2,24]",
             198,
-            r#"expected a number format of safetensors, such as F32 or BF16, found "F33""#,
+            expect![[r#"
+            error: a.safetensors: tensor "block.mlp": expected a number format of safetensors, such as F32 or BF16, found "F33"
+              help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        "#]],
         ),
-        ("F32", "[]", 4, "expected the shape [rows, width] or [..., width], found a single number"),
-        ("F32", "[24]", 96, "expected at least one token in all files together, found none that was met"),
+        (
+            "F32",
+            "[]",
+            4,
+            expect![[r#"
+            error: a.safetensors: tensor "block.mlp": expected the shape [rows, width] or [..., width], found a single number
+              help: the last axis must be the input features of the module
+        "#]],
+        ),
+        (
+            "F32",
+            "[24]",
+            96,
+            expect![[r#"
+            error: a.safetensors: tensor "block.mlp": expected at least one token in all files together, found none that was met
+        "#]],
+        ),
         (
             "C64",
             "[24]",
             192,
-            r#"expected counts of tokens as whole numbers, since it has one axis, found "C64""#,
+            expect![[r#"
+            error: a.safetensors: tensor "block.mlp": expected counts of tokens as whole numbers, since it has one axis, found "C64"
+              help: record them as I64, and keep other tensors in another file
+        "#]],
         ),
-        ("F32", "[0]", 0, "expected the shape [rows, width] or [..., width], found [0]"),
-        ("F32", "[2,0]", 0, "expected the shape [rows, width] or [..., width], found [2, 0]"),
-        ("F32", "[0,24]", 0, "expected at least one row in all files together, found none"),
+        (
+            "F32",
+            "[0]",
+            0,
+            expect![[r#"
+            error: a.safetensors: tensor "block.mlp": expected the shape [rows, width] or [..., width], found [0]
+              help: the last axis must be the input features of the module
+        "#]],
+        ),
+        (
+            "F32",
+            "[2,0]",
+            0,
+            expect![[r#"
+            error: a.safetensors: tensor "block.mlp": expected the shape [rows, width] or [..., width], found [2, 0]
+              help: the last axis must be the input features of the module
+        "#]],
+        ),
+        (
+            "F32",
+            "[0,24]",
+            0,
+            expect![[r#"
+            error: a.safetensors: tensor "block.mlp": expected at least one row in all files together, found none
+        "#]],
+        ),
     ] {
         let header =
             format!(r#"{{"block.mlp":{{"dtype":"{dtype}","shape":{shape},"data_offsets":[0,{bytes}]}}}}"#);
@@ -120,6 +400,9 @@ fn metadata_of_a_newer_version_is_refused() {
         &small,
         "a.safetensors",
         &safetensors(header, 4),
-        "it was written by a newer version\n  help: update cntlora",
+        expect![[r#"
+        error: a.safetensors: expected version 1 of the activation metadata, found 2: it was written by a newer version
+          help: update cntlora
+    "#]],
     );
 }

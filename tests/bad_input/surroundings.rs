@@ -3,6 +3,7 @@
 use super::{matrix, safetensors};
 use crate::progress::leave_progress;
 use crate::small::{Small, names};
+use expect_test::expect;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{Seek, SeekFrom, Write};
@@ -19,26 +20,69 @@ fn irregular_inputs_are_refused() {
     symlink("/dev/null", small.path("device.npy")).unwrap();
     symlink("nowhere", small.path("broken.npy")).unwrap();
     for (name, code, message) in [
-        ("pipe.npy", 3, "expected a regular file, found a pipe"),
-        ("circle.npy", 3, "circle.npy: cannot open: "),
-        ("device.npy", 3, "expected a regular file, found a device"),
-        ("broken.npy", 3, "broken.npy: cannot open: No such file"),
+        (
+            "pipe.npy",
+            3,
+            expect![[r#"
+            error: pipe.npy: expected a regular file, found a pipe, which cannot be read at an offset
+              help: give the path of a regular file
+        "#]],
+        ),
+        (
+            "circle.npy",
+            3,
+            expect![[r#"
+            error: circle.npy: cannot open: Too many levels of symbolic links (os error 40)
+        "#]],
+        ),
+        (
+            "device.npy",
+            3,
+            expect![[r#"
+            error: device.npy: expected a regular file, found a device
+              help: give the path of a regular file
+        "#]],
+        ),
+        (
+            "broken.npy",
+            3,
+            expect![[r#"
+            error: broken.npy: cannot open: No such file or directory (os error 2)
+              help: check the path
+        "#]],
+        ),
     ] {
         small.refused(&format!("plan model.safetensors -a {name}"), code, message);
     }
     fs::create_dir(small.path("model.npy")).unwrap();
-    small.refused(
-        "plan model.npy -a target",
-        1,
-        "model.npy: expected model.safetensors or model.safetensors.index.json",
-    );
+    small.refused("plan model.npy -a target", 1, expect![[r#"
+        error: model.npy: expected model.safetensors or model.safetensors.index.json, found no .safetensors file
+          help: give the folder that holds the weights, or a .safetensors file
+    "#]]);
     small.refused(
         "plan model.safetensors -a model.npy",
         2,
-        "expected .safetensors or .npy files in the folder",
+        expect![[r#"
+        error: model.npy: expected .safetensors or .npy files in the folder, found none
+          help: give the folder that holds the files themselves: folders in it are not searched
+    "#]],
     );
-    small.refused("inspect pipe.npy", 3, "found a pipe");
-    small.refused("plan pipe.npy -a target", 3, "found a pipe");
+    small.refused(
+        "inspect pipe.npy",
+        3,
+        expect![[r#"
+        error: pipe.npy: expected a regular file, found a pipe, which cannot be read at an offset
+          help: give the path of a regular file
+    "#]],
+    );
+    small.refused(
+        "plan pipe.npy -a target",
+        3,
+        expect![[r#"
+        error: pipe.npy: expected a regular file, found a pipe, which cannot be read at an offset
+          help: give the path of a regular file
+    "#]],
+    );
 }
 
 /// Names from files reach the terminal without control characters, and long ones do no harm.
@@ -85,22 +129,73 @@ fn outputs_keep_off() {
     symlink("target/0.safetensors", small.path("soft.safetensors")).unwrap();
     fs::write(small.path("file"), "mine").unwrap();
     for (words, code, message) in [
-        ("init model.safetensors -a target -o same --force", 2, "this folder holds an input"),
+        (
+            "init model.safetensors -a target -o same --force",
+            2,
+            expect![[r#"
+            error: same: this folder holds an input, target
+              help: write to a folder of its own
+            error: rank 16 is over the limit of "block.value"
+              help: the largest rank that all layers can have is 12: give --rank 12, or leave layers out with --exclude
+            2 problems were found
+        "#]],
+        ),
         (
             "moments target/0.safetensors --out target/0.safetensors --force",
             2,
-            "the output is one of the inputs",
+            expect![[r#"
+            error: target/0.safetensors: the output is one of the inputs
+              help: write to another file
+        "#]],
         ),
-        ("moments target/0.safetensors --out soft.safetensors --force", 2, "the output is one of the inputs"),
-        ("moments target/0.safetensors --out file", 2, "is there already"),
+        (
+            "moments target/0.safetensors --out soft.safetensors --force",
+            2,
+            expect![[r#"
+            error: soft.safetensors: the output is one of the inputs
+              help: write to another file
+        "#]],
+        ),
+        (
+            "moments target/0.safetensors --out file",
+            2,
+            expect![[r#"
+            error: file: is there already
+              help: choose another name, or give --force to replace it
+        "#]],
+        ),
         (
             "moments target/0.safetensors --out source",
             2,
-            "expected the name of a file to write, found a folder",
+            expect![[r#"
+            error: source: expected the name of a file to write, found a folder
+              help: give the name of a file
+        "#]],
         ),
-        ("moments target/0.safetensors --out file/moments", 3, "file: cannot make the folder: "),
-        ("init model.safetensors -a target --rank 4 -o file", 3, "file: cannot look into this folder: "),
-        ("init model.safetensors -a target --rank 4 -o /proc/adapter", 3, "cannot write here"),
+        (
+            "moments target/0.safetensors --out file/moments",
+            3,
+            expect![[r#"
+                2 sites, 288.0 kB of activations to read, about [size] of memory
+                error: file: cannot make the folder: File exists (os error 17)
+            "#]],
+        ),
+        (
+            "init model.safetensors -a target --rank 4 -o file",
+            3,
+            expect![[r#"
+            error: file: cannot look into this folder: Not a directory (os error 20)
+              help: choose another name for the output
+        "#]],
+        ),
+        (
+            "init model.safetensors -a target --rank 4 -o /proc/adapter",
+            3,
+            expect![[r#"
+            error: /proc: cannot write here: No such file or directory (os error 2)
+              help: give a folder that can be written to
+        "#]],
+        ),
     ] {
         small.refused(words, code, message);
     }

@@ -3,7 +3,9 @@
 use cntlora::element::Element;
 use cntlora::random::gaussian;
 use cntlora::storage::safetensors;
+use expect_test::Expect;
 use faer::Mat;
+use regex::Regex;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -59,14 +61,33 @@ impl Small {
         output
     }
 
-    /// Runs the tool, which must end with this code and say these words. Gives all that it said.
+    /// Runs the tool, which must end with this code and print exactly this on stderr. Returns the text of stderr.
     #[track_caller]
-    pub fn refused(&self, words: &str, code: i32, message: &str) -> String {
+    pub fn refused(&self, words: &str, code: i32, message: Expect) -> String {
         let output = self.run(words);
-        let stderr = String::from_utf8_lossy(&output.stderr);
+        let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(code), "{words}: {stderr}");
-        assert!(stderr.contains(message), "{words}: expected {message:?} in: {stderr}");
-        stderr.into_owned()
+        message.assert_eq(&on_any_machine(&stderr));
+        stderr
+    }
+
+    /// Runs several commands, each of which must end with this code; together they must print exactly this on stderr.
+    #[track_caller]
+    pub fn all_refused<W: AsRef<str>>(
+        &self,
+        commands: impl IntoIterator<Item = W>,
+        code: i32,
+        messages: Expect,
+    ) {
+        let mut all = String::new();
+        for words in commands {
+            let words = words.as_ref();
+            let output = self.run(words);
+            let stderr = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(code), "{words}: {stderr}");
+            all += &format!("$ cntlora {words}\n{}", on_any_machine(&stderr));
+        }
+        messages.assert_eq(&all);
     }
 
     /// The files of an output, which is a file or a folder, by name: those whose bytes are promised.
@@ -86,6 +107,20 @@ impl Small {
         let files = promised.iter().filter(|name| path.join(name).is_file());
         files.map(|name| ((*name).to_owned(), fs::read(path.join(name)).unwrap())).collect()
     }
+}
+
+/// Replaces numbers that depend on the processor: estimates of memory follow from the number of threads, and factors from the
+/// instruction set.
+pub fn on_any_machine(text: &str) -> String {
+    let mut text = text.to_owned();
+    for (pattern, replacement) in [
+        (r"about \S+ \S+ of memory", "about [size] of memory"),
+        (r"--max-memory \S+ or more", "--max-memory [size] or more"),
+        (r"found \S+, which is too large", "found [number], which is too large"),
+    ] {
+        text = Regex::new(pattern).unwrap().replace_all(&text, replacement).into_owned();
+    }
+    text
 }
 
 pub fn names(folder: &Path) -> Vec<String> {
