@@ -3,10 +3,11 @@
 //! Knows nothing of files. Everything here is one number at a time; the vectorized conversions are in
 //! [`simd`](crate::simd).
 
+use crate::names::names;
 use half::{bf16, f16};
 
 /// A number format.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Element {
     /// IEEE double precision.
     F64,
@@ -15,24 +16,16 @@ pub enum Element {
     /// IEEE half precision.
     F16,
     /// Brain float: the upper half of a single.
-    #[serde(rename = "BF16")]
     Bf16,
 }
 
-impl Element {
-    /// The name that safetensors uses: `F64`, `F32`, `F16` or `BF16`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::F64 => "F64",
-            Self::F32 => "F32",
-            Self::F16 => "F16",
-            Self::Bf16 => "BF16",
-        }
-    }
+// The names of safetensors.
+names!(Element, "number format": F64 = "F64", F32 = "F32", F16 = "F16", Bf16 = "BF16");
 
-    /// The format of that safetensors name, if it is one of ours.
+impl Element {
+    /// The format of this name, if there is one.
     pub fn from_name(name: &str) -> Option<Self> {
-        [Self::F64, Self::F32, Self::F16, Self::Bf16].into_iter().find(|element| element.name() == name)
+        name.parse().ok()
     }
 
     /// Bytes per number.

@@ -89,6 +89,16 @@ pub enum Error {
         /// The start or the method.
         what: &'static str,
     },
+    /// A choice has no such name.
+    #[error("unknown {what} {found:?}: use one of {expected}")]
+    UnknownName {
+        /// The kind of choice, such as `method`.
+        what: &'static str,
+        /// The name given.
+        found: String,
+        /// The names that there are.
+        expected: String,
+    },
     /// An option has a value outside its range.
     #[error("{what} is {found}, but must be {expected}")]
     Option {

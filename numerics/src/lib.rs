@@ -20,6 +20,7 @@ pub mod factors;
 pub mod low_rank;
 pub mod method;
 pub mod moments;
+mod names;
 pub mod random;
 pub mod rank;
 pub mod simd;

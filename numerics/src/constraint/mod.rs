@@ -27,6 +27,7 @@ pub use tokens::TokenConstraint;
 use crate::dense;
 use crate::error::{Error, Result};
 use crate::moments::Moments;
+use crate::names::names;
 use build::Site;
 use faer::{Col, ColRef, Mat, MatMut, MatRef, Par};
 use ladder::Ladder;
@@ -34,8 +35,7 @@ use operands::Operands;
 use statistics::{Statistics, is_near_noise};
 
 /// How fine-tuning activations `x` and pre-training activations `z` correspond (method.md, "Constraints").
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Coupling {
     /// `z` and `x` are independent; only their means align.
     #[default]
@@ -47,8 +47,7 @@ pub enum Coupling {
 }
 
 /// The norm in which an update is cut to low rank (method.md, "Decomposition").
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Norm {
     /// What the layer's output feels, `E|(Δ − BA) x|² = |(Δ − BA) F|²_F` with `F Fᵀ = C + λ I`.
     #[default]
@@ -58,8 +57,7 @@ pub enum Norm {
 }
 
 /// The mean square of a channel that damping and an isotropic source are measured by.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ChannelScale {
     /// The mean over all channels, which is the mean eigenvalue: `tr C / d`. A few loud channels decide it.
     Mean,
@@ -69,8 +67,7 @@ pub enum ChannelScale {
 }
 
 /// How covariances are corrected for the number of rows that they come from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Shrinkage {
     /// Not at all.
     #[default]
@@ -78,6 +75,11 @@ pub enum Shrinkage {
     /// Oracle Approximating Shrinkage of the correlations between channels (Chen, Wiesel, Eldar & Hero 2010).
     Oas,
 }
+
+names!(Coupling, "coupling": Uncorrelated = "uncorrelated", Transport = "transport", Paired = "paired");
+names!(Norm, "norm": Activations = "activations", Weights = "weights");
+names!(ChannelScale, "channel scale": Mean = "mean", Median = "median");
+names!(Shrinkage, "shrinkage": None = "none", Oas = "oas");
 
 /// Which constraints, and how much each of them counts.
 #[derive(Clone, Copy, Debug, PartialEq)]

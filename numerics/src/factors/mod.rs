@@ -14,11 +14,11 @@ pub use shape::{LayerShape, block_name, module_and_block};
 
 use crate::dense;
 use crate::error::Result;
+use crate::names::names;
 use faer::{Mat, Par};
 
 /// The model before the first training step.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Start {
     /// `W`: the base is untouched, and `B A = 0` although neither factor is zero. See [`mirrored`].
     #[default]
@@ -31,17 +31,9 @@ pub enum Start {
     Zero,
 }
 
-impl Start {
-    /// Its name, as options and reports have it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Mirrored => "mirrored",
-            Self::Update => "update",
-            Self::Residual => "residual",
-            Self::Zero => "zero",
-        }
-    }
+names!(Start, "start": Mirrored = "mirrored", Update = "update", Residual = "residual", Zero = "zero");
 
+impl Start {
     /// Units of rank that each component of an update takes: 2 for [`Self::Mirrored`], otherwise 1.
     pub fn rank_per_component(self) -> usize {
         if self == Self::Mirrored { 2 } else { 1 }

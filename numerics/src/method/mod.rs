@@ -21,13 +21,13 @@ pub use options::Options;
 
 use crate::error::{Error, Result};
 use crate::factors::{LayerShape, Start};
+use crate::names::names;
 #[cfg(doc)]
 use crate::rank::Policy;
 use faer::MatRef;
 
 /// How an adapter is initialized. Each variant is described in the module of its name.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Method {
     /// [`cntlora`].
     #[default]
@@ -82,34 +82,39 @@ pub enum Form {
     Mirrored,
 }
 
-impl Method {
-    /// All methods.
-    pub const ALL: [Self; 10] = [
-        Self::Cntlora,
-        Self::Pissa,
-        Self::Milora,
-        Self::Olora,
-        Self::CordaIpm,
-        Self::CordaKpm,
-        Self::Eva,
-        Self::Lora,
-        Self::Gaussian,
-        Self::Orthogonal,
-    ];
+names!(Method, "method":
+    Cntlora = "cntlora",
+    Pissa = "pissa",
+    Milora = "milora",
+    Olora = "olora",
+    CordaIpm = "corda-ipm",
+    CordaKpm = "corda-kpm",
+    Eva = "eva",
+    Lora = "lora",
+    Gaussian = "gaussian",
+    Orthogonal = "orthogonal",
+);
 
-    /// Its name, as options and reports have it.
-    pub fn name(self) -> &'static str {
+impl Method {
+    /// What the method does, in one line.
+    pub const fn description(self) -> &'static str {
         match self {
-            Self::Cntlora => "cntlora",
-            Self::Pissa => "pissa",
-            Self::Milora => "milora",
-            Self::Olora => "olora",
-            Self::CordaIpm => "corda-ipm",
-            Self::CordaKpm => "corda-kpm",
-            Self::Eva => "eva",
-            Self::Lora => "lora",
-            Self::Gaussian => "gaussian",
-            Self::Orthogonal => "orthogonal",
+            Self::Cntlora => "Constraints between pre-training and fine-tuning activations; variable ranks",
+            Self::Pissa => "The principal singular triplets of the weight; the base keeps the rest",
+            Self::Milora => "The minor singular triplets of the weight; the base keeps the rest",
+            Self::Olora => "The first columns of an orthonormal basis of the weight; the base keeps the rest",
+            Self::CordaIpm => {
+                "The part of the weight that responds most to the activations; the base keeps the rest"
+            }
+            Self::CordaKpm => {
+                "The part of the weight that responds least to the activations; the base keeps the rest"
+            }
+            Self::Eva => {
+                "The directions in which the activations vary most, with ranks by explained variance"
+            }
+            Self::Lora => "Kaiming's uniform A, and B = 0: the default of PEFT",
+            Self::Gaussian => "A normally distributed A, and B = 0",
+            Self::Orthogonal => "Random factors whose product is zero",
         }
     }
 

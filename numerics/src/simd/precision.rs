@@ -2,10 +2,10 @@
 
 use super::Tier;
 use super::bf16_dot::DotProduct;
+use crate::names::names;
 
 /// What the Gram matrix of a block is computed with.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Precision {
     /// Rows of every format are taken relative to the mean of their block, in f32, and multiplied by fused multiply-adds.
     #[default]
@@ -25,16 +25,10 @@ pub enum Precision {
     Bf16,
 }
 
-impl Precision {
-    /// Its name, as options and files have it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Precision::F32 => "f32",
-            Precision::Bf16 => "bf16",
-        }
-    }
+names!(Precision, "precision": F32 = "f32", Bf16 = "bf16");
 
-    /// Whether this processor can do it.
+impl Precision {
+    /// True if this processor has the instructions for it.
     pub fn supported(self) -> bool {
         match self {
             Precision::F32 => true,
