@@ -109,13 +109,14 @@ impl Small {
     }
 }
 
-/// Replaces numbers that depend on the processor: estimates of memory follow from the number of threads, and factors from the
+/// Replaces numbers that are not the same everywhere: estimates of memory follow from the number of threads, and factors from the
 /// instruction set.
 pub fn on_any_machine(text: &str) -> String {
     let mut text = text.to_owned();
     for (pattern, replacement) in [
         (r"about \S+ \S+ of memory", "about [size] of memory"),
         (r"--max-memory \S+ or more", "--max-memory [size] or more"),
+        (r#"modified was "\d+""#, r#"modified was "[time]""#),
         (r"found \S+, which is too large", "found [number], which is too large"),
     ] {
         text = Regex::new(pattern).unwrap().replace_all(&text, replacement).into_owned();
