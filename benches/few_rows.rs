@@ -1,29 +1,28 @@
-//! How much of a layer an update learns from few rows, under each `--shrinkage` and `--channel-scale`.
+//! Quality of updates from few rows, for each `--shrinkage` and `--channel-scale`.
 //!
-//! An update of MiniLM's layers is made from the first rows of one recording and judged on another one. Uncorrelated coupling asks for
-//! outputs that stay at their mean, `(W + Δ) x = W μ`. The table has the share of the fresh outputs' variance that a product of rank 8
-//! takes: `1 − E|(W + Δ) x − W μ|² / E|W x − W μ|²`, as the mean over the layers that read 384 channels. The other columns have it for the same
-//! layers after some channels were made a thousand times as large, and their weights a thousand times as small: the outputs are the same.
+//! Updates of MiniLM's layers are made from the first rows of one recording and evaluated on another one. The goal of uncorrelated
+//! coupling is outputs that stay at their mean, `(W + Δ) x = W μ`. The table has the share of the variance of the fresh outputs that a
+//! product of rank 8 removes: `1 − E|(W + Δ) x − W μ|² / E|W x − W μ|²`, as the mean over the layers that read 384 channels. The other
+//! columns are for the same layers with some channels a thousand times as large and their weights a thousand times as small, so that the
+//! outputs are the same.
 //!
 //! `CNTLORA_MINILM=FOLDER cargo bench --bench few_rows`
 
-use cntlora::constraint::{ChannelScale, Evidence, Shrinkage};
-use cntlora::factors::{Start, Strength};
-use cntlora::method::{Options, cntlora as method};
-use cntlora::moments::Moments;
-use cntlora::rank::{Limits, Policy};
-use faer::{Mat, MatRef, Par};
+use cntlora::constraint::{ChannelScale, Shrinkage};
+use cntlora::factors::Start;
+use cntlora::initializer::{Initializer, Statistics};
+use faer::{Mat, MatRef};
 use half::bf16;
 use safetensors::{Dtype, SafeTensors};
 use std::path::{Path, PathBuf};
 
 const RANK: usize = 8;
-/// Channels of the sites that are looked at: all but the feed-forward outputs, which have 1536.
+/// Channels of the evaluated sites: all but the feed-forward outputs, which have 1536.
 const WIDTH: usize = 384;
 const ROWS: [usize; 4] = [WIDTH / 4, WIDTH / 2, WIDTH, 2 * WIDTH];
 const OUTLIERS: [usize; 3] = [0, 1, 4];
 
-/// A layer, the rows that it learns from, and fresh ones.
+/// A layer, its rows, and fresh rows.
 struct Layer {
     name: String,
     weight: Mat<f32>,
@@ -32,7 +31,7 @@ struct Layer {
 }
 
 fn main() {
-    // Run as a test, this is to compile and start, no more.
+    // As a test, this only has to compile and start.
     if !std::env::args().any(|argument| argument == "--bench") {
         return;
     }
@@ -45,9 +44,10 @@ fn main() {
     for (count, ridge) in ROWS.into_iter().flat_map(|count| [0.01, 0.1].map(|ridge| (count, ridge))) {
         for shrinkage in [Shrinkage::None, Shrinkage::Oas] {
             for channel_scale in [ChannelScale::Mean, ChannelScale::Median] {
-                let options = options(ridge, shrinkage, channel_scale);
+                let initializer = initializer(ridge, shrinkage, channel_scale);
                 let shares = OUTLIERS.map(|outliers| {
-                    let sum: f64 = layers.iter().map(|layer| share(layer, count, outliers, &options)).sum();
+                    let sum: f64 =
+                        layers.iter().map(|layer| share(layer, count, outliers, &initializer)).sum();
                     format!("{:.3}", sum / layers.len() as f64)
                 });
                 let shares = shares.join(" | ");
@@ -57,36 +57,31 @@ fn main() {
     }
 }
 
-fn options(ridge: f64, shrinkage: Shrinkage, channel_scale: ChannelScale) -> Options {
-    Options {
-        ridge,
-        shrinkage,
-        channel_scale,
-        // The whole product.
-        start: Start::Residual,
-        strength: Strength::Fixed(1.0),
-        scale: 1.0,
-        ranks: Policy::Fixed(RANK),
-        limits: Limits { min: 0, max: RANK, multiple: 1 },
-        ..Options::default()
-    }
+fn initializer(ridge: f64, shrinkage: Shrinkage, channel_scale: ChannelScale) -> Initializer {
+    let builder =
+        Initializer::builder().rank(RANK).ridge(ridge).shrinkage(shrinkage).channel_scale(channel_scale);
+    // The whole product.
+    builder.start(Start::Residual).build().expect("legal options")
 }
 
-/// Share of the variance of the fresh outputs that the product takes.
-fn share(layer: &Layer, count: usize, outliers: usize, options: &Options) -> f64 {
+/// Share of the variance of the fresh outputs that the product removes.
+fn share(layer: &Layer, count: usize, outliers: usize, initializer: &Initializer) -> f64 {
     let width = layer.weight.ncols();
-    // Outliers stand apart from one another.
+    // Outliers are not neighbours.
     let factor = |j: usize| if j % (width / 4) == 7 && j / (width / 4) < outliers { 1000f32 } else { 1.0 };
     let scaled = |rows: MatRef<'_, f32>| Mat::from_fn(rows.nrows(), width, |i, j| rows[(i, j)] * factor(j));
     let weight = Mat::from_fn(layer.weight.nrows(), width, |i, j| layer.weight[(i, j)] / factor(j));
-    let target = Moments::of(scaled(layer.rows.subrows(0, count)).as_ref()).expect("finite rows");
-    let evidence = Evidence { target: &target, source: None, change: None };
-    let par = Par::rayon(0);
-    let made = method::initialize(evidence, weight.as_ref(), &layer.name, options, par).expect("usable rows");
+    let mut statistics = Statistics::new(width);
+    statistics.add(&scaled(layer.rows.subrows(0, count))).expect("finite rows");
+    let site = initializer.site(&statistics).expect("usable rows");
+    let factors = site
+        .layer(layer.name.as_str(), weight.as_ref())
+        .and_then(|layer| layer.factors())
+        .expect("usable rows");
 
     let fresh = scaled(layer.fresh.as_ref());
     let output = &fresh * weight.transpose();
-    let moved = &output + (&fresh * made.factors.a.transpose()) * made.factors.b.transpose();
+    let moved = &output + (&fresh * factors.a.transpose()) * factors.b.transpose();
     let mean: Vec<f64> =
         output.col_iter().map(|column| column.iter().map(|y| f64::from(*y)).sum::<f64>()).collect();
     let mean: Vec<f64> = mean.into_iter().map(|sum| sum / fresh.nrows() as f64).collect();
@@ -108,7 +103,7 @@ fn layers(folder: &Path) -> Vec<Layer> {
         [&model, &first, &second].map(|file| SafeTensors::deserialize(file).expect("a safetensors file"));
     let sites = first.names().into_iter().map(str::to_owned);
     let layers = sites.flat_map(|site| {
-        // One input is read by query, key and value.
+        // Query, key and value read the same input.
         let modules = match site.strip_suffix("query") {
             Some(prefix) => ["query", "key", "value"].map(|name| format!("{prefix}{name}")).to_vec(),
             None => vec![site.clone()],

@@ -3,11 +3,11 @@
 #[allow(dead_code, reason = "each benchmark uses a part of it")]
 mod common;
 
-/// The width of a panel, which the next module takes from its parent.
+/// The width of a panel, for the next module.
 mod kernel {
     pub const VECTORS: usize = 3;
 }
-/// The column statistics themselves, which are no part of the library's interface.
+/// The column statistics, which are not public.
 #[allow(dead_code, reason = "the benchmark adds rows, and does not ask whether they were finite")]
 #[path = "../numerics/src/simd/columns.rs"]
 mod columns;
@@ -20,7 +20,7 @@ use half::{bf16, f16};
 use pulp::{Simd, WithSimd};
 use std::hint::black_box;
 
-/// What the processor can do at most; elements per second are floating-point operations per second.
+/// The peak of the processor; elements per second are floating-point operations per second.
 fn fma_peak(c: &mut Criterion) {
     let mut group = c.benchmark_group("fma_peak");
     for threads in thread_counts() {
@@ -29,7 +29,7 @@ fn fma_peak(c: &mut Criterion) {
     }
 }
 
-/// All of it: conversion, packing, column statistics, Gram, f64 accumulation. And faer's product alone.
+/// The whole kernel: conversion, packing, column statistics, Gram, f64 accumulation. Also faer's product alone.
 fn gram(c: &mut Criterion) {
     let mut group = c.benchmark_group("gram");
     group.sample_size(10).sampling_mode(SamplingMode::Flat);
@@ -45,7 +45,7 @@ fn gram(c: &mut Criterion) {
     }
 }
 
-/// The one pass over the rows: conversion, packing, column statistics and finite scan, in bytes of the format.
+/// The pass over the rows: conversion, packing, column statistics and finite scan, in bytes of the format.
 ///
 /// The first number is NaN, so that the block is refused after the pass and before any product.
 fn reading_pass(c: &mut Criterion) {
@@ -80,7 +80,7 @@ fn reading_pass(c: &mut Criterion) {
     }
 }
 
-/// Sums, absolute maxima and the finite scan of one block: of lines that are in L1, as they are when they have been packed.
+/// Sums, absolute maxima and the finite scan of one block: of lines that are in L1, as after packing.
 struct Statistics<'a> {
     panels: usize,
     line: &'a [f32],
@@ -105,7 +105,7 @@ impl WithSimd for Statistics<'_> {
     }
 }
 
-/// What the column statistics add to a block, and the whole of that block for comparison, on one thread.
+/// The time of the column statistics of a block, and of the whole block for comparison, on one thread.
 fn column_statistics(c: &mut Criterion) {
     let mut group = c.benchmark_group("column_statistics");
     let arch = pulp::Arch::new();

@@ -1,8 +1,9 @@
-//! From moments to factors under Criterion: the truncated decomposition against the dense one, what a site and what a layer
-//! cost, and the whole job on one layer. See `benches/README.md`.
+//! From moments to factors under Criterion: the truncated decomposition against the dense one, the time of a site and of a layer, and the
+//! whole job on one layer. See `benches/README.md`.
 
-use cntlora::constraint::{Constraint, Coupling, Evidence};
-use cntlora::method::{Options, cntlora as method};
+use cntlora::constraint::Coupling;
+use cntlora::initializer::{Initializer, Statistics};
+use cntlora::method::Options;
 use cntlora::moments::Moments;
 use cntlora::rank::{Limits, Policy};
 use cntlora::{dense, low_rank, random};
@@ -29,7 +30,7 @@ fn with_spectrum(power: f64) -> Mat<f32> {
     dense::product(scaled.as_ref(), right.transpose(), parallel())
 }
 
-/// A fast decomposition of the wrong thing is worth nothing: the error must be within 1e-4 of the optimal one.
+/// The error must be within 1e-4 of the optimal one.
 fn check(matrix: &Mat<f32>, power: f64, rank: usize) {
     let svd = low_rank::truncated_svd(&matrix.as_ref(), rank, 0, "layer", parallel()).expect("finite");
     let scaled = Mat::from_fn(SIDE, rank, |i, j| svd.u[(i, j)] * svd.s[j] as f32);
@@ -71,43 +72,42 @@ fn options(coupling: Coupling, rank: usize) -> Options {
     Options { coupling, ranks: Policy::Fixed(rank), limits, ..Options::default() }
 }
 
-/// Moments ready: what a site costs once, and what each of its layers costs.
+/// From moments: the time of a site, and of each of its layers.
 fn site_and_layer(c: &mut Criterion) {
     let mut group = c.benchmark_group("moments_ready");
     group.sample_size(10).sampling_mode(SamplingMode::Flat);
     let moments = moments(SIDE, 2048);
-    let evidence = Evidence { target: &moments, source: None, change: None };
-    // Row after row, as it comes from a checkpoint.
+    // Row after row, as in a checkpoint.
     let weight = random::gaussian::<f32>(SIDE, SIDE, 2, "weight");
     let weight = weight.transpose();
     for (name, coupling) in [("uncorrelated", Coupling::Uncorrelated), ("transport", Coupling::Transport)] {
-        let terms = options(coupling, 16).terms();
+        let initializer = |rank| Initializer::new(options(coupling, rank)).expect("legal options");
         group.bench_function(BenchmarkId::new("site", name), |b| {
-            b.iter(|| Constraint::new(evidence, terms, parallel()).expect("factored"));
+            b.iter(|| initializer(16).site(&moments).expect("factored"));
         });
-        let constraint = Constraint::new(evidence, terms, parallel()).expect("factored");
         for rank in RANKS {
-            let options = options(coupling, rank);
+            let site = initializer(rank).site(&moments).expect("factored");
             group.bench_function(BenchmarkId::new(format!("layer_rank_{rank}"), name), |b| {
-                b.iter(|| method::decompose(&constraint, weight, "layer", &options, parallel()));
+                b.iter(|| site.layer("layer", weight));
             });
         }
     }
 }
 
-/// Rows in memory to factors, for one layer of BERT large.
+/// From rows in memory to factors, for one layer of BERT large.
 fn whole_job(c: &mut Criterion) {
     const WIDTH: usize = 1024;
     let rows = random::gaussian::<f32>(4096, WIDTH, 3, "rows");
     let weight = random::gaussian::<f32>(WIDTH, WIDTH, 3, "weight");
-    let options = options(Coupling::Transport, 16);
+    let initializer = Initializer::new(options(Coupling::Transport, 16)).expect("legal options");
     let mut group = c.benchmark_group("whole_job");
     group.sample_size(10).sampling_mode(SamplingMode::Flat);
     group.bench_function(BenchmarkId::new("rank_16", WIDTH), |b| {
         b.iter(|| {
-            let moments = Moments::of(rows.as_ref()).expect("finite");
-            let evidence = Evidence { target: &moments, source: None, change: None };
-            method::initialize(evidence, weight.as_ref(), "layer", &options, parallel()).expect("factors")
+            let mut statistics = Statistics::new(WIDTH);
+            statistics.add(&rows).expect("finite");
+            let site = initializer.site(&statistics).expect("factored");
+            site.layer("layer", weight.as_ref()).and_then(|layer| layer.factors()).expect("factors")
         });
     });
 }

@@ -1,7 +1,7 @@
 //! Each way to the Gram matrix as a share of the processor's peak, measured in the same rounds.
 //!
 //! On a shared machine the clock and the neighbours change from second to second. So each round measures the
-//! peak, then every way, one right after the other. The peak is that of the best round, which noise can only lower.
+//! peak, then every way, one right after the other. The peak is that of the best round, because noise can only lower it.
 //!
 //! Prints the table of `benches/README.md`: per cent of the peak, the median of the rounds and in brackets
 //! the best. `cargo bench --bench peak_share -- 20` for 20 rounds.
@@ -13,7 +13,7 @@ use cntlora::simd::peak;
 use common::{Problem, SITES, Way, median_and_best, rate, thread_counts};
 
 fn main() {
-    // Run as a test, this is to compile and start, no more.
+    // As a test, this only has to compile and start.
     if !std::env::args().any(|argument| argument == "--bench") {
         return;
     }

@@ -1,4 +1,4 @@
-//! Moments from a file, against the kernel on rows in memory: what reading costs, by `pread` and by a mapping.
+//! The cost of reading: moments from a file, by `pread` and by a mapping, against the kernel on rows in memory.
 //!
 //! Each round does the same operations in each way, one right after the other, and the first round, which also brings the file into
 //! the cache, is not counted. Prints the rate of each way in GFLOP/s, the median of the rounds and in brackets the best, and the
@@ -23,7 +23,7 @@ const WIDTH: usize = 4096;
 const ROUNDS: usize = 3;
 
 fn main() -> io::Result<()> {
-    // Run as a test, this is to compile and start, no more.
+    // As a test, this only has to compile and start.
     if !std::env::args().any(|argument| argument == "--bench") {
         return Ok(());
     }
@@ -74,7 +74,7 @@ fn stream(path: &Path, access: Access, threads: usize) {
     assert_eq!(moments.count(), site.rows());
 }
 
-/// The same block of rows again and again.
+/// The same block of rows many times.
 fn write(path: &Path, blocks: usize) -> io::Result<()> {
     let (rows, length) = (blocks * BLOCK_ROWS, 4 * WIDTH * BLOCK_ROWS * blocks);
     let header =

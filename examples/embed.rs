@@ -1,54 +1,56 @@
-//! The numerics inside another program: from rows in memory to the factors of a layer. No file is touched.
+//! The numerics inside another program: from rows in memory to the factors of layers. No file is read or written.
 //!
 //! ```text
 //! cargo run --release --no-default-features --example embed
 //! ```
 
-use cntlora::constraint::{Constraint, Evidence};
-use cntlora::error::Result;
-use cntlora::method::{Options, cntlora as method};
-use cntlora::moments::Moments;
-use cntlora::random;
-use cntlora::rank::{self, Limits, Policy};
-use faer::{Mat, Par};
+use cntlora::faer::{Mat, MatRef};
+use cntlora::half::bf16;
+use cntlora::{Error, Initializer, Policy, Rows, Statistics, Values};
 
-fn main() -> Result<()> {
-    // What a program has: activations of one input, 3000 rows of 256 numbers, recorded in two pieces; and the two
-    // weights that read it.
-    let mixing = random::gaussian::<f32>(256, 256, 1, "mixing") * faer::Scale(0.1);
-    let rows = random::gaussian::<f32>(3000, 256, 1, "rows") * (mixing + Mat::<f32>::identity(256, 256));
-    let query = random::gaussian::<f32>(256, 256, 1, "query") * faer::Scale(0.05);
-    let value = random::gaussian::<f32>(64, 256, 1, "value") * faer::Scale(0.05);
+const WIDTH: usize = 256;
 
-    // Moments of pieces merge into moments of the whole.
-    let mut moments = Moments::of(rows.subrows(0, 2000))?;
-    moments.merge(&Moments::of(rows.subrows(2000, 1000))?)?;
+fn main() -> Result<(), Error> {
+    // A program has rows of activations that two weights read, in any pieces.
+    let rows = Mat::from_fn(3000, WIDTH, |i, j| number(i, j) + 0.5 * number(i, j / 2));
+    let query = Mat::from_fn(WIDTH, WIDTH, |i, j| 0.05 * number(i + 7, j));
+    let value = Mat::from_fn(64, WIDTH, |i, j| 0.05 * number(i + 11, j));
+    let mut statistics = Statistics::new(WIDTH);
+    statistics.add(rows.subrows(0, 2000))?;
+    statistics.add(rows.subrows(2000, 1000))?;
+
+    // One rank for all layers.
+    let initializer = Initializer::builder().rank(16).build()?;
+    let layer = initializer.site(&statistics)?.layer("query", query.as_ref())?;
+    let factors = layer.factors()?;
+    println!("query: A {:?}, B {:?}", factors.a.shape(), factors.b.shape());
 
     // 16 000 parameters, spent where they keep most of the updates.
-    let options = Options {
-        ranks: Policy::Budget(16_000),
-        limits: Limits { min: 1, max: 32, multiple: 1 },
-        ..Options::default()
-    };
-    let evidence = Evidence { target: &moments, source: None, change: None };
-    let constraint = Constraint::new(evidence, options.terms(), Par::Seq)?;
-    let weights = [("query", &query), ("value", &value)];
-    let updates = weights
-        .iter()
-        .map(|(name, weight)| method::decompose(&constraint, weight.as_ref(), name, &options, Par::Seq))
-        .collect::<Result<Vec<_>>>()?;
-    let layers: Vec<_> = updates.iter().map(|update| update.as_layer(options.start)).collect();
-    let ranks = rank::allocate(options.ranks, options.limits, &layers)?;
-
-    for (((name, _), update), rank) in weights.iter().zip(&updates).zip(ranks) {
-        let made = update.components.initialize(rank, options.strength, options.start, options.scale)?;
-        println!(
-            "{name}: A {:?}, B {:?}, {:.0} % of the update's energy, moves the output by {:.1} %",
-            made.factors.a.shape(),
-            made.factors.b.shape(),
-            100.0 * update.as_layer(options.start).energy_kept(rank),
-            100.0 * made.shift,
-        );
+    let initializer = Initializer::builder().ranks(Policy::Budget(16_000)).max_rank(32).build()?;
+    let site = initializer.site(&statistics)?;
+    let layers = [site.layer("query", query.as_ref())?, site.layer("value", value.as_ref())?];
+    for (layer, rank) in layers.iter().zip(initializer.ranks(&layers)?) {
+        let kept = 100.0 * layer.energy_kept(rank);
+        println!("{}: rank {rank} keeps {kept:.0} % of the update's energy", layer.name());
+        let factors = layer.factors_of_rank(rank)?;
+        println!("{}: A {:?}, B {:?}", layer.name(), factors.a.shape(), factors.b.shape());
     }
+
+    // The fast path: rows of bf16 in a buffer, row after row, are added without a copy, and on all threads.
+    let buffer: Vec<bf16> =
+        (0..3000 * WIDTH).map(|at| bf16::from_f32(rows[(at / WIDTH, at % WIDTH)])).collect();
+    let mut statistics = Statistics::new(WIDTH);
+    statistics.add(Rows { values: Values::Bf16(&buffer), rows: 3000, width: WIDTH, stride: WIDTH })?;
+    // Weights as they are stored in a checkpoint, row after row.
+    let stored: Vec<f32> = (0..64 * WIDTH).map(|at| value[(at / WIDTH, at % WIDTH)]).collect();
+    let layer =
+        initializer.site(&statistics)?.layer("value", MatRef::from_row_major_slice(&stored, 64, WIDTH))?;
+    println!("value: largest rank {}", layer.largest_rank());
     Ok(())
+}
+
+/// A number from −1 to 1 that looks random.
+fn number(i: usize, j: usize) -> f32 {
+    let mixed = (i as u64 * 0x9e37_79b9 + j as u64 * 0x85eb_ca6b).wrapping_mul(0xd6e8_feb8_6659_fd93);
+    (mixed >> 40) as f32 / (1u64 << 23) as f32 - 1.0
 }

@@ -1,8 +1,6 @@
-//! The command-line tool: a thin layer over the library.
+//! The command-line tool, a module of the library.
 #![deny(unsafe_code)]
 
-mod cli;
-
 fn main() -> std::process::ExitCode {
-    cli::main()
+    cntlora::cli::main()
 }

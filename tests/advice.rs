@@ -1,4 +1,4 @@
-//! The advice of each message works when it is followed, with the progress of the failed run still there.
+//! Tests that a user can follow the advice of each error message while the progress of the failed run is still there.
 
 #[path = "small/progress.rs"]
 mod progress;
@@ -16,7 +16,7 @@ use std::fs::{self, File};
 
 const INIT: &str = "init model.safetensors -a target --rank 4 --checkpoint-every 0 -o out";
 
-/// Writes the model of [`Small`] with the weight of `block.mlp` changed.
+/// Writes the model of [`Small`] with a changed weight of `block.mlp`.
 fn write_model(small: &Small, name: &str, change: fn(f64) -> f64) {
     let tensors = [("block.query", 20), ("block.value", 12), ("block.mlp", 40)].map(|(name, outputs)| {
         let weight = gaussian::<f32>(outputs, WIDTH, 5, name);
@@ -30,7 +30,7 @@ fn write_model(small: &Small, name: &str, change: fn(f64) -> f64) {
     safetensors::write(&mut file, &BTreeMap::new(), &BTreeMap::from(tensors)).unwrap();
 }
 
-/// Makes all rows of `block.mlp` zero in a recording of its own, beside the good ones of the other site.
+/// Writes the recording `zeros`. All rows of `block.mlp` are zero. The rows of the other sites are random.
 fn write_zeros(small: &Small) {
     fs::create_dir(small.path("zeros")).unwrap();
     for name in ["block.query", "block.value", "block.mlp"] {
@@ -45,7 +45,8 @@ fn write_zeros(small: &Small) {
     }
 }
 
-/// Runs a command that fails, checks its advice, and follows that while the progress is there.
+/// Runs a command that must fail with this advice, then runs the command that follows the advice. The progress of the failed
+/// command is still there.
 #[track_caller]
 fn follow(small: &Small, failing: &str, code: i32, advice: Expect, followed: &str) {
     let said = small.refused(failing, code, advice);
@@ -56,7 +57,7 @@ fn follow(small: &Small, failing: &str, code: i32, advice: Expect, followed: &st
     fs::remove_dir_all(small.path("out")).unwrap();
 }
 
-/// Between two marks.
+/// Returns the text between two marks.
 fn between<'a>(text: &'a str, start: &str, end: &str) -> &'a str {
     text.split_once(start)
         .and_then(|(_, rest)| rest.split_once(end))
@@ -64,18 +65,17 @@ fn between<'a>(text: &'a str, start: &str, end: &str) -> &'a str {
         .expect("is said")
 }
 
-/// `--exclude`, as it is printed, after a weight that is not finite.
+/// After a weight that is not finite, the printed `--exclude` option works.
 #[test]
-fn the_layer_of_a_bad_weight_can_be_left_out() {
+fn the_layer_of_a_nonfinite_weight_can_be_excluded() {
     let small = Small::new();
     write_model(&small, "model.safetensors", |_| f64::NAN);
     let said = small.refused(INIT, 1, expect![[r#"
         3 layers at 2 sites, 787.2 kB of activations to read, about [size] of memory
-        The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
-        error: model.safetensors: tensor "block.mlp.weight": the weight holds a value that is not finite: NaN in row 0, column 0 of module "block.mlp"; there are 959 more
-          help: download or convert the checkpoint again, or leave this layer out with --exclude '^block\.mlp$'
+        error: model.safetensors: tensor "block.mlp.weight": the weight contains a value that is not finite: NaN in row 0, column 0 of module "block.mlp", and 959 more
+          help: download or convert the checkpoint again, or exclude this layer with --exclude '^block\.mlp$'
     "#]]);
-    let exclude = between(&said, "leave this layer out with --exclude '", "'").to_owned();
+    let exclude = between(&said, "exclude this layer with --exclude '", "'").to_owned();
     assert_eq!(exclude, r"^block\.mlp$");
     follow(
         &small,
@@ -83,27 +83,26 @@ fn the_layer_of_a_bad_weight_can_be_left_out() {
         1,
         expect![[r#"
             3 layers at 2 sites, 787.2 kB of activations to read, about [size] of memory
-            Going on from the progress in "out.partial"; --restart begins anew
-            The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
-            error: model.safetensors: tensor "block.mlp.weight": the weight holds a value that is not finite: NaN in row 0, column 0 of module "block.mlp"; there are 959 more
-              help: download or convert the checkpoint again, or leave this layer out with --exclude '^block\.mlp$'
+            Continuing from the progress in "out.partial"; --restart starts again
+            error: model.safetensors: tensor "block.mlp.weight": the weight contains a value that is not finite: NaN in row 0, column 0 of module "block.mlp", and 959 more
+              help: download or convert the checkpoint again, or exclude this layer with --exclude '^block\.mlp$'
         "#]],
         &format!("{INIT} --exclude {exclude}"),
     );
-    // A checkpoint that was downloaded again, and a larger ridge in the same breath.
+    // The run also continues after two changes at once: a repaired checkpoint and a larger ridge.
     small.refused(INIT, 1, expect![[r#"
         3 layers at 2 sites, 787.2 kB of activations to read, about [size] of memory
-        The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
-        error: model.safetensors: tensor "block.mlp.weight": the weight holds a value that is not finite: NaN in row 0, column 0 of module "block.mlp"; there are 959 more
-          help: download or convert the checkpoint again, or leave this layer out with --exclude '^block\.mlp$'
+        error: model.safetensors: tensor "block.mlp.weight": the weight contains a value that is not finite: NaN in row 0, column 0 of module "block.mlp", and 959 more
+          help: download or convert the checkpoint again, or exclude this layer with --exclude '^block\.mlp$'
     "#]]);
     write_model(&small, "model.safetensors", |number| number);
     small.succeed(&format!("{INIT} --ridge 1"));
 }
 
-/// `--strict` can be left out, and so can the layer; a larger ridge is taken.
+/// After a failed run with `--strict`, each of three changes works: remove `--strict`, exclude the layer, or remove `--strict` and
+/// give a larger ridge.
 #[test]
-fn strictness_can_be_given_up() {
+fn a_failed_strict_run_can_continue_without_strict_or_without_the_layer() {
     let small = Small::new();
     write_zeros(&small);
     let words = "init model.safetensors -a zeros --rank 4 --checkpoint-every 0 -o out";
@@ -114,9 +113,8 @@ fn strictness_can_be_given_up() {
         1,
         expect![[r#"
             3 layers at 3 sites, 172.8 kB of activations to read, about [size] of memory
-            The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
             error: tensor "block.mlp": all activations are zero: there is nothing to initialize from
-              help: leave --strict out to go on without this site, or record more and different inputs
+              help: remove --strict to continue without this site, or record more and different inputs
         "#]],
         words,
     );
@@ -126,9 +124,8 @@ fn strictness_can_be_given_up() {
         1,
         expect![[r#"
             3 layers at 3 sites, 172.8 kB of activations to read, about [size] of memory
-            The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
             error: tensor "block.mlp": all activations are zero: there is nothing to initialize from
-              help: leave --strict out to go on without this site, or record more and different inputs
+              help: remove --strict to continue without this site, or record more and different inputs
         "#]],
         &format!("{strict} --exclude mlp"),
     );
@@ -138,26 +135,28 @@ fn strictness_can_be_given_up() {
         1,
         expect![[r#"
             3 layers at 3 sites, 172.8 kB of activations to read, about [size] of memory
-            The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
             error: tensor "block.mlp": all activations are zero: there is nothing to initialize from
-              help: leave --strict out to go on without this site, or record more and different inputs
+              help: remove --strict to continue without this site, or record more and different inputs
         "#]],
         &format!("{words} --ridge 1"),
     );
-    // Other recordings have other sums: --restart is what the message says.
-    let said = small.refused(&strict, 1, expect![[r#"
+    // Other recordings have other sums, so the message names --restart.
+    let said = small.refused(
+        &strict,
+        1,
+        expect![[r#"
         3 layers at 3 sites, 172.8 kB of activations to read, about [size] of memory
-        The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
         error: tensor "block.mlp": all activations are zero: there is nothing to initialize from
-          help: leave --strict out to go on without this site, or record more and different inputs
-    "#]]);
-    assert!(said.contains("for others give --restart"), "{said}");
+          help: remove --strict to continue without this site, or record more and different inputs
+    "#]],
+    );
+    assert!(said.contains("for other activations give --restart"), "{said}");
     small.succeed("init model.safetensors -a target --rank 4 -o out --strict --restart");
 }
 
-/// `--nonfinite skip-rows` after a row that is not finite.
+/// After a row that is not finite, `--nonfinite skip-rows` works.
 #[test]
-fn bad_rows_can_be_left_out() {
+fn nonfinite_rows_can_be_skipped() {
     let small = Small::new();
     let path = small.path("target/2.safetensors");
     let mut bytes = fs::read(&path).unwrap();
@@ -170,17 +169,16 @@ fn bad_rows_can_be_left_out() {
         1,
         expect![[r#"
             3 layers at 2 sites, 787.2 kB of activations to read, about [size] of memory
-            The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
             error: target/2.safetensors: tensor "block.mlp": row 1899, column 23 is not a finite f32 number
-              help: record these activations again, or leave such rows out with --nonfinite skip-rows; `cntlora inspect --values` counts such numbers
+              help: record these activations again, or skip such rows with --nonfinite skip-rows; `cntlora inspect --values` counts such numbers
         "#]],
         &format!("{INIT} --nonfinite skip-rows"),
     );
 }
 
-/// Ranks that come to nothing are only known at the end of a run.
+/// A run learns only at its end that all ranks are 0. After that, `--min-rank 1` works.
 #[test]
-fn ranks_can_be_raised_at_the_end() {
+fn the_minimum_rank_can_be_raised_when_all_ranks_are_zero() {
     let small = Small::new();
     write_model(&small, "model.safetensors", |_| 0.0);
     let words = "init model.safetensors -a target --target mlp --energy 0.5 --checkpoint-every 0 -o out";
@@ -190,17 +188,16 @@ fn ranks_can_be_raised_at_the_end() {
         1,
         expect![[r#"
             1 layer at 1 site, 393.6 kB of activations to read, about [size] of memory
-            The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
-            error: every layer got rank 0, so there is no adapter to write
+            error: all layers have rank 0, so there is no adapter to write
               help: give --min-rank 1, or a larger --energy, at most 1
         "#]],
         &format!("{words} --min-rank 1"),
     );
 }
 
-/// Factors that do not fit a format.
+/// After factors that are too large for F16, another `--dtype` works.
 #[test]
-fn formats_can_be_changed() {
+fn the_dtype_can_be_changed_when_factors_are_too_large() {
     let small = Small::new();
     let words = format!("{INIT} --start update --strength 1e12");
     follow(
@@ -209,18 +206,17 @@ fn formats_can_be_changed() {
         1,
         expect![[r#"
             3 layers at 2 sites, 787.2 kB of activations to read, about [size] of memory
-            The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
-            error: tensor "base_model.model.block.mlp.lora_A.weight": row 0, column 0: expected a finite F16 number, found [number], which is too large for it
+            error: tensor "base_model.model.block.mlp.lora_A.weight": row 0, column 0: [number] is too large for F16
               help: write the factors as f32 or bf16
-            error: tensor "base_model.model.block.mlp.lora_B.weight": row 0, column 0: expected a finite F16 number, found [number], which is too large for it
+            error: tensor "base_model.model.block.mlp.lora_B.weight": row 0, column 0: [number] is too large for F16
               help: write the factors as f32 or bf16
-            error: tensor "base_model.model.block.query.lora_A.weight": row 0, column 0: expected a finite F16 number, found [number], which is too large for it
+            error: tensor "base_model.model.block.query.lora_A.weight": row 0, column 0: [number] is too large for F16
               help: write the factors as f32 or bf16
-            error: tensor "base_model.model.block.query.lora_B.weight": row 0, column 0: expected a finite F16 number, found [number], which is too large for it
+            error: tensor "base_model.model.block.query.lora_B.weight": row 0, column 0: [number] is too large for F16
               help: write the factors as f32 or bf16
-            error: tensor "base_model.model.block.value.lora_A.weight": row 0, column 0: expected a finite F16 number, found [number], which is too large for it
+            error: tensor "base_model.model.block.value.lora_A.weight": row 0, column 0: [number] is too large for F16
               help: write the factors as f32 or bf16
-            error: tensor "base_model.model.block.value.lora_B.weight": row 0, column 0: expected a finite F16 number, found [number], which is too large for it
+            error: tensor "base_model.model.block.value.lora_B.weight": row 0, column 0: [number] is too large for F16
               help: write the factors as f32 or bf16
             6 problems were found
         "#]],
@@ -228,9 +224,9 @@ fn formats_can_be_changed() {
     );
 }
 
-/// Options whose advice is known before any work.
+/// Some options are refused before any work. The values that these messages advise are accepted.
 #[test]
-fn advised_values_are_legal() {
+fn advised_option_values_are_accepted() {
     let small = Small::new();
     let plan = "plan model.safetensors -a target";
     for (options, advice, followed) in [
@@ -245,9 +241,9 @@ fn advised_values_are_legal() {
         (
             "--rank 14",
             expect![[r#"
-            error: rank 14 is over the limit of "block.value"
-              help: the largest rank that all layers can have is 12: give --rank 12, or leave layers out with --exclude
-        "#]],
+                error: rank 14 is over the limit of "block.value"
+                  help: the largest rank that is possible for all layers is 12: give --rank 12, or exclude layers with --exclude
+            "#]],
             "--rank 12",
         ),
         (
@@ -277,41 +273,41 @@ fn advised_values_are_legal() {
         (
             "--rank 16 --rank-multiple 16",
             expect![[r#"
-            error: rank 16 is over the limit of "block.value"
-              help: one of them can have 0 at most: leave it out with --exclude, or change the limits
-        "#]],
+                error: rank 16 is over the limit of "block.value"
+                  help: the largest rank of one of them is 0: exclude it with --exclude, or change the limits
+            "#]],
             "--rank 16 --rank-multiple 16 --exclude value",
         ),
         (
             "--budget=1",
             expect![[r#"
-            error: a budget of 1 parameters does not pay for the least ranks
-              help: give --budget=72 or more
-        "#]],
+                error: a budget of 1 parameters is too small for the smallest ranks
+                  help: give --budget=72 or more
+            "#]],
             "--budget=72",
         ),
         (
             "--rank 4 --coupling paired",
             expect![[r#"
-            error: the coupling paired needs pre-training activations, row for row
-              help: give them with --source, or choose --coupling uncorrelated
-        "#]],
+                error: the coupling paired needs pre-training activations, one row for each fine-tuning row
+                  help: give them with --source, or choose --coupling uncorrelated
+            "#]],
             "--rank 4 --coupling uncorrelated",
         ),
         (
             "--rank 4 --method olora --max-shift 0.1",
             expect![[r#"
-            error: --max-shift is given, but only --start update has a strength to choose
-              help: leave --max-shift out
-        "#]],
+                error: --max-shift has no effect with --start residual: it needs --start update
+                  help: remove --max-shift; --method olora does not have this start
+            "#]],
             "--rank 4 --method olora",
         ),
         (
             "--rank 4 --start zero --max-shift 0.1",
             expect![[r#"
-            error: --max-shift is given, but only --start update has a strength to choose
-              help: leave --max-shift out, or give --start update
-        "#]],
+                error: --max-shift has no effect with --start zero: it needs --start update
+                  help: remove --max-shift, or give --start update
+            "#]],
             "--rank 4 --start update --max-shift 0.1",
         ),
         (
@@ -329,21 +325,21 @@ fn advised_values_are_legal() {
         (
             "",
             expect![[r#"
-                error: the run needs 81 MiB of memory even with one site at a time, but may use 0 MiB
+                error: the run needs at least 81 MiB of memory, but the limit is 0 MiB
                   help: give --max-memory [size] or more; smaller ranks need less
             "#]],
         ),
         (
             "--coupling transport",
             expect![[r#"
-                error: the run needs 81 MiB of memory even with one site at a time, but may use 0 MiB
+                error: the run needs at least 81 MiB of memory, but the limit is 0 MiB
                   help: give --max-memory [size] or more; --coupling uncorrelated and smaller ranks need less
             "#]],
         ),
         (
             "--method pissa",
             expect![[r#"
-                error: the run needs 81 MiB of memory even with one site at a time, but may use 0 MiB
+                error: the run needs at least 81 MiB of memory, but the limit is 0 MiB
                   help: give --max-memory [size] or more; smaller ranks need less
             "#]],
         ),
@@ -356,7 +352,7 @@ fn advised_values_are_legal() {
         "moments target -o m --max-memory 1kB",
         2,
         expect![[r#"
-            error: the run needs 81 MiB of memory even with one site at a time, but may use 0 MiB
+            error: the run needs at least 81 MiB of memory, but the limit is 0 MiB
               help: give --max-memory [size] or more
         "#]],
     );
@@ -365,9 +361,9 @@ fn advised_values_are_legal() {
     small.succeed(&format!("moments target -o m --max-memory {needed}"));
 }
 
-/// A budget that does not pay for the least ranks, by the rule of each policy.
+/// A budget can be too small for the smallest ranks. The advice works for both policies that use a budget.
 #[test]
-fn budgets_can_be_raised() {
+fn rank_options_can_be_changed_when_the_budget_is_too_small() {
     let small = Small::new();
     let budget = "--budget --min-rank 8 --max-rank 8";
     follow(
@@ -376,8 +372,7 @@ fn budgets_can_be_raised() {
         2,
         expect![[r#"
             3 layers at 2 sites, 787.2 kB of activations to read, about [size] of memory
-            The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
-            error: the parameter budget is 576, but must be at least what the least ranks cost
+            error: the parameter budget is 576, but must be at least the cost of the least ranks
               help: give a larger --rank, or a smaller --min-rank
         "#]],
         &format!("{INIT} {budget}").replace("--rank 4", "--rank 8"),
@@ -389,25 +384,23 @@ fn budgets_can_be_raised() {
         2,
         expect![[r#"
             3 layers at 2 sites, 787.2 kB of activations to read, about [size] of memory
-            The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
-            error: the parameter budget is 6, but must be at least what the least ranks cost
+            error: the parameter budget is 6, but must be at least the cost of the least ranks
               help: give a larger --rank, or a smaller --min-rank
         "#]],
         &format!("{eva} --min-rank 2"),
     );
 }
 
-/// Sums that a failed run saved are used with another ridge and another model; layers that were decomposed with other options
-/// are not.
+/// A run with another ridge and another model reuses the sums that a failed run saved. It does not reuse layers that were
+/// decomposed with other options.
 #[test]
-fn other_options_use_the_saved_sums_alone() {
+fn a_run_with_other_options_reuses_saved_sums_but_not_saved_layers() {
     let (small, whole) = (Small::new(), Small::new());
     write_model(&small, "model.safetensors", |_| f64::NAN);
     small.refused(INIT, 1, expect![[r#"
         3 layers at 2 sites, 787.2 kB of activations to read, about [size] of memory
-        The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
-        error: model.safetensors: tensor "block.mlp.weight": the weight holds a value that is not finite: NaN in row 0, column 0 of module "block.mlp"; there are 959 more
-          help: download or convert the checkpoint again, or leave this layer out with --exclude '^block\.mlp$'
+        error: model.safetensors: tensor "block.mlp.weight": the weight contains a value that is not finite: NaN in row 0, column 0 of module "block.mlp", and 959 more
+          help: download or convert the checkpoint again, or exclude this layer with --exclude '^block\.mlp$'
     "#]]);
     for folder in [&small, &whole] {
         write_model(folder, "model.safetensors", |number| number);
@@ -415,8 +408,8 @@ fn other_options_use_the_saved_sums_alone() {
     let other = format!("{INIT} --ridge 0.5 --events log.jsonl");
     let said = small.succeed(&other).stderr;
     let said = String::from_utf8(said).unwrap();
-    assert!(said.contains("decomposed again: "), "{said}");
-    assert!(said.contains("options.method.ridge was 0.01, and is 0.5 now"), "{said}");
+    assert!(said.contains("Decomposing again the layers that depend on these changes: "), "{said}");
+    assert!(said.contains("options.method.ridge was 0.01 and is now 0.5"), "{said}");
     whole.succeed(&other);
     let weights = |small: &Small| small.bytes("out")["adapter_model.safetensors"].clone();
     assert!(weights(&small) == weights(&whole));
@@ -429,7 +422,7 @@ fn other_options_use_the_saved_sums_alone() {
     let all = small::ROWS.iter().sum::<usize>() as u64;
     assert_eq!((rows("resumed"), rows("rows-added")), (all, 0), "{log}");
 
-    // Killed with one set of options, and ended with another.
+    // Each run is killed, and then continued with other options.
     for options in
         ["--ridge 0.5", "--seed 7", "--exclude mlp", "--rank 6", "--coupling transport --preserve 1"]
     {

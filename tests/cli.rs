@@ -1,4 +1,4 @@
-//! The tool as users meet it: the real binary, its streams and its exit codes.
+//! Tests of the command line: the real binary, its output streams and its exit codes.
 
 use assert_cmd::Command;
 use cntlora::adapter::{PeftAdapter, Verification};
@@ -8,13 +8,14 @@ use cntlora::report::Report;
 use std::fs;
 use std::path::Path;
 
-/// What a run of the tool gave.
+/// The exit code and the output of one run of the tool.
 struct Run {
     code: i32,
     stdout: String,
     stderr: String,
 }
 
+/// Runs the tool with these arguments in a folder.
 fn cntlora(folder: &Path, words: &[&str]) -> Run {
     let mut command = Command::cargo_bin("cntlora").unwrap();
     let output = command.current_dir(folder).env("NO_COLOR", "1").args(words).output().unwrap();
@@ -25,11 +26,12 @@ fn cntlora(folder: &Path, words: &[&str]) -> Run {
     }
 }
 
+/// Runs the tool with these arguments in the current folder.
 fn here(words: &[&str]) -> Run {
     cntlora(Path::new("."), words)
 }
 
-/// The demo in a folder of its own.
+/// Runs the demo in a temporary folder and returns the folder.
 fn demo() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let run = cntlora(folder.path(), &["demo"]);
@@ -37,9 +39,9 @@ fn demo() -> tempfile::TempDir {
     folder
 }
 
-/// Help of a command names all of its options, an example and the exit codes.
+/// The help of each command lists all of its options, an example and the exit codes.
 #[test]
-fn help_is_complete() {
+fn help_lists_options_examples_and_exit_codes() {
     let global = "--json --verbose --quiet --color --progress";
     let saved = "--checkpoint-every --restart";
     let job = "--activations --moments --source --source-moments --rename --io --nonfinite --precision --target --include --exclude --method --coupling --preserve \
@@ -72,7 +74,7 @@ fn help_is_complete() {
     assert_eq!(here(&["--version"]).stdout, concat!("cntlora ", env!("CARGO_PKG_VERSION"), "\n"));
 }
 
-/// The short help fits one screen, has an example, and says where the rest is.
+/// The short help fits on one screen, has an example, and names the command that prints the long help.
 #[test]
 fn short_help_fits_a_screen() {
     for command in
@@ -80,7 +82,7 @@ fn short_help_fits_a_screen() {
     {
         let help = here(&[command, "-h"]).stdout;
         let (lines, width) = (help.lines().count(), help.lines().map(|line| line.chars().count()).max());
-        assert!(lines <= 45 && width <= Some(100), "{command}: {lines} lines of {width:?} columns\n{help}");
+        assert!(lines <= 40 && width <= Some(100), "{command}: {lines} lines of {width:?} columns\n{help}");
         assert!(
             help.contains("Example: cntlora") && help.contains(&format!("cntlora {command} --help")),
             "{help}"
@@ -92,7 +94,7 @@ fn short_help_fits_a_screen() {
     }
 }
 
-/// A slip of the fingers is answered with what was probably meant.
+/// An unknown option is a usage error. The message suggests the option that the user probably meant.
 #[test]
 fn unknown_options_are_usage_errors() {
     let run = here(&["plan", "model", "--activation", "x"]);
@@ -101,7 +103,7 @@ fn unknown_options_are_usage_errors() {
     assert_eq!(here(&[]).code, 2);
 }
 
-/// What is not there is a matter of the environment, and nothing is made in its place.
+/// A missing file gives the exit code of an I/O error, and the tool creates no files.
 #[test]
 fn missing_files_are_io_errors() {
     let folder = tempfile::tempdir().unwrap();
@@ -113,9 +115,9 @@ fn missing_files_are_io_errors() {
     assert_eq!(cntlora(folder.path(), &["verify", "nothing"]).code, 3);
 }
 
-/// Everything that headers and options can tell comes in one go: nobody mends five things in five runs.
+/// One run reports all problems that headers and options show. The user does not need five runs to find five problems.
 #[test]
-fn problems_come_together() {
+fn one_run_reports_all_problems() {
     let demo = demo();
     let words = "init cntlora-demo/model -a cntlora-demo/activations -o cntlora-demo/adapter --base-out b \
                  --include ( --ridge=-1 --scale 0";
@@ -126,9 +128,9 @@ fn problems_come_together() {
     assert!(run.stderr.ends_with("\n5 problems were found\n"), "{}", run.stderr);
 }
 
-/// The demo makes an adapter that verifies, and says what to type next; what it says works.
+/// The demo makes an adapter that passes `verify`. It suggests a next command, and this command works.
 #[test]
-fn the_demo_leads_on() {
+fn the_demo_suggests_a_command_that_works() {
     let folder = tempfile::tempdir().unwrap();
     let run = cntlora(folder.path(), &["demo", "try"]);
     assert_eq!(run.code, 0, "{}", run.stderr);
@@ -152,9 +154,9 @@ fn the_demo_leads_on() {
     assert_eq!(cntlora(folder.path(), &["demo", "try", "--force"]).code, 0);
 }
 
-/// `--json` is one object with exactly the fields of the public types, and nothing else is on stdout.
+/// `--json` prints one object with exactly the fields of the public types, and prints nothing else on stdout.
 #[test]
-fn json_parses_strictly() {
+fn json_output_matches_the_public_types() {
     let folder = tempfile::tempdir().unwrap();
     let run = cntlora(folder.path(), &["demo", "d", "--json"]);
     let report: Report = serde_json::from_str(&run.stdout).unwrap();
@@ -177,9 +179,9 @@ fn json_parses_strictly() {
     }
 }
 
-/// The same inputs and options give the same files, whatever the number of threads.
+/// The same inputs and options give the same files with any number of threads.
 #[test]
-fn adapters_are_reproducible() {
+fn the_number_of_threads_does_not_change_the_adapter() {
     let demo = demo();
     let folder = demo.path().join("cntlora-demo");
     for (threads, out) in [("1", "one"), ("3", "three")] {
@@ -191,14 +193,14 @@ fn adapters_are_reproducible() {
         fs::read_dir(folder.join("one")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     names.sort();
     assert_eq!(names, ["adapter_config.json", "adapter_model.safetensors", "cntlora.json", "report.json"]);
-    // The report tells how long it took.
+    // The report contains the duration of the run, so it differs.
     for name in names.into_iter().filter(|name| name != "report.json") {
         let read = |out: &str| fs::read(folder.join(out).join(&name)).unwrap();
         assert!(read("one") == read("three"), "{name:?} differs");
     }
 }
 
-/// The residual base goes where it is told, and the adapter names it.
+/// The residual base is written into the output folder, and the configuration of the adapter names it.
 #[test]
 fn the_residual_base_is_written() {
     let demo = demo();
@@ -211,8 +213,8 @@ fn the_residual_base_is_written() {
     assert!(config.contains("residual/base"), "{config}");
 }
 
-/// One word changes the method. Each gives an adapter that keeps what its method promises; those that look at weights alone
-/// need no activations.
+/// `--method` alone selects the method. Each method gives an adapter that passes the checks of this method. Methods that use only
+/// weights need no activations.
 #[test]
 fn every_method_runs_and_verifies() {
     let demo = demo();
@@ -233,7 +235,7 @@ fn every_method_runs_and_verifies() {
         let run = cntlora(&folder, &words);
         if method.reads_activations() {
             assert_eq!(run.code, 2, "{name}");
-            assert!(run.stderr.contains("give files or folders after --activations"), "{}", run.stderr);
+            assert!(run.stderr.contains("give files or folders with --activations"), "{}", run.stderr);
         } else {
             assert_eq!((run.code, run.stderr.as_str()), (0, ""), "{name}");
             let tensors = |out: &str| fs::read(folder.join(out).join("adapter_model.safetensors")).unwrap();
@@ -245,15 +247,11 @@ fn every_method_runs_and_verifies() {
     assert!(run.stderr.contains("give --target q_proj,v_proj"), "{}", run.stderr);
     let words = ["plan", "model", "-a", "activations", "--method", "eva", "--source", "activations-source"];
     let run = cntlora(&folder, &words);
-    assert!(
-        run.stderr.contains("the method eva does not look at pre-training activations"),
-        "{}",
-        run.stderr
-    );
+    assert!(run.stderr.contains("the method eva does not use pre-training activations"), "{}", run.stderr);
 }
 
-/// The initial adapter taken from itself is an update of zero on the original base; cut without it, an adapter tells what it
-/// loses; and what makes no sense is refused.
+/// If `convert --init` subtracts an initial adapter from itself, the update on the original base is zero. `convert --rank` without
+/// `--init` reports the loss. Conversions that cannot work are refused.
 #[test]
 fn adapters_are_converted() {
     let demo = demo();
@@ -272,12 +270,12 @@ fn adapters_are_converted() {
 
     let run = cntlora(&folder, &["convert", "adapter", "--rank", "2", "--out", "cut"]);
     assert_eq!(run.code, 0, "{}", run.stderr);
-    assert!(run.stdout.contains("what is lost of an update is"), "{}", run.stdout);
+    assert!(run.stdout.contains("of the squared norm of an update is lost"), "{}", run.stdout);
     assert_eq!(cntlora(&folder, &["verify", "cut"]).code, 0);
 
     for (words, complaint) in [
-        ("convert adapter --out new", "found neither --init, --rank nor another --format"),
-        ("convert adapter --init adapter --out new", "found one from the start mirrored"),
+        ("convert adapter --out new", "nothing to do: give --init, --rank or --format"),
+        ("convert adapter --init adapter --out new", "but this one has --start mirrored"),
         ("convert start --rank 2 --out start --force", "holds an input"),
         ("convert start --rank 2 --out plain", "--force"),
     ] {
@@ -287,9 +285,9 @@ fn adapters_are_converted() {
     }
 }
 
-/// An anchor in place of a changed base: two adapters whose updates cancel, on the model as it is.
+/// `--residual anchor` writes two adapters instead of a changed base. Their updates cancel on the unchanged model.
 #[test]
-fn an_anchor_takes_the_update_away() {
+fn an_anchor_cancels_the_update() {
     let demo = demo();
     let folder = demo.path().join("cntlora-demo");
     let words = "init model -a activations -o anchored --method pissa --residual anchor --rank 4";
@@ -311,13 +309,13 @@ fn an_anchor_takes_the_update_away() {
     for path in ["anchored", "anchored/anchor"] {
         let run = cntlora(&folder, &["verify", path, "--base", "model"]);
         assert_eq!(run.code, 0, "{}", run.stderr);
-        assert!(run.stdout.contains("its anchor belong together"), "{}", run.stdout);
+        assert!(run.stdout.contains("load this adapter together with its anchor"), "{}", run.stdout);
     }
 }
 
-/// The formats of one file are written, inspected, verified, and converted into each other.
+/// Adapters in single-file formats are written, inspected, verified, and converted to and from PEFT.
 #[test]
-fn formats_of_one_file() {
+fn single_file_formats_are_written_and_converted() {
     let demo = demo();
     let folder = demo.path().join("cntlora-demo");
     for (format, file) in [("diffusers", "pytorch_lora_weights.safetensors"), ("kohya", "lora.safetensors")] {
@@ -342,9 +340,9 @@ fn formats_of_one_file() {
     }
 }
 
-/// Inputs are never written over, not even by force.
+/// The tool never overwrites its inputs, even with `--force`.
 #[test]
-fn outputs_keep_off_the_inputs() {
+fn inputs_are_never_overwritten() {
     let demo = demo();
     let folder = demo.path().join("cntlora-demo");
     for out in ["model", "activations", "../cntlora-demo/model"] {
@@ -357,9 +355,9 @@ fn outputs_keep_off_the_inputs() {
     assert!(run.stderr.contains("--force"), "{}", run.stderr);
 }
 
-/// Manual pages and completions come from the same description as the help.
+/// Manual pages and shell completions are generated from the same description as the help.
 #[test]
-fn manuals_are_generated() {
+fn manuals_and_completions_are_generated() {
     let folder = tempfile::tempdir().unwrap();
     assert_eq!(cntlora(folder.path(), &["generate", "man", "--out", "man"]).code, 0);
     let page = fs::read_to_string(folder.path().join("man/cntlora-init.1")).unwrap();
@@ -370,9 +368,9 @@ fn manuals_are_generated() {
     }
 }
 
-/// A plan for several nodes is one object with the plan in it.
+/// `plan --nodes --json` prints one object that contains the plan and its division.
 #[test]
-fn plans_for_several_nodes() {
+fn a_plan_for_several_nodes_contains_the_plan_and_its_division() {
     let demo = demo();
     let words = "plan cntlora-demo/model -a cntlora-demo/activations --rank 8 --nodes 3";
     let run = cntlora(demo.path(), &words.split(' ').collect::<Vec<_>>());
@@ -385,10 +383,10 @@ fn plans_for_several_nodes() {
     assert!(division.nodes == 3 && division.moments.operations < plan.work.moments);
 }
 
-/// A reader that goes away, as `head` does, is no error.
+/// The tool exits without an error if the reader closes stdout early, as `head` does.
 #[test]
 #[cfg(unix)]
-fn a_closed_stdout_is_quiet() {
+fn a_closed_stdout_is_no_error() {
     use std::process::{Command, Stdio};
     let mut child = Command::new(env!("CARGO_BIN_EXE_cntlora"))
         .args(["generate", "completions", "bash"])
@@ -401,7 +399,8 @@ fn a_closed_stdout_is_quiet() {
     assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), &[][..]));
 }
 
-/// `--report` writes a page, `report.json` beside the adapter is what `--json` prints, and `report` makes the same page of it.
+/// `--report`, which the demo uses, writes a page. `report.json` in the adapter folder has the same content as the output of
+/// `--json`. The `report` command makes the same page from it.
 #[test]
 fn reports_are_written() {
     let folder = tempfile::tempdir().unwrap();
@@ -423,9 +422,10 @@ fn reports_are_written() {
     );
 }
 
-/// What an adapter adds is shown in numbers and as bars, in letters where the locale has no blocks.
+/// `inspect` shows the spectrum of an adapter in numbers and as bars. The bars use ASCII characters if the locale has no block
+/// characters.
 #[test]
-fn spectra_are_shown() {
+fn inspect_shows_spectra() {
     let demo = demo();
     let inspect = |locale: &str| {
         let mut command = Command::cargo_bin("cntlora").unwrap();
@@ -450,7 +450,7 @@ fn spectra_are_shown() {
     assert!(run.stdout.contains(": norm "), "{}", run.stdout);
 }
 
-/// Programs follow a run line by line, to a last line that says how it ended.
+/// `--events` writes one JSON object per line, so that programs can follow a run. The last line says how the run ended.
 #[test]
 fn events_are_lines_of_json() {
     let demo = demo();
@@ -476,7 +476,7 @@ fn events_are_lines_of_json() {
 
     assert_eq!(init("two", &["--events", "-", "--json"]).code, 2);
     assert_eq!(init("two", &["--events", "no/such/folder"]).code, 3);
-    // The last number of the last row is not one.
+    // The last number of the last row becomes NaN.
     let part = folder.join("activations/target-00002-of-00002.safetensors");
     let mut bytes = fs::read(&part).unwrap();
     let end = bytes.len() - 2;
@@ -488,9 +488,9 @@ fn events_are_lines_of_json() {
     assert!(log.lines().last().unwrap().contains("\"event\":\"failed\""), "{log}");
 }
 
-/// `--color` and the conventions of the environment reach help and complaints alike.
+/// `--color` and the environment variables for colors apply to the help and to error messages.
 #[test]
-fn colours_are_as_asked() {
+fn colors_follow_the_option_and_the_environment() {
     let coloured = |words: &[&str], variables: &[(&str, &str)]| {
         let mut command = Command::cargo_bin("cntlora").unwrap();
         command.env_remove("NO_COLOR").env_remove("CLICOLOR_FORCE").envs(variables.iter().copied());
@@ -506,4 +506,58 @@ fn colours_are_as_asked() {
         assert!(!coloured(&words, &[("CLICOLOR_FORCE", "1")]));
     }
     assert!(!coloured(&["verify", "nothing"], &[("CLICOLOR_FORCE", "1"), ("NO_COLOR", "1")]));
+}
+
+/// The long help has one or two lines per option.
+#[test]
+fn long_help_is_compact() {
+    for command in ["init", "plan", "moments", "merge", "inspect", "verify", "report", "convert", "demo"] {
+        let help = here(&[command, "--help"]).stdout;
+        let (lines, width) = (help.lines().count(), help.lines().map(|line| line.chars().count()).max());
+        assert!(lines <= 130 && width <= Some(100), "{command}: {lines} lines of {width:?} columns\n{help}");
+    }
+}
+
+/// `-v` logs files, sites, dampings and times. `-vv` logs more. Without them, the tool logs nothing. The written files stay the same.
+#[test]
+fn verbosity_is_logged_to_stderr() {
+    let demo = demo();
+    let init = |out: &str, verbosity: &[&str]| {
+        let job =
+            format!("init cntlora-demo/model -a cntlora-demo/activations --rank 8 -o {out} --progress none");
+        let words: Vec<&str> = job.split(' ').chain(verbosity.iter().copied()).collect();
+        let run = cntlora(demo.path(), &words);
+        assert_eq!(run.code, 0, "{}", run.stderr);
+        let kinds = ["INFO", "DEBUG"]
+            .map(|level| run.stderr.lines().filter(|line| line.trim_start().starts_with(level)).count());
+        (run, kinds)
+    };
+    let (_, kinds) = init("silent", &[]);
+    assert_eq!(kinds, [0, 0]);
+    let (run, [info, debug]) = init("some", &["-v"]);
+    assert!(info > 0 && debug == 0, "{}", run.stderr);
+    for line in [
+        "opened file=\"cntlora-demo/model/model.safetensors\" bytes=",
+        "opened file=\"cntlora-demo/activations/target-00001-of-00002.safetensors\" bytes=",
+        "planned site=\"blocks.0.attention.input\" width=128 rows=2048 layers=3",
+        "planned the run sites=8 threads=",
+        "chose kernels instructions=",
+        "damped site=\"blocks.0.attention.input\" matrix=",
+        "measured site=\"blocks.0.attention.input\" rows=2048 skipped_rows=0 seconds=",
+        "decomposed layer=\"blocks.0.attention.query\" seconds=",
+        "wrote file=\"some/adapter_model.safetensors\" bytes=",
+    ] {
+        assert!(run.stderr.contains(line), "{line} is missing from\n{}", run.stderr);
+    }
+    let (run, [_, debug]) = init("more", &["-vv"]);
+    assert!(
+        debug > 0 && run.stderr.contains("planned layer=\"blocks.0.attention.query\" tensor="),
+        "{}",
+        run.stderr
+    );
+    for file in ["adapter_model.safetensors", "adapter_config.json", "cntlora.json"] {
+        let [silent, more] =
+            ["silent", "more"].map(|out| fs::read(demo.path().join(out).join(file)).unwrap());
+        assert!(silent == more, "{file} differs");
+    }
 }

@@ -1,12 +1,12 @@
-//! Real launchers on one machine: a Slurm cluster of three nodes, and `mpirun`. Slow set: needs the MiniLM data, and says what it skips
-//! because it is not installed.
+//! Tests of real launchers on one machine: a Slurm cluster of three nodes, and `mpirun`. These tests are in the slow set and need the
+//! MiniLM data. A test prints a message and is skipped if its programs are not installed.
 //!
 //! ```text
 //! apt-get install slurmctld slurmd slurm-client munge openmpi-bin
 //! CNTLORA_MINILM=../shared/minilm cargo test --test cluster -- --ignored --nocapture
 //! ```
 //!
-//! The daemons need to be started by root, keep everything in a temporary folder, and end with the test.
+//! Only root can start the daemons. They keep all files in a temporary folder and end with the test.
 
 use cntlora::moments_file::MomentsSet;
 use cntlora::storage::Access;
@@ -17,7 +17,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// How long anything may take.
+/// The time limit of each wait.
 const PATIENCE: Duration = Duration::from_secs(180);
 
 #[track_caller]
@@ -29,7 +29,7 @@ fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// Whether all programs are installed; says which is not.
+/// True if all programs are installed. Prints the missing programs.
 fn installed(programs: &[&str]) -> bool {
     let there = |program: &&str| {
         let search = Command::new("sh").args(["-c", &format!("command -v {program}")]).output();
@@ -42,7 +42,7 @@ fn installed(programs: &[&str]) -> bool {
     missing.is_empty()
 }
 
-/// A folder to work in, with the tool and the data at hand.
+/// A temporary folder for commands that use the tool and the data.
 struct Work {
     folder: TempDir,
     data: PathBuf,
@@ -59,7 +59,8 @@ impl Work {
         self.folder.path().join(name)
     }
 
-    /// The words, with `MODEL` and `ACTIVATIONS` for the data, as a command in the folder, with the tool in the search path.
+    /// Returns a command that runs in the folder, with the tool in the search path. The words `MODEL` and `ACTIVATIONS` stand for the
+    /// paths of the data.
     fn command(&self, program: &str, words: &str) -> Command {
         let tool = Path::new(env!("CARGO_BIN_EXE_cntlora")).parent().expect("the tool is in a folder");
         let path = format!("{}:{}", tool.display(), std::env::var("PATH").unwrap_or_default());
@@ -77,7 +78,7 @@ impl Work {
         self.command(program, words).output().expect("the program starts")
     }
 
-    /// Runs a program, which must succeed, and gives its standard output.
+    /// Runs a program that must succeed. Returns its standard output.
     #[track_caller]
     fn succeed(&self, program: &str, words: &str) -> String {
         let output = self.run(program, words);
@@ -89,7 +90,7 @@ impl Work {
         fs::read(self.path(name)).expect("the file is there")
     }
 
-    /// Activations of 200 000 rows of 384 numbers.
+    /// Writes activations of 200 000 rows of 384 numbers.
     fn write_long(&self, name: &str) {
         let header = "{'descr': '<f2', 'fortran_order': False, 'shape': (200000, 384), }";
         let mut bytes = b"\x93NUMPY\x01\x00\x76\x00".to_vec();
@@ -97,7 +98,7 @@ impl Work {
         let mut state = 1u32;
         for _ in 0..200_000 * 384 {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            // Finite, of either sign, and below 2.
+            // Each number is finite, has either sign, and is below 2 in magnitude.
             bytes.extend((((state >> 16) & 0xbfff) as u16).to_le_bytes());
         }
         let path = self.path(name);
@@ -105,7 +106,8 @@ impl Work {
         fs::write(path, bytes).expect("the file can be written");
     }
 
-    /// What one process makes of the same cut: `alone-N.moments.safetensors`, and the adapter from it in `alone-N`.
+    /// Measures the parts one after another, without a launcher. Writes `alone-N.moments.safetensors`, and the adapter from it in
+    /// `alone-N`.
     fn alone(&self, parts: usize) {
         for index in 0..parts {
             self.succeed(
@@ -118,7 +120,8 @@ impl Work {
         self.succeed("cntlora", &format!("init MODEL --moments {moments} --out alone-{parts} --rank 4"));
     }
 
-    /// The moments of a file agree with those of the uncut measurement to 1e-12 of the largest of their kind.
+    /// Checks that the moments of a file agree with the moments of an undivided measurement. The tolerance is 1e-12 of the largest
+    /// value of the same kind.
     fn agrees_with_the_whole(&self, name: &str) {
         let whole = self.path("whole.moments.safetensors");
         if !whole.exists() {
@@ -155,14 +158,14 @@ impl Drop for Cluster {
 }
 
 impl Cluster {
-    /// Starts munge, the controller, and three nodes of one processor each, with all that they write in a folder.
+    /// Starts munge, the controller, and three nodes with one processor each. They write all files into one folder.
     fn start(work: &Work) -> Self {
         let folder = work.path("slurm");
         fs::create_dir_all(folder.join("state")).expect("a folder");
         let here = folder.display();
         let host = work.succeed("hostname", "-s");
         let host = host.trim();
-        // Away from the ports of a cluster that this machine may be part of, and of other tests.
+        // These ports avoid the ports of other tests, and of a cluster that this machine may belong to.
         let port = 20_000 + std::process::id() % 10_000 * 4;
         let configuration = folder.join("slurm.conf");
         let text = format!(
@@ -229,11 +232,11 @@ impl Cluster {
 
 const SLURM: [&str; 7] = ["slurmctld", "slurmd", "munged", "sbatch", "squeue", "scontrol", "scancel"];
 
-/// The generated script, run by Slurm, gives the bits of one process that makes the same parts, for several numbers of parts; and
-/// one part that is killed is missing by name, and is made again alone.
+/// Slurm runs the generated script for several numbers of parts. The result has the same bits as parts that are measured without
+/// Slurm. If one part is killed, `merge` names the missing part, and a requeue measures only this part again.
 #[test]
 #[ignore = "slow set: needs the MiniLM data and Slurm, see the head of this file"]
-fn slurm_divides_the_work() {
+fn slurm_gives_the_same_bits_as_one_process() {
     if !installed(&SLURM) {
         return;
     }
@@ -261,7 +264,7 @@ fn slurm_divides_the_work() {
         println!("Slurm, {parts} parts: the bits of one process");
     }
 
-    // Long enough to be killed on the way.
+    // These activations take long enough that the job can be killed while it runs.
     work.write_long("long/site.npy");
     fs::write(
         work.path("measure.sh"),
@@ -280,9 +283,9 @@ fn slurm_divides_the_work() {
     let refused = work.run("cntlora", "merge killed --out killed.moments.safetensors");
     let stderr = String::from_utf8_lossy(&refused.stderr);
     assert_eq!(refused.status.code(), Some(1), "{stderr}");
-    assert!(stderr.contains("of its 3 parts, counted from 0, 1 is missing: 1"), "{stderr}");
+    assert!(stderr.contains("1 of 3 parts missing (numbered from 0): 1"), "{stderr}");
     cluster.succeed(&work, "scontrol", &format!("requeue {job}_1"));
-    // Slurm would wait for two minutes.
+    // Without this update, Slurm waits for two minutes.
     cluster.succeed(&work, "scontrol", &format!("update JobId={job}_1 StartTime=now"));
     cluster.wait_for_jobs(&work);
     work.succeed("cntlora", "merge killed --out killed.moments.safetensors");
@@ -294,10 +297,10 @@ fn slurm_divides_the_work() {
     println!("Slurm, one part killed and requeued: the same bits");
 }
 
-/// As many processes of `mpirun` as parts give the bits of one process that makes the same parts.
+/// `mpirun` starts one process for each part. The result has the same bits as parts that are measured without `mpirun`.
 #[test]
 #[ignore = "slow set: needs the MiniLM data and mpirun, see the head of this file"]
-fn mpirun_divides_the_work() {
+fn mpirun_gives_the_same_bits_as_one_process() {
     if !installed(&["mpirun"]) {
         return;
     }

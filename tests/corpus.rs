@@ -1,4 +1,4 @@
-//! Replays the inputs under `fuzz/corpus` through the functions of the fuzz targets: what once broke stays mended.
+//! Replays the inputs under `fuzz/corpus` through the functions of the fuzz targets, so that fixed bugs stay fixed.
 
 use std::fs;
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::path::Path;
 #[path = "../fuzz/src/lib.rs"]
 mod targets;
 
-/// Whatever the bytes are, the library answers with a value or an error.
+/// Runs a fuzz target on every input of its corpus. The library must return a value or an error for all bytes.
 fn replay(target: &str, run: fn(&[u8])) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
     let mut paths: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -19,36 +19,36 @@ fn replay(target: &str, run: fn(&[u8])) {
 }
 
 #[test]
-fn npy_headers() {
+fn npy_headers_do_not_panic() {
     replay("npy_header", targets::npy_header);
 }
 
 #[test]
-fn safetensors_headers() {
+fn safetensors_headers_do_not_panic() {
     replay("safetensors_header", targets::safetensors_header);
 }
 
 #[test]
-fn checkpoint_indexes() {
+fn checkpoint_indexes_do_not_panic() {
     replay("checkpoint_index", targets::checkpoint_index);
 }
 
 #[test]
-fn rename_rules() {
+fn rename_rules_do_not_panic() {
     replay("rename_rules", targets::rename_rules);
 }
 
 #[test]
-fn activation_sets() {
+fn activation_sets_do_not_panic() {
     replay("activation_set", targets::activation_set);
 }
 
 #[test]
-fn moments_files() {
+fn moments_files_do_not_panic() {
     replay("moments_file", targets::moments_file);
 }
 
 #[test]
-fn saved_runs() {
+fn saved_runs_do_not_panic() {
     replay("saved_run", targets::saved_run);
 }

@@ -1,9 +1,9 @@
-//! The README and the pages in `docs`, as a newcomer reads them.
+//! Tests of the README and the pages in `docs`: their length and their links.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The README, and every page beside it.
+/// Returns the path and text of each page in `docs`, and of the README at the end.
 fn pages() -> Vec<(PathBuf, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let docs = fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path());
@@ -13,7 +13,7 @@ fn pages() -> Vec<(PathBuf, String)> {
     paths.map(|path| (path.clone(), fs::read_to_string(path).unwrap())).collect()
 }
 
-/// The anchors of the headings of a page, as GitHub makes them.
+/// Returns the anchors that GitHub makes for the headings of a page.
 fn anchors(page: &str) -> Vec<String> {
     let headings = page.lines().filter(|line| line.starts_with('#'));
     let anchor = |heading: &str| {
@@ -26,16 +26,16 @@ fn anchors(page: &str) -> Vec<String> {
     headings.map(anchor).collect()
 }
 
-/// A README that grows again is not read.
+/// The README stays short, so that people read it.
 #[test]
 fn the_readme_is_short() {
     let bytes = fs::metadata(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap().len();
     assert!(bytes <= 11_000, "{bytes} bytes: move details to a page in docs");
 }
 
-/// Every link to a file of the project, and to a heading in it, leads there; and every page is linked from the README.
+/// Every link to a file of the project, or to a heading in a file, has a target. The README links to every page.
 #[test]
-fn links_lead_somewhere() {
+fn links_lead_to_existing_files_and_headings() {
     let pages = pages();
     for (path, page) in &pages {
         for target in page.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {

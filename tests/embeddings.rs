@@ -1,5 +1,5 @@
-//! Embeddings, whose activations are counts of tokens, from the command line: each agrees with a linear layer that reads the
-//! same tokens as unit vectors.
+//! Tests of embeddings on the command line. The activations of an embedding are counts of tokens. Each embedding must agree with a
+//! linear layer that reads the same tokens as unit vectors.
 
 use cntlora::adapter::PeftAdapter;
 use cntlora::element::Element;
@@ -17,7 +17,7 @@ use tempfile::TempDir;
 const TOKENS: usize = 30;
 const WIDTH: usize = 8;
 
-/// How often each token was met: most of them rarely, some never.
+/// The count of each token. Most tokens are rare, and some never occur.
 const TARGET: [i64; TOKENS] =
     [0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 4, 5, 7, 9, 12, 20, 31, 44, 80, 3];
 const SOURCE: [i64; TOKENS] =
@@ -25,7 +25,8 @@ const SOURCE: [i64; TOKENS] =
 
 type Tensors = BTreeMap<String, (String, Vec<u64>, Vec<u8>)>;
 
-/// The model of one embedding `e` and one linear layer `l` with the transposed table, `target` and `source` with what they read.
+/// A folder with a model and its activations in `target` and `source`. The model has one embedding `e` and one linear layer `l` with
+/// the transposed table.
 struct Model {
     folder: TempDir,
 }
@@ -79,27 +80,27 @@ impl Model {
         message.assert_eq(&String::from_utf8(output.stderr).unwrap());
     }
 
-    /// `s B A` of these layers.
+    /// Returns `s B A` of these layers.
     fn updates<const N: usize>(&self, adapter: &str, modules: [&str; N]) -> [Mat<f32>; N] {
         let adapter = PeftAdapter::open(&self.path(adapter)).unwrap();
         modules.map(|module| {
-            let layer = &adapter.layers()[module];
+            let layer = &adapter.layers()[&module.into()];
             let factors = adapter.factors(layer).unwrap();
             factors.b * factors.a * faer::Scale(layer.scale as f32)
         })
     }
 
-    /// The projections on the row spaces of `A` of both layers, which are orthonormal where `B` is zero.
+    /// Returns the projections on the row spaces of `A` of both layers. The rows of `A` are orthonormal if `B` is zero.
     fn row_spaces(&self, adapter: &str) -> [Mat<f32>; 2] {
         let adapter = PeftAdapter::open(&self.path(adapter)).unwrap();
         ["e", "l"].map(|module| {
-            let a = adapter.factors(&adapter.layers()[module]).unwrap().a;
+            let a = adapter.factors(&adapter.layers()[&module.into()]).unwrap().a;
             a.transpose() * &a
         })
     }
 }
 
-/// Whether two matrices agree to a thousandth of the larger entries, and are not zero.
+/// Checks that two matrices agree to a thousandth of the largest wanted entry, and that the wanted matrix is not zero.
 #[track_caller]
 fn assert_near(found: &Mat<f32>, wanted: &Mat<f32>, what: &str) {
     let difference = (found - wanted).norm_max();
@@ -121,7 +122,7 @@ fn write(path: &Path, tensors: &Tensors) {
     safetensors::write(&mut File::create(path).unwrap(), &BTreeMap::new(), tensors).unwrap();
 }
 
-/// As `numpy.save` writes `numpy.bincount`.
+/// Writes counts as `numpy.save` writes the result of `numpy.bincount`.
 fn write_npy(path: &Path, counts: &[i64]) {
     let mut text = format!("{{'descr': '<i8', 'fortran_order': False, 'shape': ({},), }}", counts.len());
     text.push_str(&" ".repeat(117 - text.len()));
@@ -130,7 +131,7 @@ fn write_npy(path: &Path, counts: &[i64]) {
     fs::write(path, [b"\x93NUMPY\x01\x00\x76\x00".as_slice(), text.as_bytes(), &data].concat()).unwrap();
 }
 
-/// Doubles the numbers of the one tensor whose name ends so.
+/// Doubles the numbers of the tensor whose name has this ending.
 fn double(path: &Path, ending: &str) {
     let mut bytes = fs::read(path).unwrap();
     let header = safetensors::Header::read(&Source::from_bytes("a", bytes.clone())).unwrap();
@@ -144,9 +145,9 @@ fn double(path: &Path, ending: &str) {
     fs::write(path, bytes).unwrap();
 }
 
-/// The oracle is the linear layer, whose activations are the tokens as unit vectors.
+/// The linear layer is the reference. Its activations are the tokens as unit vectors.
 #[test]
-fn an_embedding_is_a_linear_layer_of_unit_vectors() {
+fn an_embedding_agrees_with_a_linear_layer_of_unit_vectors() {
     let model = Model::new();
     for (at, options) in [
         "--start update",
@@ -157,7 +158,7 @@ fn an_embedding_is_a_linear_layer_of_unit_vectors() {
         "--start update --coupling transport --source source --preserve 2 --strength 1",
         "--start residual --residual anchor",
         "--start zero",
-        // Three ranks of each.
+        // This budget pays for rank 3 in both layers.
         "--start update --budget=228",
         "--method corda-ipm --residual anchor",
         "--method corda-kpm --residual anchor",
@@ -170,7 +171,7 @@ fn an_embedding_is_a_linear_layer_of_unit_vectors() {
     {
         let out = format!("out-{at}");
         let rank = if options.contains("--budget") { "" } else { "--rank 3" };
-        // Tokens have this scale, whatever the option says.
+        // Embeddings always have this scale, so the linear layer gets it too.
         let rank =
             if options.contains("--start") { format!("{rank} --channel-scale mean") } else { rank.into() };
         model.succeed(&format!("init model --activations target {rank} --out {out} {options}"));
@@ -190,9 +191,10 @@ fn an_embedding_is_a_linear_layer_of_unit_vectors() {
     }
 }
 
-/// A changed base and the adapter together are the model, row by row of the table; and what was trained is taken back.
+/// The changed base plus the adapter equals the model, for every row of the table. `convert --init` gives the change from training
+/// on the original base.
 #[test]
-fn a_changed_base_takes_the_update_away() {
+fn the_changed_base_plus_the_adapter_is_the_model() {
     let model = Model::new();
     model.succeed("init model -a target --target e --method pissa --rank 3 --scale 2 -o out");
     let table = |path: &str| {
@@ -203,7 +205,7 @@ fn a_changed_base_takes_the_update_away() {
         values
     };
     let adapter = PeftAdapter::open(&model.path("out")).unwrap();
-    let layer = &adapter.layers()["e"];
+    let layer = &adapter.layers()[&"e".into()];
     let factors = adapter.factors(layer).unwrap();
     let update = factors.b * factors.a * faer::Scale(layer.scale as f32);
     let (old, new) = (table("model/model.safetensors"), table("out/base/model.safetensors"));
@@ -213,22 +215,22 @@ fn a_changed_base_takes_the_update_away() {
             assert!((new[at] + update[(j, token)] - old[at]).abs() < 1e-5);
         }
     }
-    // Training doubled B: what it added to the original base is the update once more.
+    // The simulated training doubles B, so the change from training equals the initial update.
     fs::create_dir(model.path("trained")).unwrap();
     for name in ["adapter_config.json", "adapter_model.safetensors"] {
         fs::copy(model.path("out").join(name), model.path("trained").join(name)).unwrap();
     }
     double(&model.path("trained/adapter_model.safetensors"), "embedding_B");
     model.succeed("convert trained --init out --out plain");
-    assert!(PeftAdapter::open(&model.path("plain")).unwrap().layers()["e"].rank == 6);
+    assert!(PeftAdapter::open(&model.path("plain")).unwrap().layers()[&"e".into()].rank == 6);
     assert_near(&model.updates("plain", ["e"])[0], &update, "convert");
     let said = model.succeed("inspect out");
     assert!(said.contains("e"), "{said}");
 }
 
-/// Methods that look at weights alone adapt a table that is named, without activations.
+/// Methods that use only weights can adapt a table without activations if `--target` names the table.
 #[test]
-fn tables_that_are_named_need_no_activations() {
+fn named_tables_need_no_activations() {
     let model = Model::new();
     let table = gaussian::<f32>(TOKENS, WIDTH, 3, "table");
     let weights = [("embed_tokens.weight", table.clone()), ("l.weight", table.transpose().to_owned())];
@@ -244,14 +246,15 @@ fn tables_that_are_named_need_no_activations() {
     let all = model.succeed("plan named.safetensors --method pissa --target all-linear --rank 2 --json");
     assert!(!all.contains("embed_tokens"), "{all}");
     model.refused("plan named.safetensors --method orthogonal --target embed_tokens --rank 2", expect![[r#"
-        error: named.safetensors: module "embed_tokens" cannot be adapted: it is an embedding, which the method orthogonal does not adapt: PEFT has it for other layers, and gives embeddings the factors of lora in its place
-          help: leave it out of --target, or name it to --exclude
+        error: named.safetensors: module "embed_tokens" cannot be adapted: it is an embedding, and the method orthogonal does not adapt embeddings: PEFT supports it for other layers only, and gives embeddings the factors of lora
+          help: remove it from --target, or add it to --exclude
     "#]]);
 }
 
-/// The transport between counts that all differ is as large as one of rows: what that takes is planned, and what takes less is said.
+/// If all counts differ, the transport between them is as large as a transport between rows. The plan includes its work and memory,
+/// and the message names options that need less memory.
 #[test]
-fn counts_that_all_differ_need_memory() {
+fn transport_between_different_counts_is_planned() {
     let model = Model::new();
     let tokens = 3000;
     write(
@@ -267,9 +270,9 @@ fn counts_that_all_differ_need_memory() {
     model.refused(
         &format!("{transport} --max-memory 300MiB"),
         expect![[r#"
-        error: the run needs 853 MiB of memory even with one site at a time, but may use 300 MiB
-          help: give --max-memory 853MiB or more; --coupling uncorrelated and smaller ranks need less
-    "#]],
+            error: the run needs at least 853 MiB of memory, but the limit is 300 MiB
+              help: give --max-memory 853MiB or more; --coupling uncorrelated and smaller ranks need less
+        "#]],
     );
     let uncorrelated = "plan large.safetensors -a many --source others --rank 2 --max-memory 300MiB --json";
     for (plan, least, most) in [(transport, 22.0 * 2.7e10, 6e11), (uncorrelated, 0.0, 1e7)] {
@@ -280,9 +283,19 @@ fn counts_that_all_differ_need_memory() {
     }
 }
 
-/// The parts of a divided run make the adapter of one process.
 #[test]
-fn divided_runs_agree() {
+fn the_report_marks_the_sites_of_embeddings() {
+    let model = Model::new();
+    let output = model.run("init model -a target --source source --rank 4 -o out --json");
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let sites: Vec<_> = report["sites"].as_array().unwrap().iter().map(|site| &site["embedding"]).collect();
+    // The second site has rows. Its report has no such field, as in older versions.
+    assert_eq!(sites, [&serde_json::Value::Bool(true), &serde_json::Value::Null], "{report}");
+}
+
+/// The parts of a divided run give the same adapter as one process.
+#[test]
+fn divided_runs_give_the_same_adapter() {
     let model = Model::new();
     model.succeed("init model -a target --source source --rank 4 -o whole");
     for shard in ["0/2", "1/2"] {
@@ -293,9 +306,10 @@ fn divided_runs_agree() {
     assert!(bytes("whole") == bytes("joined"));
 }
 
-/// Counts go through moments files as rows do: measured once, whole or in parts, merged, and initialized from with the same bits.
+/// Moments files hold counts as they hold rows. Counts can be measured once, whole or in parts, and merged. An adapter from a moments
+/// file has the same bits as an adapter from the activations.
 #[test]
-fn counts_are_measured_once() {
+fn counts_from_moments_files_give_the_same_adapter() {
     let model = Model::new();
     let adapter = |name: &str| fs::read(model.path(name).join("adapter_model.safetensors")).unwrap();
     model.succeed("moments target -o t.m");
@@ -326,14 +340,14 @@ fn counts_are_measured_once() {
     let said = model.succeed("inspect t.m");
     assert!(said.contains(&format!("30  {} tokens", TARGET.iter().sum::<i64>())), "{said}");
 
-    // Tokens count once, as rows do, and counts that were recorded apart are added.
+    // Each token must count once, like each row. Counts from separate recordings are added.
     model.succeed("moments target/e.npy -o e.m");
     model.refused(
         "merge t.m e.m -o x.m",
         expect![[r#"
-        error: e.m: tensor "e": rows 0 to 236 of the recording "target/e.npy" are counted in "t.m" as well
-          help: leave one of the two out: every row counts once
-    "#]],
+            error: e.m: tensor "e": rows 0 to 236 of the recording "target/e.npy" are counted twice, also in "t.m"
+              help: remove one of the two: every row must count once
+        "#]],
     );
     fs::create_dir(model.path("apart")).unwrap();
     let mut rest = TARGET;
@@ -348,20 +362,20 @@ fn counts_are_measured_once() {
     assert!(adapter("one") == adapter("apart-adapter"));
     model.succeed("moments apart -o apart.m");
     model.refused("merge apart.m apart-1.m -o x.m", expect![[r#"
-        error: apart-1.m: tensor "e": rows 0 to 125 of the recording "apart/e.1.npy" are counted in "apart.m" as well
-          help: leave one of the two out: every row counts once
+        error: apart-1.m: tensor "e": rows 0 to 125 of the recording "apart/e.1.npy" are counted twice, also in "apart.m"
+          help: remove one of the two: every row must count once
     "#]]);
     model.refused(
         "merge e.m s.m t.m -o x.m",
         expect![[r#"
-        error: t.m: tensor "e": rows 0 to 236 of the recording "target/e.npy" are counted in "e.m" as well
-          help: leave one of the two out: every row counts once
-    "#]],
+            error: t.m: tensor "e": rows 0 to 236 of the recording "target/e.npy" are counted twice, also in "e.m"
+              help: remove one of the two: every row must count once
+        "#]],
     );
 }
 
 #[test]
-fn what_is_counted_is_told() {
+fn inspect_and_plan_show_token_counts() {
     let model = Model::new();
     let said = model.succeed("inspect target/e.npy");
     assert!(said.contains("I64"), "{said}");
@@ -374,28 +388,29 @@ fn what_is_counted_is_told() {
     assert_eq!(plan["sites"][0]["classes"], classes, "{plan}");
 }
 
-/// What has no meaning for an embedding is left out with a reason, and refused if the user names it.
+/// An embedding is skipped with a reason if the method or the coupling does not support it, and refused if the user names it.
+/// Formats without embeddings refuse it, and so does a changed base for a tied embedding.
 #[test]
-fn combinations_that_do_not_exist() {
+fn unsupported_embeddings_are_skipped_or_refused() {
     let model = Model::new();
     for (method, message) in [
         (
             "eva",
             expect![[r#"
-        error: model: module "e" cannot be adapted: it is an embedding, which the method eva does not adapt: tokens that were met equally often vary alike, so that they have no leading directions
-          help: leave it out of --target, or name it to --exclude
-    "#]],
+                error: model: module "e" cannot be adapted: it is an embedding, and the method eva does not adapt embeddings: tokens that occur equally often vary alike, so they have no leading directions
+                  help: remove it from --target, or add it to --exclude
+            "#]],
         ),
         (
             "orthogonal",
             expect![[r#"
-        error: model: module "e" cannot be adapted: it is an embedding, which the method orthogonal does not adapt: PEFT has it for other layers, and gives embeddings the factors of lora in its place
-          help: leave it out of --target, or name it to --exclude
-    "#]],
+                error: model: module "e" cannot be adapted: it is an embedding, and the method orthogonal does not adapt embeddings: PEFT supports it for other layers only, and gives embeddings the factors of lora
+                  help: remove it from --target, or add it to --exclude
+            "#]],
         ),
     ] {
         let said = model.succeed(&format!("plan model -a target --method {method} --rank 2"));
-        assert!(said.contains(&format!("which the method {method} does not adapt")), "{said}");
+        assert!(said.contains(&format!("the method {method} does not adapt embeddings")), "{said}");
         let named = format!("plan model -a target --method {method} --rank 2 --target e");
         model.refused(&named, message);
     }
@@ -403,32 +418,32 @@ fn combinations_that_do_not_exist() {
         model.succeed(&format!("init model -a target --method {method} --rank 2 -o {method}"));
         model.succeed(&format!("verify {method} --base model"));
         let read = PeftAdapter::open(&model.path(method)).unwrap();
-        let embedding = read.factors(&read.layers()["e"]).unwrap();
+        let embedding = read.factors(&read.layers()[&"e".into()]).unwrap();
         assert!(embedding.a.norm_max() == 0.0 && embedding.b.norm_max() > 0.0);
     }
     let pairs = "plan model -a target --source target --coupling paired --rank 2";
-    assert!(model.succeed(pairs).contains("counts of tokens have no pairs"));
+    assert!(model.succeed(pairs).contains("token counts have no pairs"));
     model.refused(
         &format!("{pairs} --target e"),
         expect![[r#"
-        error: model: module "e" cannot be adapted: it is an embedding, and counts of tokens have no pairs
-          help: leave it out of --target, or name it to --exclude
-    "#]],
+            error: model: module "e" cannot be adapted: it is an embedding, and token counts have no pairs
+              help: remove it from --target, or add it to --exclude
+        "#]],
     );
     for (format, message) in [
         (
             "kohya",
             expect![[r#"
-        error: module "e" is an embedding, for which this format has no names
-          help: give --format peft, or make the adapter without it, with --exclude
-    "#]],
+                error: this format does not support module "e": it is an embedding
+                  help: give --format peft, or leave the module out with --exclude
+            "#]],
         ),
         (
             "diffusers",
             expect![[r#"
-        error: module "e" is an embedding, for which this format has no names
-          help: give --format peft, or make the adapter without it, with --exclude
-    "#]],
+                error: this format does not support module "e": it is an embedding
+                  help: give --format peft, or leave the module out with --exclude
+            "#]],
         ),
     ] {
         let words = format!("plan model -a target --rank 2 --format {format}");
@@ -438,8 +453,8 @@ fn combinations_that_do_not_exist() {
     let residual = "init model -a target --method pissa --rank 2 -o x";
     model.configure(r#"{"tie_word_embeddings":true}"#);
     model.refused(residual, expect![[r#"
-        error: model: tensor "e.weight": expected an embedding of its own, found one that is also the output head of the model (tie_word_embeddings in config.json): a changed base would change both
-          help: give --residual anchor, which leaves the base as it is, or leave the embedding out with --exclude
+        error: model: tensor "e.weight": this embedding is also the output head of the model (tie_word_embeddings in config.json): a changed base would change both
+          help: give --residual anchor, which does not change the base, or exclude the embedding with --exclude
     "#]]);
     assert!(!model.path("x").exists());
     model.succeed(&format!("{residual} --residual anchor"));
@@ -447,16 +462,16 @@ fn combinations_that_do_not_exist() {
     model.succeed(&format!("{residual} --force"));
 }
 
-/// Counts of another vocabulary, or rows on one side and counts on the other, are refused with what to do.
+/// Counts for a vocabulary of another size are refused. Rows on one side with counts on the other side are refused too.
 #[test]
-fn counts_that_do_not_fit() {
+fn counts_that_do_not_fit_are_refused() {
     let model = Model::new();
     write_npy(&model.path("target/e.npy"), &[1; TOKENS - 1]);
     model.refused("plan model -a target", expect![[r#"
         error: module "e" has a weight of shape [30, 8]: expected counts of 30 tokens in site "e", found 29
           help: record numpy.bincount(ids, minlength=30)
         error: rank 16 is over the limit of "l"
-          help: the largest rank that all layers can have is 8: give --rank 8, or leave layers out with --exclude
+          help: the largest rank that is possible for all layers is 8: give --rank 8, or exclude layers with --exclude
         2 problems were found
     "#]]);
     write_npy(&model.path("target/e.npy"), &TARGET);
@@ -465,9 +480,9 @@ fn counts_that_do_not_fit() {
     let rows = BTreeMap::from([("e".to_owned(), stored(&Mat::full(4, TOKENS, 1.0)))]);
     write(&model.path("source/e.safetensors"), &rows);
     model.refused("plan model -a target --source source", expect![[r#"
-        error: source/e.safetensors: tensor "e": expected counts of tokens as among the fine-tuning activations, found rows
+        error: source/e.safetensors: tensor "e": expected counts of tokens as in the fine-tuning activations, found rows
         error: rank 16 is over the limit of "e", "l"
-          help: the largest rank that all layers can have is 8: give --rank 8, or leave layers out with --exclude
+          help: the largest rank that is possible for all layers is 8: give --rank 8, or exclude layers with --exclude
         2 problems were found
     "#]]);
 }

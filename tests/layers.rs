@@ -1,12 +1,12 @@
-//! Every method on every kind of layer, in every format: what is written adds what was computed, and the residual base with it is
-//! the model.
+//! Tests of every method on every kind of layer in every format. The written adapter must add the computed update. The residual base
+//! plus the update must equal the model.
 
 use cntlora::adapter::{
     AdaptedWeight, Component, Contents, Format, PeftAdapter, SingleFile, verify, write_adapter,
     write_residual_base,
 };
 use cntlora::element::Element;
-use cntlora::factors::{Factors, LayerShape, Start};
+use cntlora::factors::{Factors, LayerName, LayerShape, Start};
 use cntlora::method::{Method, Options};
 use cntlora::plan::{self, Request};
 use cntlora::random::gaussian;
@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::Path;
 
-/// A layer: its name, the name and the shape of its weight, and the shape of its activations.
+/// A layer with its name, the name and the shape of its weight, and the shape of its activations.
 struct Layer {
     module: &'static str,
     tensor: &'static str,
@@ -36,14 +36,14 @@ const fn layer(
     Layer { module, tensor, weight, rows }
 }
 
-/// A model with weights that are stored as `[inputs, outputs]`.
+/// A model with some weights that are stored as `[inputs, outputs]`.
 const GPT2: [Layer; 4] = [
     layer("h.0.attn.c_attn", "h.0.attn.c_attn.weight", &[5, 15], &[40, 5]),
     layer("h.0.attn.c_proj", "h.0.attn.c_proj.weight", &[5, 5], &[40, 5]),
     layer("head", "head.weight", &[6, 7], &[10, 4, 7]),
     layer("patches", "patches.weight", &[6, 2, 3, 2], &[4, 2, 5, 5]),
 ];
-/// A model of experts, in one parameter and one by one, and of a convolution in groups.
+/// A model with experts that are stored in one parameter, experts that are stored one by one, and a convolution in groups.
 const EXPERTS: [Layer; 5] = [
     layer("layers.0.mlp.experts.gate_up_proj", "layers.0.mlp.experts.gate_up_proj", &[3, 8, 6], &[40, 6]),
     layer("layers.0.mlp.experts.down_proj", "layers.0.mlp.experts.down_proj", &[3, 6, 4], &[40, 4]),
@@ -52,7 +52,7 @@ const EXPERTS: [Layer; 5] = [
     layer("patches", "patches.weight", &[6, 2, 3, 2], &[4, 4, 5, 5]),
 ];
 
-/// Convolutions of one and three dimensions, and the halves of a weight that are two layers.
+/// A model with convolutions of one and three dimensions, and with one weight whose halves are two layers.
 const OTHERS: [Layer; 4] = [
     layer("layer.0.mlp.gate_proj", "layer.0.mlp.weights_in.weight", &[12, 6], &[40, 6]),
     layer("layer.0.mlp.up_proj", "", &[], &[40, 6]),
@@ -65,7 +65,7 @@ const TRANSPOSED_EXPERTS: [Layer; 2] = [
     layer("layers.0.mlp.experts.down_proj", "layers.0.mlp.experts.down_proj", &[3, 4, 6], &[40, 4]),
 ];
 
-/// An embedding, whose activations are how often each token was met.
+/// A model with an embedding. The activations of the embedding are the counts of the tokens.
 const EMBEDDING: [Layer; 2] =
     [layer("head", "head.weight", &[6, 5], &[40, 5]), layer("wte", "wte.weight", &[9, 5], &[9])];
 
@@ -120,13 +120,13 @@ fn request(folder: &Path, method: Method) -> Request {
     Request { method: options, ..Request::new(folder.join("model"), activations) }
 }
 
-/// `s B A` in the order in which the weight is stored.
+/// Returns `s B A` in the order in which the weight is stored.
 fn stored_update(factors: &Factors, shape: &LayerShape, scale: f64) -> Mat<f32> {
     let Factors { a, b } = shape.of_stored_weight(factors);
     b * a * faer::Scale(scale as f32)
 }
 
-/// The numbers of a weight, in the order in which they are stored.
+/// Returns the numbers of a weight in the order in which they are stored.
 fn weight(checkpoint: &Checkpoint, pieces: &[Piece]) -> Vec<f32> {
     let bytes: Vec<u8> = pieces.iter().flat_map(|piece| checkpoint.read_piece(piece).unwrap()).collect();
     let mut values = vec![0.0; bytes.len() / 4];
@@ -135,7 +135,7 @@ fn weight(checkpoint: &Checkpoint, pieces: &[Piece]) -> Vec<f32> {
 }
 
 #[test]
-fn methods_layers_and_formats() {
+fn methods_work_on_linear_transposed_and_convolution_layers() {
     let folder = tempfile::tempdir().unwrap();
     write_model(folder.path(), &GPT2);
     std::fs::write(folder.path().join("model/config.json"), r#"{"model_type":"gpt2"}"#).unwrap();
@@ -151,7 +151,7 @@ const ALL_FORMATS: [Format; 3] = [
 ];
 
 #[test]
-fn methods_and_convolutions_of_other_dimensions_and_shares() {
+fn methods_work_on_other_convolutions_and_halves_of_weights() {
     let folder = tempfile::tempdir().unwrap();
     write_model(folder.path(), &OTHERS);
     let convolution = |kernel: &[u64]| LayerShape::Convolution(kernel.to_vec());
@@ -159,9 +159,9 @@ fn methods_and_convolutions_of_other_dimensions_and_shares() {
     check_methods(folder.path(), |_| shapes.to_vec(), &ALL_FORMATS);
 }
 
-/// What gpt-oss has.
+/// gpt-oss has such experts.
 #[test]
-fn methods_and_transposed_experts() {
+fn methods_work_on_transposed_experts() {
     let folder = tempfile::tempdir().unwrap();
     write_model(folder.path(), &TRANSPOSED_EXPERTS);
     std::fs::write(folder.path().join("model/config.json"), r#"{"model_type":"gpt_oss"}"#).unwrap();
@@ -169,9 +169,9 @@ fn methods_and_transposed_experts() {
     check_methods(folder.path(), |_| shapes.clone(), &[Format::Peft]);
 }
 
-/// Experts and groups have a place in the format of PEFT alone.
+/// Only the PEFT format supports experts and groups.
 #[test]
-fn methods_and_blocks() {
+fn methods_work_on_experts_and_groups() {
     let folder = tempfile::tempdir().unwrap();
     write_model(folder.path(), &EXPERTS);
     let expert = |count| LayerShape::Expert { count, transposed: false };
@@ -180,9 +180,9 @@ fn methods_and_blocks() {
     check_methods(folder.path(), |_| shapes.clone(), &[Format::Peft]);
 }
 
-/// Methods that have no embeddings leave them out with their reason. The formats of image models have no names for them.
+/// Methods that do not adapt embeddings skip them and give a reason. The formats of image models have no names for embeddings.
 #[test]
-fn methods_and_embeddings() {
+fn methods_work_on_embeddings_or_skip_them() {
     let folder = tempfile::tempdir().unwrap();
     write_model(folder.path(), &EMBEDDING);
     let shapes = |method: Method| match method.reason_against_embeddings() {
@@ -197,6 +197,7 @@ fn methods_and_embeddings() {
     check_methods(folder.path(), shapes, &[Format::Peft]);
 }
 
+/// Checks every method with every start on a model, in these formats. `expected` returns the shapes of the planned layers.
 fn check_methods(folder: &Path, expected: impl Fn(Method) -> Vec<LayerShape>, formats: &[Format]) {
     let path = |name: &str| folder.join(name);
     let model = Checkpoint::open(&path("model"), Access::Auto).unwrap();
@@ -223,8 +224,8 @@ fn check_methods(folder: &Path, expected: impl Fn(Method) -> Vec<LayerShape>, fo
                 beside: &[],
             };
             write_adapter(&out, &contents, format).unwrap();
-            let weights: BTreeMap<String, Vec<Piece>> =
-                plan.layers().map(|layer| (layer.module.clone(), layer.weight.clone())).collect();
+            let weights: BTreeMap<LayerName, Vec<Piece>> =
+                plan.layers().map(|layer| (layer.name.clone(), layer.weight.clone())).collect();
             let verified = verify(&out, Some(&model), &weights);
             assert!(verified.is_ok(), "{name} {format:?}: {}", verified.unwrap_err());
             let read = PeftAdapter::open(&out).unwrap();
@@ -244,32 +245,33 @@ fn check_methods(folder: &Path, expected: impl Fn(Method) -> Vec<LayerShape>, fo
         }
 
         if plan.method.start == Start::Residual {
-            // What the update takes away from a convolution in groups is none: only an anchor can hold it.
+            // A convolution in groups minus its update has no groups. Only an anchor can hold the difference.
             let layers = || plan.layers().filter(|layer| !matches!(layer.shape, LayerShape::Group { .. }));
             let adapted: Vec<AdaptedWeight> = layers()
                 .map(|layer| AdaptedWeight {
                     pieces: layer.weight.clone(),
-                    factors: layer.shape.of_stored_weight(&adapter.layers[&layer.module]),
+                    factors: layer.shape.of_stored_weight(&adapter.layers[&layer.name]),
                 })
                 .collect();
             let base = path(&format!("{name}-base"));
             write_residual_base(&base, &model, &adapted, adapter.scale, Element::F32).unwrap();
             let base = Checkpoint::open(&base, Access::Auto).unwrap();
             for layer in layers() {
-                let update = stored_update(&adapter.layers[&layer.module], &layer.shape, adapter.scale);
+                let update = stored_update(&adapter.layers[&layer.name], &layer.shape, adapter.scale);
                 let (old, new) = (weight(&model, &layer.weight), weight(&base, &layer.weight));
                 let columns = update.ncols();
                 let differs = (0..old.len())
                     .any(|i| (new[i] + update[(i / columns, i % columns)] - old[i]).abs() > 1e-5);
-                assert!(!differs && old != new, "{name} {}", layer.module);
+                assert!(!differs && old != new, "{name} {}", layer.name);
             }
         }
     }
 }
 
-/// An expert gets what a linear layer with its weight would get, and a group what one would get that reads all channels.
+/// An expert gets the factors of a linear layer with the same weight. A group gets the factors of a convolution that reads all
+/// channels, with zero weights for the channels of the other group.
 #[test]
-fn blocks_are_initialized_like_layers_of_their_own() {
+fn experts_and_groups_get_the_factors_of_separate_layers() {
     let folder = tempfile::tempdir().unwrap();
     write_model(folder.path(), &EXPERTS);
     let factors = |request: &Request| {
@@ -281,14 +283,15 @@ fn blocks_are_initialized_like_layers_of_their_own() {
     let blocks = factors(&request);
     let model = Checkpoint::open(&folder.path().join("model"), Access::Auto).unwrap();
     for (block, module, outputs, inputs, rank) in [
-        ("layers.0.mlp.experts.gate_up_proj.1", "layers.0.mlp.experts.gate_up_proj", 8, 6, 4),
-        ("layers.1.mlp.experts.gate_up_proj.0", "layers.1.mlp.experts.gate_up_proj", 10, 6, 4),
-        ("patches.1", "patches", 3, 24, 2),
+        (1, "layers.0.mlp.experts.gate_up_proj", 8, 6, 4),
+        (0, "layers.1.mlp.experts.gate_up_proj", 10, 6, 4),
+        (1, "patches", 3, 24, 2),
     ] {
+        let block = LayerName::of_block(module, block);
         let (plan, _) = plan::plan(&request).unwrap();
-        let planned = plan.layers().find(|layer| layer.module == block).unwrap();
+        let planned = plan.layers().find(|layer| layer.name == block).unwrap();
         let numbers = weight(&model, &planned.weight);
-        // The channels of the second group stand behind those of the first.
+        // The channels of the second group come after the channels of the first group.
         let own = numbers.len() / outputs;
         let at =
             |i: usize, j: usize| if j < inputs - own { 0.0 } else { numbers[i * own + j - (inputs - own)] };
@@ -304,22 +307,22 @@ fn blocks_are_initialized_like_layers_of_their_own() {
         let mut alone = Request { model: linear, ..request.clone() };
         alone.selection.targets = vec![module.into()];
         alone.method.ranks = Policy::Fixed(rank);
-        let (found, wanted) = (&blocks[block], &factors(&alone)[module]);
+        let (found, wanted) = (&blocks[&block], &factors(&alone)[&module.into()]);
         let difference = &found.b * &found.a - &wanted.b * &wanted.a;
         let size = (&wanted.b * &wanted.a).norm_l2();
         assert!(size > 0.0 && difference.norm_l2() < 1e-4 * size, "{block}: {}", difference.norm_l2() / size);
     }
 }
 
-/// What the check of an adapter needs to know.
+/// Returns the record that `verify` needs.
 fn record(plan: &plan::Plan) -> Map<String, serde_json::Value> {
     let record = json!({ "format": "cntlora-adapter", "version": 1, "method": plan.method });
     record.as_object().cloned().unwrap()
 }
 
-/// Patches that are unfolded while they are read give the factors of patches that were unfolded before, bit for bit.
+/// Patches can be unfolded while they are read, or before. Both give factors with the same bits.
 #[test]
-fn unfolding_does_not_change_the_factors() {
+fn unfolding_while_reading_does_not_change_the_factors() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
     write_model(folder.path(), &GPT2);
@@ -327,7 +330,7 @@ fn unfolding_does_not_change_the_factors() {
     request.selection.targets = vec!["patches".into()];
     let factors = |request: &Request| {
         let (plan, inputs) = plan::plan(request).unwrap();
-        run::run(&plan, &inputs, &()).unwrap().adapter.layers.remove("patches").unwrap()
+        run::run(&plan, &inputs, &()).unwrap().adapter.layers.remove(&"patches".into()).unwrap()
     };
     let streamed = factors(&request);
 

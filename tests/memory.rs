@@ -1,4 +1,4 @@
-//! Slow set: activations that are larger than the memory that a run may use. It writes 600 MB and takes some seconds:
+//! Test of `--max-memory` with activations that are larger than the limit. It is in the slow set, writes 600 MB and takes some seconds:
 //!
 //!     cargo test --test memory -- --ignored
 #![cfg(target_os = "linux")]
@@ -16,7 +16,7 @@ const ROWS: usize = 100_000;
 const LIMIT: &str = "160MiB";
 const LIMIT_BYTES: u64 = 160 << 20;
 
-/// Writes a safetensors file whose tensors hold the same numbers again and again.
+/// Writes a safetensors file whose tensors repeat the same numbers.
 fn write(path: &Path, tensors: &[(&str, usize)], width: usize) {
     let size = |rows: usize| rows * width * 4;
     let mut end = 0;
@@ -32,7 +32,7 @@ fn write(path: &Path, tensors: &[(&str, usize)], width: usize) {
     let mut file = File::create(path).unwrap();
     file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
     file.write_all(header.as_bytes()).unwrap();
-    // A prime number of rows, so that blocks differ.
+    // The number of repeated rows is prime, so that blocks differ.
     let chunk: Vec<u8> = (0..997 * width as u32)
         .flat_map(|i| ((i.wrapping_mul(2_654_435_761) >> 8) as f32 / 8_388_608.0 - 1.0).to_le_bytes())
         .collect();
@@ -44,7 +44,7 @@ fn write(path: &Path, tensors: &[(&str, usize)], width: usize) {
     }
 }
 
-/// Runs the tool and returns its exit code and the most memory that it had resident, in bytes.
+/// Runs the tool. Returns its exit code and its peak resident memory in bytes.
 fn peak_of(words: &[&str], folder: &Path) -> (Option<i32>, u64) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_cntlora"))
         .args(words)
@@ -67,7 +67,7 @@ fn peak_of(words: &[&str], folder: &Path) -> (Option<i32>, u64) {
     }
 }
 
-/// The limit holds, and the run still does all of its work.
+/// The run keeps to its memory limit and still writes the adapter.
 #[test]
 #[ignore = "writes 600 MB"]
 fn a_run_stays_under_its_limit() {

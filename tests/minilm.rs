@@ -1,4 +1,4 @@
-//! The main job on a real model, against the float64 reference. Slow set: needs the data and some time.
+//! Tests of the main job on a real model against the float64 reference. They are in the slow set and need the data and some time.
 //!
 //! ```text
 //! CNTLORA_MINILM=../shared/minilm cargo test --release --test minilm -- --ignored
@@ -27,7 +27,7 @@ struct Layer {
     product_norm: f64,
 }
 
-/// The folder, relative to the package, where cargo runs tests; and what is expected of it.
+/// Returns the folder of the data and the expected values. A relative path starts at the package, where cargo runs tests.
 fn data() -> (PathBuf, Expected) {
     let folder = std::env::var_os("CNTLORA_MINILM").expect("CNTLORA_MINILM names the folder with the data");
     let folder = PathBuf::from(folder);
@@ -35,7 +35,7 @@ fn data() -> (PathBuf, Expected) {
     (folder, serde_json::from_slice(&expected).expect("expected.json has this form"))
 }
 
-/// Runs the tool, which must succeed, and gives its standard output.
+/// Runs the tool, which must succeed. Returns its standard output.
 fn cntlora(arguments: &[&dyn AsRef<std::ffi::OsStr>]) -> Vec<u8> {
     let output = Command::new(env!("CARGO_BIN_EXE_cntlora"))
         .args(arguments.iter().map(|argument| argument.as_ref()))
@@ -55,15 +55,15 @@ fn init(data: &Path, out: &Path, expected: &Expected, options: &[&str]) -> Repor
     serde_json::from_slice(&cntlora(&arguments)).expect("the report has its own form")
 }
 
-/// `|s B A|_F` of a layer, read back from the adapter.
+/// Returns `|s B A|_F` of a layer, with the factors of the written adapter.
 fn product_norm(adapter: &cntlora::adapter::PeftAdapter, module: &str) -> f64 {
-    let layer = &adapter.layers()[module];
+    let layer = &adapter.layers()[&module.into()];
     let factors = adapter.factors(layer).expect("the factors are readable");
     layer.scale * f64::from((&factors.b * &factors.a).norm_l2())
 }
 
-/// Singular values, energies and the size of the written product of all 36 layers, in four settings; and the adapter of
-/// each setting passes `verify` against the model.
+/// The singular values, the energy and the norm of the written product agree with the reference, for all 36 layers in four
+/// settings. The adapter of each setting passes `verify` against the model.
 #[test]
 #[ignore = "slow set: needs the MiniLM data, see the head of this file"]
 fn all_layers_agree_with_the_reference() {
@@ -107,7 +107,7 @@ fn all_layers_agree_with_the_reference() {
     }
 }
 
-/// The same inputs and options give the same bytes, on one thread and on two.
+/// The same inputs and options give the same bytes with one thread and with two threads.
 #[test]
 #[ignore = "slow set: needs the MiniLM data, see the head of this file"]
 fn the_adapter_is_reproducible() {

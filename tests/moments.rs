@@ -1,4 +1,4 @@
-//! Moments as files: measured once, merged, and initialized from, with the real binary.
+//! Tests of moments files with the real binary: measuring them, merging them, and initializing from them.
 
 mod small;
 
@@ -13,7 +13,8 @@ fn json(output: &std::process::Output) -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// Going through a file changes no bit of the adapter, on either side, whatever the number of threads.
+/// An adapter from moments files has the same bits as one from activations. This holds for fine-tuning and pre-training activations,
+/// and for every number of threads.
 #[test]
 fn moments_give_the_adapter_that_activations_give() {
     let small = Small::new();
@@ -34,7 +35,7 @@ fn moments_give_the_adapter_that_activations_give() {
     }
     let same = |one: &str, other: &str| {
         let (mut one, mut other) = (small.bytes(one), small.bytes(other));
-        // The records name their inputs.
+        // The records differ, because they name their inputs.
         assert!(one.remove("cntlora.json").is_some() && other.remove("cntlora.json").is_some());
         assert_eq!(one.len(), 2);
         assert!(one == other);
@@ -47,7 +48,7 @@ fn moments_give_the_adapter_that_activations_give() {
     small.succeed("verify moments --base model.safetensors");
 }
 
-/// The moments of parts, whatever the number of files that they are merged through, are those of the same parts again.
+/// Merging adds the parts in the order given. Merging them in one step or in two steps gives the same moments.
 #[test]
 fn merging_adds_in_the_order_given() {
     let small = Small::new();
@@ -73,64 +74,64 @@ fn merging_adds_in_the_order_given() {
     assert_eq!(merged["sources"].as_array().unwrap().len(), 3);
 }
 
-/// No row counts twice, under whatever name.
+/// No row counts twice, even if its file is renamed or copied.
 #[test]
-fn nothing_is_counted_twice() {
+fn rows_that_would_count_twice_are_refused() {
     let small = Small::new();
     small.succeed("moments target -o all.m");
     small.succeed("moments target/1.safetensors -o one.m");
     small.refused("merge all.m one.m -o sum.m", 1, expect![[r#"
-        error: one.m: tensor "block.attention": rows 0 to 699 of the recording "target/1.safetensors" are counted in "all.m" as well
-          help: leave one of the two out: every row counts once
+        error: one.m: tensor "block.attention": rows 0 to 699 of the recording "target/1.safetensors" are counted twice, also in "all.m"
+          help: remove one of the two: every row must count once
     "#]]);
     small.refused("init model.safetensors --moments all.m one.m -o adapter", 1, expect![[r#"
-        error: one.m: tensor "block.attention": rows 0 to 699 of the recording "target/1.safetensors" are counted in "all.m" as well
-          help: leave one of the two out: every row counts once
+        error: one.m: tensor "block.attention": rows 0 to 699 of the recording "target/1.safetensors" are counted twice, also in "all.m"
+          help: remove one of the two: every row must count once
     "#]]);
     small.refused("merge all.m all.m -o sum.m", 1, expect![[r#"
-        error: all.m: tensor "block.attention": rows 0 to 1499 of the recording "target/0.safetensors" are counted in "all.m" as well
-          help: leave one of the two out: every row counts once
+        error: all.m: tensor "block.attention": rows 0 to 1499 of the recording "target/0.safetensors" are counted twice, also in "all.m"
+          help: remove one of the two: every row must count once
     "#]]);
     fs::rename(small.path("target/1.safetensors"), small.path("target/renamed.safetensors")).unwrap();
     small.succeed("moments target/renamed.safetensors -o renamed.m");
     small.refused("merge one.m renamed.m -o sum.m", 1, expect![[r#"
-        error: renamed.m: tensor "block.attention": rows 0 to 699 of the recording "target/renamed.safetensors" are counted in "one.m" as well
-          help: leave one of the two out: every row counts once
+        error: renamed.m: tensor "block.attention": rows 0 to 699 of the recording "target/renamed.safetensors" are counted twice, also in "one.m"
+          help: remove one of the two: every row must count once
     "#]]);
     fs::copy(small.path("target/renamed.safetensors"), small.path("target/copy.safetensors")).unwrap();
     small.refused("moments target -o copied.m", 1, expect![[r#"
-        error: target/renamed.safetensors: its rows would count twice: it has the content of "target/copy.safetensors"
-          help: leave one of the two out
+        error: target/renamed.safetensors: its rows would count twice: it is a copy of "target/copy.safetensors"
+          help: remove one of the two
     "#]]);
 }
 
 #[test]
-fn what_cannot_be_done_is_refused_before_any_work() {
+fn commands_that_cannot_succeed_are_refused_before_any_work() {
     let small = Small::new();
     small.succeed("moments target -o t.m");
     small.refused(
         "moments target -o t.m",
         2,
         expect![[r#"
-        error: t.m: is there already
-          help: choose another name, or give --force to replace it
-    "#]],
+            error: t.m: this file exists
+              help: choose another name, or give --force to replace it
+        "#]],
     );
     small.refused(
         "merge t.m -o t.m --force",
         2,
         expect![[r#"
-        error: t.m: the output is one of the inputs
-          help: write to another file
-    "#]],
+            error: t.m: the output file is an input
+              help: write to another file
+        "#]],
     );
     small.refused(
         "moments target -o target/m.safetensors",
         2,
         expect![[r#"
-        error: target/m.safetensors: the output would be among the inputs, and be read with them the next time
-          help: write to another folder
-    "#]],
+            error: target/m.safetensors: the output file is in a folder of inputs: the next run would read it as an input
+              help: write to another folder
+        "#]],
     );
     small.refused(
         "moments nowhere -o m",
@@ -144,9 +145,9 @@ fn what_cannot_be_done_is_refused_before_any_work() {
         "moments target -o m --include nothing",
         2,
         expect![[r#"
-        error: nothing is selected: --include and --exclude leave out all 2 sites
-          help: loosen one of them
-    "#]],
+            error: no site is selected: --include and --exclude together exclude all 2 sites
+              help: relax one of them
+        "#]],
     );
     small.refused(
         "moments target --checkpoint-every soon -o m",
@@ -157,49 +158,53 @@ fn what_cannot_be_done_is_refused_before_any_work() {
         For more information, try '--help'.
     "#]],
     );
-    small.refused("merge model.safetensors -o m", 1, expect![[r#"
-        error: model.safetensors: expected a moments file, found a safetensors file without the metadata of one
-          help: make moments of activations with `cntlora moments`
-    "#]]);
+    small.refused(
+        "merge model.safetensors -o m",
+        1,
+        expect![[r#"
+        error: model.safetensors: not a moments file: the metadata entry "cntlora" is missing
+          help: measure activations with `cntlora moments`
+    "#]],
+    );
     small.refused(
         "merge target/0.safetensors -o m",
         1,
         expect![[r#"
-        error: target/0.safetensors: expected a file of moments, found one of "activations"
-          help: make moments of activations with `cntlora moments`
-    "#]],
+            error: target/0.safetensors: invalid moments metadata: expected format "moments", found "activations"
+              help: measure activations with `cntlora moments`
+        "#]],
     );
     small.refused(
         "init model.safetensors -a t.m -o a",
         2,
         expect![[r#"
-        error: t.m: expected a folder, a .safetensors file or a .npy file
-          help: save the activations with safetensors' save_file or numpy's save
-    "#]],
+            error: t.m: not a folder, a .safetensors file or a .npy file
+              help: save the activations with safetensors' save_file or numpy's save
+        "#]],
     );
     small.refused(
         "init model.safetensors --moments t.m --source source --coupling paired -o a",
         2,
         expect![[r#"
-            error: the coupling paired needs the rows of both kinds of activations, and cannot start from moments
+            error: the coupling paired needs the rows of both kinds of activations, not moments
               help: give the activations with --activations and --source, or choose --coupling uncorrelated
             error: rank 16 is over the limit of "block.value"
-              help: the largest rank that all layers can have is 12: give --rank 12, or leave layers out with --exclude
+              help: the largest rank that is possible for all layers is 12: give --rank 12, or exclude layers with --exclude
             2 problems were found
         "#]],
     );
     small.refused("init model.safetensors --moments t.m --nonfinite skip-rows -o a", 2, expect![[r#"
-        error: --nonfinite is given, but no rows are read: the moments are known
-          help: give it to the command that measures the moments
+        error: --nonfinite has no effect with --moments: no rows are read
+          help: give --nonfinite to the `cntlora moments` that measures the moments
         error: rank 16 is over the limit of "block.value"
-          help: the largest rank that all layers can have is 12: give --rank 12, or leave layers out with --exclude
+          help: the largest rank that is possible for all layers is 12: give --rank 12, or exclude layers with --exclude
         2 problems were found
     "#]]);
     small.refused("init model.safetensors --moments t.m --precision bf16 -o a", 2, expect![[r#"
         error: t.m: expected moments in precision bf16, found f32
           help: give --precision f32
         error: rank 16 is over the limit of "block.value"
-          help: the largest rank that all layers can have is 12: give --rank 12, or leave layers out with --exclude
+          help: the largest rank that is possible for all layers is 12: give --rank 12, or exclude layers with --exclude
         2 problems were found
     "#]]);
     small.refused(
@@ -216,10 +221,10 @@ fn what_cannot_be_done_is_refused_before_any_work() {
     assert_eq!(small::names(&small.path("")), ["model.safetensors", "source", "t.m", "target"]);
 }
 
-/// Parts of the rows add up to the whole: for one number of parts always to the same bits, in whatever order they were made and are
-/// given, and to 1e-12 whatever their number.
+/// The moments of parts add up to the moments of all rows. For a fixed number of parts, the bits are always the same, in whatever order
+/// the parts were made and are given. For any number of parts, the error is at most 1e-12 of the largest value.
 #[test]
-fn parts_add_up() {
+fn parts_add_up_to_the_whole() {
     let small = Small::new();
     small.succeed("moments target -o whole.moments.safetensors");
     let whole = MomentsSet::open(&[small.path("whole.moments.safetensors")], Access::Auto).unwrap();
@@ -257,25 +262,25 @@ fn parts_add_up() {
         "merge parts -o m",
         1,
         expect![[r#"
-        error: parts/part-00000-of-00002.moments.safetensors: of its 2 parts, counted from 0, 1 is missing: 1
-          help: make the missing parts by the same command with --shard, and give all of them
-    "#]],
+            error: 1 of 2 parts missing (numbered from 0): 1
+              help: make the missing parts by the same command with --shard, and give all of them
+        "#]],
     );
     small.refused(
         "init model.safetensors --moments parts -o a",
         1,
         expect![[r#"
-        error: parts/part-00000-of-00002.moments.safetensors: of its 2 parts, counted from 0, 1 is missing: 1
-          help: make the missing parts by the same command with --shard, and give all of them
-    "#]],
+            error: 1 of 2 parts missing (numbered from 0): 1
+              help: make the missing parts by the same command with --shard, and give all of them
+        "#]],
     );
     small.succeed("moments target --shard 1/2 -o parts --exclude mlp");
     small.refused("merge parts -o m", 1, expect![[r#"
-        error: parts/part-00001-of-00002.moments.safetensors: expected a part of the measurement of "parts/part-00000-of-00002.moments.safetensors", found one of another
+        error: parts/part-00001-of-00002.moments.safetensors: is a part of another measurement than "parts/part-00000-of-00002.moments.safetensors"
           help: measure all parts of the same inputs with the same options and number of parts
     "#]]);
     small.refused("moments target --shard 2/2 -o parts", 2, expect![[r#"
-        error: invalid value '2/2' for '--shard <I/N>': expected I/N with I from 0 to N - 1, such as 0/4, or auto
+        error: invalid value '2/2' for '--shard <I/N>': expected I/N with I from 0 to N - 1, for example 0/4, or auto
 
         For more information, try '--help'.
     "#]]);
@@ -291,18 +296,18 @@ fn parts_add_up() {
     small.succeed("init model.safetensors --moments parts -o a --rank 4");
 }
 
-/// Some sites are enough for some layers, and files of different sites make up one set.
+/// A moments file may contain only some sites, and then serves only their layers. Files with different sites can be merged into one set.
 #[test]
-fn sites_can_be_measured_apart() {
+fn sites_can_be_measured_separately() {
     let small = Small::new();
     small.succeed("moments target -o mlp.m --include mlp");
     small.refused(
         "init model.safetensors --moments mlp.m -o a --target query",
         2,
         expect![[r#"
-        error: --target: no module is named "query"; the nearest names are "mlp"
-          help: give the name of a module, or its last parts, such as q_proj or self_attn.q_proj
-    "#]],
+            error: --target: no module is named "query"; similar names are "mlp"
+              help: give the name of a module, or the end of its name, such as q_proj or self_attn.q_proj
+        "#]],
     );
     small.succeed("moments target -o rest.m --exclude mlp");
     small.succeed("moments target -o whole.m");

@@ -1,4 +1,4 @@
-//! A run that is divided among processes gives the adapter of one that is not.
+//! A run that is divided among processes gives the same adapter as an undivided run.
 
 mod small;
 
@@ -8,7 +8,7 @@ use small::{Small, names};
 use std::collections::BTreeSet;
 use std::fs;
 
-/// Makes all parts, the last first, each with another number of threads.
+/// Makes all parts, starting with the last. The parts use different numbers of threads.
 fn make(small: &Small, words: &str, count: usize) {
     let mut layers = BTreeSet::new();
     for index in (0..count).rev() {
@@ -23,10 +23,10 @@ fn make(small: &Small, words: &str, count: usize) {
     assert_eq!(layers.len(), 3);
 }
 
-/// The same bytes, whatever the number of parts; with ranks that depend on all spectra, with a changed base, and with other methods
-/// and formats.
+/// Joined parts have the same bytes as the undivided run, for every number of parts. The cases include ranks that depend on all spectra,
+/// a changed base, and other methods and formats.
 #[test]
-fn joined_parts_are_the_whole() {
+fn joined_parts_equal_the_undivided_run() {
     for options in [
         "--rank 4 --budget",
         "--energy 0.6 --source source",
@@ -36,7 +36,7 @@ fn joined_parts_are_the_whole() {
     ] {
         let small = Small::new();
         let words = format!("init model.safetensors -a target {options}");
-        // More parts than sites are no harm.
+        // There may be more parts than sites.
         for count in [1, 2, 3] {
             make(&small, &words, count);
             small.succeed("merge parts -o adapter");
@@ -59,46 +59,54 @@ fn parts_that_do_not_make_up_a_run_are_refused() {
         "merge parts -o adapter",
         1,
         expect![[r#"
-        error: parts/part-00000-of-00002: of its 2 parts, counted from 0, 1 are missing, such as 1
-          help: make the missing parts by the same command with --shard, and give all of them
-    "#]],
+            error: 1 of 2 parts missing (numbered from 0): 1
+              help: make the missing parts by the same command with --shard, and give all of them
+        "#]],
     );
     small.refused(
         &format!("{words} --shard 0/2 -o parts"),
         2,
         expect![[r#"
-        error: parts/part-00000-of-00002: this part is there already
-          help: choose another folder for the parts, or give --force to make it again
-    "#]],
+            error: parts/part-00000-of-00002: this part exists
+              help: choose another folder for the parts, or give --force to replace it
+        "#]],
     );
     small.refused(
         "merge parts parts -o adapter",
         1,
         expect![[r#"
-        error: parts/part-00000-of-00002: part 0/2 is given twice, also as "parts/part-00000-of-00002"
-    "#]],
+            error: parts/part-00000-of-00002: part 0/2 is given twice, also as "parts/part-00000-of-00002"
+              help: remove one of the two
+            error: 1 of 2 parts missing (numbered from 0): 1
+              help: make the missing parts by the same command with --shard, and give all of them
+            2 problems were found
+        "#]],
     );
     small.succeed(&format!("{words} --shard 1/3 -o parts"));
-    small.refused("merge parts -o adapter", 1, expect![[r#"
-        error: parts/part-00001-of-00003: expected one of 2 parts as "parts/part-00000-of-00002", found part 1/3
-    "#]]);
+    small.refused(
+        "merge parts -o adapter",
+        1,
+        expect![[r#"
+        error: parts/part-00001-of-00003: is part 1/3, but "parts/part-00000-of-00002" is one of 2 parts
+    "#]],
+    );
     fs::remove_dir_all(small.path("parts/part-00001-of-00003")).unwrap();
     small.succeed(&format!("{words} --ridge 0.5 --shard 1/2 -o parts"));
     small.refused("merge parts -o adapter", 1, expect![[r#"
-        error: parts/part-00001-of-00002: is a part of another run than "parts/part-00000-of-00002": options.method.ridge was 0.01, and is 0.5 now
+        error: parts/part-00001-of-00002: is a part of another run than "parts/part-00000-of-00002": options.method.ridge was 0.01 and is now 0.5
     "#]]);
     for (options, difference) in [
         (
             "--format kohya",
             expect![[r#"
-        error: parts/part-00001-of-00002: is a part of another run than "parts/part-00000-of-00002": writing.format was "peft", and is {"single-file":["kohya","unet"]} now
-    "#]],
+                error: parts/part-00001-of-00002: is a part of another run than "parts/part-00000-of-00002": writing.format was "peft" and is now {"single-file":["kohya","unet"]}
+            "#]],
         ),
         (
             "--dtype bf16",
             expect![[r#"
-        error: parts/part-00001-of-00002: is a part of another run than "parts/part-00000-of-00002": element was "F32", and is "BF16" now
-    "#]],
+                error: parts/part-00001-of-00002: is a part of another run than "parts/part-00000-of-00002": element was "F32" and is now "BF16"
+            "#]],
         ),
     ] {
         small.succeed(&format!("{words} {options} --shard 1/2 -o parts --force"));
@@ -118,9 +126,9 @@ fn parts_that_do_not_make_up_a_run_are_refused() {
         "\"version\": 1",
         "\"version\": 2",
         expect![[r#"
-        error: parts/part-00000-of-00002/part.json: expected version 1 of "adapter-part", found version 2 of "adapter-part"
-          help: join parts with the version of cntlora that made them
-    "#]],
+            error: parts/part-00000-of-00002/part.json: unsupported version 2 of the description of a part: the newest known version is 1
+              help: use the version of cntlora that wrote it, or a newer one
+        "#]],
     );
     refused(
         "\"index\": 0",
@@ -133,8 +141,9 @@ fn parts_that_do_not_make_up_a_run_are_refused() {
         "\"element\"",
         "\"elements\"",
         expect![[r#"
-        error: parts/part-00000-of-00002/part.json: expected the description of a part: unknown field `elements`, expected one of `model`, `activations`, `moments`, `source`, `source_moments`, `selection`, `renames`, `method`, `nonfinite`, `precision`, `element`, `access`, `threads`, `max_memory`, `strict` at line 47 column 14
-    "#]],
+            error: parts/part-00000-of-00002/part.json: invalid description of a part: unknown field `elements`, expected one of `model`, `activations`, `moments`, `source`, `source_moments`, `selection`, `renames`, `method`, `nonfinite`, `precision`, `element`, `access`, `threads`, `max_memory`, `strict` at line 47 column 14
+              help: give the folders that `cntlora init --shard` wrote
+        "#]],
     );
     fs::write(&part, text).unwrap();
     let layers = names(&small.path("parts/part-00000-of-00002"));
@@ -145,32 +154,32 @@ fn parts_that_do_not_make_up_a_run_are_refused() {
         "merge parts -o adapter",
         3,
         expect![[r#"
-        error: tensor "block.mlp": expected the layers of this site in one of the parts, found none
-          help: remove this part, make it again by the same command with --shard, and give all of them
-    "#]],
+            error: tensor "block.mlp": no part contains the layers of this site
+              help: remove this part, make it again by the same command with --shard, and give all of them
+        "#]],
     );
     fs::rename(small.path("away"), &layers).unwrap();
     let sound = fs::read(&layers).unwrap();
     fs::write(&layers, &sound[..sound.len() / 2]).unwrap();
-    small.refused("merge parts -o adapter", 3, expect![[r#"
-        error: parts/part-00000-of-00002/a500aeaf092bda53.layers.safetensors: its tensors have 4384 bytes, but 1664 follow the header: the file ends too early
-          help: remove this part, make it again by the same command with --shard, and give all of them
-    "#]]);
+    // The length of the file depends on the digits of the times in it.
+    let output = small.run("merge parts -o adapter");
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(3) && stderr.contains("the file is truncated"), "{stderr}");
     fs::write(&layers, sound).unwrap();
     small.succeed("merge parts -o adapter");
 
     let touched = fs::File::options().append(true).open(small.path("target/1.safetensors")).unwrap();
     touched.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
     small.refused("merge parts -o other", 1, expect![[r#"
-        error: the inputs are not those of the parts any more: inputs.activations.target/1.safetensors.modified was "[time]", and is "0" now
+        error: the inputs have changed since the parts were made: inputs.activations.target/1.safetensors.modified was "[time]" and is now "0"
           help: make the parts again
     "#]]);
     assert!(!small.path("other").exists());
 }
 
-/// The events of a part are those of its own sites.
+/// A part reports only the events of its own sites.
 #[test]
-fn parts_tell_what_happens() {
+fn parts_report_the_events_of_their_sites() {
     let small = Small::new();
     let words = "init model.safetensors -a target --rank 4 --shard 0/2 -o parts";
     small.succeed(&format!("{words} --events part.jsonl"));
@@ -191,13 +200,16 @@ fn parts_tell_what_happens() {
         &format!("{words} --json --events -"),
         2,
         expect![[r#"
-        error: --json and --events - would both write to stdout
-          help: leave --json out: the last event holds the report
-    "#]],
+            error: parts/part-00000-of-00002: this part exists
+              help: choose another folder for the parts, or give --force to replace it
+            error: --json and --events - both write to stdout
+              help: remove --json: the last event holds the report
+            2 problems were found
+        "#]],
     );
 }
 
-/// What is in a part's place and is none stays.
+/// A folder in the place of a part is not replaced if it is not a part.
 #[test]
 fn other_folders_are_not_replaced() {
     let small = Small::new();
@@ -207,9 +219,9 @@ fn other_folders_are_not_replaced() {
         words,
         2,
         expect![[r#"
-        error: parts/part-00000-of-00001: expected a part of a run or nothing, found something else
-          help: choose another folder for the parts
-    "#]],
+            error: parts/part-00000-of-00001: already exists, and is not a part of a run
+              help: choose another folder for the parts
+        "#]],
     );
     assert!(small.path("parts/part-00000-of-00001/mine").exists());
 }

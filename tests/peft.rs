@@ -1,6 +1,7 @@
-//! Adapters in PEFT itself: recorded, computed, loaded without a warning, checked layer by layer, trained. Needs Python with torch,
-//! transformers and peft, and no network; without them it says so and passes. One model goes through all of it in every run of the
-//! tests; the others, and all methods, are the slow set.
+//! Tests of adapters in PEFT itself. Each test records activations, computes an adapter, loads it without a warning, checks it layer by
+//! layer and trains it. The tests need Python with torch, transformers and peft, but no network. Without these packages, a test reports
+//! that it is skipped and passes. One model is tested in every run of the tests. The other models and the full list of methods are the
+//! slow set.
 //!
 //! ```text
 //! CNTLORA_PYTHON=python3 cargo test --test peft -- --ignored --nocapture
@@ -19,19 +20,19 @@ fn python() -> OsString {
     std::env::var_os("CNTLORA_PYTHON").unwrap_or_else(|| "python3".into())
 }
 
-/// Whether there is a Python that can import these.
+/// True if Python can import these modules.
 fn has(modules: &str) -> bool {
     let found = Command::new(python()).args(["-c", &format!("import {modules}")]).output();
     let found = found.is_ok_and(|output| output.status.success());
     if !found {
-        // Past the harness, which keeps what a test that passes prints to itself.
+        // Writes to stderr directly, because the test harness hides the prints of a test that passes.
         let message = format!("skipped: {} cannot import {modules}\n", python().display());
         std::io::stderr().write_all(message.as_bytes()).unwrap();
     }
     found
 }
 
-/// Runs a command in a folder, which must succeed.
+/// Runs a command in a folder. The command must succeed.
 #[track_caller]
 fn succeed(folder: &Path, program: &OsString, words: &[&str]) -> String {
     let output = Command::new(program).current_dir(folder).args(words).output().expect("it starts");
@@ -58,13 +59,13 @@ impl Fixture {
     fn record(&self, model: &str, options: &[&str]) {
         let inputs = format!("{model}-inputs.safetensors");
         let (script, out) = (here("examples/peft/record.py"), format!("{model}-activations"));
-        // Small shards, so that there are several.
+        // The shards are small, so that there are several.
         let words =
             [&script, model, "--inputs", &inputs, "--batch-size", "5", "--shard-rows", "30", "--out", &out];
         println!("{model}: {}", succeed(self.folder.path(), &python(), &[&words, options].concat()).trim());
     }
 
-    /// How many rows were recorded of each site. They are bf16 all.
+    /// Returns the number of recorded rows of each site. All rows must be bf16.
     fn recorded_rows(&self, model: &str) -> BTreeMap<String, usize> {
         let mut rows = BTreeMap::new();
         for entry in std::fs::read_dir(self.folder.path().join(format!("{model}-activations"))).unwrap() {
@@ -77,7 +78,7 @@ impl Fixture {
         rows
     }
 
-    /// Computes an adapter, verifies it, and hands it to PEFT.
+    /// Computes an adapter, verifies it, and trains it with PEFT.
     fn adapt(&self, model: &str, method: Method, options: &[&str]) {
         self.adapt_from(model, method, method.starts()[0], options);
     }
@@ -127,7 +128,7 @@ impl Fixture {
 }
 
 impl Fixture {
-    /// The trained adapter on its base and the converted one on the original base are one model.
+    /// Checks that the trained adapter on its base gives the same outputs as the converted adapter on the original base.
     fn same_outputs(
         &self,
         base: &str,
@@ -148,7 +149,7 @@ fn here(path: &str) -> String {
     format!("{}/{path}", env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The whole way of one small model.
+/// Takes one small model through all steps.
 #[test]
 fn a_model_goes_from_its_activations_to_training() {
     if !has("torch, transformers, peft, safetensors") {
@@ -156,12 +157,12 @@ fn a_model_goes_from_its_activations_to_training() {
     }
     let fixture = Fixture::new(&["llama"]);
     fixture.record("llama", &["--target", "q_proj,v_proj,down_proj"]);
-    // Of 12 examples with 9 tokens, every second has 3 of padding.
+    // There are 12 examples with 9 tokens each. Every second example has 3 tokens of padding.
     assert!(fixture.recorded_rows("llama").values().all(|&rows| rows == 90));
     fixture.adapt("llama", Method::Cntlora, &["--scale", "2"]);
 }
 
-/// Padding is left out where inputs were flattened before a layer reads them, and by the mask of the decoder in a decoder.
+/// Padding is left out even if the inputs are flattened before a layer reads them. In a decoder, the mask of the decoder is used.
 #[test]
 #[ignore = "slow set: needs Python with torch, transformers and peft, see the head of this file"]
 fn padding_is_left_out() {
@@ -175,17 +176,18 @@ fn padding_is_left_out() {
     assert!(rows.values().all(|&rows| rows == 90), "{rows:?}");
     fixture.record("t5", &[]);
     for (site, rows) in fixture.recorded_rows("t5") {
-        // Keys and values of the decoder's second attention are those of the encoder's states. Its own mask leaves 8 of 9 tokens.
+        // The second attention of the decoder computes its keys and values from the states of the encoder. The mask of the decoder
+        // keeps 8 of 9 tokens.
         let of_decoder = site.starts_with("decoder.") && !site.ends_with("EncDecAttention.k");
         assert_eq!(rows, if of_decoder { 96 } else { 90 }, "{site}");
     }
 }
 
-/// Every method on a language model, on Conv1D of GPT-2 with q, k and v in one weight, and on convolutions of one to three dimensions,
-/// in groups too; and vision transformers whose checkpoints have other names.
+/// Tests every method on a language model, on Conv1D of GPT-2 with q, k and v in one weight, and on convolutions of one to three
+/// dimensions, also in groups. Also tests vision transformers whose checkpoints use other names.
 #[test]
 #[ignore = "slow set: needs Python with torch, transformers and peft, see the head of this file"]
-fn peft_loads_and_trains_what_is_written() {
+fn peft_loads_and_trains_linear_layers_and_convolutions() {
     if !has("torch, transformers, peft, safetensors") {
         return;
     }
@@ -194,7 +196,7 @@ fn peft_loads_and_trains_what_is_written() {
     let script = here("examples/peft/record.py");
     let words = [&script, "llama", "--text", "llama.txt", "--target", "q_proj,v_proj", "--out", "from-text"];
     assert!(succeed(fixture.folder.path(), &python(), &words).contains("4 layers at 2 sites"));
-    // As many rows as words: padding is left out.
+    // There are as many rows as words, because padding is left out.
     assert!(fixture.cntlora(&["inspect", "from-text"]).contains("126"));
     fixture.record("llama", &[]);
     for method in Method::ALL {
@@ -206,15 +208,15 @@ fn peft_loads_and_trains_what_is_written() {
             fixture.adapt_from("llama", method, start, &["--force"]);
         }
     }
-    // Ranks that differ.
+    // With a budget, the ranks differ.
     fixture.adapt("llama", Method::Cntlora, &["--budget", "--force"]);
     for model in ["gpt2", "resnet", "regnet", "videomae", "wav2vec2"] {
-        // The last has a convolution whose weight is stored in two factors.
+        // wav2vec2 has a convolution whose weight is stored in two factors. The targets leave it out.
         let targets = "conv_layers.0.conv,conv_layers.1.conv,q_proj,out_proj";
         let options: &[&str] = if model == "wav2vec2" { &["--target", targets] } else { &[] };
         fixture.record(model, options);
         for method in Method::ALL {
-            // No base can hold what the groups of a convolution leave.
+            // A changed base cannot hold the residual of a convolution in groups.
             let is_anchored = model == "regnet" && method.starts()[0] == Start::Residual;
             fixture.adapt(model, method, if is_anchored { &["--residual", "anchor"] } else { &[] });
         }
@@ -227,7 +229,7 @@ fn peft_loads_and_trains_what_is_written() {
     }
 }
 
-/// Fused experts, whose checkpoint has them one by one or in one tensor stored as `[inputs, outputs]`.
+/// Tests fused experts. Their checkpoint stores them one by one, or in one tensor of shape `[inputs, outputs]`.
 #[test]
 #[ignore = "slow set: needs Python with torch, transformers and peft, see the head of this file"]
 fn peft_loads_and_trains_experts() {
@@ -239,7 +241,7 @@ fn peft_loads_and_trains_experts() {
     fixture.record("gptoss", &["--per-expert"]);
     for model in ["mixtral", "gptoss"] {
         for method in Method::ALL {
-            // One rank for all experts: PEFT follows patterns for those, and warns of them all the same.
+            // All experts get the same rank: PEFT applies rank patterns to experts, but still warns about them.
             let options: &[&str] = if method == Method::Eva { &["--rho", "1"] } else { &[] };
             fixture.adapt(model, method, options);
         }
@@ -247,9 +249,9 @@ fn peft_loads_and_trains_experts() {
     fixture.adapt("mixtral", Method::Cntlora, &["--budget", "--exclude", "experts", "--force"]);
 }
 
-/// Embeddings, whose activations are counts: of a language model beside a linear layer, and of an encoder; those that a model
-/// multiplies, or shares with its output head; and beside so many layers that PEFT shortens their names, and saves the base of the
-/// embedding too.
+/// Tests embeddings, whose activations are counts. The models are a language model with an embedding and a linear layer, an encoder, a
+/// model that multiplies its embedding, and a model that shares it with the output head. One more model has so many layers that PEFT
+/// shortens their names and also saves the base of the embedding.
 #[test]
 #[ignore = "slow set: needs Python with torch, transformers and peft, see the head of this file"]
 fn peft_loads_and_trains_embeddings() {
@@ -279,7 +281,7 @@ fn peft_loads_and_trains_embeddings() {
     }
 }
 
-/// What is written for diffusers and for kohya's scripts, diffusers reads as the adapter that PEFT would have.
+/// Diffusers reads adapters in its own format and in the format of kohya's scripts. Both equal the adapter in the format of PEFT.
 #[test]
 #[ignore = "slow set: needs Python with torch, peft and diffusers, see the head of this file"]
 fn diffusers_reads_adapters_of_one_file() {
@@ -311,7 +313,7 @@ fn write_formats(folder: &Path, part: &str, method: Method) {
             words.extend(["--residual", "anchor"]);
         }
         if method == Method::Eva {
-            // One rank for all layers: versions of diffusers before August 2026 read others at wrong scales.
+            // All layers get the same rank: versions of diffusers before August 2026 read different ranks at wrong scales.
             words.extend(["--rho", "1"]);
         }
         if format != "peft" {

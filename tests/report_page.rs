@@ -1,24 +1,26 @@
-//! The page of a report in a real browser, on a screen and on a phone, in light and dark. Slow set: needs Chromium, on Debian the
-//! package `chromium`, or another of its family that `CHROMIUM` names.
+//! Tests of the report page in a real browser, at the width of a screen and of a phone, in light and dark colours. These tests need
+//! Chromium: the package `chromium` on Debian, or a program that the variable `CHROMIUM` names.
 //!
 //! ```text
 //! cargo test --test report_page -- --ignored
 //! ```
 //!
-//! The screenshots stay in `target/tmp`, to be looked at.
+//! The screenshots stay in `target/tmp`.
 
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Sends what it finds out to the page around it, once the page has settled.
+/// A script that checks the page after it has loaded, and sends the result to the page around it.
 const CHECK: &str = r#"<script>
 addEventListener("load", () => {
   const table = document.querySelector("table[data-what=layers]");
   const rows = () => [...table.tBodies[0].rows];
-  const button = [...table.querySelectorAll("th button")].find((button) => button.textContent === "rank");
-  const ranks = () => rows().map((row) => Number(row.cells[2].textContent));
+  const buttons = [...table.querySelectorAll("th button")];
+  const column = buttons.findIndex((button) => button.textContent === "rank");
+  const button = buttons[column];
+  const ranks = () => rows().map((row) => Number(row.cells[column].dataset.key));
   button.click();
   const falling = ranks().every((rank, i, all) => i === 0 || all[i - 1] >= rank);
   button.click();
@@ -46,7 +48,7 @@ addEventListener("load", () => {
 });
 </script></body>"#;
 
-/// A page that holds another one in a frame of this width, and keeps what it is sent.
+/// Returns a page that shows another page in a frame of this size, and keeps the message that it receives.
 fn framed(page: &Path, width: u32, height: u32) -> String {
     format!(
         r#"<!doctype html><html style="color-scheme: light dark"><body style="margin: 0"><code id="check"></code>
@@ -65,8 +67,8 @@ fn browser() -> PathBuf {
     named.or(found).expect("needs Chromium: install it, or name its program in CHROMIUM")
 }
 
-/// Runs the browser on a page in a frame of this width, and gives what it prints and what the console said. A window
-/// alone would not do: the browser does not make it as narrow as a phone.
+/// Opens a page in a frame of this width, and returns the result of the check and the lines of the console. The page needs a frame
+/// because the browser does not make a window as narrow as a phone.
 fn look(page: &Path, width: u32, dark: bool, folder: &Path) -> (Value, String) {
     let scheme = if dark { "dark" } else { "light" };
     let profile = folder.join("profile");
@@ -114,11 +116,32 @@ fn cntlora(words: &[&dyn AsRef<std::ffi::OsStr>]) {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// Pages of an ordinary run and of one whose every name is hostile: nothing scrolls sideways, the console is silent, tables
-/// sort and filter, charts have a height, colours follow the scheme, and no name runs as a script.
+/// Returns the report with two more modules of 128 experts each. Every expert has its own site.
+fn with_experts(mut report: Value) -> Value {
+    let (layer, site) = (report["layers"][0].clone(), report["sites"][0].clone());
+    for number in 0..128 {
+        let name = format!("blocks.0.experts.{number}");
+        for module in ["blocks.0.experts.down", "blocks.0.experts.up"] {
+            let mut expert = layer.clone();
+            expert["module"] = json!(module);
+            expert["block"] = json!(number);
+            expert["site"] = json!(name);
+            expert["energy_kept"] = json!(0.3 + 0.005 * f64::from(number));
+            report["layers"].as_array_mut().expect("layers").push(expert);
+        }
+        let mut expert = site.clone();
+        expert["name"] = json!(name);
+        expert["rows"] = json!(100 + 10 * number);
+        report["sites"].as_array_mut().expect("sites").push(expert);
+    }
+    report
+}
+
+/// Checks the page of an ordinary run, a page with hostile names, and a page with 128 experts. On each page nothing scrolls sideways,
+/// the console is empty, tables sort and filter, charts have a height, colours follow the scheme, and no name runs as a script.
 #[test]
 #[ignore = "slow set: needs Chromium, see the head of this file"]
-fn the_page_shows_everywhere() {
+fn the_page_works_on_screens_and_phones() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let demo = folder.path().join("demo");
     cntlora(&[&"demo", &demo]);
@@ -126,13 +149,21 @@ fn the_page_shows_everywhere() {
     let page = folder.path().join("report.html");
     let (activations, source) = (demo.join("activations"), demo.join("activations-source"));
     let inputs: [&dyn AsRef<std::ffi::OsStr>; 4] = [&"--activations", &activations, &"--source", &source];
-    // Of all couplings, this one has the most charts: with the distance between source and target.
+    // The coupling `transport` has the most charts: only it has a distance between source and target.
     let options: [&dyn AsRef<std::ffi::OsStr>; 9] =
         [&"--rank", &"8", &"--budget", &"--coupling", &"transport", &"--out", &out, &"--report", &page];
     cntlora(&[&[&"init" as &dyn AsRef<std::ffi::OsStr>, &model], &inputs[..], &options[..]].concat());
 
     let report = fs::read_to_string(out.join("report.json")).expect("the report is there");
-    let mut report: Value = serde_json::from_str(&report).expect("the report is JSON");
+    let original: Value = serde_json::from_str(&report).expect("the report is JSON");
+    let write_page = |report: &Value, name: &str| {
+        let (json, page) =
+            (folder.path().join(format!("{name}.json")), folder.path().join(format!("{name}.html")));
+        fs::write(&json, report.to_string()).expect("a temporary file can be written");
+        cntlora(&[&"report", &json, &"--out", &page]);
+        page
+    };
+    let mut report = original.clone();
     let attacks =
         ["<script>hostile=1</script>", "\" onload=\"hostile=1", "</title>\n<img src=x>", "\u{202e}אב"];
     let attack = |name: &Value, index: usize| {
@@ -146,12 +177,10 @@ fn the_page_shows_everywhere() {
     }
     report["command"] = attack(&report["command"], 0);
     report["skipped"] = json!([{ "name": attacks[1], "reason": attacks[0] }]);
-    let hostile = folder.path().join("hostile.json");
-    fs::write(&hostile, report.to_string()).expect("a temporary file can be written");
-    let hostile_page = folder.path().join("hostile.html");
-    cntlora(&[&"report", &hostile, &"--out", &hostile_page]);
+    let hostile_page = write_page(&report, "hostile");
+    let experts_page = write_page(&with_experts(original), "experts");
 
-    for page in [&page, &hostile_page] {
+    for (page, charts) in [(&page, 16), (&hostile_page, 16), (&experts_page, 18)] {
         for (width, dark) in [(1280, false), (1280, true), (400, false), (400, true)] {
             let (found, console) = look(page, width, dark, folder.path());
             let place = format!("{} at {width}, dark {dark}: {found}", page.display());
@@ -164,7 +193,7 @@ fn the_page_shows_everywhere() {
             assert_eq!(found["paper"], paper, "{place}");
             assert_eq!((&found["falling"], &found["rising"]), (&json!(true), &json!(true)), "{place}");
             assert_eq!(found["names"].as_array().map(Vec::len), Some(1), "{place}");
-            assert_eq!((&found["charts"], &found["flat"]), (&json!(16), &json!(0)), "{place}");
+            assert_eq!((&found["charts"], &found["flat"]), (&json!(charts), &json!(0)), "{place}");
             assert_eq!(found["run"], "undefined", "{place}");
         }
     }

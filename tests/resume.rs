@@ -1,4 +1,4 @@
-//! Runs that are interrupted end with the bits of runs that are not.
+//! Interrupted runs that are resumed give the same bits as uninterrupted runs.
 
 #[path = "small/progress.rs"]
 mod progress;
@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// Every way to measure: one kind of activations, both, and pairs; and a run that writes a base as well.
+/// Runs with one kind of activations, with both kinds, and with pairs; runs that also write a base; and a run that writes moments.
 const JOBS: [(&str, &str); 5] = [
     ("adapter", "init model.safetensors -a target -o adapter --rank 4 --threads 2"),
     ("base", "init model.safetensors -a target --source source -o base --rank 4 --start residual"),
@@ -40,7 +40,7 @@ fn is_complete(small: &Small, out: &str) -> bool {
     path.is_file() || path.join("adapter_config.json").is_file()
 }
 
-/// The bytes of an output, and of the base that is written elsewhere with it.
+/// Returns the bytes of an output, and of a base that is written to another folder.
 fn bytes(small: &Small, out: &str) -> Vec<BTreeMap<String, Vec<u8>>> {
     let mut found = vec![small.bytes(out)];
     if out == "elsewhere" {
@@ -52,7 +52,7 @@ fn bytes(small: &Small, out: &str) -> Vec<BTreeMap<String, Vec<u8>>> {
     found
 }
 
-/// The files below a folder whose names are those of unfinished ones.
+/// Returns the temporary files below a folder.
 fn leftovers(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for name in names(folder) {
@@ -66,14 +66,14 @@ fn leftovers(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// A random number below 1, of a sequence that is the same every time.
+/// Returns the next random number below 1. The sequence is always the same.
 fn random(state: &mut u64) -> f64 {
     *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
     (*state >> 11) as f64 / (1u64 << 53) as f64
 }
 
-/// The real binary, killed at a hundred and more moments from its start to its end, and begun again with the same command
-/// until it ends by itself.
+/// Kills the real binary more than a hundred times, at random moments from its start to its end. After each kill, the same command runs
+/// again until it ends by itself.
 #[test]
 fn killed_runs_resume_to_the_same_bytes() {
     let mut state = 1;
@@ -104,7 +104,7 @@ fn killed_runs_resume_to_the_same_bytes() {
                 );
                 let begun = small.path(&format!("{out}.partial/job.json")).exists();
                 if is_complete(&small, out) && !begun {
-                    // Killed when nothing was left to be done but to remove the lock.
+                    // The kill came when only the lock was left to remove.
                     small.succeed(&format!("{words} --force"));
                     break;
                 }
@@ -122,16 +122,16 @@ fn killed_runs_resume_to_the_same_bytes() {
     assert!(saved >= 20, "only {saved} of the kills left something to go on from");
 }
 
-/// Runs a command that must be refused for its options, and returns the text of stderr.
+/// Runs a command that must be refused because of its options. Returns the text of stderr.
 fn refusal(small: &Small, words: &str) -> String {
     let output = small.run(words);
     assert_eq!(output.status.code(), Some(2), "{words}");
     String::from_utf8(output.stderr).unwrap()
 }
 
-/// Killed between the last rename and the end: the same command, without `--force`, ends what there is to end. Another one is refused.
+/// If a run is killed between its last rename and its end, the same command finishes it without `--force`. Any other command is refused.
 #[test]
-fn a_complete_output_of_an_unfinished_run_is_its_own() {
+fn a_complete_output_of_an_unfinished_run_needs_no_force() {
     for (out, words) in JOBS {
         let small = Small::new();
         let words = format!("{words} --checkpoint-every 0");
@@ -161,9 +161,9 @@ fn a_complete_output_of_an_unfinished_run_is_its_own() {
     }
 }
 
-/// Stopped after every block in turn, with nothing saved but at the stop; through the library, so that no block is missed.
+/// Stops a run after each block in turn, and saves progress only at the stop. The test uses the library, so that it misses no block.
 #[test]
-fn runs_stopped_after_any_block_go_on_to_the_same_bits() {
+fn runs_stopped_after_any_block_resume_to_the_same_bits() {
     struct StopAfter {
         blocks: AtomicU64,
         resumed: AtomicU64,
@@ -228,17 +228,18 @@ fn runs_stopped_after_any_block_go_on_to_the_same_bits() {
                 break;
             }
         }
-        // Two sites. Pairs end where a file of either side does, and there is one file of the source.
+        // There are two sites. A block of pairs ends where a file of either side ends, and the source is one file.
         let target: usize = small::ROWS.iter().map(|rows| rows.div_ceil(BLOCK_ROWS)).sum();
         let source = small::ROWS.iter().sum::<usize>().div_ceil(BLOCK_ROWS);
         assert_eq!(stopped, 2 * if coupling == Coupling::Paired { target } else { target + source });
     }
 }
 
-/// Stopped when the sums of a site are complete and its layers are not: all of its rows are saved, whatever the interval.
+/// A run that is stopped when the sums of a site are complete, but its layers are not, saves all rows of the site. The checkpoint
+/// interval does not matter.
 #[test]
-fn sums_outlive_a_stop_during_the_decomposition() {
-    /// Takes its time with the first rows of each side, so that the site is not too small to be saved.
+fn a_stop_during_the_decomposition_saves_the_sums() {
+    /// Waits after the first rows of each side, because sites that take little time are not saved.
     #[derive(Default)]
     struct StopWhenReady {
         rows: AtomicU64,
@@ -288,7 +289,8 @@ fn sums_outlive_a_stop_during_the_decomposition() {
     }
 }
 
-/// Starts a run, and gives it to `signal` when it has saved something, until it ends as `wanted`. Returns what it said.
+/// Starts a run and passes it to `signal` as soon as it has saved progress. Repeats this until a run is interrupted and its stderr is
+/// `wanted`. Returns that stderr.
 fn signalled(
     small: &Small,
     (out, words): (&str, &str),
@@ -303,7 +305,7 @@ fn signalled(
         while !saved() && child.try_wait().unwrap().is_none() {
             sleep(Duration::from_micros(200));
         }
-        // Without effect on a run that has ended.
+        // This has no effect on a run that has ended.
         signal(&child);
         let Output { status, stderr, .. } = child.wait_with_output().unwrap();
         let stderr = String::from_utf8(stderr).unwrap();
@@ -321,14 +323,14 @@ fn send(child: &Child, signal: Signal) {
     let _ = kill_process(Pid::from_child(child), signal);
 }
 
-/// Every command that saves its progress, with the output that it is for.
+/// The commands that save their progress, each with its output.
 const SAVING: [(&str, &str); 3] = [
     JOBS[0],
     JOBS[4],
     ("parts/part-00000-of-00001", "init model.safetensors -a target -o parts --rank 4 --shard 0/1"),
 ];
 
-/// What came of a command of [`SAVING`]: of a part, the adapter that it joins to.
+/// Returns the bytes of the output of a command of [`SAVING`]. For a part, these are the bytes of the merged adapter.
 fn result(small: &Small, out: &str) -> BTreeMap<String, Vec<u8>> {
     if out.starts_with("parts") {
         small.succeed("merge parts -o joined");
@@ -337,27 +339,27 @@ fn result(small: &Small, out: &str) -> BTreeMap<String, Vec<u8>> {
     small.bytes(out)
 }
 
-/// A signal ends a run after the block that it is at, with its progress saved.
+/// A signal ends a run after the current block. The run saves its progress and reports this.
 #[test]
-fn terminated_runs_save_and_say_so() {
+fn runs_ended_by_a_signal_save_their_progress_and_report_it() {
     for ((out, words), signal) in SAVING.into_iter().zip([Signal::TERM, Signal::INT, Signal::TERM]) {
         let words = &format!("{words} --checkpoint-every 0");
         let whole = Small::new();
         whole.succeed(words);
         let small = Small::new();
-        let stopped = format!("{out}.partial: stopped before it was finished");
+        let stopped = format!("{out}.partial: interrupted; the progress is saved here");
         let stderr =
             signalled(&small, (out, words), |child| send(child, signal), |stderr| stderr.contains(&stopped));
-        assert!(stderr.contains("give the same command again to go on"), "{stderr}");
+        assert!(stderr.contains("give the same command again to continue"), "{stderr}");
         assert!(!is_complete(&small, out));
         let output = small.succeed(words);
-        let going_on = format!("Going on from the progress in \"{out}.partial\"");
+        let going_on = format!("Continuing from the progress in \"{out}.partial\"");
         assert!(String::from_utf8_lossy(&output.stderr).contains(&going_on));
         assert!(result(&small, out) == result(&whole, out), "{words}");
     }
 }
 
-/// A second signal ends a run at once. What was saved before is good, and nothing unfinished is left.
+/// A second signal ends a run at once. The progress that was saved before stays valid, and no temporary file is left.
 #[test]
 fn a_second_signal_ends_a_run_at_once() {
     for (out, words) in SAVING {
@@ -370,7 +372,8 @@ fn a_second_signal_ends_a_run_at_once() {
             send(child, Signal::TERM);
         };
         signalled(&small, (out, words), twice, |stderr| {
-            stderr.contains("stopping, and saving") && !stderr.contains("stopped before it was finished")
+            stderr.contains("Saving the progress, then stopping")
+                && !stderr.contains("interrupted; the progress")
         });
         assert!(leftovers(&small.path("")).is_empty(), "{words}: {:?}", leftovers(&small.path("")));
         small.succeed(words);
@@ -378,38 +381,38 @@ fn a_second_signal_ends_a_run_at_once() {
     }
 }
 
-/// What is refused at the very end costs no progress: here numbers that do not fit their format.
+/// A run that is refused at its very end keeps its progress. Here the numbers do not fit their format.
 #[test]
-fn a_format_that_is_too_small_costs_no_progress() {
+fn numbers_too_large_for_their_format_cost_no_progress() {
     let words = "init model.safetensors -a target -o out --rank 4 --start update --strength 1e12";
     let whole = Small::new();
     whole.succeed(words);
     let small = Small::new();
     small.refused(&format!("{words} --dtype f16"), 1, expect![[r#"
         3 layers at 2 sites, 787.2 kB of activations to read, about [size] of memory
-        The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
-        error: tensor "base_model.model.block.mlp.lora_A.weight": row 0, column 0: expected a finite F16 number, found [number], which is too large for it
+        error: tensor "base_model.model.block.mlp.lora_A.weight": row 0, column 0: [number] is too large for F16
           help: write the factors as f32 or bf16
-        error: tensor "base_model.model.block.mlp.lora_B.weight": row 0, column 0: expected a finite F16 number, found [number], which is too large for it
+        error: tensor "base_model.model.block.mlp.lora_B.weight": row 0, column 0: [number] is too large for F16
           help: write the factors as f32 or bf16
-        error: tensor "base_model.model.block.query.lora_A.weight": row 0, column 0: expected a finite F16 number, found [number], which is too large for it
+        error: tensor "base_model.model.block.query.lora_A.weight": row 0, column 0: [number] is too large for F16
           help: write the factors as f32 or bf16
-        error: tensor "base_model.model.block.query.lora_B.weight": row 0, column 0: expected a finite F16 number, found [number], which is too large for it
+        error: tensor "base_model.model.block.query.lora_B.weight": row 0, column 0: [number] is too large for F16
           help: write the factors as f32 or bf16
-        error: tensor "base_model.model.block.value.lora_A.weight": row 0, column 0: expected a finite F16 number, found [number], which is too large for it
+        error: tensor "base_model.model.block.value.lora_A.weight": row 0, column 0: [number] is too large for F16
           help: write the factors as f32 or bf16
-        error: tensor "base_model.model.block.value.lora_B.weight": row 0, column 0: expected a finite F16 number, found [number], which is too large for it
+        error: tensor "base_model.model.block.value.lora_B.weight": row 0, column 0: [number] is too large for F16
           help: write the factors as f32 or bf16
         6 problems were found
     "#]]);
     let output = small.succeed(words);
     assert!(
-        String::from_utf8_lossy(&output.stderr).contains("Going on from the progress in \"out.partial\"")
+        String::from_utf8_lossy(&output.stderr).contains("Continuing from the progress in \"out.partial\"")
     );
     assert!(small.bytes("out") == whole.bytes("out"));
 }
 
-/// Sums of rows that were refused for the first that is not finite go on when such rows are skipped, and not the other way round.
+/// A run that was refused because of a row that is not finite can be resumed with `--nonfinite skip-rows`. Progress that was made with
+/// `skip-rows` cannot be resumed without it.
 #[test]
 fn refused_rows_cost_no_progress() {
     let words = "moments target -o t.m --checkpoint-every 0";
@@ -426,15 +429,14 @@ fn refused_rows_cost_no_progress() {
     whole.succeed(&format!("{words} --nonfinite skip-rows"));
     small.refused(words, 1, expect![[r#"
         2 sites, 787.2 kB of activations to read, about [size] of memory
-        The progress is kept in "t.m.partial": a run of the same activations goes on from it; for others give --restart
         error: target/2.safetensors: tensor "block.mlp": row 1899, column 23 is not a finite f32 number
-          help: record these activations again, or leave such rows out with --nonfinite skip-rows; `cntlora inspect --values` counts such numbers
+          help: record these activations again, or skip such rows with --nonfinite skip-rows; `cntlora inspect --values` counts such numbers
     "#]]);
     let output = small.succeed(&format!("{words} --nonfinite skip-rows"));
     assert!(
-        String::from_utf8_lossy(&output.stderr).contains("Going on from the progress in \"t.m.partial\"")
+        String::from_utf8_lossy(&output.stderr).contains("Continuing from the progress in \"t.m.partial\"")
     );
-    // The recordings are other files here, with other times.
+    // The two recordings are different files with different times, so only the adapters are compared.
     let sums = |small: &Small| {
         small.succeed("init model.safetensors --moments t.m -o out --rank 4");
         small.bytes("out")["adapter_model.safetensors"].clone()
@@ -444,14 +446,14 @@ fn refused_rows_cost_no_progress() {
     leave_progress(&small, &format!("{words} --force --nonfinite skip-rows"), "t.m");
     small.refused(&format!("{words} --force"), 2, expect![[r#"
         2 sites, 787.2 kB of activations to read, about [size] of memory
-        error: t.m.partial: holds the progress of another run: options.nonfinite was "skip-rows", and is "refuse" now
-          help: give the options and inputs of that run to continue it, or --restart to begin anew
+        error: t.m.partial: contains the progress of another run: options.nonfinite was "skip-rows" and is now "refuse"
+          help: give the options and inputs of that run to continue it, or --restart to start again
     "#]]);
 }
 
-/// Progress makes no other folder this run's own: a base that another run did not begin to write is not replaced without force.
+/// Saved progress does not permit replacing another folder. A model that this run did not begin to write is replaced only with `--force`.
 #[test]
-fn progress_is_no_leave_to_replace_another_model() {
+fn progress_does_not_permit_replacing_another_model() {
     let small = Small::new();
     let words =
         "init model.safetensors -a target -o out --rank 4 --start residual --checkpoint-every 0 --base-out";
@@ -461,27 +463,26 @@ fn progress_is_no_leave_to_replace_another_model() {
     let commands = ["", " --restart"].map(|options| format!("{words} other{options}"));
     small.all_refused(commands, 2, expect![[r#"
         $ cntlora init model.safetensors -a target -o out --rank 4 --start residual --checkpoint-every 0 --base-out other
-        error: other: expected an output folder without an adapter or a model, found "model.safetensors"
-          help: choose another folder, or give --force to replace what is there
+        error: other: output folder already contains an adapter or a model: "model.safetensors"
+          help: choose another folder, or give --force to replace it
         $ cntlora init model.safetensors -a target -o out --rank 4 --start residual --checkpoint-every 0 --base-out other --restart
-        error: other: expected an output folder without an adapter or a model, found "model.safetensors"
-          help: choose another folder, or give --force to replace what is there
+        error: other: output folder already contains an adapter or a model: "model.safetensors"
+          help: choose another folder, or give --force to replace it
     "#]]);
-    // Nor when the output was begun.
+    // The other model stays safe also after a run began to write its output.
     small.refused(&format!("{words} b1 --scale 1e-14 --dtype f16 --restart"), 1, expect![[r#"
         3 layers at 2 sites, 787.2 kB of activations to read, about [size] of memory
-        The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
-        error: tensor "base_model.model.block.mlp.lora_A.weight": row 0, column 0: expected a finite F16 number, found [number], which is too large for it
+        error: tensor "base_model.model.block.mlp.lora_A.weight": row 0, column 0: [number] is too large for F16
           help: write the factors as f32 or bf16
-        error: tensor "base_model.model.block.mlp.lora_B.weight": row 0, column 0: expected a finite F16 number, found [number], which is too large for it
+        error: tensor "base_model.model.block.mlp.lora_B.weight": row 0, column 0: [number] is too large for F16
           help: write the factors as f32 or bf16
-        error: tensor "base_model.model.block.query.lora_A.weight": row 0, column 0: expected a finite F16 number, found [number], which is too large for it
+        error: tensor "base_model.model.block.query.lora_A.weight": row 0, column 0: [number] is too large for F16
           help: write the factors as f32 or bf16
-        error: tensor "base_model.model.block.query.lora_B.weight": row 0, column 0: expected a finite F16 number, found [number], which is too large for it
+        error: tensor "base_model.model.block.query.lora_B.weight": row 0, column 0: [number] is too large for F16
           help: write the factors as f32 or bf16
-        error: tensor "base_model.model.block.value.lora_A.weight": row 0, column 0: expected a finite F16 number, found [number], which is too large for it
+        error: tensor "base_model.model.block.value.lora_A.weight": row 0, column 0: [number] is too large for F16
           help: write the factors as f32 or bf16
-        error: tensor "base_model.model.block.value.lora_B.weight": row 0, column 0: expected a finite F16 number, found [number], which is too large for it
+        error: tensor "base_model.model.block.value.lora_B.weight": row 0, column 0: [number] is too large for F16
           help: write the factors as f32 or bf16
         6 problems were found
     "#]]);
@@ -489,19 +490,19 @@ fn progress_is_no_leave_to_replace_another_model() {
     let commands = ["", " --restart"].map(|options| format!("{words} other --scale 1e-14{options}"));
     small.all_refused(commands, 2, expect![[r#"
         $ cntlora init model.safetensors -a target -o out --rank 4 --start residual --checkpoint-every 0 --base-out other --scale 1e-14
-        error: other: expected an output folder without an adapter or a model, found "model.safetensors"
-          help: choose another folder, or give --force to replace what is there
+        error: other: output folder already contains an adapter or a model: "model.safetensors"
+          help: choose another folder, or give --force to replace it
         $ cntlora init model.safetensors -a target -o out --rank 4 --start residual --checkpoint-every 0 --base-out other --scale 1e-14 --restart
-        error: other: expected an output folder without an adapter or a model, found "model.safetensors"
-          help: choose another folder, or give --force to replace what is there
+        error: other: output folder already contains an adapter or a model: "model.safetensors"
+          help: choose another folder, or give --force to replace it
     "#]]);
     assert_eq!(fs::read(small.path("other/model.safetensors")).unwrap(), b"mine");
     small.succeed(&format!("{words} b1 --restart"));
 }
 
-/// Progress is of one recording: others are refused by what differs, and go on only when they begin anew.
+/// Progress belongs to one recording. A run with another recording is refused with the difference, and needs `--restart`.
 #[test]
-fn progress_of_another_recording_is_refused_by_name() {
+fn progress_of_another_recording_is_refused_with_the_difference() {
     let small = Small::new();
     let words = "init model.safetensors -a target -o adapter --rank 4 --checkpoint-every 0";
     leave_progress(&small, words, "adapter");
@@ -510,8 +511,8 @@ fn progress_of_another_recording_is_refused_by_name() {
         "--source source",
         expect![[r#"
             3 layers at 2 sites, 1.6 MB of activations to read, about [size] of memory
-            error: adapter.partial: holds the progress of another run: inputs.source.source/0.safetensors was not there
-              help: give the options and inputs of that run to continue it, or --restart to begin anew
+            error: adapter.partial: contains the progress of another run: inputs.source.source/0.safetensors is new
+              help: give the options and inputs of that run to continue it, or --restart to start again
         "#]],
     );
     small.succeed(&format!("{words} --dtype bf16 --threads 1"));
@@ -524,15 +525,15 @@ fn progress_of_another_recording_is_refused_by_name() {
         "--force",
         expect![[r#"
             3 layers at 2 sites, 787.2 kB of activations to read, about [size] of memory
-            error: adapter.partial: holds the progress of another run: inputs.activations.target/1.safetensors.modified was "[time]", and is "0" now
-              help: give the options and inputs of that run to continue it, or --restart to begin anew
+            error: adapter.partial: contains the progress of another run: inputs.activations.target/1.safetensors.modified was "[time]" and is now "0"
+              help: give the options and inputs of that run to continue it, or --restart to start again
         "#]],
     );
     small.succeed(&format!("{words} --force --restart"));
     assert!(!small.path("adapter.partial").exists());
 }
 
-/// Damaged progress is told by name, never gone on from; nor is that of a later version.
+/// A run never continues from damaged progress, or from progress of a later version. The message names the file or the version.
 #[test]
 fn damaged_progress_is_refused() {
     let small = Small::new();
@@ -569,9 +570,9 @@ fn damaged_progress_is_refused() {
         3,
         expect![[r#"
             2 sites, 787.2 kB of activations to read, about [size] of memory
-            Going on from the progress in "t.m.partial"; --restart begins anew
-            error: t.m.partial/[sums]: tensor "[site]": its sums are not those that were written: their hash is another
-              help: remove this file to do its site again, or give --restart to begin anew
+            Continuing from the progress in "t.m.partial"; --restart starts again
+            error: t.m.partial/[sums]: tensor "[site]": checksum mismatch: the file is damaged
+              help: remove this file to process its site again, or give --restart to start again
         "#]],
     );
     refused(
@@ -580,9 +581,9 @@ fn damaged_progress_is_refused() {
         3,
         expect![[r#"
             2 sites, 787.2 kB of activations to read, about [size] of memory
-            Going on from the progress in "t.m.partial"; --restart begins anew
-            error: t.m.partial/[sums]: its tensors have 2696 bytes, but 948 follow the header: the file ends too early
-              help: remove this file to do its site again, or give --restart to begin anew
+            Continuing from the progress in "t.m.partial"; --restart starts again
+            error: t.m.partial/[sums]: the file is truncated: its tensors have 2696 bytes, but [number] follow the header
+              help: remove this file to process its site again, or give --restart to start again
         "#]],
     );
     refused(
@@ -591,8 +592,8 @@ fn damaged_progress_is_refused() {
         1,
         expect![[r#"
             2 sites, 787.2 kB of activations to read, about [size] of memory
-            error: t.m.partial/job.json: cannot be understood: EOF while parsing a value at line 27 column 0
-              help: give --restart to begin anew
+            error: t.m.partial/job.json: invalid job file: EOF while parsing a value at line 27 column 0
+              help: give --restart to start again
         "#]],
     );
     refused(
@@ -601,14 +602,14 @@ fn damaged_progress_is_refused() {
         2,
         expect![[r#"
             2 sites, 787.2 kB of activations to read, about [size] of memory
-            error: t.m.partial: holds the progress of another run: version was 9, and is 2 now
-              help: give the options and inputs of that run to continue it, or --restart to begin anew
+            error: t.m.partial: contains the progress of another run: version was 9 and is now 2
+              help: give the options and inputs of that run to continue it, or --restart to start again
         "#]],
     );
     small.succeed(words);
 }
 
-/// Two runs into one output do not mix: the second is told of the first.
+/// Two runs cannot write one output at the same time. The second run is refused.
 #[test]
 fn a_second_run_is_refused_while_the_first_works() {
     let small = Small::new();
@@ -621,8 +622,8 @@ fn a_second_run_is_refused_while_the_first_works() {
         3,
         expect![[r#"
             2 sites, 787.2 kB of activations to read, about [size] of memory
-            error: t.m.partial: another run is at work on this output
-              help: wait until it has ended, or choose another name for the output
+            error: t.m.partial: another run is using this output
+              help: wait until it ends, or choose another name for the output
         "#]],
     );
     small.refused(
@@ -630,8 +631,8 @@ fn a_second_run_is_refused_while_the_first_works() {
         3,
         expect![[r#"
             2 sites, 787.2 kB of activations to read, about [size] of memory
-            error: t.m.partial: another run is at work on this output
-              help: wait until it has ended, or choose another name for the output
+            error: t.m.partial: another run is using this output
+              help: wait until it ends, or choose another name for the output
         "#]],
     );
     lock.unlock().unwrap();

@@ -1,8 +1,8 @@
-//! Plans carried out on small models: what must not change the result, what must, and what is refused.
+//! Runs of plans on small models. The tests check which settings change the result, which do not, and which inputs are refused.
 
 use cntlora::constraint::{Coupling, Norm};
 use cntlora::element::Element;
-use cntlora::factors::{Factors, Start};
+use cntlora::factors::{Factors, LayerName, Start};
 use cntlora::method::Options;
 use cntlora::plan::{self, Nonfinite, Request};
 use cntlora::random::gaussian;
@@ -19,7 +19,7 @@ use tempfile::TempDir;
 const ROWS: usize = 1300;
 const WIDTH: usize = 24;
 
-/// A model of three linear layers, two of which read one input, and the activations of both sites.
+/// A model of three linear layers and the activations of its two sites. Two of the layers read the same input.
 struct Fixture {
     folder: TempDir,
     /// Number format of the activations.
@@ -55,7 +55,7 @@ impl Fixture {
         self.folder.path().join(name)
     }
 
-    /// Writes activations as files that end after these rows.
+    /// Writes activations to several files. `ends` holds the row after the last row of each file.
     fn write_rows(&self, folder: &str, sites: &BTreeMap<&'static str, Mat<f32>>, ends: &[usize]) -> PathBuf {
         let folder = self.path(folder);
         fs::create_dir(&folder).unwrap();
@@ -105,21 +105,22 @@ fn run(request: &Request, threads: usize) -> Result<Outcome, Problems> {
     run::run(&plan, &inputs, &())
 }
 
-fn layers(outcome: &Outcome) -> &BTreeMap<String, Factors> {
+fn layers(outcome: &Outcome) -> &BTreeMap<LayerName, Factors> {
     &outcome.adapter.layers
 }
 
-fn same_bits(a: &BTreeMap<String, Factors>, b: &BTreeMap<String, Factors>) -> bool {
+fn same_bits(a: &BTreeMap<LayerName, Factors>, b: &BTreeMap<LayerName, Factors>) -> bool {
     a.len() == b.len() && a.iter().zip(b).all(|((n, x), (m, y))| n == m && x.a == y.a && x.b == y.b)
 }
 
-/// Neither threads, nor the way of reading, nor a cut of the files at block borders changes a bit.
+/// The number of threads, the reader, and files that are cut at block borders change no bit of the result.
 #[test]
 fn threads_readers_and_cuts_at_block_borders_do_not_matter() {
     let fixture = Fixture::new();
     let whole = fixture.request(fixture.write_rows("whole", &fixture.target, &[ROWS]));
     let first = run(&whole, 1).unwrap();
-    assert_eq!(layers(&first).keys().collect::<Vec<_>>(), ["block.mlp", "block.query", "block.value"]);
+    let names = ["block.mlp", "block.query", "block.value"].map(LayerName::of_module);
+    assert!(layers(&first).keys().eq(&names));
     for threads in [2, 7] {
         assert!(same_bits(layers(&first), layers(&run(&whole, threads).unwrap())), "{threads} threads");
     }
@@ -130,10 +131,10 @@ fn threads_readers_and_cuts_at_block_borders_do_not_matter() {
     assert!(same_bits(layers(&first), layers(&run(&cut, 2).unwrap())));
 }
 
-/// The bf16 dot product is used when it is asked for, is named in the report, and comes close; where the processor lacks it
-/// the plan is refused.
+/// The bf16 dot product is used when it is requested. The report names it, and its result is close to that of f32. If the processor lacks
+/// it, the plan is refused.
 #[test]
-fn bf16_dot_products_are_asked_for_and_named() {
+fn bf16_dot_products_are_used_on_request_and_reported() {
     let fixture = Fixture { element: Element::Bf16, ..Fixture::new() };
     let exact = fixture.request(fixture.write_rows("target", &fixture.target, &[ROWS]));
     let fast = Request { precision: Precision::Bf16, ..exact.clone() };
@@ -154,7 +155,7 @@ fn bf16_dot_products_are_asked_for_and_named() {
     }
 }
 
-/// A layer starts from its own name: leaving out others does not change it.
+/// The random start of a layer depends only on its own name. Leaving out other layers does not change it.
 #[test]
 fn other_layers_do_not_matter() {
     let fixture = Fixture::new();
@@ -162,15 +163,15 @@ fn other_layers_do_not_matter() {
     let mut one = all.clone();
     one.selection.targets = vec!["value".into()];
     let (all, mut one) = (run(&all, 1).unwrap(), run(&one, 1).unwrap());
-    let value = one.adapter.layers.remove("block.value").unwrap();
+    let value = one.adapter.layers.remove(&"block.value".into()).unwrap();
     assert!(one.adapter.layers.is_empty());
-    assert_eq!(value.a, layers(&all)["block.value"].a);
-    assert_eq!(value.b, layers(&all)["block.value"].b);
+    assert_eq!(value.a, layers(&all)[&"block.value".into()].a);
+    assert_eq!(value.b, layers(&all)[&"block.value".into()].b);
 }
 
-/// Every combination of coupling, norm and start goes through, and each of the first two changes the factors.
+/// Every combination of coupling, norm and start works. The coupling and the norm change the factors.
 #[test]
-fn couplings_norms_and_starts() {
+fn every_combination_of_coupling_norm_and_start_works() {
     let fixture = Fixture::new();
     let target = fixture.write_rows("target", &fixture.target, &[700, ROWS]);
     let source = fixture.write_rows("source", &fixture.source, &[100, ROWS]);
@@ -183,10 +184,10 @@ fn couplings_norms_and_starts() {
                 request.method = Options { coupling, norm, start, ..request.method };
                 let outcome = run(&request, 2).unwrap();
                 let report = &outcome.report.layers[0];
-                let factors = &layers(&outcome)[&report.module];
+                let factors = &layers(&outcome)[&report.name()];
                 match start {
                     Start::Update => {
-                        // Two of the three layers read one input.
+                        // Two of the three layers read the same input.
                         let trust_region = outcome.report.trust_region.unwrap();
                         assert_eq!((trust_region.model, trust_region.depth), (0.05, 2));
                         assert!((trust_region.layer - 0.05 / 2f64.sqrt()).abs() < 1e-12);
@@ -206,7 +207,8 @@ fn couplings_norms_and_starts() {
     }
 }
 
-/// The refusal says where the value is, counting from the first row of the file's tensor, on either side of a pair.
+/// The message gives the row and column of the value. Rows count from the first row of the tensor in its file. This holds for both sides
+/// of a pair.
 #[test]
 fn non_finite_rows_are_refused_with_their_place() {
     let mut fixture = Fixture::new();
@@ -232,7 +234,7 @@ fn non_finite_rows_are_refused_with_their_place() {
     );
 }
 
-/// Rows that are skipped are counted, and the result is that of the other rows.
+/// Skipped rows are counted, and the result is the same as without these rows.
 #[test]
 fn skipped_rows_are_counted_and_left_out() {
     let mut fixture = Fixture::new();
@@ -242,7 +244,7 @@ fn skipped_rows_are_counted_and_left_out() {
     let clean = run(&request, 1).unwrap();
     assert_eq!(clean.report.sites[0].skipped_rows, 0);
 
-    // Two spoilt rows in front of the others, in a file of their own.
+    // Two bad rows come before the other rows, in a separate file.
     for rows in fixture.target.values_mut() {
         let spoilt = rows.clone();
         *rows = Mat::from_fn(ROWS + 2, WIDTH, |i, j| match i {
@@ -258,9 +260,9 @@ fn skipped_rows_are_counted_and_left_out() {
     assert!(same_bits(layers(&clean), layers(&spoilt)));
 }
 
-/// A ridge that had to be raised is told during the run, and stands in the report.
+/// If the ridge had to be raised, the run warns about it and the report contains the value.
 #[test]
-fn a_raised_ridge_is_told() {
+fn a_raised_ridge_is_reported() {
     #[derive(Default)]
     struct Warnings(std::sync::Mutex<Vec<String>>);
     impl Observer for Warnings {
@@ -271,7 +273,7 @@ fn a_raised_ridge_is_told() {
         }
     }
     let fixture = Fixture::new();
-    // Fewer rows than columns, and next to no damping.
+    // There are fewer rows than columns. The ridge is almost zero in the second run.
     let mut request = fixture.request(fixture.write_rows("few", &fixture.target, &[5]));
     request.method.coupling = Coupling::Uncorrelated;
     let told = |request: &Request| {
@@ -282,7 +284,7 @@ fn a_raised_ridge_is_told() {
     };
     let (warnings, damping) = told(&request);
     assert_eq!(damping, request.method.ridge);
-    // One line about all sites with few rows.
+    // All sites with few rows share one warning.
     let [few] = &warnings[..] else { panic!("{warnings:?}") };
     assert!(few.starts_with("2 of 2 sites have fewer fine-tuning rows than 4 times their width"), "{few}");
     assert!(few.contains("5 rows of width") && few.ends_with("or try --shrinkage oas"), "{few}");
@@ -303,18 +305,18 @@ fn a_raised_ridge_is_told() {
 fn layers_of_rank_zero_are_reported() {
     let fixture = Fixture::new();
     let mut request = fixture.request(fixture.write_rows("target", &fixture.target, &[ROWS]));
-    // Pays for one unit of rank of the cheapest layer, and of no other.
+    // The budget pays for one unit of rank of the cheapest layer, and for no other layer.
     request.method.start = Start::Residual;
     request.method.ranks = Policy::Budget((12 + WIDTH) as u64);
     let outcome = run(&request, 1).unwrap();
-    assert_eq!(layers(&outcome).keys().collect::<Vec<_>>(), ["block.value"]);
+    assert!(layers(&outcome).keys().eq(&[LayerName::of_module("block.value")]));
     assert_eq!(outcome.report.parameters, (12 + WIDTH) as u64);
     let ranks: Vec<_> =
         outcome.report.layers.iter().map(|layer| (layer.module.as_str(), layer.rank)).collect();
     assert_eq!(ranks, [("block.mlp", 0), ("block.query", 0), ("block.value", 1)]);
 }
 
-/// Weights with NaN, and activations without content, are refused by name.
+/// Weights with NaN and activations that are all zero are refused. The message names the tensor.
 #[test]
 fn unusable_values_are_refused_by_name() {
     let mut fixture = Fixture::new();
@@ -330,14 +332,14 @@ fn unusable_values_are_refused_by_name() {
     request.selection.targets = vec!["query".into()];
     let text = run(&request, 1).map(|_| ()).unwrap_err().to_string();
     assert!(
-        text.contains("tensor \"block.query.weight\": the weight holds a value that is not finite"),
+        text.contains("tensor \"block.query.weight\": the weight contains a value that is not finite"),
         "{text}"
     );
 }
 
-/// A file that is written to during the run ends it: what was read is of no one state.
+/// A run ends with an error if an input file changes during the run, because the rows that were read may mix old and new contents.
 #[test]
-fn inputs_that_change_meanwhile_are_refused() {
+fn inputs_that_change_during_the_run_are_refused() {
     struct Touch(PathBuf);
     impl Observer for Touch {
         fn event(&self, event: Event<'_>) {

@@ -1,4 +1,4 @@
-//! Sites whose activations cannot be used: they are left out and named, or refused.
+//! Sites whose activations cannot be used. They are left out and named, or the run is refused.
 
 mod small;
 
@@ -13,7 +13,7 @@ use std::process::Output;
 
 const INIT: &str = "init model.safetensors -a acts.safetensors --rank 4 -o out";
 
-/// Writes rows of the site of `block.mlp` beside good ones of the other site, which two layers read.
+/// Writes the given rows for the site of `block.mlp`, and good rows for the other site, which two layers read.
 fn write(small: &Small, file: &str, rows: usize, mlp: &dyn Fn(usize, usize) -> f64) {
     let tensor = |rows: usize, value: &dyn Fn(usize, usize) -> f64| {
         let mut bytes = Vec::new();
@@ -30,7 +30,7 @@ fn write(small: &Small, file: &str, rows: usize, mlp: &dyn Fn(usize, usize) -> f
     safetensors::write(&mut File::create(small.path(file)).unwrap(), &metadata, &tensors).unwrap();
 }
 
-/// Numbers without a pattern, but always the same.
+/// Returns a number that looks random but is always the same.
 fn number(row: usize, column: usize) -> f64 {
     let state = ((row * WIDTH + column) as u32).wrapping_mul(2_654_435_761).wrapping_add(12345);
     f64::from((state ^ (state >> 15)).wrapping_mul(2_246_822_519) >> 8) / f64::from(1 << 23) - 1.0
@@ -48,7 +48,7 @@ fn report(small: &Small, out: &str) -> Value {
     serde_json::from_slice(&fs::read(small.path(&format!("{out}/report.json"))).unwrap()).unwrap()
 }
 
-/// Each way in which activations are of no use, and the reason that is given for it.
+/// Tests each reason why activations cannot be used, and the message for it.
 #[test]
 fn a_site_that_cannot_be_used_is_left_out_with_its_reason() {
     type Case = (usize, fn(usize, usize) -> f64, &'static str, Expect);
@@ -59,9 +59,8 @@ fn a_site_that_cannot_be_used_is_left_out_with_its_reason() {
             "all rows of activations are equal",
             expect![[r#"
                 3 layers at 2 sites, 19.2 kB of activations to read, about [size] of memory
-                The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
                 error: tensor "block.mlp": all rows of activations are equal: there is nothing to initialize from
-                  help: leave --strict out to go on without this site, or record more and different inputs
+                  help: remove --strict to continue without this site, or record more and different inputs
             "#]],
         ),
         (
@@ -70,9 +69,8 @@ fn a_site_that_cannot_be_used_is_left_out_with_its_reason() {
             "all activations are zero",
             expect![[r#"
                 3 layers at 2 sites, 19.2 kB of activations to read, about [size] of memory
-                The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
                 error: tensor "block.mlp": all activations are zero: there is nothing to initialize from
-                  help: leave --strict out to go on without this site, or record more and different inputs
+                  help: remove --strict to continue without this site, or record more and different inputs
             "#]],
         ),
         (
@@ -81,9 +79,8 @@ fn a_site_that_cannot_be_used_is_left_out_with_its_reason() {
             "the squares of the activations are too small",
             expect![[r#"
                 3 layers at 2 sites, 19.2 kB of activations to read, about [size] of memory
-                The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
                 error: tensor "block.mlp": the squares of the activations are too small for f32: there is nothing to initialize from
-                  help: leave --strict out to go on without this site, or record more and different inputs
+                  help: remove --strict to continue without this site, or record more and different inputs
             "#]],
         ),
         (
@@ -92,9 +89,8 @@ fn a_site_that_cannot_be_used_is_left_out_with_its_reason() {
             "second moment of the activations holds a value that is not finite",
             expect![[r#"
                 3 layers at 2 sites, 19.2 kB of activations to read, about [size] of memory
-                The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
                 error: tensor "block.mlp": second moment of the activations holds a value that is not finite
-                  help: leave --strict out to go on without this site, or look at the recorded numbers with `cntlora inspect FILE --values`
+                  help: remove --strict to continue without this site, or inspect the recorded numbers with `cntlora inspect FILE --values`
             "#]],
         ),
         (
@@ -102,9 +98,9 @@ fn a_site_that_cannot_be_used_is_left_out_with_its_reason() {
             zeros,
             "there are no rows",
             expect![[r#"
-            error: tensor "block.mlp": expected at least one row of this site, found none
-              help: leave --strict out to go on without this site
-        "#]],
+                error: tensor "block.mlp": this site has no rows
+                  help: remove --strict to continue without this site
+            "#]],
         ),
     ];
     for (rows, values, reason, refused) in cases {
@@ -139,20 +135,20 @@ fn a_site_that_cannot_be_used_is_left_out_with_its_reason() {
             (&site["name"], &site["modules"][0], &site["reason"])
         );
 
-        // The others are those of a run that was not asked for the layer, and nothing else is adapted.
+        // The other layers are the same as in a run that excludes this layer, and no other layer is adapted.
         small.succeed("verify out --base model.safetensors");
         small.succeed(&format!("{words} -o without --exclude mlp").replace("-o out ", ""));
         let weights = |out: &str| small.bytes(out).remove("adapter_model.safetensors").unwrap();
         assert!(weights("out") == weights("without"), "{reason}");
 
-        // Headers tell of missing rows before the run does.
+        // A site without rows is found in the header, before the run starts.
         small.refused(&format!("{words} --strict --force"), 1, refused);
     }
 }
 
-/// Headers tell of sites without rows before a run does.
+/// With `--strict`, a plan refuses sites without rows, because the headers already show them.
 #[test]
-fn plans_are_strict_about_rows() {
+fn strict_plans_refuse_sites_without_rows() {
     let small = Small::new();
     write(&small, "acts.safetensors", 0, &zeros);
     let words = "plan model.safetensors -a acts.safetensors --rank 4";
@@ -161,25 +157,25 @@ fn plans_are_strict_about_rows() {
         &format!("{words} --strict"),
         1,
         expect![[r#"
-        error: tensor "block.mlp": expected at least one row of this site, found none
-          help: leave --strict out to go on without this site
-    "#]],
+            error: tensor "block.mlp": this site has no rows
+              help: remove --strict to continue without this site
+        "#]],
     );
     small.succeed(&format!("{words} --strict --method pissa"));
     let said = stderr(&small.succeed("moments acts.safetensors -o m.moments.safetensors"));
-    assert!(said.contains("warning: site \"block.mlp\" is left out: there are no rows of it"), "{said}");
+    assert!(said.contains("warning: site \"block.mlp\" is left out, because it has no rows"), "{said}");
     small.succeed("init model.safetensors --moments m.moments.safetensors --rank 4 -o out --strict");
     small.refused(
         "moments acts.safetensors -o n.moments.safetensors --include mlp",
         1,
         expect![[r#"
-        error: expected at least one row of the selected sites, found none
-          help: select other sites with --include and --exclude
-    "#]],
+            error: the selected sites have no rows
+              help: select other sites with --include and --exclude
+        "#]],
     );
 }
 
-/// A run that can use no site is refused, with every site and its reason.
+/// A run is refused if it can use no site. The message names every site and its reason.
 #[test]
 fn a_run_without_a_usable_site_is_refused() {
     let small = Small::new();
@@ -189,13 +185,12 @@ fn a_run_without_a_usable_site_is_refused() {
     small.refused(&format!("{words} --include mlp"), 1, expect![[r#"
         1 layer at 1 site, 4.8 kB of activations to read, about [size] of memory
         warning: left out: block.mlp: site block.mlp: all rows of activations are equal: there is nothing to initialize from
-        The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
         error: tensor "block.mlp": all rows of activations are equal: there is nothing to initialize from
           help: record more and different inputs
     "#]]);
     let moments = "moments acts.safetensors --nonfinite skip-rows -o m.moments.safetensors";
     small.succeed(moments);
-    // Every row of both sites is skipped.
+    // Now every row of both sites is skipped.
     let mut bytes = fs::read(small.path("acts.safetensors")).unwrap();
     let data = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     for row in bytes[data..].chunks_mut(4 * WIDTH) {
@@ -206,7 +201,6 @@ fn a_run_without_a_usable_site_is_refused() {
         3 layers at 2 sites, 14.4 kB of activations to read, about [size] of memory
         warning: left out: block.mlp: site block.mlp: there are no rows to take statistics of
         warning: left out: block.query, block.value: site block.attention: there are no rows to take statistics of
-        The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
         error: tensor "block.attention": there are no rows to take statistics of
           help: record more and different inputs
         error: tensor "block.mlp": there are no rows to take statistics of
@@ -222,9 +216,9 @@ fn a_run_without_a_usable_site_is_refused() {
     assert!(!small.path("out/adapter_config.json").exists());
 }
 
-/// What a method does not look at is no reason to leave a layer out; and those that look, agree on what is of no use.
+/// A method that does not read activations leaves out no layer. All methods that read them leave out the same site.
 #[test]
-fn methods_leave_out_what_they_look_at() {
+fn only_methods_that_use_activations_leave_out_sites() {
     let small = Small::new();
     write(&small, "acts.safetensors", 100, &zeros);
     for method in ["pissa", "milora", "olora", "lora", "gaussian", "orthogonal"] {
@@ -245,32 +239,27 @@ fn methods_leave_out_what_they_look_at() {
     small.all_refused(commands, 1, expect![[r#"
         $ cntlora init model.safetensors -a acts.safetensors --rank 4 -o out --method eva --force --strict --restart
         3 layers at 2 sites, 19.2 kB of activations to read, about [size] of memory
-        The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
         error: tensor "block.mlp": all rows of activations are equal: there is nothing to initialize from
-          help: leave --strict out to go on without this site, or record more and different inputs
+          help: remove --strict to continue without this site, or record more and different inputs
         $ cntlora init model.safetensors -a acts.safetensors --rank 4 -o out --method corda-ipm --force --strict --restart
         3 layers at 2 sites, 19.2 kB of activations to read, about [size] of memory
-        The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
         error: tensor "block.mlp": all activations are zero: there is nothing to initialize from
-          help: leave --strict out to go on without this site, or record more and different inputs
+          help: remove --strict to continue without this site, or record more and different inputs
         $ cntlora init model.safetensors -a acts.safetensors --rank 4 -o out --method corda-kpm --force --strict --restart
         3 layers at 2 sites, 19.2 kB of activations to read, about [size] of memory
-        The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
         error: tensor "block.mlp": all activations are zero: there is nothing to initialize from
-          help: leave --strict out to go on without this site, or record more and different inputs
+          help: remove --strict to continue without this site, or record more and different inputs
         $ cntlora init model.safetensors -a acts.safetensors --rank 4 -o out --method cntlora --coupling uncorrelated --force --strict --restart
         3 layers at 2 sites, 19.2 kB of activations to read, about [size] of memory
-        The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
         error: tensor "block.mlp": all activations are zero: there is nothing to initialize from
-          help: leave --strict out to go on without this site, or record more and different inputs
+          help: remove --strict to continue without this site, or record more and different inputs
         $ cntlora init model.safetensors -a acts.safetensors --rank 4 -o out --method cntlora --coupling paired --source source.safetensors --force --strict --restart
         3 layers at 2 sites, 38.4 kB of activations to read, about [size] of memory
-        The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
         error: tensor "block.mlp": all activations are zero: there is nothing to initialize from
-          help: leave --strict out to go on without this site, or record more and different inputs
+          help: remove --strict to continue without this site, or record more and different inputs
     "#]]);
     fs::remove_dir_all(small.path("out.partial")).unwrap();
-    // A pair of which either side is of no use; and pre-training rows that are not there.
+    // The source activations can also be unusable: here they are all zero, and then they have no rows.
     write(&small, "empty.safetensors", 0, &zeros);
     let words = "init model.safetensors -a source.safetensors --rank 4 -o out --force";
     small.succeed(&format!("{words} --coupling uncorrelated {swapped}"));
@@ -279,7 +268,8 @@ fn methods_leave_out_what_they_look_at() {
     assert_eq!(site["reason"], "pre-training activations: there are no rows to take statistics of");
 }
 
-/// A run that ended before its output was written remembers the site, and ends with the bytes and the words of one run.
+/// A run that ended before its output was written remembers the unusable site. The resumed run gives the same bytes and report as an
+/// uninterrupted run.
 #[test]
 fn unusable_sites_are_remembered() {
     let options = "--coupling transport --start update --strength 1e12";
@@ -292,19 +282,18 @@ fn unusable_sites_are_remembered() {
     small.refused(&format!("{words} --dtype f16"), 1, expect![[r#"
         3 layers at 2 sites, 19.2 kB of activations to read, about [size] of memory
         warning: left out: block.mlp: site block.mlp: all activations are zero: there is nothing to initialize from
-        The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
-        error: tensor "base_model.model.block.query.lora_A.weight": row 0, column 0: expected a finite F16 number, found [number], which is too large for it
+        error: tensor "base_model.model.block.query.lora_A.weight": row 0, column 0: [number] is too large for F16
           help: write the factors as f32 or bf16
-        error: tensor "base_model.model.block.query.lora_B.weight": row 0, column 0: expected a finite F16 number, found [number], which is too large for it
+        error: tensor "base_model.model.block.query.lora_B.weight": row 0, column 0: [number] is too large for F16
           help: write the factors as f32 or bf16
-        error: tensor "base_model.model.block.value.lora_A.weight": row 0, column 0: expected a finite F16 number, found [number], which is too large for it
+        error: tensor "base_model.model.block.value.lora_A.weight": row 0, column 0: [number] is too large for F16
           help: write the factors as f32 or bf16
-        error: tensor "base_model.model.block.value.lora_B.weight": row 0, column 0: expected a finite F16 number, found [number], which is too large for it
+        error: tensor "base_model.model.block.value.lora_B.weight": row 0, column 0: [number] is too large for F16
           help: write the factors as f32 or bf16
         4 problems were found
     "#]]);
     let said = stderr(&small.succeed(&words));
-    assert!(said.contains("Going on from the progress in \"out.partial\""), "{said}");
+    assert!(said.contains("Continuing from the progress in \"out.partial\""), "{said}");
     assert_eq!(said.matches("block.mlp: site block.mlp: all activations are zero").count(), 2, "{said}");
     let log = fs::read_to_string(small.path("log.jsonl")).unwrap();
     assert!(log.contains("site-left-out") && !log.contains("rows-added"), "{log}");
@@ -312,33 +301,35 @@ fn unusable_sites_are_remembered() {
     assert!(promised(&small) == promised(&whole));
     assert_eq!(report(&small, "out")["unusable"], report(&whole, "out")["unusable"]);
 
-    // What is remembered is refused where it is to be.
+    // With `--strict`, the resumed run refuses the remembered site.
     small.refused(&format!("{words} --dtype f16 --force"), 1, expect![[r#"
         3 layers at 2 sites, 19.2 kB of activations to read, about [size] of memory
         warning: left out: block.mlp: site block.mlp: all activations are zero: there is nothing to initialize from
-        The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
-        error: tensor "base_model.model.block.query.lora_A.weight": row 0, column 0: expected a finite F16 number, found [number], which is too large for it
+        error: tensor "base_model.model.block.query.lora_A.weight": row 0, column 0: [number] is too large for F16
           help: write the factors as f32 or bf16
-        error: tensor "base_model.model.block.query.lora_B.weight": row 0, column 0: expected a finite F16 number, found [number], which is too large for it
+        error: tensor "base_model.model.block.query.lora_B.weight": row 0, column 0: [number] is too large for F16
           help: write the factors as f32 or bf16
-        error: tensor "base_model.model.block.value.lora_A.weight": row 0, column 0: expected a finite F16 number, found [number], which is too large for it
+        error: tensor "base_model.model.block.value.lora_A.weight": row 0, column 0: [number] is too large for F16
           help: write the factors as f32 or bf16
-        error: tensor "base_model.model.block.value.lora_B.weight": row 0, column 0: expected a finite F16 number, found [number], which is too large for it
+        error: tensor "base_model.model.block.value.lora_B.weight": row 0, column 0: [number] is too large for F16
           help: write the factors as f32 or bf16
         4 problems were found
     "#]]);
-    let said = small.refused(&format!("{words} --force --strict"), 1, expect![[r#"
+    let said = small.refused(
+        &format!("{words} --force --strict"),
+        1,
+        expect![[r#"
         3 layers at 2 sites, 19.2 kB of activations to read, about [size] of memory
-        Going on from the progress in "out.partial"; --restart begins anew
-        The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
+        Continuing from the progress in "out.partial"; --restart starts again
         error: tensor "block.mlp": all activations are zero: there is nothing to initialize from
-          help: leave --strict out to go on without this site, or record more and different inputs
-    "#]]);
-    assert!(said.contains("Going on from the progress"), "{said}");
+          help: remove --strict to continue without this site, or record more and different inputs
+    "#]],
+    );
+    assert!(said.contains("Continuing from the progress"), "{said}");
     small.succeed(&format!("{words} --force"));
 }
 
-/// Parts and their joining know of the site, whichever part it is of.
+/// The part with the unusable site reports it, and so does the merge of the parts.
 #[test]
 fn parts_name_unusable_sites() {
     let small = Small::new();
@@ -369,7 +360,7 @@ fn parts_name_unusable_sites() {
     assert!(codes.contains(&Some(0)) && codes.contains(&Some(1)), "{codes:?}");
 }
 
-/// An embedding that met one token alone has no covariance: it is left out, and the layer beside it is not.
+/// An embedding that saw only one token has no covariance. It is left out, but the other layer is not.
 #[test]
 fn an_embedding_of_one_token_is_left_out() {
     let small = Small::new();
@@ -405,16 +396,15 @@ fn an_embedding_of_one_token_is_left_out() {
         1,
         expect![[r#"
             2 layers at 2 sites, 809 B of activations to read, about [size] of memory
-            The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
             error: tensor "wte": all rows of activations are equal: there is nothing to initialize from
-              help: leave --strict out to go on without this site, or record more and different inputs
+              help: remove --strict to continue without this site, or record more and different inputs
         "#]],
     );
 }
 
-/// PEFT takes the name of an adapted module for the end of longer names as well: a layer that is left out must not get an adapter so.
+/// PEFT also matches the name of a target module with the end of longer names. A layer that is left out must not get an adapter this way.
 #[test]
-fn what_is_left_out_is_no_target() {
+fn a_layer_that_is_left_out_is_no_target() {
     let small = Small::new();
     let matrix = |shape: &[u64], scale: f64| {
         let mut bytes = Vec::new();
@@ -434,7 +424,7 @@ fn what_is_left_out_is_no_target() {
     assert_eq!(config["target_modules"], "^(?:q)$");
 }
 
-/// PEFT adapts all experts of a layer or none: one that no token reached leaves out its siblings as well.
+/// PEFT adapts all experts of a layer or none. If no token reached one expert, all experts of its layer are left out.
 #[test]
 fn an_expert_without_rows_leaves_out_its_siblings() {
     let small = Small::new();
@@ -471,7 +461,6 @@ fn an_expert_without_rows_leaves_out_its_siblings() {
         small.refused("init m.safetensors -a a.safetensors --rank 2 --exclude head -o none", 1, expect![[r#"
             2 layers at 2 sites, 640 B of activations to read, about [size] of memory
             warning: left out: mlp.experts.down_proj: site mlp.experts.down_proj.1: there are no rows to take statistics of
-            The progress is kept in "none.partial": a run of the same activations goes on from it; for others give --restart
             error: tensor "mlp.experts.down_proj.1": there are no rows to take statistics of
               help: record more and different inputs
         "#]]);

@@ -1,4 +1,4 @@
-//! What the benchmarks measure: the kernels, and what they are measured against.
+//! The inputs of the benchmarks: the kernels, and the ways that they are compared with.
 
 use cntlora::simd::{BLOCK_ROWS, Precision, Rows, Sums, Tier, Values, Workspace, accumulate};
 use faer::linalg::matmul::triangular::{self, BlockStructure};
@@ -7,7 +7,7 @@ use half::bf16;
 use pulp::{Simd, WithSimd};
 use std::time::Instant;
 
-/// A site of a real model, and as many rows as take a few tenths of a second.
+/// A site of a real model, with rows for a few tenths of a second.
 #[derive(Clone, Copy)]
 pub struct Site {
     /// Number of columns.
@@ -31,7 +31,7 @@ impl Site {
     }
 }
 
-/// One thread, and all of them.
+/// One thread, and all threads.
 pub fn thread_counts() -> Vec<usize> {
     let mut counts = vec![1, rayon::current_num_threads()];
     counts.dedup();
@@ -52,7 +52,7 @@ pub enum Way {
 }
 
 impl Way {
-    /// All that this processor can go.
+    /// All ways that this processor supports.
     pub fn all() -> Vec<Self> {
         let mut ways = vec![Way::F32, Way::Bf16, Way::Bf16Dot, Way::Faer];
         ways.retain(|&way| way != Way::Bf16Dot || Precision::Bf16.supported());
@@ -69,7 +69,7 @@ impl Way {
     }
 }
 
-/// Rows of a site, and room for their statistics.
+/// Rows of a site, and buffers for their statistics.
 pub struct Problem {
     site: Site,
     f32: Vec<f32>,
@@ -100,7 +100,7 @@ impl Problem {
         problem
     }
 
-    /// A benchmark of a wrong result is worth nothing. Also touches all memory once.
+    /// Checks the result before the benchmark. Also touches all memory once.
     fn check(&mut self) {
         let column: f64 =
             self.f32.iter().step_by(self.site.width).map(|&x| f64::from(x) * f64::from(x)).sum();
@@ -155,13 +155,13 @@ impl Problem {
     }
 }
 
-/// Numbers between -1 and 1 that do not repeat soon.
+/// Numbers between -1 and 1 with a long period.
 pub fn number(index: usize) -> f32 {
     let mixed = (index as u32).wrapping_add(1).wrapping_mul(0x9e37_79b9);
     (mixed >> 8) as f32 / (1 << 23) as f32 - 1.0
 }
 
-/// How many f32 numbers a vector of the best tier holds.
+/// The number of f32 numbers in a vector of the best tier.
 pub struct Lanes;
 
 impl WithSimd for Lanes {
@@ -179,7 +179,7 @@ pub fn rate(operations: u64, run: impl FnOnce()) -> f64 {
     operations as f64 / start.elapsed().as_secs_f64()
 }
 
-/// The median of some rates, and the best.
+/// The median and the maximum of rates.
 pub fn median_and_best(mut rates: Vec<f64>) -> (f64, f64) {
     rates.sort_by(f64::total_cmp);
     (rates[rates.len() / 2], rates[rates.len() - 1])

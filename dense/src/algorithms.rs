@@ -1,5 +1,4 @@
-//! Calls of faer's algorithms. They are generic, so this is the only place that calls them: each crate that did would compile them
-//! again.
+//! Calls of faer's algorithms. They are generic, and each crate that calls them compiles them again. So only this file calls them.
 
 use crate::Svd;
 use faer::diag::Diag;
@@ -85,7 +84,7 @@ pub(crate) fn svd(a: MatRef<'_, f64>, par: Par) -> Option<Svd> {
     if s.is_sorted_by(|a, b| a >= b) || s.iter().any(|s| !s.is_finite()) {
         return Some(Svd { u, s, v });
     }
-    // faer does not sort them where remainders of its bidiagonalization underflow, as of integer matrices of low rank.
+    // faer does not sort them if remainders of its bidiagonalization underflow, as for integer matrices of low rank.
     let mut order: Vec<usize> = (0..size).collect();
     order.sort_by(|&i, &j| s[j].total_cmp(&s[i]));
     let sorted = |q: Mat<f64>| Mat::from_fn(q.nrows(), size, |i, j| q[(i, order[j])]);

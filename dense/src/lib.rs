@@ -1,11 +1,11 @@
-//! Dense decompositions in f64, each between two finite checks and with its parallelism given explicitly.
+//! Dense decompositions in f64, with a finite check before and after, and with explicit parallelism.
 //!
 //! The algorithms are those of [faer]. This crate adds four things:
 //!
 //! - f64 throughout: faer's f32 decompositions of ill-conditioned matrices are less accurate than f32. Its QR decomposition of a
 //!   1536 × 384 matrix of condition 1e8 was off by 2e-3 of the matrix, and its singular values by 3e-4 of the largest;
-//! - finite checks: faer's `Ok` alone is no proof of a finite result (its self-adjoint eigendecomposition returns `Ok` with NaN, and its
-//!   QR carries NaN on in silence);
+//! - finite checks: an `Ok` of faer does not prove that the result is finite (its self-adjoint eigendecomposition returns `Ok` with NaN,
+//!   and its QR propagates NaN without an error);
 //! - explicit threads: faer's convenient calls take their number of threads from a process-wide setting;
 //! - one compilation: the algorithms are generic, so each crate that calls them directly compiles them again.
 #![deny(missing_docs)]
@@ -17,7 +17,7 @@ mod algorithms;
 use faer::traits::RealField;
 use faer::{Accum, Mat, MatMut, MatRef, Par};
 
-/// Why a decomposition was refused.
+/// The reason why a decomposition failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -30,7 +30,7 @@ pub enum Error {
     /// The decomposition did not converge.
     #[error("the {what} did not converge")]
     NoConvergence {
-        /// Which decomposition.
+        /// The decomposition.
         what: &'static str,
     },
 }
@@ -40,7 +40,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 /// A floating-point type that products are compiled for: f32 and f64.
 pub trait Real: RealField + Copy + algorithms::Algorithms {
-    /// Whether the value is neither NaN nor infinite.
+    /// Returns whether the value is neither NaN nor infinite.
     fn finite(self) -> bool;
     /// One.
     const ONE: Self;
@@ -76,7 +76,7 @@ pub struct Svd {
 /// # Errors
 /// [`Error::NonFinite`], naming `what`.
 pub fn check_finite<T: Real>(what: &'static str, a: MatRef<'_, T>) -> Result<()> {
-    // Along the memory, whichever way it is stored.
+    // In the order of the memory, for both layouts.
     let columns =
         if a.row_stride().unsigned_abs() <= a.col_stride().unsigned_abs() { a } else { a.transpose() };
     let finite = columns.col_iter().all(|column| column.iter().all(|value| value.finite()));
@@ -93,8 +93,8 @@ pub fn to_f32(a: MatRef<'_, f64>) -> Mat<f32> {
     Mat::from_fn(a.nrows(), a.ncols(), |i, j| a[(i, j)] as f32)
 }
 
-/// The matrix divided by a power of two near its largest entry, in f32, and that power. So no entry overflows, and none underflows
-/// that matters beside the largest.
+/// The matrix divided by a power of two near its largest entry, in f32, and that power. So no entry overflows, and only entries that are
+/// negligible beside the largest underflow.
 pub fn normalized(a: MatRef<'_, f64>) -> (Mat<f32>, f64) {
     let largest = a.norm_max();
     let scale = if largest > 0.0 { largest.log2().ceil().exp2() } else { 1.0 };
@@ -130,8 +130,8 @@ pub fn solve_upper<T: Real>(r: MatRef<'_, T>, x: MatMut<'_, T>, par: Par) {
 
 /// The product `A V` with a thin block `V`.
 ///
-/// Such a product only streams `A` through. It does so at the same speed for `A` and for `Aᵀ` if both blocks are
-/// stored row after row, and at half of it for one of them otherwise: more than the two small copies cost.
+/// The time of such a product is that of reading `A`. It is the same for `A` and `Aᵀ` if both blocks are stored row after row. Otherwise
+/// one of them takes twice as long, which is more than the two small copies take.
 pub fn thin_product<T: Real>(a: MatRef<'_, T>, block: MatRef<'_, T>, par: Par) -> Mat<T> {
     let rows = block.transpose().to_owned();
     let mut out = Mat::zeros(block.ncols(), a.nrows());
@@ -178,9 +178,9 @@ pub fn thin_svd(what: &'static str, a: MatRef<'_, f64>, par: Par) -> Result<Svd>
 }
 
 /// The matrix with noise of the size of one rounding of its largest entry, the same in every run. faer's iterations do not always
-/// converge for matrices of low rank, whose remainders underflow; with noise they do.
+/// converge for matrices of low rank, because remainders underflow; with noise they do.
 fn with_noise(what: &'static str, a: MatRef<'_, f64>) -> Mat<f64> {
-    tracing::debug!(what, "the decomposition is repeated with rounding noise");
+    tracing::info!(what, "fallback to a decomposition with rounding noise: the iteration did not converge");
     let unit = f64::EPSILON * a.norm_max();
     // SplitMix64.
     let mut state = 0u64;
@@ -234,7 +234,7 @@ mod tests {
     }
 
     quickcheck! {
-        /// Each decomposition multiplies back to its matrix, and its factors have the structure they promise.
+        /// The factors of each decomposition multiply back to the matrix and have the documented structure.
         fn decompositions_reconstruct(m: u8, n: u8, seed: u64) -> bool {
             let (m, n) = (usize::from(m % 20) + 1, usize::from(n % 20) + 1);
             let a = matrix(m.max(n), n, seed);
@@ -256,7 +256,7 @@ mod tests {
         }
     }
 
-    /// NaN must never come out as a result: faer's own `Ok` lets it through.
+    /// NaN is never a result, although faer's own `Ok` lets it through.
     #[test]
     fn non_finite_matrices_are_refused() {
         for bad in [f64::NAN, f64::INFINITY] {
@@ -270,7 +270,7 @@ mod tests {
         }
     }
 
-    /// Finite numbers whose squares overflow end in an error, not in a result with infinities.
+    /// Finite numbers whose squares overflow give an error, not a result with infinities.
     #[test]
     fn overflow_is_an_error() {
         let huge = Mat::from_fn(3, 3, |i, j| if i == j { 1e300 } else { 1e299 });
@@ -313,7 +313,7 @@ mod tests {
         assert!((0.4..=1.5).contains(&largest), "{largest} roundings");
     }
 
-    /// An integer matrix of rank two, whose singular values faer returns out of order.
+    /// Singular values of an integer matrix of rank two, which faer returns out of order, are sorted.
     #[test]
     fn singular_values_of_low_rank_are_sorted() {
         let entry = |i: usize, j: usize, t: usize| {

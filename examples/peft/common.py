@@ -1,4 +1,4 @@
-"""What record.py and train.py share: the model as its checkpoint names it, and batches of its inputs."""
+"""Functions that record.py and train.py share. They load the class of the model that its checkpoint names, and batches of its inputs."""
 import torch
 import transformers
 
@@ -13,14 +13,14 @@ def add_input_options(parser):
 
 
 def load_model(path):
-    """The class that the checkpoint was saved from, in f32."""
+    """Loads the model in f32, as the class from which the checkpoint was saved."""
     config = transformers.AutoConfig.from_pretrained(path)
     name = (config.architectures or ["AutoModel"])[0]
     return getattr(transformers, name).from_pretrained(path, dtype=torch.float32)
 
 
 def batches(args):
-    """Keyword arguments of the model, a batch at a time."""
+    """Yields the keyword arguments of the model, one batch at a time."""
     if args.inputs:
         from safetensors.torch import load_file
 

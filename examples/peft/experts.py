@@ -1,25 +1,25 @@
-"""Fused experts, whose weights are parameters of three axes and no modules: what they are, and what each of them reads."""
+"""Finds fused experts, and computes the inputs of each expert. Their weights are parameters with three axes, not modules."""
 import torch
 
 PARAMETERS = ("gate_up_proj", "up_proj", "down_proj")
 
 
 def parameters(module):
-    """The parameters of a module that hold one matrix for each expert."""
+    """Returns the parameters of a module that hold one matrix for each expert."""
     if not hasattr(module, "_apply_gate"):
         return []
     return [name for name in PARAMETERS if isinstance(getattr(module, name, None), torch.nn.Parameter)]
 
 
 def apply(module, name, expert, rows):
-    """What one expert's matrix makes of its rows."""
+    """Returns the output of one expert's matrix for its rows."""
     weight, bias = getattr(module, name)[expert], getattr(module, name + "_bias", None)
     rows = rows @ (weight if module.is_transposed else weight.T)
     return rows if bias is None else rows + bias[expert]
 
 
 def inputs(module, hidden, chosen):
-    """For each parameter, the rows that arrive at each expert. `chosen` are the experts of each row of `hidden`."""
+    """Returns, for each parameter, the input rows of each expert. `chosen` are the experts of each row of `hidden`."""
     first, last = parameters(module)[0], "down_proj"
     found = {first: [], last: []}
     for expert in range(module.num_experts):
@@ -31,7 +31,7 @@ def inputs(module, hidden, chosen):
 
 
 def updated(module, factors, arguments, keywords):
-    """What a module of experts computes when each matrix is `W + s B A`. `factors` has A, B and s by parameter."""
+    """Returns the output of a module of experts with `W + s B A` as each matrix. `factors` has A, B and s by parameter."""
     before = {}
     for name, (a, b, scale) in factors.items():
         weight = getattr(module, name)

@@ -2,11 +2,11 @@
 
     python record.py MODEL --text examples.txt --target q_proj,v_proj --out activations
 
-Modules with the same input are found when they are first reached, and their input is stored once. Rows of padding are left out,
-as the attention mask says, and in a decoder decoder_attention_mask. Numbers are stored as bf16, in files of --shard-rows rows or
---shard-bytes bytes, whichever comes first. Inputs of convolutions are stored as they are, with the kernel in the metadata. Of
-fused experts, all rows that any of them reads are one site; with --per-expert each expert has a site of its own. Of the inputs of
-an embedding it is stored how often each token was met; embeddings are recorded only if --target names them.
+The script finds modules with the same input when they first run, and stores their input once. It leaves out rows of padding, by the
+attention mask, or by decoder_attention_mask in a decoder. It stores numbers as bf16, and begins a new file after --shard-rows rows or
+--shard-bytes bytes, whichever comes first. It stores inputs of convolutions as they are, with the kernel in the metadata. The rows of
+all fused experts of a layer are one site; with --per-expert each expert has its own site. For an embedding, the script stores how
+often each token occurred. It records embeddings only if --target names them.
 """
 import argparse
 import hashlib
@@ -20,14 +20,14 @@ from transformers.pytorch_utils import Conv1D
 import experts
 from common import add_input_options, batches, load_model
 
-# What a decoder reads of its encoder.
+# Names of the modules with which a decoder reads the output of its encoder.
 CROSS_ATTENTION = ("encoder_attn", "EncDecAttention", "crossattention", "cross_attn")
 KEYS_AND_VALUES = ("k_proj", "v_proj", "k", "v", "key", "value")
 CONVOLUTIONS = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
 
 
 def wanted(model, targets):
-    """The layers to record, by name: those whose name is a target or ends in one, or all but the output head."""
+    """Returns the layers to record, by name: those whose name is a target or ends with one, or all layers except the output head."""
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     found = {}
 
@@ -53,7 +53,7 @@ def wanted(model, targets):
 
 
 def reason_against(convolution):
-    """Why a convolution cannot be adapted."""
+    """Returns the reason why a convolution cannot be adapted, or None."""
     if any(number != 1 for number in convolution.dilation):
         return "PEFT does not adapt dilated convolutions"
     if isinstance(convolution.padding, str) or convolution.padding_mode != "zeros":
@@ -62,7 +62,7 @@ def reason_against(convolution):
 
 
 def counting(places, masks):
-    """Which places of an input count, by the first mask that has its places; all of them without one.
+    """Returns a mask of the positions that count: the first of the masks that has the shape of the input, or else all positions.
 
     Some models put the tokens of all examples in one row before their layers read them.
     """
@@ -73,7 +73,10 @@ def counting(places, masks):
 
 
 def rows_of(tensor, masks, module):
-    """The rows that count, as [rows, width]; the inputs of convolutions as they are; of embeddings, how often each token was met."""
+    """Returns the rows that count, as [rows, width]. Inputs of convolutions stay as they are.
+
+    For embeddings, returns how often each token occurred.
+    """
     tensor = tensor.detach()
     if isinstance(module, torch.nn.Embedding):
         return torch.bincount(tensor[counting(tensor.shape, masks)], minlength=module.num_embeddings)
@@ -83,7 +86,7 @@ def rows_of(tensor, masks, module):
 
 
 def masks_of(batch, name, has_encoder):
-    """The masks that may say which of the inputs of a module count, the likely one first."""
+    """Returns the masks that may mark the inputs of a module that count, the most likely one first."""
     attention, decoder = batch.get("attention_mask"), batch.get("decoder_attention_mask")
     parts = name.split(".")
     reads_encoder = parts[-1] in KEYS_AND_VALUES and any(part in CROSS_ATTENTION for part in parts)
@@ -97,7 +100,7 @@ def masks_of(batch, name, has_encoder):
 
 
 class Recorder:
-    """Collects what arrives at each layer, and writes it in shards."""
+    """Collects the inputs of each layer, and writes them in shards."""
 
     def __init__(self, model, modules, out, shard_rows, shard_bytes, per_expert):
         self.has_encoder = getattr(model.config, "is_encoder_decoder", False)
@@ -134,10 +137,10 @@ class Recorder:
                 return
             rows = rows_of(args[0], masks_of(self.batch, name, self.has_encoder), module)
             if name not in self.site_of:
-                # Convolutions of one input may cut it into different patches.
+                # Convolutions with the same input may unfold it into different patches.
                 kind = (tuple(module.kernel_size), tuple(module.stride), tuple(module.padding)) if isinstance(module, CONVOLUTIONS) else None
                 if isinstance(module, torch.nn.Embedding):
-                    kind = name  # equal counts are not yet equal tokens
+                    kind = name  # equal counts do not mean equal tokens
                 digest = hashlib.sha256(rows.float().contiguous().numpy().tobytes())
                 self.site_of[name] = self.digests.setdefault((tuple(rows.shape), kind, digest.digest()), name)
                 if self.site_of[name] != name:
@@ -153,7 +156,7 @@ class Recorder:
         self.rows.setdefault(site, []).append(rows.to(torch.bfloat16).cpu())
 
     def after_batch(self):
-        # What is alike in one batch need not be in another: only modules that read together are compared.
+        # Inputs that are equal in one batch can differ in the next, so only inputs of the same batch are compared.
         self.digests = {}
         rows = (sum(len(part) for part in parts if part.dim() > 1) for parts in self.rows.values())
         size = sum(part.nbytes for parts in self.rows.values() for part in parts)
@@ -161,7 +164,7 @@ class Recorder:
             self.write()
 
     def never_reached(self):
-        """The layers of which nothing was recorded; of experts, those that no row was sent to."""
+        """Yields the layers without recorded rows and, with per_expert, each expert that received no row."""
         for name, module in self.modules.items():
             by_number = self.per_expert and experts.parameters(module)
             expected = [f"{name}.{number}" for number in range(module.num_experts)] if by_number else [name]

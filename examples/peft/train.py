@@ -2,7 +2,7 @@
 
     python train.py MODEL adapter --text examples.txt --steps 20 --out trained
 
-An adapter from a residual start needs the changed base as MODEL. A warning of PEFT when the adapter is loaded is an error.
+An adapter from a residual start needs the changed base as MODEL, or its anchor with --anchor. A warning of PEFT during loading is an error.
 """
 import argparse
 import contextlib
@@ -23,7 +23,7 @@ TOLERANCE = 1e-5
 
 
 def factors(folder):
-    """A, B and s of every module, read without PEFT."""
+    """Returns A, B and s of every module, read without PEFT."""
     config = json.loads((folder / "adapter_config.json").read_text())
     tensors = load_file(folder / "adapter_model.safetensors")
 
@@ -45,7 +45,10 @@ def factors(folder):
 
 
 def parameter_of(name, targets):
-    """The parameter of experts that PEFT wraps under this name, if it is one: the last of the model's is the outermost."""
+    """Returns the parameter of experts that PEFT wraps under this name, and True; or the name itself, and False.
+
+    PEFT nests the wrappers of one module: the outermost wrapper is for the last parameter of the module.
+    """
     parent = name
     while parent.endswith(".base_layer"):
         parent = parent.removesuffix(".base_layer")
@@ -56,13 +59,16 @@ def parameter_of(name, targets):
 
 
 def expected(base, x, a, b, scale):
-    """W x + s B A x; a convolution by its own unfolded patches, or, of three axes, by its own weight; for an embedding, x is a unit vector."""
+    """Returns W x + s B A x. For an embedding, x is a unit vector.
+
+    Convolutions of one and two dimensions are computed from unfolded patches, those of three from the updated weight.
+    """
     if a.dim() == 5:
         weight = base.weight + scale * (b.flatten(1) @ a.flatten(1)).view_as(base.weight)
         return torch.nn.functional.conv3d(x, weight, base.bias, base.stride, base.padding)
     y = base(x)
     if isinstance(base, torch.nn.Embedding):
-        # Some models multiply their embeddings, and PEFT does the same to what it adds.
+        # Some models scale their embeddings, and PEFT scales its update in the same way.
         return y + scale * a.T[x] @ b.T * getattr(base, "embed_scale", 1)
     if a.dim() == 2:
         return y + scale * (x @ a.T) @ b.T
@@ -76,12 +82,12 @@ def expected(base, x, a, b, scale):
 
 
 def up_of(base, b, inner):
-    """B of a convolution, whose groups read their own part of what A gives."""
+    """Returns B times the output of A, for a convolution. Each group reads its own part of the output of A."""
     return torch.nn.functional.conv1d(inner, b.flatten(1).unsqueeze(2), groups=base.groups)
 
 
 def check_layers(model, adapter, batch):
-    """Compares every adapted layer with what the files say, on the inputs that arrive at it."""
+    """Compares the output of every adapted layer with W x + s B A x from the files, on the inputs of one batch."""
     worst, seen = 0.0, set()
 
     def hook(name, a, b, scale):
@@ -121,24 +127,24 @@ def check_layers(model, adapter, batch):
 
 @contextlib.contextmanager
 def warnings_are_errors():
-    """What tells the user of something wrong is an error, except for what is said of any adapter of such a model."""
+    """Turns warnings into errors, except those that PEFT gives for every adapter of such a model."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", "LoRA adapter added to ConvNd layer with groups > 1")
         warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True` and a tied layer is part of the adapter")
-        # PEFT still asks models for what transformers has renamed.
+        # PEFT still uses an attribute that transformers has renamed.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         yield
 
 
 def load(base, folder, **options):
-    """The model with an adapter."""
+    """Returns the model with an adapter."""
     with warnings_are_errors():
         return PeftModel.from_pretrained(base, folder, **options)
 
 
 def add_anchor(model, folder):
-    """A second adapter, which takes the update away and stays as it is."""
+    """Loads a second, frozen adapter that subtracts the update."""
     with warnings_are_errors():
         model.load_adapter(folder, "anchor")
     model.base_model.set_adapter(["default", "anchor"])
@@ -148,7 +154,7 @@ def add_anchor(model, folder):
 
 
 def check_whole(model, original, batch):
-    """Compares the output of the model with that of another."""
+    """Compares the output of the model with the output of another model."""
     with torch.no_grad():
         found, wanted = model(**batch)[0], original(**batch)[0]
     difference = ((found - wanted).norm() / wanted.norm()).item()
@@ -157,7 +163,7 @@ def check_whole(model, original, batch):
 
 
 def loss_of(model, batch):
-    """The model's own loss on next tokens, or, for a model without a head, the size of its output."""
+    """Returns the model's own loss on next tokens or, for a model without a head, the mean square of its output."""
     if "input_ids" in batch and model.get_output_embeddings() is not None:
         labels = batch["input_ids"]
         if "attention_mask" in batch:

@@ -1,6 +1,6 @@
-//! What each fuzz target does with its bytes. The tests of the project replay the corpus through the same functions.
+//! The fuzz targets. The tests of the project run the same functions on the corpus.
 //!
-//! A function returns for every input: an error of the library is a fine answer, a panic is a finding.
+//! Each function must return for every input. Errors of the library are expected. A panic is a bug.
 
 use cntlora::activations::ActivationSet;
 use cntlora::method::{Draft, Options};
@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::Path;
 
-/// A `.npy` file: what its header says is within the file.
+/// Reads a `.npy` file. The numbers of an accepted header fill the file exactly.
 pub fn npy_header(bytes: &[u8]) {
     let source = Source::from_bytes("fuzz.npy", bytes.to_vec());
     if let Ok(header) = npy::Header::read(&source) {
@@ -22,7 +22,7 @@ pub fn npy_header(bytes: &[u8]) {
     }
 }
 
-/// A safetensors file: its tensors follow each other to the end.
+/// Reads a safetensors file. The tensors of an accepted header fill the file without gaps.
 pub fn safetensors_header(bytes: &[u8]) {
     let source = Source::from_bytes("fuzz.safetensors", bytes.to_vec());
     if let Ok(header) = safetensors::Header::read(&source) {
@@ -34,7 +34,7 @@ pub fn safetensors_header(bytes: &[u8]) {
     }
 }
 
-/// The index of a checkpoint of two shards: every tensor of a folder that is accepted can be read.
+/// Reads the index of a checkpoint with two shards. All tensors of an accepted folder can be read.
 pub fn checkpoint_index(bytes: &[u8]) {
     let folder = tempfile::tempdir().unwrap();
     write(&folder.path().join("1.safetensors"), &[("a", &[2, 2]), ("b", &[0])]);
@@ -47,7 +47,7 @@ pub fn checkpoint_index(bytes: &[u8]) {
     }
 }
 
-/// Rename rules, one to a line, against the names of a small model.
+/// Applies rename rules, one per line, to the names of a small model.
 pub fn rename_rules(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     let renames: Vec<Rename> = text.lines().filter_map(|line| line.parse().ok()).collect();
@@ -57,9 +57,9 @@ pub fn rename_rules(bytes: &[u8]) {
     let _ = plan::plan(&Request { renames, ..request(folder.path(), &activations) });
 }
 
-/// A whole set of activations: each file is a byte of its kind, two of its length, and its content.
+/// Reads a set of activation files. Each file has one byte for its kind, two bytes for its length, and its content.
 ///
-/// The rows of a set that is accepted can be read, as many as its headers say, and its tokens were counted.
+/// The rows of an accepted set can be read. The number of rows or tokens matches the headers.
 pub fn activation_set(bytes: &[u8]) {
     let folder = tempfile::tempdir().unwrap();
     let activations = folder.path().join("activations");
@@ -80,13 +80,15 @@ pub fn activation_set(bytes: &[u8]) {
     if let Ok((plan, inputs)) = plan::plan(&request(folder.path(), &activations)) {
         assert!(!plan.sites.is_empty());
         for site in &plan.sites {
-            let Some(Recording::Activations(set)) = &inputs.target else { panic!("no moments were given") };
+            let Some(Recording::Activations(set)) = &inputs.target else {
+                panic!("the request has no moments")
+            };
             assert_eq!(rows_of(set, &site.name), site.rows);
         }
     }
 }
 
-/// A moments file: what is accepted can be read, site by site, or is refused as damaged.
+/// Reads a moments file. Each site of an accepted file can be read, or is refused as damaged.
 pub fn moments_file(bytes: &[u8]) {
     if let Ok(file) = MomentsFile::from_source(Source::from_bytes("fuzz.safetensors", bytes.to_vec())) {
         for (name, site) in &file.content().sites {
@@ -97,7 +99,7 @@ pub fn moments_file(bytes: &[u8]) {
     }
 }
 
-/// What an unfinished run saves, the layers of a site and the job, and what a part of a divided one says of itself.
+/// Reads the files of an unfinished run (layers of a site, job), and the description of a part of a divided run.
 pub fn saved_run(bytes: &[u8]) {
     let source = Source::from_bytes("fuzz", bytes.to_vec());
     let _ = Job::read(&source);
@@ -113,9 +115,9 @@ pub fn saved_run(bytes: &[u8]) {
     }
 }
 
-/// Reads a site to its end and counts its rows, or its tokens.
+/// Reads a site completely, and counts its rows or tokens.
 fn rows_of(set: &ActivationSet, site: &str) -> u64 {
-    let site = set.site(site).expect("the plan takes sites of the set");
+    let site = set.site(site).expect("the sites of a plan are in the set");
     if let Some(counts) = site.counts() {
         return counts.counts().iter().sum();
     }
@@ -127,7 +129,7 @@ fn rows_of(set: &ActivationSet, site: &str) -> u64 {
     count
 }
 
-/// A plan for the activations and a model of three layers, which is written.
+/// Writes a small model. Returns a request for this model and these activations.
 fn request(folder: &Path, activations: &Path) -> Request {
     let model = folder.join("model.safetensors");
     write(
@@ -146,7 +148,7 @@ fn request(folder: &Path, activations: &Path) -> Request {
     Request { method, access: Access::Read, ..Request::new(model, vec![activations.into()]) }
 }
 
-/// A safetensors file of zeros.
+/// Writes a safetensors file of zeros.
 fn write(path: &Path, tensors: &[(&str, &[u64])]) {
     let tensors = tensors.iter().map(|(name, shape)| {
         let length = shape.iter().product::<u64>() as usize * size_of::<f32>();

@@ -1,7 +1,6 @@
-//! The number formats that files hold: their names, their sizes, decoding and encoding.
+//! Number formats: their names, their sizes, decoding and encoding.
 //!
-//! Knows nothing of files. Everything here is one number at a time; the vectorized conversions are in
-//! [`simd`](crate::simd).
+//! Everything here is one number at a time; the vectorized conversions are in [`simd`](crate::simd).
 
 use crate::names::names;
 use half::{bf16, f16};
@@ -65,8 +64,7 @@ impl Element {
         }
     }
 
-    /// Appends little-endian bytes, each number rounded once, to nearest even. Too large a number becomes
-    /// infinite.
+    /// Appends little-endian bytes, each number rounded once, to nearest even. Numbers that are too large become infinite.
     pub fn encode(self, values: impl IntoIterator<Item = f64>, out: &mut Vec<u8>) {
         let values = values.into_iter();
         match self {
@@ -111,11 +109,10 @@ fn decode<const SIZE: usize, T>(bytes: &[u8], out: &mut [T], number: impl Fn([u8
 
 /// Rounds to the neighbour whose last bit is 1, if the value is not an f32 already.
 ///
-/// Rounding the result to a shorter format gives what rounding the value itself would have given. Through the
-/// nearest f32 it would not: a value just above the middle of two half floats would first fall on the middle,
-/// then below it. The direct conversions of `half` from f64 fall into this trap or another one, depending on
-/// the processor. (Boldo and Melquiond, "Emulation of a FMA and correctly rounded sums: proved algorithms
-/// using rounding to odd", IEEE Transactions on Computers 57(4), 2008.)
+/// Rounding the result to a shorter format gives the same as rounding the value directly. Rounding through the nearest f32 does not: a
+/// value just above the middle of two half floats would first fall on the middle, then below it. The direct conversions of `half` from
+/// f64 have this error or another one, depending on the processor. (Boldo and Melquiond, "Emulation of a FMA and correctly rounded
+/// sums: proved algorithms using rounding to odd", IEEE Transactions on Computers 57(4), 2008.)
 fn round_to_odd(value: f64) -> f32 {
     let nearest = value as f32;
     let bits = nearest.to_bits();
@@ -201,9 +198,9 @@ mod tests {
             once && swapped == big
         }
 
-        /// The oracle is the definition: no neighbour is nearer, and a tie goes to the even one.
+        /// Checks the definition: no neighbour is nearer, and ties go to the even one.
         fn encoding_rounds_once_to_nearest_even(sign: bool, exponent: i8, bits: u16, beyond: i8) -> bool {
-            // Near the middle of two neighbours, where two roundings differ from one; subnormal half floats too.
+            // Near the middle of two neighbours, where rounding twice differs from rounding once; also subnormal half floats.
             let scale = 2f64.powi(i32::from(exponent).rem_euclid(31) - 16) * if sign { -1.0 } else { 1.0 };
             [(Element::F16, 10), (Element::Bf16, 7)].into_iter().all(|(element, digits)| {
                 let unit = 2f64.powi(-digits);
@@ -220,7 +217,7 @@ mod tests {
         }
     }
 
-    /// Protects against rounding to f32 first, which gives 1.
+    /// Rounding to f32 first would give 1.
     #[test]
     fn just_above_a_middle_rounds_up() {
         let value = 1.0 + 2f64.powi(-11) + 2f64.powi(-40);
@@ -228,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ends_of_the_range() {
+    fn largest_and_smallest_numbers() {
         assert_eq!(decoded(Element::F16, &encoded(Element::F16, 65519.0)), 65504.0);
         assert_eq!(decoded(Element::F16, &encoded(Element::F16, 65520.0)), f64::INFINITY);
         assert_eq!(decoded(Element::F16, &encoded(Element::F16, -1e300)), f64::NEG_INFINITY);

@@ -10,8 +10,8 @@ pub(crate) fn orthonormal(rows: usize, columns: usize, seed: u64, name: &str) ->
 }
 
 /// One-sided Jacobi rotations in f64 (Hestenes 1958): `U`, singular values in descending order, `V`, with as many triplets
-/// as the matrix has columns. Accurate for small singular values too. `O(m n²)` operations for each of some ten sweeps, so
-/// that matrices must be small, or have few columns.
+/// as the matrix has columns. Accurate for small singular values too. `O(m n²)` operations for each of about ten sweeps, so matrices must
+/// be small or have few columns.
 ///
 /// Columns of `U` that belong to zeros are zero.
 pub(crate) fn jacobi(matrix: MatRef<'_, f64>) -> (Mat<f64>, Vec<f64>, Mat<f64>) {

@@ -1,14 +1,14 @@
-//! Reproducible random numbers: one seed, and a stream of its own for every name.
+//! Reproducible random numbers: one seed, and one stream for each name.
 
 use faer::Mat;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use rand_distr::{Distribution, Open01, StandardNormal};
 
-/// The generator of a name under a seed. The streams of two names are independent, so that adding a layer to a
-/// model changes no other layer.
+/// The generator of a name under a seed. The streams of two names are independent, so adding a layer to a model does not change other
+/// layers.
 pub fn stream(seed: u64, name: &str) -> ChaCha8Rng {
-    // FNV-1a: spreads names over the streams of the generator; nothing depends on its being hard to invert.
+    // FNV-1a: spreads names over the streams of the generator; it does not need to be hard to invert.
     let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
     });
@@ -47,7 +47,7 @@ pub fn uniform(rows: usize, columns: usize, seed: u64, name: &str) -> Mat<f32> {
 mod tests {
     use super::*;
 
-    /// What a layer starts from depends on the seed and on its own name, and on nothing else.
+    /// The start of a layer depends only on the seed and on its name.
     #[test]
     fn streams_belong_to_seed_and_name() {
         let matrix = |seed, name| gaussian::<f64>(3, 2, seed, name);

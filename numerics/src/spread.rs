@@ -1,8 +1,8 @@
-//! How activations spread about their mean, in a few numbers: what a reader is told of a site. No factor depends on them.
+//! A few numbers for reports about how activations spread about their mean. No factor depends on them.
 //!
 //! With the covariance `Σ`: the effective rank is the participation ratio `(tr Σ)² / |Σ|²_F`, which is `d` for an isotropic
-//! distribution and 1 for one on a line; the top share is `λ₁(Σ) / tr Σ`. Both come from the stored sums without a
-//! further matrix and without its eigendecomposition: `O(d²)` operations and `O(d)` memory.
+//! distribution and 1 for one on a line; the top share is `λ₁(Σ) / tr Σ`. Both come from the stored sums without a further matrix or an
+//! eigendecomposition: `O(d²)` operations and `O(d)` memory.
 
 use crate::constraint::RESOLUTION;
 use crate::dense;
@@ -20,10 +20,10 @@ pub struct Spread {
     pub mean_square: f64,
     /// `tr Σ = E|x − μ|²`.
     pub variance: f64,
-    /// `(tr Σ)² / |Σ|²_F`, from 1 to `d`; 0 where all rows are equal.
+    /// `(tr Σ)² / |Σ|²_F`, from 1 to `d`; 0 if all rows are equal.
     pub effective_rank: f64,
-    /// Share of the variance along the direction that has most of it; 0 where all rows are equal. Approached from below:
-    /// the error is far below a per cent unless many directions are nearly as strong.
+    /// Share of the variance along the direction that has most of it; 0 if all rows are equal. A lower bound: the error is far below one
+    /// per cent unless many directions are nearly as strong.
     pub top_share: f64,
 }
 
@@ -31,7 +31,7 @@ pub struct Spread {
 const STEPS: usize = 24;
 
 impl Spread {
-    /// What the moments of a site say of its spread.
+    /// The spread of the rows of a site.
     ///
     /// # Errors
     /// [`Error::NoRows`](crate::error::Error::NoRows);
@@ -50,7 +50,7 @@ impl Spread {
 }
 
 impl Spread {
-    /// As [`Self::of`], of unit vectors that were met this often: `Σ = diag(p) − p pᵀ`.
+    /// As [`Self::of`], for the unit vectors of tokens: `Σ = diag(p) − p pᵀ`.
     pub fn of_tokens(counts: &Counts) -> Self {
         let shares = counts.frequencies();
         let variance = counts.variance();
@@ -63,7 +63,7 @@ impl Spread {
     }
 }
 
-/// `|diag(p) − p pᵀ|²_F`, as a sum of what is on the diagonal and beside it: nothing cancels, however much of all is one token.
+/// `|diag(p) − p pᵀ|²_F`, as a sum of diagonal and other entries: nothing cancels, even if one token dominates.
 fn squared_norm_of_tokens(counts: &Counts) -> f64 {
     let total = counts.total() as f64;
     let mut before = 0.0;
@@ -77,8 +77,8 @@ fn squared_norm_of_tokens(counts: &Counts) -> f64 {
     terms.sum()
 }
 
-/// The largest eigenvalue of `diag(p) − p pᵀ`: where `Σ pᵢ² / (pᵢ − x) = 1` between the two largest shares (Golub 1973). Since the
-/// shares sum to one, that is where `Σ pᵢ / (pᵢ − x) = 0`, which tells small `x` apart.
+/// The largest eigenvalue of `diag(p) − p pᵀ`: where `Σ pᵢ² / (pᵢ − x) = 1` between the two largest shares (Golub 1973). Since the shares
+/// sum to one, that is where `Σ pᵢ / (pᵢ − x) = 0`, which separates small `x`.
 fn largest_of_tokens(shares: &[f64]) -> f64 {
     let mut descending = shares.to_vec();
     descending.sort_by(|a, b| b.total_cmp(a));
@@ -86,7 +86,7 @@ fn largest_of_tokens(shares: &[f64]) -> f64 {
         [first, second, ..] => (first, second),
         _ => return 0.0,
     };
-    /// Halvings after which the bounds are neighbours.
+    /// Bisections after which the bounds are neighbouring numbers.
     const STEPS: usize = 64;
     for _ in 0..STEPS {
         let middle = 0.5 * (low + high);
@@ -184,7 +184,7 @@ fn largest_eigenvalue(covariance: &Covariance<'_>) -> Result<f64> {
             }
         }
         let rest = next.norm_l2();
-        // The space that was visited is invariant: it holds the eigenvector.
+        // The visited space is invariant, so it contains the eigenvector.
         if rest <= f64::EPSILON * covariance.trace() {
             break;
         }
@@ -212,7 +212,7 @@ mod tests {
         fn agrees_with_the_eigenvalues(width: u8, strength: u8, seed: u64) -> bool {
             let width = usize::from(width % 60) + 1;
             let mut rows = gaussian::<f32>(300, width, seed, "rows");
-            // A direction that stands out, and a mean.
+            // One strong direction, and a mean.
             for i in 0..300 {
                 rows[(i, 0)] = rows[(i, 0)] * f32::from(strength % 20) + 3.0;
             }
@@ -234,7 +234,7 @@ mod tests {
     }
 
     quickcheck! {
-        /// Counts have the spread of the unit vectors that they count.
+        /// The spread of counts is that of the unit vectors.
         fn counts_are_those_of_unit_vectors(counts: Vec<u8>) -> bool {
             let counts: Vec<u64> = counts.iter().take(20).map(|count| u64::from(count % 5)).chain([1, 3]).collect();
             let tokens = || counts.iter().enumerate().flat_map(|(token, &count)| (0..count).map(move |_| token));
@@ -250,9 +250,9 @@ mod tests {
         }
     }
 
-    /// Two tokens spread along one line, and so do they where nearly all that was met is one of them.
+    /// Two tokens spread along one line, also if one of them is very rare.
     #[test]
-    fn a_token_that_is_nearly_all() {
+    fn one_token_dominates() {
         for many in [1, 1_000, 10_000_000_000, u64::MAX - 1] {
             for counts in [vec![many, 1], vec![1, many], vec![0, 1, many, 0]] {
                 let spread = Spread::of_tokens(&Counts::new(counts.clone()).unwrap());
@@ -262,14 +262,14 @@ mod tests {
         }
     }
 
-    /// One token alone is no spread.
+    /// A single token has no spread.
     #[test]
     fn one_token_has_no_spread() {
         let spread = Spread::of_tokens(&Counts::new(vec![0, 4]).unwrap());
         assert_eq!((spread.mean_square, spread.variance, spread.top_share), (1.0, 0.0, 0.0));
     }
 
-    /// No variance is no spread, and no division by zero; no rows are an error.
+    /// Without variance there is no spread and no division by zero; without rows there is an error.
     #[test]
     fn equal_rows_have_no_spread() {
         let spread = Spread::of(&Moments::of(Mat::from_fn(9, 3, |_, _| 2.0f32).as_ref()).unwrap()).unwrap();

@@ -1,11 +1,12 @@
-//! Statistics of activations that straightforward numerics get wrong: few rows, small ridges, loud channels. Against float64
-//! oracles that are written here, from the rows themselves, and share nothing with the library.
+//! Statistics that simple numerics get wrong: few rows, small ridges, loud channels. Compared with f64 oracles from the rows, which share
+//! no code with the library.
 
 use cntlora_numerics::constraint::{
     ChannelScale, Constraint, Coupling, Evidence, Norm, Shrinkage, SiteOperator, Terms,
 };
-use cntlora_numerics::factors::{LayerShape, Start, Strength};
-use cntlora_numerics::method::{Basis, Method, Options};
+use cntlora_numerics::factors::{Start, Strength};
+use cntlora_numerics::initializer::Initializer;
+use cntlora_numerics::method::{Method, Options};
 use cntlora_numerics::moments::Moments;
 use cntlora_numerics::random::gaussian;
 use cntlora_numerics::rank::{Limits, Policy};
@@ -105,13 +106,12 @@ fn options(method: Method, coupling: Coupling, ridge: f64) -> Options {
 }
 
 fn product(evidence: Evidence<'_>, weight: &Mat<f32>, options: &Options) -> Mat<f64> {
-    let basis = Basis::new(Some(evidence), "site", options, Par::Seq).unwrap();
-    let draft = basis.decompose(weight.as_ref(), &LayerShape::Linear, "w", options, Par::Seq).unwrap();
-    let factors = draft.initialize(RANK, options).unwrap().factors;
+    let site = Initializer::new(options.clone()).unwrap().site(evidence).unwrap();
+    let factors = site.layer("w", weight.as_ref()).unwrap().factors().unwrap();
     double(&factors.b) * double(&factors.a)
 }
 
-/// Rows with a spectrum that falls, in general directions.
+/// Rows with a decaying spectrum, in general directions.
 fn rows(count: usize, width: usize, seed: u64) -> Mat<f32> {
     let mixing = gaussian::<f32>(width, width, seed, "mixing") * Scale(1.0 / (width as f32).sqrt());
     let plain = gaussian::<f32>(count, width, seed, "rows");
@@ -121,7 +121,7 @@ fn rows(count: usize, width: usize, seed: u64) -> Mat<f32> {
     Mat::from_fn(count, width, |i, j| mixed[(i, j)] + 0.1 * offset[(0, j)])
 }
 
-/// A weight whose leading directions are told apart.
+/// A weight with well separated leading directions.
 fn weight(outputs: usize, width: usize) -> Mat<f32> {
     let plain = gaussian::<f32>(outputs, width, 3, "weight");
     Mat::from_fn(outputs, width, |i, j| plain[(i, j)] * 0.7f32.powi(i as i32))
@@ -129,10 +129,10 @@ fn weight(outputs: usize, width: usize) -> Mat<f32> {
 
 const WIDTH: usize = 256;
 
-/// Directions that no row has are left alone, however small the ridge: with the noise of the sums in them, the product was off by
+/// Directions that no row has do not contribute, for every small ridge. With the noise of the sums in them, the error of the product was
 /// 41 % at a ridge of 1e-4, and 5600-fold at 1e-6.
 #[test]
-fn fewer_rows_than_width_and_a_small_ridge_amplify_no_noise() {
+fn few_rows_with_a_small_ridge_do_not_amplify_noise() {
     let (target, source) = (rows(90, WIDTH, 1), rows(70, WIDTH, 2));
     let weight = weight(40, WIDTH);
     let (x, z) = (Moments::of(target.as_ref()).unwrap(), Moments::of(source.as_ref()).unwrap());
@@ -164,7 +164,7 @@ fn fewer_rows_than_width_and_a_small_ridge_amplify_no_noise() {
     assert!(worst < 3e-3, "{report}");
 }
 
-/// Rows whose first channels are a thousand times as loud, and a weight that makes up for it, as real models have them.
+/// Rows whose first channels are a thousand times as loud, with a weight that compensates for it, as in real models.
 fn with_loud_channels(rows: &Mat<f32>, weight: &Mat<f32>, loud: usize) -> (Mat<f32>, Mat<f32>) {
     let gain = |j: usize| if j < loud { 1000.0 } else { 1.0 };
     (
@@ -173,10 +173,10 @@ fn with_loud_channels(rows: &Mat<f32>, weight: &Mat<f32>, loud: usize) -> (Mat<f
     )
 }
 
-/// Ordinary channels get the update that they get without loud ones beside them. With the mean as the scale of a channel they
-/// kept less than a third of it.
+/// Ordinary channels get the same update with and without loud channels. With the mean as the scale of a channel they kept less than a
+/// third of it.
 #[test]
-fn loud_channels_leave_ordinary_ones_what_they_have() {
+fn loud_channels_do_not_change_ordinary_ones() {
     const LOUD: usize = 4;
     let (x, w) = (rows(2000, WIDTH, 5), weight(40, WIDTH));
     let of = |coupling, channel_scale, loud| {
@@ -193,7 +193,7 @@ fn loud_channels_leave_ordinary_ones_what_they_have() {
             let median = distance(&of(coupling, ChannelScale::Median, loud), &wanted);
             let mean = distance(&of(coupling, ChannelScale::Mean, loud), &wanted);
             println!("{coupling:?}, {loud} loud channels: median {median:.3}, mean {mean:.3}");
-            // The transport also takes away what the loud channels and the ordinary ones have in common.
+            // The transport also removes the correlation between loud and ordinary channels.
             let tolerance = if coupling == Coupling::Transport { 0.2 } else { 0.05 };
             assert!(median < tolerance, "{coupling:?}, {loud}: {median}");
             assert!(mean > 0.5, "{coupling:?}, {loud}: {mean}");
@@ -201,9 +201,9 @@ fn loud_channels_leave_ordinary_ones_what_they_have() {
     }
 }
 
-/// White rows ask for no transport: what there is of an update is the noise of few rows. Shrinkage takes most of it away.
+/// White rows need no transport: the update is only the noise of few rows. Shrinkage removes most of it.
 #[test]
-fn shrinkage_takes_noise_out_of_the_update() {
+fn shrinkage_removes_noise_from_the_update() {
     for count in [WIDTH, 4 * WIDTH] {
         let moments = Moments::of(gaussian::<f32>(count, WIDTH, 7, "rows").as_ref()).unwrap();
         let evidence = Evidence { target: &moments, source: None, change: None };
@@ -221,7 +221,7 @@ fn shrinkage_takes_noise_out_of_the_update() {
     }
 }
 
-/// The share that Oracle Approximating Shrinkage takes, from its formula and the correlations of the rows.
+/// The shrinkage, from the formula of Oracle Approximating Shrinkage and the correlations of the rows.
 #[test]
 fn shrinkage_is_that_of_the_formula() {
     let (count, width) = (30, 12);

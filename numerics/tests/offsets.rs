@@ -1,8 +1,9 @@
-//! Activations far from zero, and pairs that are close together: the products against plain computations in f64.
+//! Activations far from zero, and pairs that are close together: the products agree with plain computations in f64.
 
 use cntlora_numerics::constraint::{ChannelScale, Coupling, Evidence};
-use cntlora_numerics::factors::{LayerShape, Start, Strength};
-use cntlora_numerics::method::{Basis, Method, Options, cntlora as method};
+use cntlora_numerics::factors::{Start, Strength};
+use cntlora_numerics::initializer::Initializer;
+use cntlora_numerics::method::{Method, Options};
 use cntlora_numerics::moments::{Moments, PairedMoments, Sides};
 use cntlora_numerics::random::gaussian;
 use cntlora_numerics::rank::{Limits, Policy};
@@ -14,7 +15,7 @@ const ROWS: usize = 3000;
 const WIDTH: usize = 24;
 const OUTPUTS: usize = 16;
 const RANK: usize = 4;
-/// Damping so weak that it hardly decides the result, whatever it is relative to.
+/// Damping that is so weak that it hardly affects the result.
 const RIDGE: f64 = 1e-8;
 
 /// Correlated channels of deviations from 0.4 to 2, each with a mean of about 100.
@@ -54,7 +55,7 @@ fn damped(matrix: &Mat<f64>) -> Mat<f64> {
 fn plain_product(rows: &Mat<f64>, weight: &Mat<f64>, change: &Mat<f64>) -> Mat<f64> {
     let second = damped(&mean_product(rows, rows));
     let factor = second.llt(Side::Lower).unwrap();
-    // W (K − C) G⁻ᵀ, by way of its transpose.
+    // W (K − C) G⁻ᵀ, from its transpose.
     let mut image = (weight * change).transpose().to_owned();
     faer::linalg::triangular_solve::solve_lower_triangular_in_place(factor.L(), image.as_mut(), Par::Seq);
     let svd = image.thin_svd().unwrap();
@@ -75,8 +76,9 @@ fn product(evidence: Evidence<'_>, weight: &Mat<f32>, coupling: Coupling) -> Mat
         channel_scale: ChannelScale::Mean,
         ..Options::default()
     };
-    let made = method::initialize(evidence, weight.as_ref(), "layer", &options, Par::Seq).unwrap();
-    double(&made.factors.b) * double(&made.factors.a)
+    let site = Initializer::new(options).unwrap().site(evidence).unwrap();
+    let factors = site.layer("layer", weight.as_ref()).unwrap().factors().unwrap();
+    double(&factors.b) * double(&factors.a)
 }
 
 fn assert_near(found: &Mat<f64>, wanted: &Mat<f64>, tolerance: f64) {
@@ -124,17 +126,15 @@ fn eva_at_means_of_100_deviations() {
         ..Options::default()
     };
     let moments = Moments::of(x.as_ref()).unwrap();
-    let evidence = Evidence { target: &moments, source: None, change: None };
-    let basis = Basis::new(Some(evidence), "site", &options, Par::Seq).unwrap();
+    let site = Initializer::new(options).unwrap().site(&moments).unwrap();
     let weight = gaussian::<f32>(OUTPUTS, WIDTH, 1, "weight");
-    let draft = basis.decompose(weight.as_ref(), &LayerShape::Linear, "layer", &options, Par::Seq).unwrap();
-    let rows = double(&draft.initialize(RANK, &options).unwrap().factors.a);
+    let rows = double(&site.layer("layer", weight.as_ref()).unwrap().factors().unwrap().a);
     let eigen = covariance(&double(&x)).self_adjoint_eigen(Side::Lower).unwrap();
     let leading = eigen.U().subcols(WIDTH - RANK, RANK);
     assert_near(&(rows.transpose() * &rows), &(leading * leading.transpose()), 1e-4);
 }
 
-/// The product of pairs is that of their differences, however close they are.
+/// The product of pairs is that of their differences, for pairs that are very close.
 #[test]
 fn paired_rows_that_are_close() {
     let x = gaussian::<f64>(ROWS, WIDTH, 2, "x");

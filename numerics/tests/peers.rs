@@ -1,13 +1,14 @@
-//! The peers' methods against PEFT's own results on small layers (`golden/peers.py`), and what each of them promises.
+//! The other methods against PEFT's results on small layers (`golden/peers.py`), and the properties of each method.
 
-use cntlora_numerics::constraint::Evidence;
 use cntlora_numerics::error::{Error, Result};
 use cntlora_numerics::factors::{Factors, LayerShape, Start};
+use cntlora_numerics::initializer::Initializer;
 use cntlora_numerics::low_rank::truncated_svd;
-use cntlora_numerics::method::{Basis, Draft, Method, Options, RankRule};
+use cntlora_numerics::method::{Draft, Method, Options, RankRule};
 use cntlora_numerics::moments::Moments;
 use cntlora_numerics::random::gaussian;
 use cntlora_numerics::rank::{self, Layer, Limits, Policy};
+use expect_test::expect;
 use faer::{Mat, MatRef, Par};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -52,7 +53,7 @@ fn matrix(rows: &Rectangle) -> Mat<f32> {
 }
 
 impl Golden {
-    /// What the layer of this name reads.
+    /// The moments of the layer's input.
     fn moments(&self, layer: &str) -> Moments {
         let site = if layer == "o" { "z" } else { "x" };
         Moments::of(matrix(&self.activations[site]).as_ref()).unwrap()
@@ -80,8 +81,8 @@ fn draft_of(
     name: &str,
     options: &Options,
 ) -> Result<Draft> {
-    let evidence = Evidence { target: moments, source: None, change: None };
-    Basis::new(Some(evidence), "site", options, Par::Seq)?.decompose(weight, shape, name, options, Par::Seq)
+    let site = Initializer::new(options.clone())?.site(moments)?;
+    Ok(site.layer_of_shape(name, weight, shape)?.into_draft())
 }
 
 /// Difference relative to the larger of the two.
@@ -95,7 +96,7 @@ fn row_space(a: &Mat<f32>) -> Mat<f32> {
     &svd.v * svd.v.transpose()
 }
 
-/// The products, and with them the residual base, are PEFT's; so are the spaces that either factor spans.
+/// The products, and so the residual base, agree with PEFT, and so do the spaces that both factors span.
 #[test]
 fn products_and_subspaces_are_those_of_peft() {
     let golden = golden();
@@ -120,7 +121,7 @@ fn products_and_subspaces_are_those_of_peft() {
     }
 }
 
-/// Where PEFT's factors are defined up to signs, so are ours: PiSSA's singular vectors, OLoRA's basis.
+/// Factors that are defined up to signs agree with PEFT up to signs: PiSSA's singular vectors, OLoRA's basis.
 #[test]
 fn factors_are_those_of_peft_up_to_signs() {
     let golden = golden();
@@ -140,7 +141,7 @@ fn factors_are_those_of_peft_up_to_signs() {
     }
 }
 
-/// EVA's directions, with their signs, and the ranks that its redistribution gives.
+/// EVA's directions with their signs, and its ranks, agree with PEFT.
 #[test]
 fn eva_is_that_of_peft() {
     let golden = golden();
@@ -173,7 +174,7 @@ fn eva_is_that_of_peft() {
     assert!(shared, "some layer must get another rank than the others");
 }
 
-/// MiLoRA's product is what the leading triplets leave of the weight, seen from the other end.
+/// MiLoRA's product is the weight minus its leading triplets.
 #[test]
 fn milora_takes_the_last_triplets() {
     let weight = gaussian::<f32>(9, 7, 0, "weight");
@@ -189,7 +190,7 @@ fn milora_takes_the_last_triplets() {
     assert!(distance(&(first + last), &weight) < 1e-5);
 }
 
-/// The distributions of random factors: PEFT's bounds and deviations.
+/// Random factors have the bounds and deviations of PEFT.
 #[test]
 fn random_factors_are_distributed_as_in_peft() {
     let (outputs, inputs, rank) = (50, 400, 40);
@@ -208,7 +209,7 @@ fn random_factors_are_distributed_as_in_peft() {
     assert!(kaiming.norm_max() <= bound && near(deviation(&kaiming), bound / 3f32.sqrt()));
     assert!(near(deviation(&factors(Method::Gaussian).a), 1.0 / rank as f32));
 
-    // A group has its share of the rows, and they are as large as those of the whole.
+    // A group has its share of the rows, and they are as large as those of the whole module.
     let group = LayerShape::Group { count: 4, kernel: vec![1] };
     let a = of_shape(Method::Gaussian, &group, rank / 4).a;
     assert!(a.nrows() == rank / 4 && near(deviation(&a), 1.0 / rank as f32), "{}", deviation(&a));
@@ -229,30 +230,30 @@ fn random_factors_are_distributed_as_in_peft() {
     assert!((&b * &a).norm_max() < 1e-5);
 }
 
-/// Its factors come in pairs, so there are none for a layer of one output.
+/// The factors come in pairs, so there are none for a layer with one output.
 #[test]
 fn orthogonal_factors_have_no_rank_of_one() {
     let weight = gaussian::<f32>(1, 5, 0, "weight");
     let options = options(Method::Orthogonal, 4);
     let refused =
         draft_of(&Moments::new(5), weight.as_ref(), &LayerShape::Linear, "w", &options).unwrap_err();
-    assert_eq!(refused.to_string(), "the method orthogonal has no rank below 2: its factors come in pairs");
+    expect!["the method orthogonal does not support a rank below 2: its factors come in pairs"]
+        .assert_eq(&refused.to_string());
 }
 
-/// What is left of the variance of equal rows with a large mean is rounding, and gives no directions.
+/// The computed variance of equal rows with a large mean is rounding error, and gives no directions.
 #[test]
-fn equal_rows_have_no_directions_however_large() {
+fn equal_rows_have_no_directions() {
     for exponent in 0..20 {
         let value = 1.7f32.powi(exponent);
         let rows = Mat::from_fn(8, 6, |_, j| value * (1.0 + 0.1 * j as f32));
         let moments = Moments::of(rows.as_ref()).unwrap();
-        let evidence = Evidence { target: &moments, source: None, change: None };
-        let refused = Basis::new(Some(evidence), "site", &options(Method::Eva, 2), Par::Seq).unwrap_err();
+        let refused = Initializer::new(options(Method::Eva, 2)).unwrap().site(&moments).unwrap_err();
         assert_eq!(refused, Error::NoVariation { what: "all rows of activations are equal" }, "{value}");
     }
 }
 
-/// Every method, on layers of any shape: the starts that leave the model alone do so, and the same layer gives the same bits.
+/// For every method and shape: starts that do not change the model do not, and the same layer gives the same bits.
 #[test]
 fn every_method_is_reproducible_and_keeps_its_start() {
     for method in Method::ALL {
@@ -279,7 +280,7 @@ fn every_method_is_reproducible_and_keeps_its_start() {
     }
 }
 
-/// What a method does not have is refused with what it has.
+/// An unsupported combination is refused with the supported ones.
 #[test]
 fn missing_combinations_are_refused() {
     let texts =
@@ -299,19 +300,18 @@ fn missing_combinations_are_refused() {
             assert_eq!(refused, !legal, "{} {ranks:?}", method.name());
         }
     }
-    assert_eq!(
-        texts(Options { start: Start::Zero, ranks: Policy::Energy(0.5), ..options(Method::Milora, 4) }),
-        [
-            "the method milora has no start zero: it has residual, mirrored",
-            "the method milora has no ranks by this rule: it has one rank for all layers",
-        ]
-    );
-    assert_eq!(
-        texts(options(Method::Orthogonal, 3)),
-        ["rank 3 is odd, but the method orthogonal needs an even rank"]
-    );
-    assert_eq!(
-        texts(Options { start: Start::Mirrored, ..options(Method::Pissa, 3) }),
-        ["rank 3 is odd, but the mirrored start needs an even rank"]
-    );
+    let refused = [
+        Options { start: Start::Zero, ranks: Policy::Energy(0.5), ..options(Method::Milora, 4) },
+        Options { ranks: Policy::Budget(9), ..options(Method::Eva, 4) },
+        Options { ranks: Policy::Shared(4), ..options(Method::Pissa, 4) },
+        options(Method::Orthogonal, 3),
+        Options { start: Start::Mirrored, ..options(Method::Pissa, 3) },
+    ];
+    expect![[r#"
+        the method milora does not support start zero: it supports residual, mirrored
+        the method milora does not support this choice of ranks: it supports one rank for all layers
+        the method eva does not support this choice of ranks: it supports a rank that layers share, or one rank for all layers
+        the method pissa does not support this choice of ranks: it supports one rank for all layers, a share of the energy, or a budget
+        rank 3 is odd, but the method orthogonal needs an even rank
+        rank 3 is odd, but the mirrored start needs an even rank"#]].assert_eq(&refused.map(|options| texts(options).join("\n")).join("\n"));
 }

@@ -1,12 +1,13 @@
-//! Small problems, whole: from rows to factors, against the numpy reference of the method (`golden/generate.py`).
+//! Small problems from rows to factors, against the numpy reference of the method (`golden/generate.py`).
 
-use cntlora_numerics::constraint::{ChannelScale, Constraint, Coupling, Evidence, Norm};
+use cntlora_numerics::constraint::{ChannelScale, Coupling, Evidence, Norm};
 use cntlora_numerics::factors::{Start, Strength};
-use cntlora_numerics::method::{Options, cntlora as method};
+use cntlora_numerics::initializer::Initializer;
+use cntlora_numerics::method::{Draft, Options};
 use cntlora_numerics::moments::{Moments, PairedMoments};
 use cntlora_numerics::rank::{self, Layer, Limits, Policy};
 use cntlora_numerics::simd::{Rows, Values, Workspace};
-use faer::{Mat, MatRef, Par};
+use faer::{Mat, MatRef};
 use serde::Deserialize;
 
 type Rectangle = Vec<Vec<f64>>;
@@ -69,7 +70,7 @@ fn distance(a: MatRef<'_, f32>, wanted: &Rectangle) -> f32 {
     (a - &wanted).norm_max() / wanted.norm_max()
 }
 
-/// The moments of pairs, from differences and rows laid side by side.
+/// The moments of pairs, from differences and rows side by side.
 fn paired(data: &Data) -> PairedMoments {
     let values: Vec<f32> = data
         .source
@@ -86,8 +87,8 @@ fn paired(data: &Data) -> PairedMoments {
     moments
 }
 
-/// Factors, singular values and strength of every coupling, with and without a source, a preservation weight and the
-/// activations' norm.
+/// Factors, singular values and strength agree for every coupling, with and without a source, a preservation weight and the activations'
+/// norm.
 #[test]
 fn factors_are_those_of_the_reference() {
     let golden = golden();
@@ -125,9 +126,13 @@ fn factors_are_those_of_the_reference() {
             case.data, case.coupling, case.source, case.preserve, case.norm
         );
         let weight = matrix(&data.weight);
-        let constraint = Constraint::new(evidence, options.terms(), Par::Seq).unwrap();
-        let decomposition =
-            method::decompose(&constraint, weight.as_ref(), "layer", &options, Par::Seq).unwrap();
+        let layer = Initializer::new(options)
+            .unwrap()
+            .site(evidence)
+            .unwrap()
+            .layer("layer", weight.as_ref())
+            .unwrap();
+        let Draft::Update(decomposition) = layer.draft() else { panic!("{label}: no update") };
         let sigma = &decomposition.components.sigma;
         for (found, wanted) in sigma.iter().zip(&case.singular_values) {
             assert!((found - wanted).abs() < 1e-4 * case.singular_values[0], "{label}: {found} for {wanted}");
@@ -135,16 +140,16 @@ fn factors_are_those_of_the_reference() {
         let energy: f64 = case.singular_values.iter().map(|s| s * s).sum();
         assert!((decomposition.energy / energy - 1.0).abs() < 1e-4, "{label}");
 
-        let made = method::initialize(evidence, weight.as_ref(), "layer", &options, Par::Seq).unwrap();
-        let down = distance(made.factors.a.as_ref(), &case.down);
-        let up = distance(made.factors.b.as_ref(), &case.up);
+        let made = layer.factors().unwrap();
+        let down = distance(made.a.as_ref(), &case.down);
+        let up = distance(made.b.as_ref(), &case.up);
         assert!(down < 2e-3 && up < 2e-3, "{label}: {down} {up}");
         let strength = decomposition.components.strength(case.rank, Strength::MaxShift(0.05));
         assert!((strength / case.strength - 1.0).abs() < 1e-3, "{label}: {strength} for {}", case.strength);
     }
 }
 
-/// The greedy allocation, with its order among ties, is that of the reference.
+/// The greedy allocation, including the order of ties, is that of the reference.
 #[test]
 fn budgets_are_spent_as_the_reference_spends_them() {
     let golden = golden();

@@ -1,7 +1,7 @@
-//! Reading the rows of a site, block by block, ahead of whoever uses them.
+//! Reads the rows of a site ahead, block by block.
 //!
-//! A thread fills one buffer while the block in the other one is in use. So reading, and the waiting for a disk, overlap with
-//! computing, and a stream holds two blocks of rows, however long it is.
+//! A thread fills one buffer while the block in the other buffer is in use. So reading overlaps with computing, and a stream of any
+//! length needs two blocks of memory.
 
 use super::{ActivationSet, Part, Site, Span};
 use crate::element::Element;
@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
 
-/// The numbers of a block, in the format of the file. Words, so that numbers of every format are aligned in it.
+/// The numbers of a block, in the format of the file. The element type `u64` aligns numbers of all formats.
 type Buffer = Vec<u64>;
 
 /// A stream of row blocks.
@@ -24,26 +24,26 @@ pub struct Blocks<'a> {
     /// The block in use.
     buffer: Buffer,
     filled: Receiver<Result<(Span, Buffer), Problem>>,
-    /// Buffers go back to the reader here; it ends when this is gone.
+    /// Returns buffers to the reader. The reader ends when this is dropped.
     empty: Option<Sender<Buffer>>,
     reader: Option<JoinHandle<()>>,
 }
 
-/// Some rows and where they are from.
+/// A block of rows, and its place in the files.
 #[derive(Debug)]
 pub struct Block<'a> {
     /// The numbers.
     pub rows: Rows<'a>,
     /// The file.
     pub path: &'a Path,
-    /// The tensor in it (for `.npy` the file's stem).
+    /// The tensor in the file; for `.npy`, the stem of the file name.
     pub tensor: &'a str,
-    /// Row of the file's tensor that comes first here.
+    /// First row within the tensor.
     pub first_row: u64,
 }
 
 impl<'a> Blocks<'a> {
-    /// How many blocks a stream holds: one in use, one being filled.
+    /// Number of blocks in memory: one in use, one being filled.
     pub const HELD: usize = 2;
 
     pub(super) fn new(
@@ -54,7 +54,7 @@ impl<'a> Blocks<'a> {
         let (empty, empties) = channel();
         let (fill, filled) = channel();
         for _ in 1..Self::HELD {
-            // The receiver is alive: it is two lines above.
+            // The receiver still exists, so this cannot fail.
             let _ = empty.send(Buffer::new());
         }
         let refused = fill.clone();
@@ -76,21 +76,21 @@ impl<'a> Blocks<'a> {
         };
         let reader = thread::Builder::new().name("reader".into()).spawn(read);
         let reader = reader.map_err(|error| {
-            let problem = Problem::environment(format!("cannot start a thread that reads: {error}"));
-            // The receiver is part of what is returned.
+            let problem = Problem::environment(format!("cannot start a thread for reading: {error}"));
+            // The receiver still exists, so this cannot fail.
             let _ = refused.send(Err(problem));
         });
         Self { set, site, buffer: Buffer::new(), filled, empty: Some(empty), reader: reader.ok() }
     }
 
-    /// The rows of the next span; `None` after the last, and after an error.
+    /// The rows of the next span. `None` after the last span and after an error.
     ///
     /// # Errors
-    /// An I/O problem with file and tensor if they cannot be read, or if there is no memory for them.
+    /// An I/O problem with file and tensor if the rows cannot be read, or if there is not enough memory.
     #[allow(clippy::should_implement_trait, reason = "a block borrows the stream's buffer")]
     pub fn next(&mut self) -> Result<Option<Block<'_>>, Problem> {
         if let Some(empty) = &self.empty {
-            // The reader may have ended, after the last span or an error.
+            // The reader has ended after the last span or an error. Then this fails, which is harmless.
             let _ = empty.send(std::mem::take(&mut self.buffer));
         }
         let Ok(read) = self.filled.recv() else {
@@ -113,7 +113,7 @@ impl<'a> Blocks<'a> {
         Ok(Some(Block { rows, path, tensor: &part.tensor, first_row: span.first_row }))
     }
 
-    /// Waits for the reader, and goes on with its panic if it had one.
+    /// Waits for the reader, and resumes its panic if it had one.
     fn join(&mut self) {
         self.empty = None;
         if let Some(Err(panic)) = self.reader.take().map(JoinHandle::join)
@@ -124,19 +124,19 @@ impl<'a> Blocks<'a> {
     }
 }
 
-/// No file is read any more when the stream is gone.
+/// Stops reading when the stream is dropped.
 impl Drop for Blocks<'_> {
     fn drop(&mut self) {
         self.join();
     }
 }
 
-/// What the thread of a stream needs.
+/// The state of the reading thread.
 struct Reader {
     files: Arc<[Source]>,
     width: usize,
     parts: Vec<Part>,
-    /// A stretch of a column of a file in Fortran order, or the image that patches are cut from.
+    /// A part of a column of a file in Fortran order, or the image that patches are cut from.
     column: Vec<u8>,
 }
 
@@ -168,7 +168,7 @@ fn fill(
     } else if part.fortran_order {
         resize(column_buffer, span.rows * size, source)?;
         for column in 0..width {
-            // In range: the header was checked to describe no more than the file holds.
+            // This is in range, because the header was checked against the length of the file.
             let number = column as u64 * part.rows + span.first_row;
             source.read(column_buffer, part.offset + number * size as u64)?;
             let row_starts = bytes[column * size..].chunks_mut(row_length);
@@ -185,7 +185,7 @@ fn fill(
     Ok(())
 }
 
-/// Gives a buffer `length` numbers, without aborting when there is no memory for them.
+/// Resizes a buffer to `length` numbers. Returns an error if there is not enough memory.
 fn resize<T: Default + Copy>(buffer: &mut Vec<T>, length: usize, source: &Source) -> Result<(), Problem> {
     if length > buffer.len() {
         buffer.try_reserve_exact(length - buffer.len()).map_err(|_| out_of_memory(source))?;
@@ -195,5 +195,22 @@ fn resize<T: Default + Copy>(buffer: &mut Vec<T>, length: usize, source: &Source
 }
 
 fn out_of_memory(source: &Source) -> Problem {
-    Problem::environment("no memory for a block of its rows").in_file(source.path())
+    Problem::environment("not enough memory for a block of rows").in_file(source.path())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::snapshot;
+    use expect_test::expect;
+
+    #[test]
+    fn missing_memory_is_reported() {
+        let source = Source::from_bytes("a.safetensors", Vec::new());
+        let problem = resize::<u64>(&mut Vec::new(), usize::MAX, &source).unwrap_err();
+        expect![[r#"
+            a.safetensors: not enough memory for a block of rows
+        "#]]
+        .assert_eq(&snapshot(problem));
+    }
 }

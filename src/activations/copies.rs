@@ -1,14 +1,14 @@
-//! Copies of a file under another name, whose rows or tokens would count twice.
+//! Detects copies of a file under another name, whose rows or tokens would count twice.
 
 use super::{ActivationSet, Site};
 use crate::storage::{Problem, Problems, fingerprint, quoted};
 use std::collections::BTreeMap;
 
-/// The last bytes of a file, this many, tell most files of the same length from each other.
+/// Number of bytes at the end of a file that distinguish most files of the same length.
 const END: u64 = 4096;
 
-/// Refuses a file that has the content of an earlier one and is of the same site. Only files that have the same length and end alike
-/// are looked at more closely, by their [`fingerprint`].
+/// Refuses a file with the same content and the same site as an earlier file. Only files with the same length and the same end are
+/// compared by their [`fingerprint`].
 pub(super) fn refuse(set: &ActivationSet) -> Result<(), Problems> {
     let mut problems = Problems::default();
     let mut alike: BTreeMap<(u64, Vec<u8>), Vec<usize>> = BTreeMap::new();
@@ -26,8 +26,8 @@ pub(super) fn refuse(set: &ActivationSet) -> Result<(), Problems> {
             let known = seen.entry(content).or_default();
             if let Some(&copied) = known.iter().find(|&&earlier| share_a_site(set, earlier, index)) {
                 let copied = quoted(&set.files[copied].path().to_string_lossy());
-                let what = format!("its rows would count twice: it has the content of {copied}");
-                problems.push(Problem::data(what).in_file(file.path()).help("leave one of the two out"));
+                let what = format!("its rows would count twice: it is a copy of {copied}");
+                problems.push(Problem::data(what).in_file(file.path()).help("remove one of the two"));
             }
             known.push(index);
         }
@@ -35,7 +35,7 @@ pub(super) fn refuse(set: &ActivationSet) -> Result<(), Problems> {
     problems.or_ok(())
 }
 
-/// Modules that read one input may have a file each, with the same rows.
+/// Returns whether two files contain data of the same site. Modules with the same input can have equal files at different sites.
 fn share_a_site(set: &ActivationSet, one: usize, other: usize) -> bool {
     let holds = |site: &Site, file: usize| site.holders().iter().any(|(holder, _)| *holder == file);
     set.sites().any(|site| holds(site, one) && holds(site, other))
@@ -44,7 +44,9 @@ fn share_a_site(set: &ActivationSet, one: usize, other: usize) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::{Access, Category};
+    use crate::plan::testing::shown;
+    use crate::storage::Access;
+    use expect_test::expect;
     use std::fs;
     use std::path::Path;
 
@@ -60,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn copies_are_refused_and_what_is_only_alike_is_not() {
+    fn copies_are_refused_and_similar_files_are_accepted() {
         let folder = tempfile::tempdir().unwrap();
         let open = || ActivationSet::open(&[folder.path().to_owned()], Access::Auto);
         let content = vec![1; 3 * END as usize];
@@ -70,16 +72,17 @@ mod tests {
         write(&folder.path().join("q.1.npy"), &begins_otherwise);
         write(&folder.path().join("q.2.npy"), &content[8..]);
         write(&folder.path().join("k.npy"), &content);
-        assert!(open().is_ok(), "another module may read the same rows");
+        assert!(open().is_ok(), "another module can read the same rows");
         write(&folder.path().join("q.3.npy"), &content);
         let problems = open().unwrap_err();
-        assert_eq!((problems.0.len(), problems.category()), (1, Category::Data));
-        let said = problems.to_string();
-        let words = "q.3.npy: its rows would count twice: it has the content of ";
-        assert!(said.contains(words) && said.contains("q.0.npy"), "{said}");
+        expect![[r#"
+            Data: q.3.npy: its rows would count twice: it is a copy of "q.0.npy"
+                help: remove one of the two
+        "#]]
+        .assert_eq(&shown(&problems, folder.path()));
     }
 
-    /// Also of counts of tokens, whichever of the files that hold a site it is.
+    /// Copies of token counts are refused too, for any of the files of a site.
     #[test]
     fn copies_of_counts_are_refused() {
         let folder = tempfile::tempdir().unwrap();
@@ -88,12 +91,13 @@ mod tests {
         counts("e.0.npy", &[1, 2, 3]);
         counts("e.1.npy", &[1, 2, 4]);
         counts("f.npy", &[1, 2, 4]);
-        assert!(open().is_ok(), "another module may meet the same tokens");
+        assert!(open().is_ok(), "another module can read the same tokens");
         counts("e.2.npy", &[1, 2, 4]);
         let problems = open().unwrap_err();
-        assert_eq!((problems.0.len(), problems.category()), (1, Category::Data));
-        let said = problems.to_string();
-        let words = "e.2.npy: its rows would count twice: it has the content of ";
-        assert!(said.contains(words) && said.contains("e.1.npy"), "{said}");
+        expect![[r#"
+            Data: e.2.npy: its rows would count twice: it is a copy of "e.1.npy"
+                help: remove one of the two
+        "#]]
+        .assert_eq(&shown(&problems, folder.path()));
     }
 }

@@ -1,37 +1,37 @@
-//! Token counts, which are the activations of an embedding: a tensor of one axis, whose entry `i` says how often token `i` was
-//! met. They are small, and read when the files are opened.
+//! Token counts, the activations of an embedding: a tensor with one axis, whose entry `i` is the count of token `i`. Counts are small, and
+//! are read when the files are opened.
 
+use super::Site;
 use super::headers::StoredCounts;
-use super::{Recorded, Site};
 use crate::error::Error;
-use crate::moments::Counts;
+use crate::moments::{Counts, RowsOrTokens};
 use crate::storage::{Problem, Problems, Source, quoted};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
-/// Bytes that are read at once.
+/// Number of bytes to read at a time.
 const BLOCK: u64 = 1 << 20;
 
-/// The counts of a site in all files together.
+/// The token counts of a site, summed over all files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SiteCounts {
-    /// How often each token was met.
+    /// The count of each token.
     pub counts: Counts,
-    /// Bytes that hold them in the files.
+    /// Bytes of the counts in all files.
     pub bytes: u64,
-    /// Index of each file in [`ActivationSet::files`](super::ActivationSet::files) that holds some, and how many tokens it counts.
+    /// Index in [`ActivationSet::files`](super::ActivationSet::files) of each file with counts, and its number of counted tokens.
     pub(super) files: Vec<(usize, u64)>,
 }
 
 /// Reads the counts of a file.
 ///
 /// # Errors
-/// An I/O problem if they cannot be read; a data problem for what is no count, with its position.
+/// An I/O problem if the counts cannot be read; a data problem for an invalid count, with its position.
 fn read(source: &Source, stored: &StoredCounts) -> Result<Vec<u64>, Problem> {
     let mut counts = Vec::new();
     let room = usize::try_from(stored.tokens).ok().filter(|&tokens| counts.try_reserve_exact(tokens).is_ok());
     if room.is_none() {
-        return Err(Problem::environment("no memory for its counts"));
+        return Err(Problem::environment("not enough memory for the token counts"));
     }
     // The header was checked: the tensor is within the file.
     let (end, mut at) = (stored.offset + stored.bytes(), stored.offset);
@@ -44,8 +44,7 @@ fn read(source: &Source, stored: &StoredCounts) -> Result<Vec<u64>, Problem> {
             }
             let count = stored.number.whole(bytes).map_err(|found| {
                 let what = format!(
-                    "expected how often each token was met, whole numbers from 0 on, since it has one axis, found {found} for \
-                     token {}",
+                    "a tensor with one axis contains token counts: expected whole numbers from 0, found {found} for token {}",
                     counts.len()
                 );
                 Problem::data(what).help(
@@ -58,24 +57,24 @@ fn read(source: &Source, stored: &StoredCounts) -> Result<Vec<u64>, Problem> {
     Ok(counts)
 }
 
-/// The sum of what files hold of a site.
+/// The sum of the counts of a site over files.
 struct Sum {
     counts: Vec<u64>,
     bytes: u64,
     files: Vec<(usize, u64)>,
-    /// The first file, and the name of the tensor in it.
+    /// The first file, and the name of its tensor.
     first: (usize, String),
 }
 
-/// Sums of counts by site, while files are read.
+/// Sums of counts for each site, while files are read.
 #[derive(Default)]
 pub(super) struct Sums(BTreeMap<String, Sum>);
 
 impl Sums {
-    /// Adds what one file holds of a site.
+    /// Adds the counts of one file.
     ///
     /// # Errors
-    /// An I/O problem if it cannot be read; a data problem for what is no count, and for counts that do not fit to those of other files.
+    /// An I/O problem if the counts cannot be read; a data problem for invalid counts, and for counts that do not match other files.
     pub(super) fn add(&mut self, file: usize, stored: StoredCounts, files: &[Source]) -> Result<(), Problem> {
         let located = |problem: Problem| problem.in_file(files[file].path()).in_tensor(&stored.tensor);
         let counts = read(&files[file], &stored).map_err(located)?;
@@ -99,7 +98,7 @@ impl Sums {
         }
         for (sum, count) in sum.counts.iter_mut().zip(&counts) {
             *sum = sum.checked_add(*count).ok_or_else(|| {
-                located(Problem::data("its counts and those of other files are too large to be added"))
+                located(Problem::data("the sum of its counts and those of other files is too large"))
             })?;
         }
         sum.bytes = sum.bytes.saturating_add(stored.bytes());
@@ -107,7 +106,7 @@ impl Sums {
         Ok(())
     }
 
-    /// Adds a site for each sum. A site has either rows or counts.
+    /// Adds a site for each sum. A site has either rows or token counts.
     pub(super) fn into_sites(
         self,
         sites: &mut BTreeMap<String, Site>,
@@ -115,11 +114,11 @@ impl Sums {
         problems: &mut Problems,
     ) {
         for (name, Sum { counts, bytes, files: holders, first: (first_file, tensor) }) in self.0 {
-            let complain =
+            let refused =
                 |what: String| Problem::data(what).in_file(files[first_file].path()).in_tensor(&tensor);
             if let Some(site) = sites.get(&name) {
                 let other = files[site.first_file].path().display().to_string();
-                problems.push(complain(format!(
+                problems.push(refused(format!(
                     "expected rows of {} numbers as in {}, found counts of tokens",
                     site.width,
                     quoted(&other)
@@ -128,15 +127,38 @@ impl Sums {
             }
             let width = counts.len();
             let counts = problems.collect(Counts::new(counts).map_err(|error| match error {
-                Error::NoRows => complain(
-                    "expected at least one token in all files together, found none that was met".into(),
-                ),
-                error => complain(error.to_string()),
+                Error::NoRows => refused("all token counts are zero in all files".into()),
+                error => refused(error.to_string()),
             }));
             if let Some(counts) = counts {
-                let recorded = Recorded::Counts(SiteCounts { counts, bytes, files: holders });
+                let recorded = RowsOrTokens::Tokens(SiteCounts { counts, bytes, files: holders });
                 sites.insert(name.clone(), Site { name, width, modules: Vec::new(), first_file, recorded });
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::{Number, snapshot};
+    use expect_test::expect;
+
+    #[test]
+    fn missing_memory_is_reported() {
+        let stored = StoredCounts {
+            site: "e".into(),
+            tensor: "e".into(),
+            tokens: u64::MAX,
+            number: Number::from_name("U8").unwrap(),
+            offset: 0,
+            big_endian: false,
+        };
+        let source = Source::from_bytes("a.safetensors", Vec::new());
+        let problem = Sums::default().add(0, stored, &[source]).unwrap_err();
+        expect![[r#"
+            a.safetensors: tensor "e": not enough memory for the token counts
+        "#]]
+        .assert_eq(&snapshot(problem));
     }
 }

@@ -1,18 +1,17 @@
-//! From paths to opened files, in reading order.
+//! Opens files and folders, in reading order.
 
 use super::headers::npy_name;
-use crate::storage::{Access, Problem, Problems, Source, quoted};
+use crate::storage::{Access, Problem, Problems, Source, names_in, quoted};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Opens the files that `paths` and the folders among them name. Returns those that could be opened, in reading order.
+/// Opens the files in `paths` and in its folders. Returns the files that could be opened, in reading order.
 pub(super) fn open(paths: &[PathBuf], access: Access, problems: &mut Problems) -> Vec<Source> {
     if paths.is_empty() {
         problems.push(
-            Problem::usage("expected at least one file or folder with activations, found none")
-                .help("give files or folders after --activations"),
+            Problem::usage("no files or folders with activations were given")
+                .help("give files or folders with --activations"),
         );
     }
     let mut files: Vec<_> =
@@ -27,8 +26,8 @@ pub(super) fn open(paths: &[PathBuf], access: Access, problems: &mut Problems) -
             Some(Entry::Occupied(first)) => {
                 let first: &PathBuf = first.get();
                 let what =
-                    format!("the same file is given twice: also as {}", quoted(&first.to_string_lossy()));
-                problems.push(Problem::usage(what).in_file(path).help("leave one of the two out"));
+                    format!("the same file is given twice, also as {}", quoted(&first.to_string_lossy()));
+                problems.push(Problem::usage(what).in_file(path).help("remove one of the two"));
             }
             Some(Entry::Vacant(entry)) => {
                 entry.insert(path.clone());
@@ -43,27 +42,21 @@ pub(super) fn open(paths: &[PathBuf], access: Access, problems: &mut Problems) -
 /// The file itself, or the activation files in a folder.
 fn files_of(path: &Path) -> Result<Vec<PathBuf>, Problem> {
     if !path.is_dir() {
-        // What does not exist is reported when it is opened.
+        // A missing file is reported when it is opened.
         return if is_activations(path) || !path.exists() {
             Ok(vec![path.into()])
         } else {
-            Err(Problem::usage("expected a folder, a .safetensors file or a .npy file")
+            Err(Problem::usage("not a folder, a .safetensors file or a .npy file")
                 .in_file(path)
                 .help("save the activations with safetensors' save_file or numpy's save"))
         };
     }
-    let failed = |error| Problem::io("cannot list the folder", &error).in_file(path);
-    let mut files = Vec::new();
-    for entry in fs::read_dir(path).map_err(failed)? {
-        let file = entry.map_err(failed)?.path();
-        if is_activations(&file) {
-            files.push(file);
-        }
-    }
+    let files = names_in(path)?.into_iter().map(|name| path.join(name));
+    let files: Vec<PathBuf> = files.filter(|file| is_activations(file)).collect();
     if files.is_empty() {
-        return Err(Problem::usage("expected .safetensors or .npy files in the folder, found none")
+        return Err(Problem::usage("the folder contains no .safetensors or .npy files")
             .in_file(path)
-            .help("give the folder that holds the files themselves: folders in it are not searched"));
+            .help("give the folder that directly contains the files: folders inside it are not searched"));
     }
     Ok(files)
 }
@@ -72,7 +65,7 @@ fn is_activations(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == "safetensors" || extension == "npy")
 }
 
-/// Order of paths, except that parts of a `.npy` site are in order of number.
+/// The sort key of a path. The parts of a `.npy` site are sorted by number.
 fn reading_order(path: &Path) -> (PathBuf, Option<PartNumber>, PathBuf) {
     match npy_name(path) {
         Some((module, part)) => (path.with_file_name(module), part.map(part_number), path.into()),
@@ -80,7 +73,7 @@ fn reading_order(path: &Path) -> (PathBuf, Option<PartNumber>, PathBuf) {
     }
 }
 
-/// A decimal number of any length, in order of value: how many digits, and which.
+/// A decimal number of any length that sorts by value: the number of digits, and the digits.
 type PartNumber = (usize, String);
 
 fn part_number(digits: &str) -> PartNumber {
@@ -94,8 +87,8 @@ mod tests {
     use quickcheck::quickcheck;
 
     quickcheck! {
-        /// Part 10 comes after part 9, whatever zeros stand in front.
-        fn parts_are_in_order_of_number(a: u64, b: u64, zeros: u8) -> bool {
+        /// Part 10 comes after part 9, also with leading zeros.
+        fn parts_are_sorted_by_number(a: u64, b: u64, zeros: u8) -> bool {
             let name = |part: u64, zeros: usize| PathBuf::from(format!("q.{}{part}.npy", "0".repeat(zeros)));
             let (left, right) = (reading_order(&name(a, usize::from(zeros))), reading_order(&name(b, 0)));
             a == b || left.cmp(&right) == a.cmp(&b)
@@ -103,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn other_files_are_in_order_of_path() {
+    fn other_files_are_sorted_by_path() {
         let mut paths = ["b/q.npy", "a/z.safetensors", "a/q.10.npy", "a/q.2.npy", "a/q.npy"].map(Path::new);
         paths.sort_by_cached_key(|path| reading_order(path));
         let expected = ["a/q.npy", "a/q.2.npy", "a/q.10.npy", "a/z.safetensors", "b/q.npy"].map(Path::new);

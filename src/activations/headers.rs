@@ -1,32 +1,32 @@
-//! What one file of activations holds, from its header.
+//! The content of one file of activations, from its header.
 
 use super::Part;
 use super::unfold::{Convolution, Unfolding};
 use crate::element::Element;
-use crate::moments::Counts;
+use crate::moments::{Counts, RowsOrTokens};
 use crate::storage::json::UniqueKeys;
-use crate::storage::{Number, Problem, Problems, Source, npy, quoted, safetensors};
+use crate::storage::{Number, Problem, Problems, Schema, Source, npy, quoted, safetensors};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-/// Version of the metadata that this program writes and reads.
-const VERSION: u64 = 1;
+/// The metadata entry `cntlora`.
+const SCHEMA: Schema = Schema {
+    format: "activations",
+    newest: 1,
+    name: "activation metadata",
+    help: r#"write the metadata entry "cntlora" as {"format":"activations","version":1,"sites":{"<site>":["<module>", ...]}}"#,
+};
 
-/// What a file holds.
+/// The content of a file.
 pub(super) struct FileContent {
-    /// Its tensors, in order of name.
+    /// Its tensors, sorted by name.
     pub tensors: Vec<Stored>,
-    /// What its metadata says of sites: the modules that read each.
+    /// The modules that read each site, from the metadata.
     pub sites: BTreeMap<String, BTreeSet<String>>,
 }
 
-/// What a tensor holds.
-pub(super) enum Stored {
-    /// Rows of numbers.
-    Rows(StoredRows),
-    /// Counts of tokens.
-    Counts(StoredCounts),
-}
+/// The content of a tensor.
+pub(super) type Stored = RowsOrTokens<StoredRows, StoredCounts>;
 
 /// The rows of a site in one file.
 pub(super) struct StoredRows {
@@ -34,28 +34,28 @@ pub(super) struct StoredRows {
     pub site: String,
     /// Numbers per row.
     pub width: usize,
-    /// Where they are. Its file is for the caller to set.
+    /// The place of the rows. The caller sets the index of the file.
     pub part: Part,
 }
 
-/// The counts of a site in one file, and where they are.
+/// The token counts of a site in one file, and their place.
 pub(super) struct StoredCounts {
     /// Name of the site.
     pub site: String,
     /// Name of the tensor in the file, or the stem of the `.npy` file.
     pub tensor: String,
-    /// How many tokens there are to be counted.
+    /// Number of tokens in the vocabulary.
     pub tokens: u64,
     /// Format of the counts.
     pub number: Number,
-    /// Where the first of them is, in bytes from the start of the file.
+    /// Offset of the first count, in bytes from the start of the file.
     pub offset: u64,
-    /// Whether they are stored with the most significant byte first.
+    /// True if counts are stored with the most significant byte first.
     pub big_endian: bool,
 }
 
 impl StoredCounts {
-    /// Bytes that hold them.
+    /// Bytes of the counts in the file.
     pub(super) fn bytes(&self) -> u64 {
         self.tokens * self.number.size() as u64
     }
@@ -77,7 +77,7 @@ impl FileContent {
         let NamedSites { sites, convolutions } = named.unwrap_or_default();
         if let Some(site) = convolutions.keys().find(|site| !header.tensors.contains_key(*site)) {
             let what = format!(
-                "the metadata describes the convolution {}, but there is no such tensor",
+                "the metadata contains the convolution {}, but the file has no tensor with this name",
                 quoted(site)
             );
             problems.push(Problem::data(what).in_file(source.path()));
@@ -89,9 +89,9 @@ impl FileContent {
                 let convolution = convolutions.get(name);
                 let stored = match tensor.shape.as_slice() {
                     &[tokens] if tokens > 0 && convolution.is_none() => {
-                        safetensors_counts(name, tensor, tokens).map(Stored::Counts)
+                        safetensors_counts(name, tensor, tokens).map(RowsOrTokens::Tokens)
                     }
-                    _ => safetensors_rows(name, tensor, convolution).map(Stored::Rows),
+                    _ => safetensors_rows(name, tensor, convolution).map(RowsOrTokens::Rows),
                 };
                 problems.collect(stored.map_err(|p| p.in_file(source.path()).in_tensor(name)))
             })
@@ -141,7 +141,7 @@ fn safetensors_counts(
     let number = Number::from_name(&tensor.dtype).ok_or_else(|| {
         let found = quoted(&tensor.dtype);
         Problem::data(format!(
-            "expected counts of tokens as whole numbers, since it has one axis, found {found}"
+            "a tensor with one axis contains token counts: expected a format of numbers, found {found}"
         ))
         .help("record them as I64, and keep other tensors in another file")
     })?;
@@ -154,7 +154,7 @@ fn check_tokens(tokens: u64) -> Result<(), Problem> {
         return Ok(());
     }
     let what = format!(
-        "expected counts of at most {} tokens, since it has one axis, found {tokens} numbers",
+        "a tensor with one axis contains token counts: expected at most {} tokens, found {tokens}",
         Counts::MOST
     );
     Err(Problem::data(what).help("record rows as [rows, width], and keep other tensors in another file"))
@@ -163,7 +163,7 @@ fn check_tokens(tokens: u64) -> Result<(), Problem> {
 fn npy_tensor(source: &Source) -> Result<Stored, Problem> {
     let path = source.path();
     let (module, _) = npy_name(path).ok_or_else(|| {
-        Problem::data("expected a file name of UTF-8 text, since it names the module")
+        Problem::data("the file name is not valid UTF-8, but it must be the name of the module")
             .in_file(path)
             .help("rename it to <module>.npy or <module>.<part>.npy")
     })?;
@@ -174,12 +174,19 @@ fn npy_tensor(source: &Source) -> Result<Stored, Problem> {
             check_tokens(tokens).map_err(|problem| problem.in_file(path))?;
             let (offset, big_endian) = (header.offset, header.big_endian);
             let site = module.into();
-            return Ok(Stored::Counts(StoredCounts { site, tensor, tokens, number, offset, big_endian }));
+            return Ok(RowsOrTokens::Tokens(StoredCounts {
+                site,
+                tensor,
+                tokens,
+                number,
+                offset,
+                big_endian,
+            }));
         }
         (Number::Float(element), _) => element,
         (Number::Integer { .. }, shape) => {
             return Err(Problem::data(format!(
-                "expected floating point numbers, found integers of shape {shape:?}"
+                "expected floating-point numbers, found integers of shape {shape:?}"
             ))
             .in_file(path));
         }
@@ -199,10 +206,10 @@ fn npy_tensor(source: &Source) -> Result<Stored, Problem> {
         fortran_order: header.fortran_order,
         unfolding: None,
     };
-    Ok(Stored::Rows(StoredRows { site: module.into(), width, part }))
+    Ok(RowsOrTokens::Rows(StoredRows { site: module.into(), width, part }))
 }
 
-/// The module and the part number that the name of a `.npy` file says; `None` for other files and for names that are not UTF-8.
+/// The module and the part number in the name of a `.npy` file. `None` for other files, and for names that are not UTF-8.
 pub(super) fn npy_name(path: &Path) -> Option<(&str, Option<&str>)> {
     let stem = path.file_name()?.to_str()?.strip_suffix(".npy")?;
     Some(match stem.rsplit_once('.') {
@@ -213,7 +220,7 @@ pub(super) fn npy_name(path: &Path) -> Option<(&str, Option<&str>)> {
     })
 }
 
-/// Rows and width of a tensor: all axes but the last are rows.
+/// Rows and width of a tensor: all axes except the last are rows.
 fn flatten(shape: &[u64]) -> Result<(u64, usize), Problem> {
     let expected = |found: String| {
         Problem::data(format!("expected the shape [rows, width] or [..., width], found {found}"))
@@ -231,7 +238,7 @@ fn flatten(shape: &[u64]) -> Result<(u64, usize), Problem> {
     }
 }
 
-/// Rows and width of the patches of a convolution's inputs, and how they are made.
+/// Rows, width and unfolding of the patches of a convolution's inputs.
 fn patches(convolution: &Convolution, shape: &[u64]) -> Result<(u64, usize, Unfolding), Problem> {
     convolution.check()?;
     let (images, unfolding) = convolution.unfolding(shape)?;
@@ -240,54 +247,32 @@ fn patches(convolution: &Convolution, shape: &[u64]) -> Result<(u64, usize, Unfo
     let size = numbers.and_then(|numbers| numbers.checked_mul(size_of::<f64>() as u64));
     match (rows, unfolding.width(), size) {
         (Some(rows), Some(width), Some(_)) => Ok((rows, width, unfolding)),
-        _ => Err(Problem::data(format!("expected patches that can be counted, found the shape {shape:?}"))),
+        _ => Err(Problem::data(format!("the shape {shape:?} has too many patches"))),
     }
 }
 
-/// What the metadata of an activation file says.
+/// The metadata of an activation file.
 #[derive(Default)]
 struct NamedSites {
     /// Modules by site.
     sites: BTreeMap<String, BTreeSet<String>>,
-    /// The sites that are the inputs of convolutions.
+    /// The sites with inputs of convolutions.
     convolutions: BTreeMap<String, Convolution>,
 }
 
 /// The `cntlora` metadata of an activation file.
 fn named_sites(text: &str) -> Result<NamedSites, Problem> {
-    let invalid = |error: serde_json::Error| {
-        Problem::data(format!("the metadata entry \"cntlora\" cannot be understood: {error}"))
-            .help(r#"expected {"format":"activations","version":1,"sites":{"<site>":["<module>", ...]}}"#)
-    };
-    #[derive(serde::Deserialize)]
-    struct Kind {
-        format: String,
-        version: u64,
-    }
-    let kind: Kind = serde_json::from_str(text).map_err(invalid)?;
-    if kind.format != "activations" {
-        let what = format!("expected a file of activations, found one of {}", quoted(&kind.format));
-        return Err(Problem::data(what));
-    }
-    if kind.version != VERSION {
-        let what = format!("expected version {VERSION} of the activation metadata, found {}", kind.version);
-        return Err(if kind.version > VERSION {
-            Problem::data(format!("{what}: it was written by a newer version")).help("update cntlora")
-        } else {
-            Problem::data(what)
-        });
-    }
     #[derive(serde::Deserialize)]
     struct Content {
         sites: UniqueKeys<BTreeSet<String>>,
         convolutions: Option<UniqueKeys<Convolution>>,
     }
-    let content: Content = serde_json::from_str(text).map_err(invalid)?;
+    let content: Content = SCHEMA.parse(text.as_bytes())?;
     let sites = content.sites.0;
     match sites.iter().find(|(_, modules)| modules.is_empty()) {
         Some((site, _)) => {
-            Err(Problem::data(format!("the metadata names no module for site {}", quoted(site)))
-                .help("name the modules that read it, or leave the site out of the metadata"))
+            Err(Problem::data(format!("the metadata has no module for site {}", quoted(site)))
+                .help("list the modules that read it, or remove the site from the metadata"))
         }
         None => {
             let convolutions = content.convolutions.map(|keys| keys.0).unwrap_or_default();

@@ -1,24 +1,24 @@
-//! Where the rows of a site are cut into blocks. Reads nothing.
+//! Divides the rows of a site into blocks. Reads no files.
 
 use super::Site;
 use std::ops::Range;
 
-/// Neighbouring rows of one part: what is read, and added, at a time.
+/// Consecutive rows of one part, which are read and added together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
     /// Index of the part in [`Site::parts`].
     pub part: usize,
-    /// Row of the part that comes first.
+    /// First row within the part.
     pub first_row: u64,
-    /// How many rows.
+    /// Number of rows.
     pub rows: usize,
 }
 
 impl Site {
-    /// Rows of the site in spans of at most `most` rows, counted from the first of them, from the start of each part, and from each
-    /// of `borders`. So rows from where a span began on are cut as they were.
+    /// Divides rows of the site into spans of at most `most` rows. A new span starts at the first row, at the start of each part, and at
+    /// each of `borders`. If the rows start at the start of an earlier span, the spans are the same as before.
     ///
-    /// Borders are rows of the site, in ascending order: a span ends where one is.
+    /// `borders` are rows of the site, in ascending order.
     ///
     /// # Panics
     /// If `most` is zero.
@@ -50,7 +50,7 @@ impl Site {
         })
     }
 
-    /// The rows of the site at which its parts begin, without the first.
+    /// The rows of the site at which its parts end.
     pub fn borders(&self) -> Vec<u64> {
         let mut row = 0;
         let ends = self.parts().iter().map(|part| {
@@ -68,7 +68,7 @@ mod tests {
     use quickcheck::quickcheck;
 
     quickcheck! {
-        /// Every row is in one span, in order; spans are as long as they may be, and cross no border.
+        /// Spans contain every row once, in order. They have the maximum length and cross no border.
         fn spans_cover_the_rows(parts: Vec<u8>, most: u8, borders: Vec<u16>) -> bool {
             let site = site_of_parts(&parts.into_iter().map(u64::from).collect::<Vec<_>>());
             let most = usize::from(most) + 1;
@@ -90,8 +90,8 @@ mod tests {
             row == site.rows()
         }
 
-        /// Rows from where a span began on are cut as they were: what goes on with a run relies on it.
-        fn spans_go_on(parts: Vec<u8>, most: u8, skipped: u8) -> bool {
+        /// Spans from the start of an earlier span are the same as before. Resumed runs need this.
+        fn spans_can_be_resumed(parts: Vec<u8>, most: u8, skipped: u8) -> bool {
             let site = site_of_parts(&parts.into_iter().map(u64::from).collect::<Vec<_>>());
             let most = usize::from(most) + 1;
             let all: Vec<Span> = site.spans(0..site.rows(), most, Vec::new()).collect();
@@ -101,8 +101,8 @@ mod tests {
                 && site.spans(0..row, most, Vec::new()).eq(before.iter().copied())
         }
 
-        /// Two sites that are cut at each other's borders are cut alike.
-        fn pairs_are_cut_alike(left: Vec<u8>, right: Vec<u8>, most: u8) -> bool {
+        /// Two sites with each other's borders have equal spans.
+        fn pairs_have_equal_spans(left: Vec<u8>, right: Vec<u8>, most: u8) -> bool {
             let rows = |parts: &[u8]| parts.iter().map(|&rows| u64::from(rows)).collect::<Vec<_>>();
             let (mut left, mut right) = (rows(&left), rows(&right));
             let all = left.iter().sum::<u64>().max(right.iter().sum());

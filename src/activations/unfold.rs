@@ -1,10 +1,10 @@
-//! Inputs of convolutions as rows of patches, unfolded while they are read.
+//! Unfolds the inputs of convolutions into rows of patches while they are read.
 
 use super::Part;
 use crate::storage::{Problem, Source};
 use serde::Deserialize;
 
-/// How the inputs of a convolution, `[images, channels, space…]`, become rows: as the metadata of a file says it.
+/// A convolution in the metadata of a file. It determines how images `[images, channels, space…]` become rows.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Convolution {
@@ -16,16 +16,16 @@ pub(super) struct Convolution {
     groups: Option<u64>,
 }
 
-/// The largest image, in numbers: what is read at once.
+/// Maximum size of an image, in numbers. One image is read at a time.
 const LARGEST_IMAGE: u64 = 1 << 28;
 
-/// Inputs of a convolution in a file, and the patches that they have.
+/// The unfolding of the images in a tensor into patches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Unfolding {
     channels: usize,
-    /// Input places, kernel, stride and padding of each axis of space, and how many patches there are along it.
+    /// For each axis of space: input size, kernel, stride, padding, and number of patches.
     axes: Vec<Axis>,
-    /// How many groups the convolution has, if that is told. Patches are of all of them.
+    /// Number of groups of the convolution, if the metadata has it. Patches contain the channels of all groups.
     pub(super) groups: Option<u64>,
 }
 
@@ -39,11 +39,11 @@ struct Axis {
 }
 
 impl Convolution {
-    /// What PEFT cannot adapt is refused here, before anything is read.
+    /// Refuses invalid convolutions, and those that PEFT cannot adapt.
     pub(super) fn check(&self) -> Result<(), Problem> {
         if self.dilation.iter().any(|&dilation| dilation != 1) {
-            return Err(Problem::data(format!("found a convolution with dilation {:?}", self.dilation)).help(
-                "PEFT adapts such a layer by one without dilation, which is another layer: leave it out of the recording",
+            return Err(Problem::data(format!("convolutions with dilation {:?} are not supported", self.dilation)).help(
+                "PEFT would adapt such a layer without the dilation, which is wrong: remove it from the recording",
             ));
         }
         let axes = self.kernel.len();
@@ -59,13 +59,13 @@ impl Convolution {
         Ok(())
     }
 
-    /// The unfolding of a tensor of this shape, and its number of images.
+    /// The number of images in a tensor of this shape, and its unfolding.
     pub(super) fn unfolding(&self, shape: &[u64]) -> Result<(u64, Unfolding), Problem> {
         let expected = || {
             let found =
                 format!("expected [images, channels, {} axes of space], found {shape:?}", self.kernel.len());
             Problem::data(found).help(
-                "give the input of the convolution as it is, or unfolded patches without an entry in the metadata",
+                "record the input of the convolution unchanged, or unfolded patches without a metadata entry",
             )
         };
         let [images, channels, space @ ..] = shape else { return Err(expected()) };
@@ -101,12 +101,12 @@ impl Unfolding {
         self.axes.iter().map(|axis| axis.kernel as u64).collect()
     }
 
-    /// Numbers in a patch, `None` if there are more than can be counted.
+    /// Numbers in a patch. `None` on overflow.
     pub(super) fn width(&self) -> Option<usize> {
         self.axes.iter().try_fold(self.channels, |product, axis| product.checked_mul(axis.kernel))
     }
 
-    /// Patches of an image.
+    /// Patches of an image. `None` on overflow.
     pub(super) fn patches(&self) -> Option<u64> {
         self.axes.iter().try_fold(1_u64, |product, axis| product.checked_mul(axis.patches as u64))
     }
@@ -116,8 +116,7 @@ impl Unfolding {
         self.channels * self.axes.iter().map(|axis| axis.size).product::<usize>()
     }
 
-    /// Writes patch `number` of an image, `[channels, kernel…]` in C order. Numbers of `size` bytes; what lies in the padding is
-    /// zero.
+    /// Writes patch `number` of an image, `[channels, kernel…]` in C order, with numbers of `size` bytes. The padding is zero.
     fn patch(&self, image: &[u8], size: usize, number: usize, out: &mut [u8]) {
         let mut place = vec![0; self.axes.len()];
         let mut rest = number;
@@ -134,7 +133,7 @@ impl Unfolding {
         }
     }
 
-    /// The number of the image under one entry of a kernel that stands at this place; `None` in the padding.
+    /// The index in the image of one entry of the kernel at this place. `None` in the padding.
     fn source(&self, channel: usize, entry: usize, place: &[usize]) -> Option<usize> {
         let mut rest = entry;
         let (mut from, mut unit) = (0, 1);
@@ -147,8 +146,7 @@ impl Unfolding {
         Some(channel * unit + from)
     }
 
-    /// Reads patches of a part, the first of which has this number, an image at a time through `image`, which has room for
-    /// one.
+    /// Reads patches of a part, from patch number `first`. `image` is a buffer for one image.
     pub(super) fn read(
         &self,
         part: &Part,
@@ -175,6 +173,10 @@ impl Unfolding {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::testing::shown;
+    use crate::storage::Problems;
+    use expect_test::expect;
+    use std::path::Path;
 
     fn convolution(kernel: &[u64], stride: &[u64], padding: &[u64]) -> Convolution {
         let [kernel, stride, padding] = [kernel, stride, padding].map(<[u64]>::to_vec);
@@ -199,7 +201,7 @@ mod tests {
         assert_eq!(found, [[0, 1, 2, 0, 5, 6], [2, 3, 4, 6, 7, 8]]);
     }
 
-    /// Different numbers along both axes: rows before columns, as in the weight of the layer.
+    /// The axes have different kernels, strides and paddings. Rows come before columns, as in the weight.
     #[test]
     fn patches_of_an_image() {
         let image: Vec<u8> = (1..=12).collect();
@@ -207,7 +209,7 @@ mod tests {
         assert_eq!(found, [[0, 0], [2, 6], [4, 8], [0, 0], [6, 10], [8, 12]]);
     }
 
-    /// Groups are those of the weight: patches are of all channels.
+    /// Patches contain all channels, also with groups.
     #[test]
     fn groups_do_not_change_patches() {
         let grouped = Convolution { groups: Some(2), ..convolution(&[3], &[2], &[1]) };
@@ -217,7 +219,7 @@ mod tests {
         assert_eq!(patches(&grouped, &[1, 2, 4], &image), alone);
     }
 
-    /// The oracle is a loop over all places with the padding written out.
+    /// The reference is a loop over all places with explicit padding.
     #[test]
     fn patches_of_a_padded_square() {
         let image: Vec<u8> = (1..=25).collect();
@@ -232,27 +234,40 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_adapted_is_refused() {
+    fn unsupported_convolutions_are_refused() {
         let mut dilated = convolution(&[3], &[1], &[0]);
         dilated.dilation = vec![2];
-        let problem = dilated.check().unwrap_err();
-        assert!(problem.to_string().contains("dilation [2]"), "{problem}");
-        assert!(problem.next_step().unwrap().contains("PEFT adapts such a layer by one without dilation"));
+        expect![[r#"
+            Data: convolutions with dilation [2] are not supported
+                help: PEFT would adapt such a layer without the dilation, which is wrong: remove it from the recording
+        "#]].assert_eq(&shown(&dilated.check().unwrap_err().into(), Path::new("-")));
+        let mut problems = Problems::default();
         for groups in [0, 2] {
             let grouped = Convolution { groups: Some(groups), ..convolution(&[3], &[1], &[0]) };
-            let problem = grouped.check().and_then(|()| grouped.unfolding(&[2, 3, 4])).unwrap_err();
-            assert!(problem.to_string().contains(&format!("the 3 channels, found {groups}")), "{problem}");
+            problems.push(grouped.check().and_then(|()| grouped.unfolding(&[2, 3, 4])).unwrap_err());
         }
         for (kernel, stride) in [(vec![], vec![]), (vec![3], vec![1, 1]), (vec![0], vec![1])] {
-            let problem = convolution(&kernel, &stride, &vec![0; kernel.len()]).check().unwrap_err();
-            assert!(problem.to_string().contains("one number for each of 1 to 3 axes"), "{problem}");
+            problems.push(convolution(&kernel, &stride, &vec![0; kernel.len()]).check().unwrap_err());
         }
         for shape in [&[2, 3][..], &[2, 3, 4, 5], &[2, 0, 4], &[2, 3, 2], &[2, u64::MAX, u64::MAX]] {
-            let problem = convolution(&[3], &[1], &[0]).unfolding(shape).unwrap_err();
-            assert!(
-                problem.to_string().contains("expected [images, channels, 1 axes of space]"),
-                "{problem}"
-            );
+            problems.push(convolution(&[3], &[1], &[0]).unfolding(shape).unwrap_err());
         }
+        expect![[r#"
+            Data: expected a number of groups that divides the 3 channels, found 0
+            Data: expected a number of groups that divides the 3 channels, found 2
+            Data: expected kernel, stride and padding of a convolution, one number for each of 1 to 3 axes, found [], [] and []
+            Data: expected kernel, stride and padding of a convolution, one number for each of 1 to 3 axes, found [3], [1, 1] and [0]
+            Data: expected kernel, stride and padding of a convolution, one number for each of 1 to 3 axes, found [0], [1] and [0]
+            Data: expected [images, channels, 1 axes of space], found [2, 3]
+                help: record the input of the convolution unchanged, or unfolded patches without a metadata entry
+            Data: expected [images, channels, 1 axes of space], found [2, 3, 4, 5]
+                help: record the input of the convolution unchanged, or unfolded patches without a metadata entry
+            Data: expected [images, channels, 1 axes of space], found [2, 0, 4]
+                help: record the input of the convolution unchanged, or unfolded patches without a metadata entry
+            Data: expected [images, channels, 1 axes of space], found [2, 3, 2]
+                help: record the input of the convolution unchanged, or unfolded patches without a metadata entry
+            Data: expected [images, channels, 1 axes of space], found [2, 18446744073709551615, 18446744073709551615]
+                help: record the input of the convolution unchanged, or unfolded patches without a metadata entry
+        "#]].assert_eq(&shown(&problems, Path::new("-")));
     }
 }

@@ -1,4 +1,4 @@
-//! `adapter_config.json`: what PEFT 0.21 needs to know of an adapter, written and read.
+//! Reading and writing `adapter_config.json`, the configuration of an adapter for PEFT 0.21.
 //!
 //! The matching rules are those of PEFT: `check_target_module_exists` for `target_modules`, `get_pattern_key` for
 //! `rank_pattern` and `alpha_pattern`.
@@ -15,30 +15,30 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::marker::PhantomData;
 
-/// What `adapter_config.json` says, as far as the meaning of the tensors depends on it. Other keys are ignored.
+/// The keys of `adapter_config.json` that determine the meaning of the tensors. Other keys are ignored.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Config {
-    /// `LORA` for every adapter that can be read here.
+    /// The type of the adapter. Only `LORA` is supported.
     pub peft_type: String,
-    /// The model that the adapter belongs to.
+    /// The model of the adapter.
     #[serde(default)]
     pub base_model_name_or_path: Option<String>,
-    /// Rank of the layers that `rank_pattern` does not match.
+    /// The rank of layers that `rank_pattern` does not match.
     #[serde(default = "default_rank")]
     pub r: u64,
     /// Scale times rank, for the layers that `alpha_pattern` does not match.
     #[serde(default = "default_alpha")]
     pub lora_alpha: f64,
-    /// Whether the scale is `alpha / √rank` instead of `alpha / rank`.
+    /// True if the scale is `alpha / √rank` instead of `alpha / rank`.
     #[serde(default)]
     pub use_rslora: bool,
-    /// Whether weights are stored as `[inputs, outputs]`, where the model has both kinds of layers.
+    /// True if weights are stored as `[inputs, outputs]`. Such a model can also have linear layers.
     #[serde(default)]
     pub fan_in_fan_out: bool,
-    /// Which modules are adapted.
+    /// The adapted modules.
     #[serde(default)]
     pub target_modules: Option<Targets>,
-    /// Which parameters of fused experts are adapted: whole names, or the ends of names after a dot.
+    /// The adapted parameters of fused experts: complete names, or the ends of names after a dot.
     #[serde(default)]
     pub target_parameters: Option<BTreeSet<String>>,
     /// Ranks that differ from `r`.
@@ -80,11 +80,11 @@ impl Config {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(try_from = "TargetsText")]
 pub enum Targets {
-    /// A list: modules with one of these names, or whose name ends with a dot and one of them.
+    /// A list: modules whose name is one of these, or ends with a dot and one of these.
     Names(BTreeSet<String>),
-    /// A string: modules whose whole name matches.
+    /// A string: modules whose complete name matches.
     Pattern(Regex),
-    /// The string `all-linear`: whatever linear layers the model has.
+    /// The string `all-linear`: all linear layers of the model.
     AllLinear,
 }
 
@@ -108,7 +108,7 @@ impl TryFrom<TargetsText> for Targets {
 }
 
 impl Targets {
-    /// Whether a module is adapted.
+    /// Returns whether a module is adapted.
     pub fn contain(&self, module: &str) -> bool {
         match self {
             Self::Names(names) => names.contains(module) || names.iter().any(|name| is_below(name, module)),
@@ -123,14 +123,14 @@ impl Targets {
 pub struct Patterns<T>(Vec<(Regex, T)>);
 
 impl<T> Patterns<T> {
-    /// The value of the first expression that matches the name of a module, or its end after a dot.
+    /// The value of the first expression that matches the name of a module, or the end of the name after a dot.
     pub fn first_match(&self, module: &str) -> Option<&T> {
         self.0.iter().find(|(pattern, _)| pattern.is_match(module)).map(|(_, value)| value)
     }
 }
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Patterns<T> {
-    /// Not through a map type, which would forget the order that decides.
+    /// Keeps the order of the file, which decides between several matches. A map type would lose it.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct InOrder<T>(PhantomData<T>);
 
@@ -138,7 +138,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Patterns<T> {
             type Value = Patterns<T>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("values by regular expression")
+                f.write_str("an object with regular expressions as keys")
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
@@ -148,7 +148,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Patterns<T> {
                         compile(&key, &format!(r"^(?:.*\.)?(?:{key})$")).map_err(A::Error::custom)?;
                     patterns.push((pattern, value));
                     if let Some(key) = seen.replace(key) {
-                        return Err(A::Error::custom(format!("the pattern {} occurs twice", quoted(&key))));
+                        return Err(A::Error::custom(format!("duplicate pattern {}", quoted(&key))));
                     }
                 }
                 Ok(Patterns(patterns))
@@ -160,16 +160,15 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Patterns<T> {
 }
 
 fn compile(text: &str, pattern: &str) -> Result<Regex, String> {
-    Regex::new(pattern)
-        .map_err(|_| format!("{} is not a regular expression that can be used here", quoted(text)))
+    Regex::new(pattern).map_err(|_| format!("invalid or unsupported regular expression {}", quoted(text)))
 }
 
-/// The configuration of an adapter: legal keys of PEFT 0.21 only, because it warns of others.
+/// The configuration of an adapter. It has only keys of PEFT 0.21, which warns about others.
 ///
-/// Every layer has the scale of the adapter whatever its rank, since readers without `alpha_pattern` know one scale
-/// only. `target_modules` are full names. PEFT also takes each of them for the end of longer names, so when a module
-/// among `other_modules` ends like that, one expression that matches whole names takes the place of the list. `r` is that of
-/// the parameters, if there are any, because PEFT 0.21 warns of patterns for them, although it follows them.
+/// All layers have the same scale, because readers without `alpha_pattern` support only one. `target_modules` is a list of complete
+/// names. PEFT also adapts modules whose name ends with a listed name. If a module in `other_modules` would be adapted, a regular
+/// expression for complete names replaces the list. If there are parameters, `r` is their rank, because PEFT 0.21 warns about patterns
+/// for parameters, although it applies them.
 pub(super) fn to_json(
     adapter: &Adapter,
     modules: &BTreeMap<&str, Module<'_>>,
@@ -207,7 +206,7 @@ pub(super) fn to_json(
         "bias": "none",
         "fan_in_fan_out": adapter.shapes.values().any(|shape| *shape == LayerShape::Transposed),
         "inference_mode": false,
-        // Anything else would initialize again, or rewrite the base weights again, when the adapter is loaded.
+        // Other values would initialize the factors or change the base weights when the adapter is loaded.
         "init_lora_weights": true,
         "lora_alpha": alpha(usual),
         "lora_dropout": 0.0,
@@ -227,7 +226,7 @@ pub(super) fn to_json(
     config
 }
 
-/// An integer where the value is one: most adapters have an integer `lora_alpha`, and some readers expect it.
+/// A JSON integer if the value is one, because some readers expect an integer `lora_alpha`.
 fn number(value: f64) -> Value {
     const EXACT: f64 = 9_007_199_254_740_992.0;
     if value.fract() == 0.0 && value.abs() < EXACT { json!(value as i64) } else { json!(value) }
@@ -238,6 +237,7 @@ mod tests {
     use super::super::modules::modules;
     use super::super::testing::{AnyLayers, ModuleName, adapter, factors};
     use super::*;
+    use expect_test::expect;
     use quickcheck::quickcheck;
 
     fn json(adapter: &Adapter, other_modules: &BTreeSet<String>) -> Value {
@@ -253,17 +253,18 @@ mod tests {
     }
 
     quickcheck! {
-        /// By PEFT's own rules: patterns and targets reach their layers and no other module of the model.
-        fn patterns_and_targets_hit_exactly_their_layers(layers: AnyLayers, others: BTreeSet<ModuleName>) -> bool {
+        /// By the rules of PEFT, patterns and targets match their layers and no other module of the model.
+        fn patterns_and_targets_match_exactly_their_layers(layers: AnyLayers, others: BTreeSet<ModuleName>) -> bool {
             let adapter = layers.adapter();
             let others: BTreeSet<String> = others.into_iter().map(|name| name.0).collect();
             let config = written(&adapter, &others);
             let targets = config.target_modules.clone().unwrap();
-            adapter.layers.iter().all(|(module, factors)| {
+            adapter.layers.iter().all(|(name, factors)| {
+                let module = name.module.as_str();
                 targets.contain(module)
                     && config.rank(module) == factors.a.nrows() as u64
                     && (config.scale(module) - adapter.scale).abs() < 1e-15
-            }) && others.iter().filter(|other| !adapter.layers.contains_key(*other)).all(|other| {
+            }) && others.iter().filter(|other| !adapter.layers.contains_key(&other.as_str().into())).all(|other| {
                 !targets.contain(other)
                     && config.rank_pattern.as_ref().unwrap().first_match(other).is_none()
                     && config.alpha_pattern.as_ref().unwrap().first_match(other).is_none()
@@ -272,40 +273,41 @@ mod tests {
     }
 
     #[test]
-    fn the_whole_configuration_of_a_small_adapter() {
+    fn the_configuration_of_a_small_adapter_is_complete() {
         let adapter = adapter([("layers.0.q", factors(4, 4, 2)), ("layers.0.v", factors(4, 4, 3))]);
-        let expected = r#"{
-  "alpha_pattern": {
-    "^layers\\.0\\.q": 4
-  },
-  "base_model_name_or_path": "tiny",
-  "bias": "none",
-  "fan_in_fan_out": false,
-  "inference_mode": false,
-  "init_lora_weights": true,
-  "lora_alpha": 6,
-  "lora_dropout": 0.0,
-  "modules_to_save": null,
-  "peft_type": "LORA",
-  "r": 3,
-  "rank_pattern": {
-    "^layers\\.0\\.q": 2
-  },
-  "revision": null,
-  "target_modules": [
-    "layers.0.q",
-    "layers.0.v"
-  ],
-  "task_type": null,
-  "use_dora": false,
-  "use_rslora": false
-}"#;
-        assert_eq!(format!("{:#}", json(&adapter, &BTreeSet::new())), expected);
+        expect![[r#"
+            {
+              "alpha_pattern": {
+                "^layers\\.0\\.q": 4
+              },
+              "base_model_name_or_path": "tiny",
+              "bias": "none",
+              "fan_in_fan_out": false,
+              "inference_mode": false,
+              "init_lora_weights": true,
+              "lora_alpha": 6,
+              "lora_dropout": 0.0,
+              "modules_to_save": null,
+              "peft_type": "LORA",
+              "r": 3,
+              "rank_pattern": {
+                "^layers\\.0\\.q": 2
+              },
+              "revision": null,
+              "target_modules": [
+                "layers.0.q",
+                "layers.0.v"
+              ],
+              "task_type": null,
+              "use_dora": false,
+              "use_rslora": false
+            }"#]]
+        .assert_eq(&format!("{:#}", json(&adapter, &BTreeSet::new())));
     }
 
-    /// PEFT would adapt `x.q` too if it found `q` in a list.
+    /// With `q` in a list, PEFT would adapt `x.q` too.
     #[test]
-    fn targets_become_one_expression_only_when_a_list_would_match_too_much() {
+    fn targets_become_an_expression_only_if_a_list_would_match_more_modules() {
         let adapter = adapter([("q", factors(2, 2, 1)), ("x.v", factors(2, 2, 1))]);
         let targets = |others: &[&str]| {
             let others: BTreeSet<String> = others.iter().map(|&other| other.to_owned()).collect();
@@ -317,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn alpha_is_an_integer_where_it_is_one() {
+    fn alpha_is_written_as_an_integer_if_it_is_one() {
         assert_eq!(number(16.0).to_string(), "16");
         assert_eq!(number(3.5).to_string(), "3.5");
         assert_eq!(number(1e300).to_string(), "1e+300");
@@ -330,7 +332,7 @@ mod tests {
         assert!(!config.use_rslora && config.target_modules.is_none());
     }
 
-    /// The first key that matches wins, whatever its place in the alphabet.
+    /// The first matching key in the file decides.
     #[test]
     fn patterns_keep_the_order_of_the_file() {
         let config = parse(r#"{"peft_type":"LORA","rank_pattern":{"z.*q":2,"q":3,".*q":5}}"#).unwrap();
@@ -359,20 +361,30 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_understood_is_refused() {
-        for (text, complaint) in [
-            (r#"{"r":8}"#, "missing field `peft_type`"),
-            (r#"{"peft_type":"LORA","r":-1}"#, "invalid value"),
-            (r#"{"peft_type":"LORA","r":2,"r":4}"#, "duplicate field `r`"),
-            (r#"{"peft_type":"LORA","lora_alpha":NaN}"#, "expected value"),
-            (r#"{"peft_type":"LORA","rank_pattern":{"q":2,"q":4}}"#, "the pattern \"q\" occurs twice"),
-            (r#"{"peft_type":"LORA","alpha_pattern":{"(q":2}}"#, "\"(q\" is not a regular expression"),
-            (r#"{"peft_type":"LORA","target_modules":"(q"}"#, "\"(q\" is not a regular expression"),
-            (r#"{"peft_type":"LORA","target_modules":3}"#, "must be a list of names"),
-            (r#"{"peft_type":"LORA"} x"#, "trailing characters"),
-        ] {
-            let error = parse(text).unwrap_err();
-            assert!(error.contains(complaint), "{text}: {error}");
-        }
+    fn invalid_configurations_are_refused() {
+        let texts = [
+            r#"{"r":8}"#,
+            r#"{"peft_type":"LORA","r":-1}"#,
+            r#"{"peft_type":"LORA","r":2,"r":4}"#,
+            r#"{"peft_type":"LORA","lora_alpha":NaN}"#,
+            r#"{"peft_type":"LORA","rank_pattern":{"q":2,"q":4}}"#,
+            r#"{"peft_type":"LORA","rank_pattern":[2]}"#,
+            r#"{"peft_type":"LORA","alpha_pattern":{"(q":2}}"#,
+            r#"{"peft_type":"LORA","target_modules":"(q"}"#,
+            r#"{"peft_type":"LORA","target_modules":3}"#,
+            r#"{"peft_type":"LORA"} x"#,
+        ];
+        expect![[r#"
+            missing field `peft_type` at line 1 column 7
+            invalid value: integer `-1`, expected u64 at line 1 column 26
+            duplicate field `r` at line 1 column 29
+            expected value at line 1 column 34
+            duplicate pattern "q" at line 1 column 48
+            invalid type: sequence, expected an object with regular expressions as keys at line 1 column 35
+            invalid or unsupported regular expression "(q" at line 1 column 44
+            invalid or unsupported regular expression "(q" at line 1 column 42
+            target_modules must be a list of names, or a string at line 1 column 39
+            trailing characters at line 1 column 22"#]]
+        .assert_eq(&texts.map(|text| parse(text).unwrap_err()).join("\n"));
     }
 }

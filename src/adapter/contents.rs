@@ -1,74 +1,86 @@
-//! What is written of an adapter, in whatever format.
+//! Output shared by all adapter formats.
 
-use super::folder::{OutputFolder, write_all};
+use super::folder::OutputFolder;
+use super::numbers::finite_bytes;
 use super::{Adapter, FileRecord, RECORD_FILE};
 use crate::element::Element;
 use crate::storage::safetensors::Layout;
-use crate::storage::{AtomicFile, Hashing, Problem, Problems};
+use crate::storage::{AtomicFile, Hashing, Problems};
+use faer::Mat;
 use serde_json::{Map, Value, json};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-/// An adapter, and what is written with it into its folder.
+/// An adapter, and the other contents of its folder.
 #[derive(Clone, Copy)]
 pub struct Contents<'a> {
     /// The adapter.
     pub adapter: &'a Adapter,
-    /// The number format of the factors, which are rounded to nearest even: F32, F16 or BF16.
+    /// The number format of the factors: F32, F16 or BF16. They are rounded to nearest even.
     pub element: Element,
-    /// What `cntlora.json` holds beside the hashes of files.
+    /// The content of `cntlora.json`, without the hashes of files.
     pub provenance: &'a Map<String, Value>,
-    /// Modules of the model that are not adapted, as far as they are known (see [`other_modules`](super::other_modules)): the
-    /// `target_modules` of PEFT are written such that they do not match them.
+    /// The modules of the model that are not adapted, as far as they are known (see [`other_modules`](super::other_modules)). PEFT's
+    /// `target_modules` are written so that they do not match them.
     pub other_modules: &'a BTreeSet<String>,
     /// Further files of the folder, by name.
     pub beside: &'a [(&'a str, &'a [u8])],
 }
 
+/// A tensor of the file.
+pub(super) struct Entry<'a> {
+    pub(super) shape: Vec<u64>,
+    pub(super) element: Element,
+    /// Computes the values when they are written, to save memory.
+    pub(super) values: Box<dyn Fn() -> Mat<f32> + 'a>,
+}
+
+/// The tensors of the file, by name.
+pub(super) type Entries<'a> = BTreeMap<String, Entry<'a>>;
+
 impl Contents<'_> {
-    /// Writes what goes beside the file of the tensors, which is recorded with its hash.
-    pub(super) fn write_beside(
+    /// Writes the file with the tensors, the record with its hash, and the files beside it. The file with the tensors comes first in
+    /// the result.
+    ///
+    /// # Errors
+    /// The data problems of all tensors, together; I/O problems.
+    pub(super) fn write(
         &self,
         output: &OutputFolder,
-        tensors: &str,
-        hashing: Hashing,
-    ) -> Result<Vec<AtomicFile>, Problem> {
-        let mut record = self.provenance.clone();
-        record.insert("files".into(), json!({ tensors: FileRecord::from(hashing) }));
-        let record = pretty(&Value::Object(record));
-        let files = [(RECORD_FILE, record.as_bytes())].into_iter().chain(self.beside.iter().copied());
-        files
-            .map(|(name, bytes)| {
-                let mut file = output.create(name)?;
-                write_all(&mut file, bytes)?;
-                Ok(file)
-            })
-            .collect()
-    }
-}
-
-/// Writes the file of the tensors, whose bytes come in the order of the layout. What keeps any of them from being written is told
-/// together.
-pub(super) fn write_tensors_file<'a>(
-    output: &OutputFolder,
-    name: &str,
-    layout: &Layout,
-    tensors: impl Iterator<Item = (&'a String, Result<Vec<u8>, Problem>)>,
-) -> Result<(AtomicFile, Hashing), Problems> {
-    let mut file = output.create(name)?;
-    let mut hashing = Hashing::default();
-    hashing.update(layout.header());
-    write_all(&mut file, layout.header())?;
-    let mut problems = Problems::default();
-    for (key, bytes) in tensors {
-        if let Some(bytes) = problems.collect(bytes.map_err(|problem| problem.in_tensor(key))) {
-            hashing.update(&bytes);
-            write_all(&mut file, &bytes)?;
+        name: &str,
+        mut metadata: BTreeMap<String, String>,
+        entries: &Entries<'_>,
+    ) -> Result<Vec<AtomicFile>, Problems> {
+        metadata.insert("format".to_owned(), "pt".to_owned());
+        let shape = |entry: &Entry<'_>| (entry.element.name().to_owned(), entry.shape.clone());
+        let shapes = entries.iter().map(|(key, entry)| (key.clone(), shape(entry))).collect();
+        let layout = Layout::new(&metadata, &shapes);
+        let mut file = output.create(name)?;
+        let mut hashing = Hashing::default();
+        hashing.update(layout.header());
+        file.put(layout.header())?;
+        let mut problems = Problems::default();
+        for key in layout.in_file_order() {
+            let Entry { element, values, .. } = &entries[key];
+            let bytes = finite_bytes(values().as_ref(), *element);
+            if let Some(bytes) = problems.collect(bytes.map_err(|problem| problem.in_tensor(key))) {
+                hashing.update(&bytes);
+                file.put(&bytes)?;
+            }
         }
+        problems.or_ok(())?;
+
+        let mut record = self.provenance.clone();
+        record.insert("files".into(), json!({ name: FileRecord::from(hashing) }));
+        let record = pretty(&Value::Object(record));
+        let mut files = vec![file];
+        for (name, bytes) in [(RECORD_FILE, record.as_bytes())].iter().chain(self.beside) {
+            files.push(output.write(name, bytes)?);
+        }
+        Ok(files)
     }
-    problems.or_ok((file, hashing))
 }
 
-/// A value as text for people, with a line break at its end.
+/// A value as indented text, with a line break at its end.
 pub(super) fn pretty(value: &Value) -> String {
     format!("{value:#}\n")
 }

@@ -1,30 +1,34 @@
-//! A trained adapter made into one for the original base, and to smaller rank.
+//! Converts a trained adapter for the original base, and truncates it to a smaller rank.
 //!
-//! An adapter from a residual start belongs to the base `W − s B₀ A₀` that was written with it. Trained to `B A`, it is for the original
-//! base the update `s (B A − B₀ A₀)`, of twice the rank: what PEFT's `path_initial_model_for_weight_conversion` computes.
+//! An adapter with a residual start belongs to the base `W − s B₀ A₀` that was written with it. After training to `B A`, its update for
+//! the original base is `s (B A − B₀ A₀)`, with twice the rank. PEFT computes the same with
+//! `path_initial_model_for_weight_conversion`.
 
+use super::numbers::in_module;
 use super::{Adapter, PeftAdapter, PeftLayer};
-use crate::factors::{Factors, LayerShape, combine, module_and_block};
+use crate::factors::{Factors, LayerName, LayerShape, combine};
 use crate::rank::least_common_multiple;
 use crate::storage::{Problem, Problems, quoted};
 use std::collections::BTreeMap;
 
-/// What a conversion gives.
+/// The result of a conversion.
 pub struct Conversion {
     /// The adapter for the original base.
     pub adapter: Adapter,
-    /// Share of the square of each layer's update that is left after the cut, by module name.
-    pub kept: BTreeMap<String, f64>,
+    /// Share of the squared norm of each layer's update that is left after truncation.
+    pub kept: BTreeMap<LayerName, f64>,
 }
 
-/// Takes the initial adapter, if there is one, from the trained one, and cuts the result to a rank, if there is one: that of a
-/// convolution in groups is divided among them.
+/// Subtracts the initial adapter from the trained one, if it is given, and truncates the result to a rank, if it is given. The groups of
+/// a convolution share its rank.
 ///
-/// The scale is that of the trained adapter where all layers share one; otherwise it is 1, and the up matrices hold it.
+/// The scale is the common scale of all layers of the trained adapter. If they differ, the scale is 1, and the up matrices are
+/// multiplied by the old scales.
 ///
 /// # Errors
-/// Usage: a rank that cannot be divided among the groups of a convolution. Data: a layer that the initial adapter does not have, or
-/// has in another shape; values that are not finite. I/O: what reading meets.
+/// - Usage: a rank that is not divisible by the number of groups of a convolution.
+/// - Data: a layer that is missing in the initial adapter or has another shape there; values that are not finite.
+/// - I/O: problems of reading.
 pub fn convert(
     trained: &PeftAdapter,
     initial: Option<&PeftAdapter>,
@@ -32,7 +36,7 @@ pub fn convert(
 ) -> Result<Conversion, Problems> {
     let mut problems = Problems::default();
     problems.collect(rank.map_or(Ok(()), |rank| check_rank(trained, rank)));
-    let scale = common_scale(trained).unwrap_or(1.0);
+    let scale = trained.common_scale(0.0).filter(|&scale| scale > 0.0).unwrap_or(1.0);
     let mut adapter = Adapter {
         layers: BTreeMap::new(),
         shapes: BTreeMap::new(),
@@ -40,26 +44,24 @@ pub fn convert(
         base: trained.config().and_then(|config| config.base_model_name_or_path.clone()).unwrap_or_default(),
     };
     let mut kept = BTreeMap::new();
-    for (module, layer) in trained.layers() {
-        let converted = difference(trained, module, layer, initial, scale).and_then(|factors| match rank {
+    for (name, layer) in trained.layers() {
+        let converted = difference(trained, name, layer, initial, scale).and_then(|factors| match rank {
             None => Ok((factors, 1.0)),
-            Some(rank) => combine::truncated(&factors, rank / layer.shape.parts()).map_err(|error| {
-                let what = format!("module {}: {error}", quoted(module));
-                Problem::data(what).in_file(trained.source().path())
-            }),
+            Some(rank) => combine::truncated(&factors, rank / layer.shape.parts())
+                .map_err(|error| in_module(name, error).in_file(trained.source().path())),
         });
         if let Some((factors, share)) = problems.collect(converted) {
-            adapter.layers.insert(module.clone(), factors);
-            kept.insert(module.clone(), share);
+            adapter.layers.insert(name.clone(), factors);
+            kept.insert(name.clone(), share);
             if layer.shape != LayerShape::Linear {
-                adapter.shapes.insert(module.clone(), layer.shape.clone());
+                adapter.shapes.insert(name.clone(), layer.shape.clone());
             }
         }
     }
     problems.or_ok(Conversion { adapter, kept })
 }
 
-/// Refuses a rank that the groups of a convolution cannot share.
+/// Checks that the rank is divisible by the numbers of groups of all convolutions.
 fn check_rank(adapter: &PeftAdapter, rank: usize) -> Result<(), Problem> {
     let parts = |layer: &PeftLayer| layer.shape.parts();
     let step = adapter.layers().values().map(parts).fold(1, least_common_multiple);
@@ -67,20 +69,19 @@ fn check_rank(adapter: &PeftAdapter, rank: usize) -> Result<(), Problem> {
     else {
         return Ok(());
     };
-    let (module, _) = module_and_block(name).unwrap_or((name, 0));
     let what = format!(
-        "module {} is a convolution in {} groups: expected a rank that they can share, found {rank}",
-        quoted(module),
+        "rank {rank} is not divisible by the {1} groups of the convolution {0}",
+        quoted(&name.module),
         parts(layer)
     );
     let nearest = rank.next_multiple_of(step);
     Err(Problem::usage(what).in_file(adapter.source().path()).help(format!("give --rank {nearest}")))
 }
 
-/// The update of a layer on the original base, of which the adapter adds `scale` times the product.
+/// The factors of a layer for the original base. The adapter adds `scale` times their product.
 fn difference(
     trained: &PeftAdapter,
-    module: &str,
+    name: &LayerName,
     layer: &PeftLayer,
     initial: Option<&PeftAdapter>,
     scale: f64,
@@ -90,17 +91,18 @@ fn difference(
     let complain = |what: String| {
         Problem::data(what)
             .in_file(initial.source().path())
-            .help("give with --init the adapter that the training started from")
+            .help("set --init to the adapter from which the training started")
     };
-    let before = initial.layers().get(module).ok_or_else(|| {
-        complain(format!("expected module {}, which the trained adapter has, found none", quoted(module)))
+    let before = initial.layers().get(name).ok_or_else(|| {
+        let module = quoted(&name.to_string());
+        complain(format!("module {module} is missing, but the trained adapter has it"))
     })?;
     let shape = |layer: &PeftLayer| (layer.outputs, layer.inputs);
     if shape(before) != shape(layer) {
         let (expected, found) = (shape(layer), shape(before));
         return Err(complain(format!(
-            "module {}: expected outputs and inputs {expected:?} as in the trained adapter, found {found:?}",
-            quoted(module)
+            "module {} has (outputs, inputs) {found:?}, but {expected:?} in the trained adapter",
+            quoted(&name.to_string())
         )));
     }
     let before = with_scale(initial.factors(before)?, before.scale / scale);
@@ -111,17 +113,12 @@ fn with_scale(factors: Factors, scale: f64) -> Factors {
     Factors { b: factors.b * faer::Scale(scale as f32), a: factors.a }
 }
 
-/// The scale of all layers, if they share one.
-fn common_scale(adapter: &PeftAdapter) -> Option<f64> {
-    let mut scales = adapter.layers().values().map(|layer| layer.scale);
-    let first = scales.next()?;
-    (first > 0.0 && scales.all(|scale| scale == first)).then_some(first)
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::testing::{adapter, factors, write};
     use super::*;
+    use crate::storage::snapshot;
+    use expect_test::expect;
     use faer::Mat;
 
     fn opened(layers: Vec<(&'static str, Factors)>, scale: f64) -> (tempfile::TempDir, PeftAdapter) {
@@ -132,13 +129,13 @@ mod tests {
     }
 
     fn update(adapter: &Adapter, module: &str) -> Mat<f32> {
-        let Factors { a, b } = &adapter.layers[module];
+        let Factors { a, b } = &adapter.layers[&module.into()];
         b * a * faer::Scale(adapter.scale as f32)
     }
 
-    /// The oracle forms both products. The initial adapter may have another scale and other ranks.
+    /// The oracle computes both products. The initial adapter can have another scale and other ranks.
     #[test]
-    fn the_initial_update_is_taken_away() {
+    fn the_initial_update_is_subtracted() {
         let trained = || vec![("q", factors(5, 4, 2)), ("v", factors(3, 4, 1))];
         let before = || vec![("q", factors(5, 4, 1)), ("v", factors(3, 4, 1))];
         let (_one, trained_adapter) = opened(trained(), 2.0);
@@ -150,41 +147,40 @@ mod tests {
             let wanted = after.b * after.a * faer::Scale(2.0f32) - before.b * before.a * faer::Scale(0.5f32);
             assert!((update(&converted.adapter, module) - wanted).norm_max() < 1e-5, "{module}");
         }
-        assert_eq!(converted.adapter.layers["q"].a.nrows(), 3);
+        assert_eq!(converted.adapter.layers[&"q".into()].a.nrows(), 3);
         let cut = convert(&trained_adapter, Some(&initial), Some(1)).unwrap();
         assert!(cut.adapter.layers.values().all(|factors| factors.a.nrows() == 1));
-        assert!(cut.kept["q"] < 1.0 && cut.kept["q"] > 0.0);
+        assert!(cut.kept[&"q".into()] < 1.0 && cut.kept[&"q".into()] > 0.0);
     }
 
-    /// The rank of a convolution in groups is that of all of them together, before the cut and after it.
+    /// The rank of a convolution is the sum of the ranks of its groups, before and after truncation.
     #[test]
-    fn groups_divide_the_rank_among_them() {
+    fn groups_share_the_rank() {
         let shape = LayerShape::Group { count: 2, kernel: vec![3] };
-        let mut whole =
-            adapter([("c.0", factors(5, 12, 3)), ("c.1", factors(5, 12, 3)), ("q", factors(5, 4, 3))]);
-        whole.shapes = ["c.0", "c.1"].map(|group| (group.to_owned(), shape.clone())).into();
+        let mut whole = adapter([("q", factors(5, 4, 3))]);
+        for group in [0, 1].map(|group| LayerName::of_block("c", group)) {
+            whole.layers.insert(group.clone(), factors(5, 12, 3));
+            whole.shapes.insert(group, shape.clone());
+        }
         let folder = tempfile::tempdir().unwrap();
         write(folder.path(), &whole);
         let opened = PeftAdapter::open(folder.path()).unwrap();
         let cut = convert(&opened, None, Some(2)).unwrap();
         let ranks: Vec<usize> = cut.adapter.layers.values().map(|factors| factors.a.nrows()).collect();
         assert_eq!(ranks, [1, 1, 2]);
-        assert_eq!(cut.adapter.shape("c.1"), &shape);
-        let problems = convert(&opened, None, Some(3)).map(|_| ()).unwrap_err();
-        let what = "module \"c\" is a convolution in 2 groups: expected a rank that they can share, found 3";
-        assert!(problems.to_string().ends_with(what), "{problems}");
-        assert_eq!(problems.0[0].next_step(), Some("give --rank 4"));
+        assert_eq!(cut.adapter.shape(&LayerName::of_block("c", 1)), &shape);
+        expect![[r#"
+            FOLDER/adapter_model.safetensors: rank 3 is not divisible by the 2 groups of the convolution "c"; help: give --rank 4
+        "#]].assert_eq(&snapshot(convert(&opened, None, Some(3)).err().unwrap()));
     }
 
     #[test]
     fn an_initial_adapter_of_another_model_is_refused() {
         let (_one, trained) = opened(vec![("q", factors(5, 4, 2)), ("v", factors(3, 4, 1))], 1.0);
         let (_two, initial) = opened(vec![("q", factors(5, 3, 2))], 1.0);
-        let problems = convert(&trained, Some(&initial), None).map(|_| ()).unwrap_err();
-        let text = problems.to_string();
-        assert_eq!(problems.0.len(), 2, "{text}");
-        assert!(text.contains("expected outputs and inputs (5, 4) as in the trained adapter, found (5, 3)"));
-        assert!(text.contains("expected module \"v\", which the trained adapter has"), "{text}");
-        assert!(problems.0.iter().all(|problem| problem.next_step().unwrap().contains("--init")));
+        expect![[r#"
+            FOLDER/adapter_model.safetensors: module "q" has (outputs, inputs) (5, 3), but (5, 4) in the trained adapter; help: set --init to the adapter from which the training started
+            FOLDER/adapter_model.safetensors: module "v" is missing, but the trained adapter has it; help: set --init to the adapter from which the training started
+        "#]].assert_eq(&snapshot(convert(&trained, Some(&initial), None).err().unwrap()));
     }
 }

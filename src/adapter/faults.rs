@@ -1,18 +1,21 @@
-//! Every step of the writers fails in turn, once and from then on: what is left is old, complete, or does not load.
+//! Each step of the writers fails in turn, once or from then on. The files that are left are old, complete, or do not load.
 
 use super::replace::BaseRecord;
 use super::testing::{adapter, factors, files, provenance, try_write, write_tensors};
 use super::*;
+use crate::element::Element;
 use crate::storage::faults::{Faults, Step, folder, inject};
-use crate::storage::{Access, Category, Checkpoint, Problems};
+use crate::storage::{Access, Category, Checkpoint, Problem, Problems, snapshot};
+use expect_test::expect;
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
 
 type Files = BTreeMap<String, Vec<u8>>;
 
-/// Does `write` into a folder that `prepare` filled, with each of its steps failing. `loads` says of what is left whether
-/// it is taken for a complete output.
+/// Calls `write` for a folder that `prepare` filled, with each of its steps failing in turn. `loads` returns whether the files that are
+/// left are taken for a complete output.
 fn all_faults(
     prepare: impl Fn(&Path),
     write: impl Fn(&Path) -> Result<(), Problems>,
@@ -32,7 +35,7 @@ fn all_faults(
     for step in
         [Step::Create, Step::Write, Step::Flush, Step::Sync, Step::Rename, Step::SyncFolder, Step::Remove]
     {
-        assert!(all.met.iter().any(|(met, _)| *met == step), "{step:?} is not met");
+        assert!(all.met.iter().any(|(met, _)| *met == step), "{step:?} does not occur");
     }
     for pass in 0..all.met.len() {
         for sticky in [false, true] {
@@ -43,13 +46,13 @@ fn all_faults(
                 let problems = result.expect_err(&place);
                 assert_eq!(problems.category(), Category::Io, "{place}: {problems}");
                 assert!(!left.keys().any(|name| name.contains(".tmp")), "{place}: {:?}", left.keys());
-                // The last step of all is to bring a folder to the disk, when everything is in place.
+                // The very last step syncs a folder, when everything is in place already.
                 let complete = [&old, &new].map(loaded).contains(&loaded(&left));
                 assert!(!loads(&left) || complete, "{place}: {:?}", left.keys());
             }
         }
     }
-    // A call that is interrupted by a signal is repeated where the system asks for it.
+    // Calls that a signal interrupts are repeated.
     for pass in (0..all.met.len()).filter(|&pass| all.met[pass].0 == Step::Write) {
         let (result, _, _, left) = outcome(Faults::after(pass, false, ErrorKind::Interrupted));
         result.unwrap();
@@ -57,7 +60,7 @@ fn all_faults(
     }
 }
 
-/// The files without the record of a base, which only says what may be removed and changes before they do.
+/// The files without the record of a base, which changes earlier than the files and only lists files to remove.
 fn loaded(files: &Files) -> Files {
     let mut files = files.clone();
     files.retain(|name, bytes| {
@@ -80,9 +83,9 @@ fn an_adapter_is_old_complete_or_none() {
     all_faults(prepare, |folder| write_adapter(folder, "new"), |files| files.contains_key(CONFIG_FILE));
 }
 
-/// Nor is there an adapter of one format beside what is left of one in another.
+/// An adapter in one format also replaces an adapter in another format completely.
 #[test]
-fn an_adapter_of_one_file_is_old_complete_or_none() {
+fn a_single_file_adapter_is_old_complete_or_none() {
     let adapter = |module| adapter([(module, factors(2, 3, 1))]);
     let kohya = |folder: &Path, module| {
         let format = Format::SingleFile(SingleFile::Kohya, Component::Unet);
@@ -144,7 +147,7 @@ fn remove_base(folder: &Path) -> Result<(), Problem> {
     BaseRecord::of(folder)?.map_or(Ok(()), |record| record.remove_from(folder))
 }
 
-/// The weights of a base of shards must not stay beside those of one file, nor the other way round.
+/// The weights of an old base with shards must not stay beside a single file, and the reverse.
 #[test]
 fn a_base_is_old_complete_or_does_not_load() {
     for sharded in [false, true] {
@@ -164,8 +167,8 @@ fn a_base_is_old_complete_or_does_not_load() {
         write_base(&replaced, sharded).unwrap();
         write_base(&fresh, sharded).unwrap();
         let mut left = files(&replaced);
-        assert_eq!(left.remove("notes.txt").unwrap(), b"of the user", "what we did not write stays");
-        assert_eq!(left, files(&fresh), "nothing of the old base is left");
+        assert_eq!(left.remove("notes.txt").unwrap(), b"of the user", "other files stay");
+        assert_eq!(left, files(&fresh), "the old base is removed completely");
 
         remove_base(&replaced).unwrap();
         assert_eq!(files(&replaced).into_keys().collect::<Vec<_>>(), ["notes.txt"]);
@@ -174,16 +177,17 @@ fn a_base_is_old_complete_or_does_not_load() {
     }
 }
 
-/// A record from elsewhere must not make us remove files outside of the folder.
+/// A manipulated record must not make us remove files outside of the folder.
 #[test]
-fn a_record_reaches_no_other_folder() {
+fn a_record_cannot_list_files_of_other_folders() {
     let parent = tempfile::tempdir().unwrap();
     let folder = parent.path().join("base");
     write_base(&folder, false).unwrap();
     fs::write(parent.path().join("kept"), "").unwrap();
     let record = r#"{"format":"cntlora-base","version":1,"files":["../kept"]}"#;
     fs::write(folder.join(RECORD_FILE), record).unwrap();
-    let problem = remove_base(&folder).unwrap_err();
-    assert!(problem.to_string().ends_with("found \"../kept\""), "{problem}");
+    expect![[r#"
+        FOLDER/base/cntlora.json: the record must list files of its own folder, but it has the path "../kept"; help: choose another folder for the residual base
+    "#]].assert_eq(&snapshot(remove_base(&folder).unwrap_err()));
     assert!(parent.path().join("kept").exists());
 }

@@ -1,64 +1,71 @@
-//! The folder that files are written to.
+//! The output folder.
 
 use super::{CONFIG_FILE, TENSORS_FILE};
 use crate::storage::faults::{Step, step};
-use crate::storage::{AtomicFile, Problem, quoted};
+use crate::storage::{AtomicFile, Problem, is_missing, names_in, quoted};
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
 
-/// A folder that exists. If it had to be created and stays empty, it is removed again.
+/// An existing output folder. If it was created here and stays empty, dropping it removes the folder.
 ///
-/// Files are first all written, then all committed: a failure before that leaves the folder as it was.
+/// Callers write all files before they commit the first one. A failure before that leaves the folder unchanged.
 pub(super) struct OutputFolder<'a> {
     path: &'a Path,
     created: bool,
 }
 
 impl<'a> OutputFolder<'a> {
-    /// Creates the folder if it does not exist; its parent must.
+    /// Creates the folder if it does not exist. Its parent must exist.
     pub(super) fn open(path: &'a Path) -> Result<Self, Problem> {
-        let failed = |error: io::Error| Problem::io("cannot create this folder", &error).in_file(path);
+        let failed = |error: io::Error| Problem::io("cannot create the folder", &error).in_file(path);
         match step(Step::CreateFolder, path).and_then(|()| fs::create_dir(path)) {
             Ok(()) => Ok(Self { path, created: true }),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 if path.is_dir() {
                     return Ok(Self { path, created: false });
                 }
-                Err(Problem::environment("expected a folder to write to, or nothing; found something else")
+                Err(Problem::environment("the output path is not a folder")
                     .in_file(path)
                     .help("choose another name for the output"))
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                Err(failed(error).help("create the folder that it is to be in"))
+                Err(failed(error).help("create its parent folder first"))
             }
             Err(error) => Err(failed(error)),
         }
     }
 
-    /// Where it is.
+    /// The path of the folder.
     pub(super) fn path(&self) -> &'a Path {
         self.path
     }
 
-    /// Starts a file, with the folders below this one that its name asks for.
+    /// Starts a file. Creates the folders below this one that are part of its name.
     pub(super) fn create(&self, name: impl AsRef<Path>) -> Result<AtomicFile, Problem> {
         let path = self.path.join(name);
         if let Some(parent) = path.parent() {
             step(Step::CreateFolder, parent)
                 .and_then(|()| fs::create_dir_all(parent))
-                .map_err(|error| Problem::io("cannot create this folder", &error).in_file(parent))?;
+                .map_err(|error| Problem::io("cannot create the folder", &error).in_file(parent))?;
         }
         AtomicFile::create(&path)
     }
 
-    /// Removes a file, if it is there, and makes sure that it stays removed.
+    /// Creates a file with this content.
+    pub(super) fn write(&self, name: impl AsRef<Path>, bytes: &[u8]) -> Result<AtomicFile, Problem> {
+        let mut file = self.create(name)?;
+        file.put(bytes)?;
+        Ok(file)
+    }
+
+    /// Removes a file, if it exists, and syncs the folder.
     pub(super) fn remove(&self, name: &str) -> Result<(), Problem> {
         let path = self.path.join(name);
         match step(Step::Remove, &path).and_then(|()| fs::remove_file(&path)) {
             Ok(()) => {
                 let failed =
-                    |error| Problem::io("cannot bring its removal to the disk", &error).in_file(&path);
+                    |error| Problem::io("removed, but cannot sync its folder to disk", &error).in_file(&path);
                 step(Step::SyncFolder, &path).and_then(|()| File::open(self.path)?.sync_all()).map_err(failed)
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -70,35 +77,24 @@ impl<'a> OutputFolder<'a> {
 impl Drop for OutputFolder<'_> {
     fn drop(&mut self) {
         if self.created {
-            // Fails, as it should, if anything is in it.
+            // Fails, as intended, if the folder is not empty.
             let _ = fs::remove_dir(self.path);
         }
     }
 }
 
-/// Writes to a file under construction.
-pub(super) fn write_all(file: &mut AtomicFile, bytes: &[u8]) -> Result<(), Problem> {
-    file.write_all(bytes).map_err(|error| Problem::io("cannot write", &error).in_file(file.path()))
-}
-
-/// Refuses an output folder that holds an adapter or a model already, whole or in part.
+/// Checks that an output folder does not contain an adapter or a model, complete or not.
 ///
-/// To be asked before heavy work. The writers themselves replace what they find.
+/// Callers check this before long computations, because the writers replace existing files.
 ///
 /// # Errors
-/// A usage problem, with the way to force it, if an adapter or model files are there; a usage or I/O problem for a path that is no folder.
+/// A usage problem if the folder contains files of an adapter or model; an I/O problem if the path is not a folder.
 pub fn refuse_occupied(folder: &Path) -> Result<(), Problem> {
-    let failed = |error: io::Error| Problem::io("cannot look into this folder", &error).in_file(folder);
-    let entries = match fs::read_dir(folder) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(failed(error).help("choose another name for the output")),
-    };
-    let mut names = Vec::new();
-    for entry in entries {
-        names.push(entry.map_err(failed)?.file_name().to_string_lossy().into_owned());
+    if is_missing(folder) {
+        return Ok(());
     }
-    names.sort();
+    let names = names_in(folder).map_err(|problem| problem.help("choose another name for the output"))?;
+    let names: Vec<String> = names.iter().map(|name| name.to_string_lossy().into_owned()).collect();
     let occupies = |name: &&String| {
         [CONFIG_FILE, TENSORS_FILE, "config.json"].contains(&name.as_str())
             || name.ends_with(".safetensors")
@@ -107,30 +103,30 @@ pub fn refuse_occupied(folder: &Path) -> Result<(), Problem> {
     match names.iter().find(occupies) {
         None => Ok(()),
         Some(name) => Err(Problem::usage(format!(
-            "expected an output folder without an adapter or a model, found {}",
+            "output folder already contains an adapter or a model: {}",
             quoted(name)
         ))
         .in_file(folder)
-        .help("choose another folder, or give --force to replace what is there")),
+        .help("choose another folder, or give --force to replace it")),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::Category;
+    use crate::storage::faults::{self, Faults};
+    use crate::storage::{Category, snapshot};
+    use expect_test::expect;
 
     #[test]
-    fn a_created_folder_goes_when_nothing_was_written_and_stays_otherwise() {
+    fn a_created_folder_is_removed_only_if_it_stays_empty() {
         let parent = tempfile::tempdir().unwrap();
         let path = parent.path().join("new");
         drop(OutputFolder::open(&path).unwrap());
         assert!(!path.exists());
 
         let folder = OutputFolder::open(&path).unwrap();
-        let mut file = folder.create("below/it").unwrap();
-        write_all(&mut file, b"text").unwrap();
-        file.commit().unwrap();
+        folder.write("below/it", b"text").unwrap().commit().unwrap();
         drop(folder);
         assert_eq!(fs::read(path.join("below/it")).unwrap(), b"text");
 
@@ -141,17 +137,37 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_parent_and_a_file_in_the_way_are_problems_of_the_environment() {
+    fn a_missing_parent_and_a_file_in_place_of_the_folder_are_refused() {
         let parent = tempfile::tempdir().unwrap();
-        let missing = parent.path().join("missing/new");
-        let problem = OutputFolder::open(&missing).err().unwrap();
-        assert_eq!(problem.category(), Category::Io);
-        assert_eq!(problem.next_step(), Some("create the folder that it is to be in"));
-        let file = parent.path().join("file");
-        fs::write(&file, b"").unwrap();
-        let problem = OutputFolder::open(&file).err().unwrap();
-        assert_eq!(problem.category(), Category::Io);
-        assert!(problem.to_string().contains("expected a folder"), "{problem}");
+        fs::write(parent.path().join("file"), b"").unwrap();
+        let texts = ["missing/new", "file"].map(|name| {
+            let problem = OutputFolder::open(&parent.path().join(name)).err().unwrap();
+            assert_eq!(problem.category(), Category::Io);
+            snapshot(problem)
+        });
+        expect![[r#"
+            FOLDER/missing/new: cannot create the folder: No such file or directory (os error 2); help: create its parent folder first
+            FOLDER/file: the output path is not a folder; help: choose another name for the output
+        "#]].assert_eq(&texts.concat());
+    }
+
+    #[test]
+    fn failed_removals_name_the_file() {
+        let parent = faults::folder();
+        let path = parent.path().join("out");
+        fs::create_dir(&path).unwrap();
+        let texts = [0, 1].map(|pass| {
+            fs::write(path.join("old"), b"").unwrap();
+            let remove = || OutputFolder::open(&path).unwrap().remove("old");
+            // The first step opens the folder.
+            let faults = Faults::after(pass + 1, false, io::ErrorKind::PermissionDenied);
+            snapshot(faults::inject(faults, &path, remove).0.unwrap_err())
+        });
+        expect![[r#"
+            FOLDER/out/old: cannot remove the old file: permission denied
+            FOLDER/out/old: removed, but cannot sync its folder to disk: permission denied
+        "#]]
+        .assert_eq(&texts.concat());
     }
 
     #[test]
@@ -160,18 +176,25 @@ mod tests {
         assert!(refuse_occupied(&parent.path().join("missing")).is_ok());
         fs::write(parent.path().join("notes.txt"), b"").unwrap();
         assert!(refuse_occupied(parent.path()).is_ok());
-        for name in
-            [CONFIG_FILE, TENSORS_FILE, "config.json", "x.safetensors", "model.safetensors.index.json"]
-        {
+        let names =
+            [CONFIG_FILE, TENSORS_FILE, "config.json", "x.safetensors", "model.safetensors.index.json"];
+        let mut texts = String::new();
+        for name in names {
             let path = parent.path().join(name);
             fs::write(&path, b"").unwrap();
             let problem = refuse_occupied(parent.path()).unwrap_err();
             assert_eq!(problem.category(), Category::Usage);
-            assert!(problem.to_string().contains(name), "{problem}");
-            assert!(problem.next_step().unwrap().contains("--force"));
+            texts += &snapshot(problem);
             fs::remove_file(path).unwrap();
         }
-        let file = parent.path().join("notes.txt");
-        assert_eq!(refuse_occupied(&file).unwrap_err().category(), Category::Io);
+        texts += &snapshot(refuse_occupied(&parent.path().join("notes.txt")).unwrap_err());
+        expect![[r#"
+            FOLDER: output folder already contains an adapter or a model: "adapter_config.json"; help: choose another folder, or give --force to replace it
+            FOLDER: output folder already contains an adapter or a model: "adapter_model.safetensors"; help: choose another folder, or give --force to replace it
+            FOLDER: output folder already contains an adapter or a model: "config.json"; help: choose another folder, or give --force to replace it
+            FOLDER: output folder already contains an adapter or a model: "x.safetensors"; help: choose another folder, or give --force to replace it
+            FOLDER: output folder already contains an adapter or a model: "model.safetensors.index.json"; help: choose another folder, or give --force to replace it
+            FOLDER/notes.txt: cannot list the folder: Not a directory (os error 20); help: choose another name for the output
+        "#]].assert_eq(&texts);
     }
 }

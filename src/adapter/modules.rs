@@ -1,19 +1,19 @@
-//! The modules of PEFT, put together from layers: the blocks of fused experts, and of a convolution in groups, share the tensors
-//! of their module.
+//! Assembles the modules of PEFT from layers: the fused experts of a module, and the groups of a convolution, share its tensors.
 //!
 //! Source: `ParamWrapper` and `_ConvNd` in `tuners/lora/layer.py`, and `_inject_parameters` in `tuners/tuners_utils.py`, of PEFT
 //! 0.21.2.
 
+use super::numbers::in_module;
 use super::{Adapter, CONFIG_FILE};
-use crate::factors::{Factors, LayerShape, module_and_block};
+use crate::factors::{Factors, LayerShape};
 use crate::storage::{Problem, Problems, quoted};
 use faer::Mat;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What PEFT puts behind the name of a module once more for each parameter that it wraps within another.
+/// PEFT appends this to the name of a module, once per parameter that is wrapped around another.
 const WRAPPED: &str = ".base_layer";
 
-/// The order in which models have the parameters of their experts. PEFT wraps the first one innermost.
+/// The order of the parameters of experts in models. PEFT wraps the first one innermost.
 const ORDER: [&str; 3] = ["gate_up_proj", "up_proj", "down_proj"];
 
 /// One of the two factors.
@@ -25,7 +25,7 @@ pub(super) enum Side {
     Up,
 }
 
-/// A module, and its blocks in order; a module of one piece is its own block.
+/// A module with its blocks in order. A module that is not divided has one block.
 #[derive(Debug)]
 pub(super) struct Module<'a> {
     shape: &'a LayerShape,
@@ -35,14 +35,13 @@ pub(super) struct Module<'a> {
 /// The modules of an adapter, by name.
 ///
 /// # Errors
-/// Data: a block that is missing, or does not fit its siblings; experts beside weights stored as `[inputs, outputs]`.
+/// A data problem if a block is missing or does not fit the others, or if there are both experts and transposed weights.
 pub(super) fn modules(adapter: &Adapter) -> Result<BTreeMap<&str, Module<'_>>, Problems> {
     let mut blocks: BTreeMap<&str, BTreeMap<usize, (&LayerShape, &Factors)>> = BTreeMap::new();
     for (name, factors) in &adapter.layers {
         let shape = adapter.shape(name);
-        let (module, block) =
-            shape.blocks().and_then(|_| module_and_block(name)).unwrap_or((name.as_str(), 0));
-        blocks.entry(module).or_default().insert(block, (shape, factors));
+        let block = name.block.unwrap_or(0);
+        blocks.entry(&name.module).or_default().insert(block, (shape, factors));
     }
     let mut problems = Problems::default();
     let mut modules = BTreeMap::new();
@@ -57,9 +56,9 @@ pub(super) fn modules(adapter: &Adapter) -> Result<BTreeMap<&str, Module<'_>>, P
     {
         problems.push(
             Problem::data(
-                "PEFT loads no adapter of both fused experts and weights stored as [inputs, outputs]",
+                "PEFT cannot load an adapter with both fused experts and weights stored as [inputs, outputs]",
             )
-            .help("make an adapter of each kind, with --target or --exclude"),
+            .help("write one adapter per kind, with --target or --exclude"),
         );
     }
     problems.or_ok(modules)
@@ -67,16 +66,16 @@ pub(super) fn modules(adapter: &Adapter) -> Result<BTreeMap<&str, Module<'_>>, P
 
 impl<'a> Module<'a> {
     fn new(name: &str, blocks: &BTreeMap<usize, (&'a LayerShape, &'a Factors)>) -> Result<Self, Problem> {
-        let complain = |what: String| Problem::data(format!("module {}: {what}", quoted(name)));
+        let complain = |what: String| in_module(name, what);
         let mut all = blocks.values();
-        let &(shape, first) = all.next().ok_or_else(|| complain("expected factors, found none".into()))?;
+        let &(shape, first) = all.next().ok_or_else(|| complain("it has no factors".into()))?;
         let count = shape.blocks().unwrap_or(1);
         if blocks.len() != count || blocks.last_key_value().is_none_or(|(last, _)| last + 1 != count) {
-            return Err(complain(format!("expected all of its {count} blocks, found {}", blocks.len())));
+            return Err(complain(format!("expected {count} blocks, found {}", blocks.len())));
         }
         let size = |factors: &Factors| (factors.b.nrows(), factors.a.ncols());
         if all.any(|(other, factors)| *other != shape || size(factors) != size(first)) {
-            return Err(complain("expected blocks of one shape, found different ones".into()));
+            return Err(complain("its blocks have different shapes".into()));
         }
         Ok(Self { shape, blocks: blocks.values().map(|(_, factors)| *factors).collect() })
     }
@@ -86,17 +85,17 @@ impl<'a> Module<'a> {
         self.shape
     }
 
-    /// Its rank in the configuration.
+    /// The rank in the configuration.
     pub(super) fn rank(&self) -> usize {
         self.block_rank() * self.shape.parts()
     }
 
-    /// Whether it is a parameter, and not a module of its own.
+    /// True if PEFT adapts it as a parameter and not as a module.
     pub(super) fn is_parameter(&self) -> bool {
         matches!(self.shape, LayerShape::Expert { .. })
     }
 
-    /// That of its blocks: smaller ones are filled up with zeros.
+    /// The rank of its blocks. Blocks of smaller rank are padded with zeros.
     fn block_rank(&self) -> usize {
         self.blocks.iter().map(|factors| factors.a.nrows()).max().unwrap_or(0)
     }
@@ -113,8 +112,8 @@ impl<'a> Module<'a> {
         self.shape.of_up(rows as u64, columns as u64)
     }
 
-    /// A factor: `A` of the blocks one below the other; `B` of groups one below the other, and of experts the first columns of all
-    /// before the second.
+    /// A factor. `A` has the blocks one below the other. So has `B` of groups; `B` of experts has the first columns of all experts, then
+    /// the second columns, and so on.
     pub(super) fn factor(&self, side: Side) -> Mat<f32> {
         if let [factors] = self.blocks[..] {
             return match side {
@@ -142,10 +141,10 @@ impl<'a> Module<'a> {
     }
 }
 
-/// What stands for each module in the names of its tensors.
+/// The names of modules in the names of tensors.
 ///
 /// # Errors
-/// Data: several parameters of one parent whose order is not known.
+/// A data problem for several parameters of one parent in an unknown order.
 pub(super) fn keys<'a>(
     modules: &BTreeMap<&'a str, Module<'_>>,
 ) -> Result<BTreeMap<&'a str, String>, Problem> {
@@ -165,7 +164,7 @@ pub(super) fn keys<'a>(
     Ok(keys)
 }
 
-/// The parent of a parameter, and all of its parameters among these, from the innermost on.
+/// The parent of a parameter, and its parameters, starting with the innermost.
 fn wrapping<'a>(
     name: &'a str,
     parameters: impl Iterator<Item = &'a str>,
@@ -176,10 +175,10 @@ fn wrapping<'a>(
     Ok((parent(name), siblings))
 }
 
-/// Sorts the parameters of a parent, from the innermost on.
+/// Sorts the parameters of a parent, starting with the innermost.
 ///
 /// # Errors
-/// Data: several of them whose order is not known.
+/// A data problem for several parameters in an unknown order.
 fn in_order(parameters: &mut [&str]) -> Result<(), Problem> {
     let place = |name: &str| {
         let last = name.rsplit('.').next().unwrap_or(name);
@@ -189,21 +188,22 @@ fn in_order(parameters: &mut [&str]) -> Result<(), Problem> {
         && let Some(unknown) = parameters.iter().find(|name| place(name).is_none())
     {
         let what = format!(
-            "expected one parameter of experts, or gate_up_proj or up_proj and down_proj, found {} among several",
+            "experts with several parameters may have only gate_up_proj, up_proj and down_proj, found {}",
             quoted(unknown)
         );
-        return Err(Problem::data(what).help("make an adapter of each, with --target"));
+        return Err(Problem::data(what).help("write one adapter per parameter, with --target"));
     }
     parameters.sort_by_key(|name| place(name));
     Ok(())
 }
 
-/// Whether `module` is below some parent under the name `last`, which may have several parts.
+/// True if the name `module` ends with a dot and `last`, which can have several parts.
 pub(super) fn is_below(last: &str, module: &str) -> bool {
     module.strip_suffix(last).is_some_and(|parent| parent.ends_with('.'))
 }
 
-/// The parameter of experts that stands under this name, if `targets`, the `target_parameters` of a configuration, have such.
+/// The parameter of experts that has this name in tensors. `targets` are the `target_parameters` of the configuration; `None` if they
+/// have no parameter of this module.
 pub(super) fn parameter(name: &str, targets: Option<&BTreeSet<String>>) -> Result<Option<String>, Problem> {
     let mut parent = name;
     let mut depth = 0;
@@ -222,7 +222,7 @@ pub(super) fn parameter(name: &str, targets: Option<&BTreeSet<String>>) -> Resul
     in_order(&mut siblings)?;
     let target = siblings.len().checked_sub(depth + 1).map(|place| siblings[place]).ok_or_else(|| {
         Problem::data(format!(
-            "expected tensors of {} parameters of {}, as {CONFIG_FILE} says, found those of a further one",
+            "target_parameters in {CONFIG_FILE} has {} of the parameters of {}, but there are tensors for more",
             siblings.len(),
             quoted(parent)
         ))

@@ -1,119 +1,88 @@
-//! The writer of PEFT folders.
+//! Writes PEFT folders.
 
 use super::config::to_json;
-use super::contents::{Contents, pretty, write_tensors_file};
-use super::folder::{OutputFolder, write_all};
+use super::contents::{Contents, Entries, Entry, pretty};
+use super::folder::OutputFolder;
 use super::modules::{Module, Side, keys, modules};
+use super::names::{PREFIX, suffixes};
+use super::numbers::{check_shapes, in_module};
 use super::staged::StagedAdapter;
-use super::{Adapter, CONFIG_FILE, PREFIX, TENSORS_FILE, check_shapes, encode, suffixes};
+use super::{Adapter, CONFIG_FILE, TENSORS_FILE};
 use crate::element::Element;
-use crate::storage::safetensors::Layout;
-use crate::storage::{Checkpoint, Problem, Problems, quoted};
-use faer::MatRef;
+use crate::storage::{Checkpoint, Problem, Problems};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-/// Writes a PEFT folder up to the point where old files change: `adapter_model.safetensors`, `cntlora.json`, what is beside them, and
-/// `adapter_config.json` last.
+/// Writes a PEFT folder, up to the point where old files change: `adapter_model.safetensors`, `cntlora.json`, the files beside them,
+/// and `adapter_config.json` last.
 pub(super) fn stage<'a>(folder: &'a Path, contents: &Contents<'_>) -> Result<StagedAdapter<'a>, Problems> {
     let Contents { adapter, element, other_modules, .. } = *contents;
     check(adapter, element)?;
     let output = OutputFolder::open(folder)?;
-
     let modules = modules(adapter)?;
-    let tensors = tensors(&modules)?;
-    let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
-    let shapes = tensors
-        .iter()
-        .map(|(key, (module, side))| (key.clone(), (element.name().to_owned(), module.shape_of(*side))));
-    let layout = Layout::new(&metadata, &shapes.collect());
-    let bytes = tensors
-        .iter()
-        .map(|(key, (module, side))| (key, finite_bytes(module.factor(*side).as_ref(), element)));
-    let (tensors_file, hashing) = write_tensors_file(&output, TENSORS_FILE, &layout, bytes)?;
-    let mut files = vec![tensors_file];
-    files.extend(contents.write_beside(&output, TENSORS_FILE, hashing)?);
-    let mut config_file = output.create(CONFIG_FILE)?;
-    write_all(&mut config_file, pretty(&to_json(adapter, &modules, other_modules)).as_bytes())?;
-    files.push(config_file);
+    let mut files = contents.write(&output, TENSORS_FILE, BTreeMap::new(), &entries(&modules, element)?)?;
+    let config = pretty(&to_json(adapter, &modules, other_modules));
+    files.push(output.write(CONFIG_FILE, config.as_bytes())?);
     Ok(StagedAdapter::new(files, output)?)
 }
 
-/// The modules of a checkpoint, other than those of the adapted tensors, that have a weight.
+/// The modules of a checkpoint with a weight that is not adapted.
 ///
-/// They go by their checkpoint names, which for some models differ from the runtime names.
+/// The names are those in the checkpoint. For some models, they differ from the runtime names.
 pub fn other_modules(checkpoint: &Checkpoint, adapted: &BTreeSet<&str>) -> BTreeSet<String> {
     let others = checkpoint.names().filter(|name| !adapted.contains(name));
     others.filter_map(|name| name.strip_suffix(".weight")).map(str::to_owned).collect()
 }
 
-/// The tensors by name, whose order is that of the file.
-fn tensors<'a>(
-    modules: &'a BTreeMap<&str, Module<'_>>,
-) -> Result<BTreeMap<String, (&'a Module<'a>, Side)>, Problem> {
-    let mut tensors = BTreeMap::new();
+/// The tensors by name.
+fn entries<'a>(modules: &'a BTreeMap<&str, Module<'_>>, element: Element) -> Result<Entries<'a>, Problem> {
+    let mut entries = Entries::new();
     for (name, key) in keys(modules)? {
         let module = &modules[name];
-        let [a_suffix, b_suffix] = suffixes(module.shape());
-        tensors.insert(format!("{PREFIX}{key}{a_suffix}"), (module, Side::Down));
-        tensors.insert(format!("{PREFIX}{key}{b_suffix}"), (module, Side::Up));
+        for (suffix, side) in suffixes(module.shape()).into_iter().zip([Side::Down, Side::Up]) {
+            let values = Box::new(move || module.factor(side));
+            let entry = Entry { shape: module.shape_of(side), element, values };
+            entries.insert(format!("{PREFIX}{key}{suffix}"), entry);
+        }
     }
-    Ok(tensors)
+    Ok(entries)
 }
 
+/// Checks an adapter before it is written in any format.
 pub(super) fn check(adapter: &Adapter, element: Element) -> Result<(), Problems> {
     let mut problems = Problems::default();
     if element == Element::F64 {
-        problems.push(Problem::usage("expected F32, F16 or BF16 as the format of the factors, found F64"));
+        problems.push(Problem::usage("factors cannot be written as F64: expected F32, F16 or BF16"));
     }
     if !(adapter.scale > 0.0 && adapter.scale.is_finite()) {
         let found = adapter.scale;
-        problems.push(Problem::usage(format!("expected a positive scale, found {found}")));
+        problems.push(Problem::usage(format!("the scale must be positive and finite, found {found}")));
     }
     if adapter.layers.is_empty() {
         problems.push(
-            Problem::data("expected at least one layer with a rank of 1 or more, found none")
+            Problem::data("the adapter has no layer with a rank of at least 1")
                 .help("select more layers, or allow larger ranks"),
         );
     }
-    for (module, factors) in &adapter.layers {
+    for (name, factors) in &adapter.layers {
         if let Err(problem) = check_shapes(factors) {
-            problems.push(Problem::data(format!("module {}: {problem}", quoted(module))));
+            problems.push(in_module(name, problem));
         }
     }
     problems.or_ok(())
 }
 
-/// The bytes of a factor, all of them finite numbers.
-pub(super) fn finite_bytes(factor: MatRef<'_, f32>, element: Element) -> Result<Vec<u8>, Problem> {
-    let bytes = encode(factor, element);
-    let mut rounded = vec![0.0; bytes.len() / element.size()];
-    element.decode_f32(&bytes, &mut rounded);
-    match rounded.iter().position(|value| !value.is_finite()) {
-        None => Ok(bytes),
-        Some(index) => {
-            let (row, column) = (index / factor.ncols(), index % factor.ncols());
-            let value = factor[(row, column)];
-            let found = format!("row {row}, column {column}: expected a finite {} number", element.name());
-            Err(if value.is_finite() {
-                Problem::data(format!("{found}, found {value:e}, which is too large for it"))
-                    .help("write the factors as f32 or bf16")
-            } else {
-                Problem::data(format!("{found}, found {value}"))
-            })
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::names::{A_SUFFIX, B_SUFFIX};
     use super::super::testing::{
         AnyLayers, adapter, checkpoint, factors, files, provenance, rows, try_write, write, write_tensors,
     };
-    use super::super::{A_SUFFIX, B_SUFFIX, FileRecord, Format, PeftAdapter, RECORD_FILE};
+    use super::super::{FileRecord, Format, PeftAdapter, RECORD_FILE};
     use super::*;
     use crate::factors::{Factors, LayerShape};
-    use crate::storage::{Category, Source};
+    use crate::storage::{Category, Source, snapshot};
+    use expect_test::expect;
     use faer::Mat;
     use quickcheck::quickcheck;
     use safetensors::SafeTensors;
@@ -130,8 +99,8 @@ mod tests {
     }
 
     quickcheck! {
-        /// Whatever the names and ranks, the reader finds the factors that were written, and their scale.
-        fn what_was_written_is_read_back(layers: AnyLayers, format: u8) -> bool {
+        /// For all names and ranks, the factors and the scale are read back exactly.
+        fn written_adapters_are_read_back(layers: AnyLayers, format: u8) -> bool {
             let adapter = layers.adapter();
             let folder = tempfile::tempdir().unwrap();
             let element = [Element::F32, Element::F16, Element::Bf16][usize::from(format) % 3];
@@ -176,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn the_record_is_what_was_given_and_the_hash_of_the_tensors() {
+    fn the_record_has_the_provenance_and_the_hash_of_the_tensors() {
         let folder = tempfile::tempdir().unwrap();
         write(folder.path(), &adapter([("q", factors(2, 3, 1))]));
         let bytes = fs::read(folder.path().join(TENSORS_FILE)).unwrap();
@@ -188,10 +157,9 @@ mod tests {
         assert!(text.starts_with("{\n  \"files\"") && text.ends_with("}\n"), "{text}");
     }
 
-    /// The shapes that PEFT gives the factors of a convolution, and the flag that it wants for weights that are stored
-    /// transposed, come back as the kinds of layers.
+    /// The shapes of factors follow PEFT. Transposed weights have a flag in the configuration.
     #[test]
-    fn kinds_of_layers_are_written_and_read_back() {
+    fn all_layer_shapes_are_written_and_read_back() {
         let shapes = [
             ("c", LayerShape::Convolution(vec![3, 2])),
             ("t", LayerShape::Transposed),
@@ -203,9 +171,9 @@ mod tests {
             adapter.shapes.insert(module.into(), shape.clone());
             write(folder.path(), &adapter);
             let read = PeftAdapter::open(folder.path()).unwrap();
-            let layer = &read.layers()[module];
+            let layer = &read.layers()[&module.into()];
             assert_eq!((&layer.shape, layer.outputs, layer.inputs, layer.rank), (&shape, 5, 12, 2));
-            assert_eq!(read.factors(layer).unwrap().a, adapter.layers[module].a);
+            assert_eq!(read.factors(layer).unwrap().a, adapter.layers[&module.into()].a);
             assert_eq!(read.config().unwrap().fan_in_fan_out, shape == LayerShape::Transposed);
             let bytes = fs::read(folder.path().join(TENSORS_FILE)).unwrap();
             let stored = SafeTensors::deserialize(&bytes).unwrap();
@@ -232,13 +200,13 @@ mod tests {
         let adapter = adapter([("q", Factors { a, b: Mat::full(1, 1, 3.0) })]);
         try_write(folder.path(), &adapter, Element::Bf16, &Map::new(), Format::Peft).unwrap();
         let read = PeftAdapter::open(folder.path()).unwrap();
-        let found = rows(&read.factors(&read.layers()["q"]).unwrap().a);
+        let found = rows(&read.factors(&read.layers()[&"q".into()]).unwrap().a);
         assert_eq!(found[..2], [1.0, 1.0 + 4.0 / 256.0]);
         assert!((found[2] - 1e-30).abs() < 1e-32);
     }
 
     #[test]
-    fn files_are_readable_as_the_umask_allows() {
+    fn the_modes_of_files_follow_the_umask() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("plain"), b"").unwrap();
         write(folder.path(), &adapter([("q", factors(2, 3, 1))]));
@@ -249,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn an_adapter_is_replaced_whole() {
+    fn an_old_adapter_is_replaced_completely() {
         let (old, new) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         write(old.path(), &adapter([("q", factors(2, 3, 1)), ("v", factors(2, 3, 2))]));
         let replacement = adapter([("k", factors(5, 4, 3))]);
@@ -259,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_or_nothing_in_place_of_the_parent_is_a_problem_of_the_environment() {
+    fn a_file_or_nothing_in_place_of_the_parent_is_an_io_problem() {
         let parent = tempfile::tempdir().unwrap();
         let file = parent.path().join("file");
         fs::write(&file, b"kept").unwrap();
@@ -271,9 +239,9 @@ mod tests {
         assert_eq!(files(parent.path()), BTreeMap::from([("file".into(), b"kept".to_vec())]));
     }
 
-    /// Something that cannot be replaced stands where the last file goes: the others must not have been touched.
+    /// The last file cannot be replaced, so the others must stay.
     #[test]
-    fn a_failure_before_the_files_are_complete_leaves_the_folder_as_it_was() {
+    fn a_failure_before_the_files_are_complete_leaves_the_folder_unchanged() {
         let folder = tempfile::tempdir().unwrap();
         write(folder.path(), &adapter([("q", factors(2, 3, 1))]));
         let before = files(folder.path());
@@ -290,48 +258,49 @@ mod tests {
     }
 
     #[test]
-    fn all_values_that_do_not_fit_the_format_are_named() {
+    fn all_values_that_do_not_fit_the_number_format_are_reported() {
         let with = |value: f32| {
             let mut factors = factors(2, 3, 1);
             factors.b[(1, 0)] = value;
             factors
         };
         let adapter = adapter([("q", with(65520.0)), ("k", with(65519.0)), ("v", with(-1e30))]);
-        let problems = refused(&adapter, Element::F16);
-        let texts: Vec<String> = problems.0.iter().map(ToString::to_string).collect();
-        assert_eq!(texts.len(), 2);
-        assert!(texts[0].contains("base_model.model.q.lora_B.weight") && texts[1].contains("model.v.lora_B"));
-        assert!(
-            texts[0].contains("row 1, column 0: expected a finite F16 number, found 6.552e4"),
-            "{}",
-            texts[0]
-        );
-        assert_eq!(problems.0[0].next_step(), Some("write the factors as f32 or bf16"));
+        let mut problems = refused(&adapter, Element::F16);
         assert_eq!(problems.category(), Category::Data);
-
-        let problems = refused(&super::super::testing::adapter([("q", with(f32::NAN))]), Element::F32);
-        assert!(problems.to_string().ends_with("found NaN"), "{problems}");
+        problems.0.extend(refused(&super::super::testing::adapter([("q", with(f32::NAN))]), Element::F32).0);
+        expect![[r#"
+            tensor "base_model.model.q.lora_B.weight": row 1, column 0: 6.552e4 is too large for F16; help: write the factors as f32 or bf16
+            tensor "base_model.model.v.lora_B.weight": row 1, column 0: -1e30 is too large for F16; help: write the factors as f32 or bf16
+            tensor "base_model.model.q.lora_B.weight": row 1, column 0: expected a finite number, found NaN
+        "#]].assert_eq(&snapshot(problems));
     }
 
     #[test]
-    fn what_makes_no_adapter_is_refused() {
+    fn invalid_adapters_are_refused() {
         let good = || factors(2, 3, 1);
         let other_rank = Factors { a: good().a, b: factors(2, 3, 2).b };
-        for (layers, scale, element, complaint) in [
-            (vec![], 1.0, Element::F32, "expected at least one layer"),
-            (vec![("q", good())], f64::NAN, Element::F32, "expected a positive scale, found NaN"),
-            (vec![("q", good())], 0.0, Element::F32, "expected a positive scale, found 0"),
-            (vec![("q", good())], 1.0, Element::F64, "expected F32, F16 or BF16"),
-            (vec![("q", factors(2, 3, 0))], 1.0, Element::F32, "module \"q\": expected factors"),
-            (vec![("a\nb", other_rank)], 1.0, Element::F32, "module \"a\\nb\": expected factors"),
-        ] {
-            let problems = refused(&Adapter { scale, ..adapter(layers) }, element);
-            assert!(problems.to_string().contains(complaint), "{problems}");
-        }
+        let cases = [
+            (vec![], 1.0, Element::F32),
+            (vec![("q", good())], f64::NAN, Element::F32),
+            (vec![("q", good())], 0.0, Element::F32),
+            (vec![("q", good())], 1.0, Element::F64),
+            (vec![("q", factors(2, 3, 0)), ("a\nb", other_rank)], 1.0, Element::F32),
+        ];
+        let texts = cases.map(|(layers, scale, element)| {
+            snapshot(refused(&Adapter { scale, ..adapter(layers) }, element))
+        });
+        expect![[r#"
+            the adapter has no layer with a rank of at least 1; help: select more layers, or allow larger ranks
+            the scale must be positive and finite, found NaN
+            the scale must be positive and finite, found 0
+            factors cannot be written as F64: expected F32, F16 or BF16
+            module "a\nb": factors need the shapes A (rank, inputs) and B (outputs, rank) with a rank of at least 1, found (1, 3) and (2, 2)
+            module "q": factors need the shapes A (rank, inputs) and B (outputs, rank) with a rank of at least 1, found (0, 3) and (2, 0)
+        "#]].assert_eq(&texts.concat());
     }
 
     #[test]
-    fn other_modules_are_the_weights_that_are_not_adapted() {
+    fn other_modules_are_those_with_weights_that_are_not_adapted() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("model.safetensors");
         let one = |name| (name, Element::F32, vec![1], vec![0.0]);

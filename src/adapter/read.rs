@@ -1,28 +1,30 @@
-//! The reader of PEFT folders: headers first, factors of one layer on demand.
+//! Reads adapters. Opening one reads the headers; factors are read layer by layer, on demand.
 
 use super::modules::parameter;
-use super::single_file::{ALPHA_SUFFIX, DOWN_SUFFIX, MODULES_KEY, SingleFile, UP_SUFFIX};
-use super::{A_SUFFIX, B_SUFFIX, CONFIG_FILE, Config, PREFIX, TENSORS_FILE, suffixes};
+use super::names::{ALPHA_SUFFIX, affixes, suffixes};
+use super::numbers::{decode, element_of};
+use super::single_file::{MODULES_KEY, SingleFile};
+use super::{CONFIG_FILE, Config, TENSORS_FILE};
 use crate::element::Element;
-use crate::factors::{Factors, LayerShape, block_name, module_and_block};
-use crate::storage::json::UniqueKeys;
+use crate::factors::{Factors, LayerName, LayerShape};
+use crate::storage::json::{UniqueKeys, parse_json};
 use crate::storage::safetensors::{Header, Tensor};
-use crate::storage::{Access, Problem, Problems, Source, is_missing, quoted};
+use crate::storage::{Access, Problem, Problems, Source, is_missing, product, quoted, read_json};
 use faer::Mat;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-/// An opened adapter of linear layers, convolutions, embeddings and fused experts: of PEFT, or of one file.
+/// An opened adapter of linear layers, convolutions, embeddings and fused experts: a PEFT folder or a single file.
 #[derive(Debug)]
 pub struct PeftAdapter {
     config: Option<Config>,
     single_file: Option<SingleFile>,
-    layers: BTreeMap<String, PeftLayer>,
+    layers: BTreeMap<LayerName, PeftLayer>,
     source: Source,
 }
 
-/// A layer of an adapter: what the headers say of it.
+/// A layer of an adapter, without its numbers.
 #[derive(Clone, Debug)]
 pub struct PeftLayer {
     /// Rank `r`, at least 1.
@@ -31,7 +33,7 @@ pub struct PeftLayer {
     pub inputs: usize,
     /// Output features `m`.
     pub outputs: usize,
-    /// How the weight is stored; of a linear layer as far as the configuration tells.
+    /// How the weight is stored. Without a configuration, linear and transposed layers cannot be distinguished: both are linear here.
     pub shape: LayerShape,
     /// Scale `s`.
     pub scale: f64,
@@ -39,16 +41,16 @@ pub struct PeftLayer {
     pub element: Element,
     a: Tensor,
     b: Tensor,
-    /// Which block of its module it is, whose tensors these are.
+    /// Which block of its module this is. The tensors contain all blocks.
     block: usize,
 }
 
 impl PeftAdapter {
-    /// Opens a folder with `adapter_config.json` and `adapter_model.safetensors`; no factor is read.
+    /// Opens the adapter in a folder. Its factors are not read.
     ///
     /// # Errors
-    /// All that is wrong, together: a missing file, a configuration that is not of LoRA, a tensor that is not the `A`
-    /// or `B` of such a layer, a factor without its partner, shapes that do not fit each other or the configuration.
+    /// All problems, together: missing files, a configuration that is not for LoRA, tensors that are not `A` or `B` of a supported
+    /// layer, an `A` without `B` or the reverse, shapes that do not fit each other or the configuration.
     pub fn open(folder: &Path) -> Result<Self, Problems> {
         let mut problems = Problems::default();
         match Self::open_sound_layers(folder, &mut problems) {
@@ -57,7 +59,7 @@ impl PeftAdapter {
         }
     }
 
-    /// Opens what can be opened. Whatever is left out has a complaint among `problems`.
+    /// Opens the valid layers of an adapter. Each invalid layer adds to `problems`.
     pub(super) fn open_sound_layers(folder: &Path, problems: &mut Problems) -> Option<Self> {
         if let Err(problem) = check_folder(folder) {
             problems.push(problem);
@@ -76,19 +78,25 @@ impl PeftAdapter {
         let prefix = single_file
             .map_or("", |format| format.common_prefix(pairs.keys().map(|(name, _)| name.as_str())));
         let mut layers = BTreeMap::new();
-        for ((name, _), pair) in pairs {
+        for ((name, is_embedding), pair) in pairs {
             let known = names.get(&name).cloned();
             let module = known.unwrap_or_else(|| name.strip_prefix(prefix).unwrap_or(&name).to_owned());
             let targets = config.as_ref().and_then(|config| config.target_parameters.as_ref());
             let read = parameter(&module, targets).and_then(|parameter| {
                 let is_parameter = parameter.is_some();
                 let module = parameter.unwrap_or(module);
-                pair.layers(&name, &module, is_parameter, (config.as_ref(), single_file, &source))
+                layers_of(
+                    pair,
+                    (&name, is_embedding),
+                    &module,
+                    is_parameter,
+                    (config.as_ref(), single_file, &source),
+                )
             });
             let read = problems.collect(read.map_err(|problem| problem.in_file(source.path())));
             for (layer_name, layer) in read.into_iter().flatten() {
                 if layers.insert(layer_name, layer).is_some() {
-                    let what = "expected one pair of factors, found those of an embedding and those of another layer";
+                    let what = "the module has factors of an embedding and of another layer";
                     problems.push(Problem::data(what).in_file(source.path()).in_tensor(&name));
                 }
             }
@@ -96,38 +104,40 @@ impl PeftAdapter {
         Some(Self { config, single_file, layers, source })
     }
 
-    /// The configuration of an adapter of PEFT.
+    /// The configuration of a PEFT adapter.
     pub fn config(&self) -> Option<&Config> {
         self.config.as_ref()
     }
 
-    /// The format of an adapter of one file.
+    /// The format of a single-file adapter.
     pub fn single_file(&self) -> Option<SingleFile> {
         self.single_file
     }
 
-    /// The layers, by runtime module name, with a number behind it for the blocks of a module.
-    pub fn layers(&self) -> &BTreeMap<String, PeftLayer> {
+    /// The layers by name.
+    pub fn layers(&self) -> &BTreeMap<LayerName, PeftLayer> {
         &self.layers
     }
 
-    /// The modules, and whether they are parameters of fused experts.
-    pub(super) fn modules(&self) -> BTreeMap<&str, bool> {
-        let mut modules = BTreeMap::new();
-        for (name, layer) in &self.layers {
-            let block = layer.shape.blocks().and_then(|_| module_and_block(name));
-            let module = block.map_or(name.as_str(), |(module, _)| module);
-            modules.insert(module, matches!(layer.shape, LayerShape::Expert { .. }));
-        }
-        modules
+    /// The scale of all layers, if they have the same one. `tolerance` is the accepted relative difference.
+    pub(super) fn common_scale(&self, tolerance: f64) -> Option<f64> {
+        let mut scales = self.layers.values().map(|layer| layer.scale);
+        let first = scales.next()?;
+        scales.all(|scale| (scale - first).abs() <= tolerance * first.abs()).then_some(first)
     }
 
-    /// The file that holds the tensors.
+    /// The modules, with true for parameters of fused experts.
+    pub(super) fn modules(&self) -> BTreeMap<&str, bool> {
+        let is_parameter = |layer: &PeftLayer| matches!(layer.shape, LayerShape::Expert { .. });
+        self.layers.iter().map(|(name, layer)| (name.module.as_str(), is_parameter(layer))).collect()
+    }
+
+    /// The file with the tensors.
     pub fn source(&self) -> &Source {
         &self.source
     }
 
-    /// Reads the factors of a layer of this adapter, F64 rounded to f32. Values are not checked to be finite.
+    /// Reads the factors of a layer. F64 is rounded to f32. The values can be NaN or infinite.
     ///
     /// # Errors
     /// An I/O problem if the tensors cannot be read.
@@ -144,7 +154,7 @@ impl PeftAdapter {
         Ok(Factors { a, b })
     }
 
-    /// Rows of a factor, from `first` on.
+    /// Reads rows of a factor, from row `first` on.
     fn rows(
         &self,
         tensor: &Tensor,
@@ -164,41 +174,35 @@ impl PeftAdapter {
 
 fn check_folder(folder: &Path) -> Result<(), Problem> {
     let metadata = fs::metadata(folder)
-        .map_err(|error| Problem::io("cannot open this folder", &error).in_file(folder))?;
+        .map_err(|error| Problem::io("cannot open the folder", &error).in_file(folder))?;
     if metadata.is_dir() {
         return Ok(());
     }
-    Err(Problem::environment("expected the folder of a PEFT adapter, found something else")
+    Err(Problem::environment("the path of an adapter must be a folder")
         .in_file(folder)
-        .help(format!("give the folder that holds {CONFIG_FILE}")))
+        .help(format!("give the folder that contains {CONFIG_FILE}")))
 }
 
 fn read_config(path: &Path) -> Result<Config, Problem> {
     if is_missing(path) {
-        return Err(Problem::data("expected the configuration of a PEFT adapter, found no file")
-            .in_file(path)
-            .help(
-                "it is written last: if the rest is there, the adapter was not completed, so write it again",
-            ));
+        return Err(Problem::data("the configuration of the PEFT adapter is missing").in_file(path).help(
+            "this file is written last: if the other files are present, writing was interrupted, so write the adapter again",
+        ));
     }
-    let source = Source::open(path, Access::Read)?;
-    let bytes = source.read_vec(0, source.length())?;
-    let config: Config = serde_json::from_slice(&bytes).map_err(|error| {
-        Problem::data(format!("expected the configuration of a PEFT adapter as JSON: {error}")).in_file(path)
-    })?;
+    let config: Config = read_json(&Source::open(path, Access::Read)?, "configuration of a PEFT adapter")?;
     if config.peft_type != "LORA" {
         let found = quoted(&config.peft_type);
-        return Err(Problem::data(format!("expected peft_type \"LORA\", found {found}")).in_file(path));
+        return Err(Problem::data(format!("unsupported peft_type {found}: expected \"LORA\"")).in_file(path));
     }
     Ok(config)
 }
 
 fn open_tensors(path: &Path) -> Result<(Source, Header), Problem> {
     if is_missing(path) {
-        let problem = Problem::data("expected the tensors of a PEFT adapter, found no file").in_file(path);
+        let problem = Problem::data("the tensors of the PEFT adapter are missing").in_file(path);
         return Err(if path.with_file_name("adapter_model.bin").exists() {
             problem
-                .help("adapter_model.bin is not read, because loading it runs code: save it as safetensors")
+                .help("adapter_model.bin is not read, because it can run arbitrary code: save the adapter as safetensors")
         } else {
             problem
         });
@@ -208,7 +212,7 @@ fn open_tensors(path: &Path) -> Result<(Source, Header), Problem> {
     Ok((source, header))
 }
 
-/// The format of the adapter in a folder, if it is of one file.
+/// The format of the adapter in a folder, if it is a single file.
 fn single_file_in(folder: &Path) -> Option<SingleFile> {
     let holds = |name: &str| !is_missing(&folder.join(name));
     SingleFile::ALL
@@ -216,69 +220,46 @@ fn single_file_in(folder: &Path) -> Option<SingleFile> {
         .find(|format| holds(format.file_name()) && !holds(CONFIG_FILE) && !holds(TENSORS_FILE))
 }
 
-/// The file that holds the tensors of the adapter in a folder.
+/// The name of the file with the tensors of the adapter in a folder.
 pub(super) fn tensors_file(folder: &Path) -> &'static str {
     single_file_in(folder).map_or(TENSORS_FILE, SingleFile::file_name)
 }
 
-/// What the metadata says of the modules that names stand for.
+/// The modules by the names of their tensors, as far as the metadata has them.
 fn module_names(header: &Header) -> Result<BTreeMap<String, String>, Problem> {
     let Some(text) = header.metadata.get(MODULES_KEY) else { return Ok(BTreeMap::new()) };
-    serde_json::from_str::<UniqueKeys<String>>(text).map(|names| names.0).map_err(|error| {
-        Problem::data(format!("the metadata entry {} cannot be understood: {error}", quoted(MODULES_KEY)))
-            .help("write the adapter again")
-    })
+    let names = parse_json(text.as_bytes(), &format!("metadata entry {}", quoted(MODULES_KEY)));
+    names.map(|UniqueKeys(names)| names).map_err(|problem| problem.help("write the adapter again"))
 }
 
-/// The tensors of a module, as far as they are there.
-#[derive(Default)]
-struct Pair {
-    a: Option<Tensor>,
-    b: Option<Tensor>,
-    alpha: Option<Tensor>,
-    /// Whether they have the names of an embedding's.
-    is_embedding: bool,
-}
+/// The tensors `A`, `B` and `alpha` of a module, as far as they are present.
+type Tensors = [Option<Tensor>; 3];
 
-/// What stands before and after the name of a module, for `A`, for `B`, and for the number that kohya has.
-fn affixes(format: Option<SingleFile>) -> (&'static str, [&'static str; 2]) {
-    match format {
-        None => (PREFIX, [A_SUFFIX, B_SUFFIX]),
-        Some(SingleFile::Diffusers) => ("", [A_SUFFIX, B_SUFFIX]),
-        Some(SingleFile::Kohya) => ("", [DOWN_SUFFIX, UP_SUFFIX]),
-    }
-}
+/// The tensors by module. A module with the tensor names of an embedding (`true`) and of another layer (`false`) occurs twice.
+type Pairs = BTreeMap<(String, bool), Tensors>;
 
-fn pairs(
-    header: Header,
-    format: Option<SingleFile>,
-    source: &Source,
-    problems: &mut Problems,
-) -> BTreeMap<(String, bool), Pair> {
+fn pairs(header: Header, format: Option<SingleFile>, source: &Source, problems: &mut Problems) -> Pairs {
     let (prefix, [down, up]) = affixes(format);
     let [embedding_down, embedding_up] = suffixes(&LayerShape::Embedding);
-    // By module and by whether the names are those of an embedding's factors.
-    let mut pairs: BTreeMap<(String, bool), Pair> = BTreeMap::new();
+    // Suffix, whether it is that of an embedding, and index into `Tensors`.
+    let mut kinds = vec![(down, false, 0), (up, false, 1)];
+    match format {
+        None => kinds.extend([(embedding_down, true, 0), (embedding_up, true, 1)]),
+        Some(SingleFile::Kohya) => kinds.push((ALPHA_SUFFIX, false, 2)),
+        Some(SingleFile::Diffusers) => {}
+    }
+    let mut pairs = Pairs::new();
     let mut others = Vec::new();
     for (key, tensor) in header.tensors {
         let name = key.strip_prefix(prefix);
-        let of_embedding = name.filter(|_| format.is_none());
-        if let Some(module) = of_embedding.and_then(|name| name.strip_suffix(embedding_down)) {
-            let pair = pairs.entry((module.into(), true)).or_default();
-            (pair.a, pair.is_embedding) = (Some(tensor), true);
-        } else if let Some(module) = of_embedding.and_then(|name| name.strip_suffix(embedding_up)) {
-            let pair = pairs.entry((module.into(), true)).or_default();
-            (pair.b, pair.is_embedding) = (Some(tensor), true);
-        } else if let Some(module) = name.and_then(|name| name.strip_suffix(down)) {
-            pairs.entry((module.into(), false)).or_default().a = Some(tensor);
-        } else if let Some(module) = name.and_then(|name| name.strip_suffix(up)) {
-            pairs.entry((module.into(), false)).or_default().b = Some(tensor);
-        } else if let Some(module) = name.and_then(|name| name.strip_suffix(ALPHA_SUFFIX))
-            && format == Some(SingleFile::Kohya)
-        {
-            pairs.entry((module.into(), false)).or_default().alpha = Some(tensor);
-        } else {
-            others.push(key);
+        let found = name.and_then(|name| {
+            kinds.iter().find_map(|&(suffix, kind, index)| Some((name.strip_suffix(suffix)?, kind, index)))
+        });
+        match found {
+            Some((module, kind, index)) => {
+                pairs.entry((module.into(), kind)).or_default()[index] = Some(tensor);
+            }
+            None => others.push(key),
         }
     }
     let is_copy = |key: &str| {
@@ -288,10 +269,10 @@ fn pairs(
         })
     };
     for key in others.iter().filter(|key| !is_copy(key)) {
-        let expected = format!("expected a name like {prefix}MODULE{down} or {prefix}MODULE{up}");
         problems.push(
             Problem::data(format!(
-                "{expected}: only adapters of linear layers, convolutions and embeddings are read"
+                "unsupported tensor name: expected {prefix}MODULE{down} or {prefix}MODULE{up} of a linear layer, convolution \
+                 or embedding"
             ))
             .in_file(source.path())
             .in_tensor(key),
@@ -300,128 +281,107 @@ fn pairs(
     pairs
 }
 
-/// The module whose base weight this would be. PEFT saves copies of those of adapted embeddings and output heads, which training
-/// leaves as they were.
+/// The module of a copy of a base weight. PEFT saves such copies for adapted embeddings and output heads; training does not change
+/// them.
 fn module_of_copy(name: &str) -> Option<&str> {
     [".base_layer.weight", ".base_layer.bias"].iter().find_map(|end| name.strip_suffix(end))
 }
 
-impl Pair {
-    /// The layers of a module: one, or one for each of its blocks.
-    fn layers(
-        self,
-        name: &str,
-        module: &str,
-        is_parameter: bool,
-        (config, format, source): (Option<&Config>, Option<SingleFile>, &Source),
-    ) -> Result<Vec<(String, PeftLayer)>, Problem> {
-        let (prefix, affixes) = affixes(format);
-        let [down, up] = if self.is_embedding { suffixes(&LayerShape::Embedding) } else { affixes };
-        let (a_key, b_key) = (format!("{prefix}{name}{down}"), format!("{prefix}{name}{up}"));
-        let missing = |key: &str, partner: &str| {
-            Problem::data(format!("expected this tensor beside {}, found none", quoted(partner)))
-                .in_tensor(key)
-        };
-        let a = self.a.ok_or_else(|| missing(&a_key, &b_key))?;
-        let b = self.b.ok_or_else(|| missing(&b_key, &a_key))?;
-        let (rows, inputs) =
-            matrix_shape(&a, "A, of shape [rank, inputs]").map_err(|p| p.in_tensor(&a_key))?;
-        let (outputs, columns) =
-            matrix_shape(&b, "B, of shape [outputs, rank]").map_err(|p| p.in_tensor(&b_key))?;
-        let kernel = a.shape.get(2..).unwrap_or_default();
-        if b.shape.get(2..) != Some(&vec![1; kernel.len()][..]) {
-            return Err(Problem::data(format!(
-                "expected {} further axes of length 1, as its A has that many of a kernel, found shape {:?}",
-                kernel.len(),
-                b.shape
-            ))
-            .in_tensor(&b_key));
+/// The layers of a module: one, or one per block.
+fn layers_of(
+    [a, b, alpha]: Tensors,
+    (name, is_embedding): (&str, bool),
+    module: &str,
+    is_parameter: bool,
+    (config, format, source): (Option<&Config>, Option<SingleFile>, &Source),
+) -> Result<Vec<(LayerName, PeftLayer)>, Problem> {
+    let (prefix, affixes) = affixes(format);
+    let [down, up] = if is_embedding { suffixes(&LayerShape::Embedding) } else { affixes };
+    let (a_key, b_key) = (format!("{prefix}{name}{down}"), format!("{prefix}{name}{up}"));
+    let missing = |key: &str| {
+        Problem::data("the tensor is missing, but others of the same layer are present").in_tensor(key)
+    };
+    let a = a.ok_or_else(|| missing(&a_key))?;
+    let b = b.ok_or_else(|| missing(&b_key))?;
+    let (rows, inputs) =
+        matrix_shape(&a, "A must have shape [rank, inputs]").map_err(|p| p.in_tensor(&a_key))?;
+    let (outputs, columns) =
+        matrix_shape(&b, "B must have shape [outputs, rank]").map_err(|p| p.in_tensor(&b_key))?;
+    let kernel = a.shape.get(2..).unwrap_or_default();
+    if b.shape.get(2..) != Some(&vec![1; kernel.len()][..]) {
+        let ones = ", 1".repeat(kernel.len());
+        let what = format!("B must have shape [outputs, rank{ones}], found {:?}", b.shape);
+        return Err(Problem::data(what).in_tensor(&b_key));
+    }
+    if is_embedding && !kernel.is_empty() {
+        let what = format!("A of an embedding must have shape [rank, tokens], found {:?}", a.shape);
+        return Err(Problem::data(what).in_tensor(&a_key));
+    }
+    let expected = config.map(|config| config.rank(module) as usize);
+    // The groups of a convolution share the rows of A.
+    let groups = rows / columns.min(rows).max(1);
+    let (rank, outputs, shape) = match kernel {
+        [] if is_parameter => {
+            let rank = expected.filter(|&rank| rank > 0 && rows.is_multiple_of(rank)).unwrap_or(rows);
+            (rank, outputs, LayerShape::Expert { count: rows / rank, transposed: false })
         }
-        if self.is_embedding && !kernel.is_empty() {
-            let what = format!("expected A, of shape [rank, tokens], found shape {:?}", a.shape);
-            return Err(Problem::data(what).in_tensor(&a_key));
+        [] if is_embedding => (rows, outputs, LayerShape::Embedding),
+        [] if config.is_some_and(|config| config.fan_in_fan_out) => (rows, outputs, LayerShape::Transposed),
+        [] => (rows, outputs, LayerShape::Linear),
+        kernel if groups > 1 && rows == groups * columns && outputs.is_multiple_of(groups) => {
+            (columns, outputs / groups, LayerShape::Group { count: groups, kernel: kernel.into() })
         }
-        let expected = config.map(|config| config.rank(module) as usize);
-        // The groups of a convolution divide the rows of A among them.
-        let groups = rows / columns.min(rows).max(1);
-        let (rank, outputs, shape) = match kernel {
-            [] if is_parameter => {
-                let rank = expected.filter(|&rank| rank > 0 && rows.is_multiple_of(rank)).unwrap_or(rows);
-                (rank, outputs, LayerShape::Expert { count: rows / rank, transposed: false })
-            }
-            [] if self.is_embedding => (rows, outputs, LayerShape::Embedding),
-            [] if config.is_some_and(|config| config.fan_in_fan_out) => {
-                (rows, outputs, LayerShape::Transposed)
-            }
-            [] => (rows, outputs, LayerShape::Linear),
-            kernel if groups > 1 && rows == groups * columns && outputs.is_multiple_of(groups) => {
-                (columns, outputs / groups, LayerShape::Group { count: groups, kernel: kernel.into() })
-            }
-            kernel => (rows, outputs, LayerShape::Convolution(kernel.into())),
-        };
-        if !matches!(shape, LayerShape::Group { .. }) && columns != rows {
-            return Err(Problem::data(format!(
-                "expected {rows} columns, one per row of its A, found {columns}"
-            ))
-            .in_tensor(&b_key));
-        }
-        if let Some(expected) = expected.filter(|&expected| expected != rank * shape.parts()) {
-            return Err(Problem::data(format!(
-                "expected rank {expected}, as {CONFIG_FILE} says, found {rows}"
-            ))
-            .in_tensor(&a_key));
-        }
-        if a.dtype != b.dtype {
-            let (a, b) = (quoted(&a.dtype), quoted(&b.dtype));
-            return Err(
-                Problem::data(format!("expected the format of its A, {a}, found {b}")).in_tensor(&b_key)
-            );
-        }
-        let element = Element::from_name(&a.dtype).ok_or_else(|| {
-            Problem::data(format!("expected F32, F16, BF16 or F64, found {}", quoted(&a.dtype)))
-                .in_tensor(&a_key)
-        })?;
-        let scale = match (config, &self.alpha) {
-            (Some(config), _) => config.scale(module),
-            (None, Some(alpha)) => read_number(alpha, source).map_err(|p| p.in_tensor(name))? / rows as f64,
-            (None, None) => 1.0,
-        };
-        let count = shape.blocks();
-        let layer = PeftLayer { rank, inputs, outputs, shape, scale, element, a, b, block: 0 };
-        Ok(match count {
-            None => vec![(module.to_owned(), layer)],
-            Some(count) => (0..count)
-                .map(|block| (block_name(module, block), PeftLayer { block, ..layer.clone() }))
-                .collect(),
-        })
+        kernel => (rows, outputs, LayerShape::Convolution(kernel.into())),
+    };
+    if !matches!(shape, LayerShape::Group { .. }) && columns != rows {
+        return Err(
+            Problem::data(format!("A has rank {rows}, but B has {columns} columns")).in_tensor(&b_key)
+        );
+    }
+    if let Some(expected) = expected.filter(|&expected| expected != rank * shape.parts()) {
+        return Err(
+            Problem::data(format!("A has rank {rows}, but {CONFIG_FILE} says {expected}")).in_tensor(&a_key)
+        );
+    }
+    if a.dtype != b.dtype {
+        let (a, b) = (quoted(&a.dtype), quoted(&b.dtype));
+        return Err(Problem::data(format!("B has number format {b}, but A has {a}")).in_tensor(&b_key));
+    }
+    let element = element_of(&a.dtype).map_err(|p| p.in_tensor(&a_key))?;
+    let scale = match (config, &alpha) {
+        (Some(config), _) => config.scale(module),
+        (None, Some(alpha)) => read_number(alpha, source).map_err(|p| p.in_tensor(name))? / rows as f64,
+        (None, None) => 1.0,
+    };
+    let count = shape.blocks();
+    let layer = PeftLayer { rank, inputs, outputs, shape, scale, element, a, b, block: 0 };
+    Ok(match count {
+        None => vec![(LayerName::of_module(module), layer)],
+        Some(count) => (0..count)
+            .map(|block| (LayerName::of_block(module, block), PeftLayer { block, ..layer.clone() }))
+            .collect(),
+    })
+}
+
+/// Reads a tensor with a single number.
+fn read_number(tensor: &Tensor, source: &Source) -> Result<f64, Problem> {
+    let element = element_of(&tensor.dtype)?;
+    match product(&tensor.shape) {
+        Some(1) => Ok(decode(&source.read_vec(tensor.offset, tensor.length)?, element)[0]),
+        _ => Err(Problem::data(format!("alpha must be a single number, found shape {:?}", tensor.shape))),
     }
 }
 
-/// The one number of a tensor.
-fn read_number(tensor: &Tensor, source: &Source) -> Result<f64, Problem> {
-    let count: Option<u64> = tensor.shape.iter().try_fold(1_u64, |product, axis| product.checked_mul(*axis));
-    let (Some(element), Some(1)) = (Element::from_name(&tensor.dtype), count) else {
-        return Err(Problem::data(format!(
-            "expected a single number as alpha, found shape {:?}",
-            tensor.shape
-        )));
-    };
-    let mut number = [0.0];
-    element.decode_f64(&source.read_vec(tensor.offset, tensor.length)?, &mut number);
-    Ok(number[0])
-}
-
-/// Rows and columns, where the axes of a kernel count as columns.
-fn matrix_shape(tensor: &Tensor, expected: &str) -> Result<(usize, usize), Problem> {
+/// Rows and columns. The axes of a kernel count as columns.
+fn matrix_shape(tensor: &Tensor, rule: &str) -> Result<(usize, usize), Problem> {
+    let positive = |count: u64| usize::try_from(count).ok().filter(|&count| count > 0);
     match tensor.shape.as_slice() {
-        [rows, rest @ ..] if *rows > 0 && (1..=4).contains(&rest.len()) => {
-            let columns = rest.iter().try_fold(1_u64, |product, axis| product.checked_mul(*axis));
-            let columns = columns.filter(|&columns| columns > 0);
-            usize::try_from(*rows).ok().zip(columns.and_then(|columns| usize::try_from(columns).ok()))
+        [rows, rest @ ..] if (1..=4).contains(&rest.len()) => {
+            positive(*rows).zip(product(rest).and_then(positive))
         }
         _ => None,
     }
-    .ok_or_else(|| Problem::data(format!("expected {expected}, found shape {:?}", tensor.shape)))
+    .ok_or_else(|| Problem::data(format!("{rule}, found {:?}", tensor.shape)))
 }
 
 #[cfg(test)]

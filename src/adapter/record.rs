@@ -1,18 +1,24 @@
-//! `cntlora.json`: what is recorded beside an adapter of how it came about, and the hashes of its files.
+//! `cntlora.json`, the record beside an adapter: how the adapter was computed, and the hashes of its files.
 //!
-//! The record is the caller's, an open JSON object; this room adds the hashes, and knows the few keys that checking
-//! needs.
+//! The caller gives the record as a JSON object. This module adds the hashes, and reads only the keys that it needs.
 
 use crate::factors::{LayerShape, Start};
 use crate::method::{Form, Method};
-use crate::storage::{Access, Hashing, Piece, Problem, Source, is_missing};
+use crate::storage::{Access, Hashing, Piece, Problem, Schema, Source, is_missing};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// The file that holds the record.
+/// The name of the record.
 pub const RECORD_FILE: &str = "cntlora.json";
+
+const SCHEMA: Schema = Schema {
+    format: "cntlora-adapter",
+    newest: 1,
+    name: "adapter record",
+    help: "write the adapter again, or remove the record to use the adapter without it",
+};
 
 /// Length and hash of a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,7 +30,7 @@ pub struct FileRecord {
 }
 
 impl FileRecord {
-    /// Reads a file and hashes it.
+    /// Reads and hashes a file.
     ///
     /// # Errors
     /// An I/O problem if the file cannot be read.
@@ -45,11 +51,10 @@ impl From<Hashing> for FileRecord {
     }
 }
 
-/// What checking needs of the record. Other keys are ignored.
+/// The keys of the record that are read. Other keys are ignored.
 #[derive(Debug, Deserialize)]
+#[serde(expecting = "an object")]
 pub(super) struct Record {
-    pub(super) format: String,
-    pub(super) version: u64,
     #[serde(default)]
     pub(super) model: Option<String>,
     #[serde(default)]
@@ -71,76 +76,50 @@ pub(super) struct RecordedMethod {
 
 #[derive(Debug, Deserialize)]
 pub(super) struct RecordedLayer {
+    /// The layer's name as text.
     pub(super) module: String,
     pub(super) tensor: String,
-    /// Where the weight is, if it is no tensor of its own.
+    /// The place of the weight, if it is not a complete tensor.
     #[serde(default)]
     pub(super) weight: Option<Vec<Piece>>,
 }
 
 impl Record {
-    /// What the factors of a layer of this shape promise, if the record says how they came about.
+    /// The property that the factors of a layer must have, if the record has the method.
     pub(super) fn form(&self, shape: &LayerShape) -> Option<Form> {
         self.method.as_ref().map(|recorded| recorded.method.form(recorded.start, shape))
     }
 
-    /// Whether a second adapter takes the update away, and not a changed base.
+    /// True if the initial update is subtracted by an anchor and not by a changed base.
     pub(super) fn is_anchored(&self) -> bool {
         self.residual.as_deref() == Some("anchor")
     }
 
-    /// What the model computes before the first step, if the record says so.
+    /// The start of the adapter, if it is recorded.
     pub(super) fn start(&self) -> Option<Start> {
         self.method.as_ref().map(|recorded| recorded.start)
     }
 
-    /// The `format` of a record.
-    pub(super) const FORMAT: &str = "cntlora-adapter";
-    /// The newest `version` that is understood.
-    pub(super) const VERSION: u64 = 1;
-
-    /// Reads a record, if the file is there.
+    /// Reads a record; `None` if the file is missing.
     pub(super) fn read(path: &Path) -> Result<Option<Self>, Problem> {
         if is_missing(path) {
             return Ok(None);
         }
-        let source = Source::open(path, Access::Read)?;
-        let bytes = source.read_vec(0, source.length())?;
-        Self::parse(&bytes).map(Some).map_err(|problem| problem.in_file(path))
-    }
-
-    /// Parses a record that this version of the tool understands.
-    pub(super) fn parse(bytes: &[u8]) -> Result<Self, Problem> {
-        let record: Self = serde_json::from_slice(bytes).map_err(|error| {
-            Problem::data(format!("expected the record of an adapter, found other JSON: {error}"))
-        })?;
-        if record.format != Self::FORMAT {
-            let found = crate::storage::quoted(&record.format);
-            return Err(Problem::data(format!("expected the format \"{}\", found {found}", Self::FORMAT)));
-        }
-        if record.version > Self::VERSION {
-            return Err(Problem::data(format!(
-                "expected version {} of the format or an older one, found {}",
-                Self::VERSION,
-                record.version
-            ))
-            .help("check it with a newer version of cntlora"));
-        }
-        Ok(record)
+        SCHEMA.read(&Source::open(path, Access::Read)?).map(Some)
     }
 }
 
-/// What every record of an adapter begins with: its format, the version of that, and the version of the tool.
+/// The first keys of every adapter record: format, version and tool version.
 pub fn record_heading() -> Map<String, Value> {
     let entries = [
-        ("format", Record::FORMAT.into()),
-        ("version", Record::VERSION.into()),
+        ("format", SCHEMA.format.into()),
+        ("version", SCHEMA.newest.into()),
         ("tool_version", env!("CARGO_PKG_VERSION").into()),
     ];
     entries.map(|(key, value)| (key.to_owned(), value)).into_iter().collect()
 }
 
-/// What a record says of where the weight of a layer is: the names of its tensors, and its pieces, if it is no tensor of its own.
+/// The entry of a layer in a record: its module, the tensor of its weight, and the pieces of the weight if it is not a complete tensor.
 pub fn recorded_layer(module: &str, tensor: &str, weight: Option<&[Piece]>) -> Value {
     let mut layer = serde_json::json!({ "module": module, "tensor": tensor });
     if let Some(weight) = weight {
@@ -149,22 +128,22 @@ pub fn recorded_layer(module: &str, tensor: &str, weight: Option<&[Piece]>) -> V
     layer
 }
 
-/// Where an adapter comes from, as far as that is recorded beside it.
+/// The origin of an adapter, from the record beside it.
 #[derive(Clone, Debug, Default)]
 pub struct Origin {
-    /// What the model computes before the first step.
+    /// The start of the adapter.
     pub start: Option<Start>,
-    /// The model as it was named.
+    /// The path or name of the model.
     pub model: Option<String>,
-    /// What the record has of each layer, for the record of what is made of it: its module, and where its weight is.
+    /// The entries of the layers, for the record of a converted adapter.
     pub layers: Vec<Value>,
 }
 
 impl Origin {
-    /// Reads the record in the folder of an adapter. Without one, nothing is known.
+    /// Reads the record in the folder of an adapter. Without a record, all fields are empty.
     ///
     /// # Errors
-    /// A data problem for a record that cannot be understood; an I/O problem.
+    /// A data problem if the record is invalid; an I/O problem if it cannot be read.
     pub fn read(folder: &Path) -> Result<Self, Problem> {
         let Some(record) = Record::read(&folder.join(RECORD_FILE))? else { return Ok(Self::default()) };
         let start = record.start();
@@ -191,20 +170,5 @@ mod tests {
         let mut at_once = Hashing::default();
         at_once.update(&long);
         assert_eq!(FileRecord::of(&Source::from_bytes("long", long)).unwrap(), FileRecord::from(at_once));
-    }
-
-    #[test]
-    fn other_formats_and_newer_versions_are_refused() {
-        let parse = |text: &str| Record::parse(text.as_bytes());
-        assert!(parse(r#"{"format":"cntlora-adapter","version":1,"unknown":[1]}"#).is_ok());
-        for (text, complaint) in [
-            (r#"{"format":"moments","version":1}"#, "found \"moments\""),
-            (r#"{"format":"cntlora-adapter","version":2}"#, "found 2"),
-            ("[]", "expected the record"),
-            ("{", "expected the record"),
-        ] {
-            let problem = parse(text).unwrap_err();
-            assert!(problem.to_string().contains(complaint), "{problem}");
-        }
     }
 }

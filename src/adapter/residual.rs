@@ -1,51 +1,54 @@
-//! The residual base: the checkpoint again, with `W − s B A` in place of each adapted weight.
+//! The residual base: a copy of the checkpoint with `W − s B A` in place of each adapted weight.
 
-use super::folder::{OutputFolder, write_all};
+use super::RECORD_FILE;
+use super::contents::pretty;
+use super::folder::OutputFolder;
+use super::numbers::{check_shapes, decode, element_of, encode, first_nonfinite};
 use super::replace::{BaseRecord, remove_all, standing};
-use super::{RECORD_FILE, check_shapes, encode};
 use crate::element::Element;
 use crate::factors::Factors;
-use crate::storage::{Access, AtomicFile, Checkpoint, Piece, Problem, Problems, Source, StagedFile, quoted};
+use crate::storage::{
+    Access, AtomicFile, Checkpoint, Piece, Problem, Problems, Source, StagedFile, folder_of, is_same_file,
+    names_in,
+};
 use faer::MatRef;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
-use std::fs;
-use std::io;
+use std::ffi::{OsStr, OsString};
 use std::ops::Range;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 const INDEX_FILE: &str = "model.safetensors.index.json";
-/// Bytes that are read at once.
+/// Number of bytes that are read at once.
 const BLOCK: u64 = 1 << 20;
 
-/// A weight that is adapted.
+/// An adapted weight.
 #[derive(Clone, Debug)]
 pub struct AdaptedWeight {
-    /// Where it is in the checkpoint: pieces whose rows follow one another.
+    /// Its place in the checkpoint: pieces with consecutive rows.
     pub pieces: Vec<Piece>,
-    /// Factors of the weight as it is stored.
+    /// The factors for the weight as it is stored.
     pub factors: Factors,
 }
 
-/// Writes the checkpoint again with `W − s B A` in place of each adapted weight.
+/// Writes a copy of the checkpoint with `W − s B A` in place of each adapted weight.
 ///
-/// `element` is the number format of the adapter's file: the factors are rounded to it first, so that what PEFT adds is
-/// what was taken away. The difference is computed in f64 and rounded to the format of the weight. Every other byte of
-/// the weights stays as it is, sharded as it was; the index is copied. Of a model folder, other regular files are copied
-/// too, but not subfolders and not weights in other formats, which would be the old ones. Returns the names of those, in
-/// order.
+/// `element` is the number format of the adapter: the factors are first rounded to it, so that PEFT adds exactly what was subtracted.
+/// The difference is computed in f64 and rounded to the format of the weight. All other bytes of the weights, the division into
+/// shards and the index are copied. Other regular files of a model folder are copied too, except weights in other formats, which
+/// would be the old ones. Returns the sorted names of files and folders that were not copied.
 ///
-/// Memory: one block of a weight, and the factors. The folder is created if its parent exists. Files of the same names
-/// in it are replaced; an old index goes, and all files that the record `cntlora.json` of an earlier base names. Other
-/// files stay.
+/// Memory: one block of a weight, and the factors. The folder is created if its parent exists. In it, files of the same names are
+/// replaced; an old index, and the files in the record `cntlora.json` of an earlier base, are removed. Other files stay.
+///
+/// All files are complete before the first is put in place. Old weights are removed before new ones are put in place, and the index
+/// comes last, so a mixture of both never loads.
 ///
 /// # Errors
-/// Data: a tensor that is not in the checkpoint, is not a matrix of floating-point numbers, does not fit its factors, or
-/// holds a value that is not finite or would not be. Usage: the model's own folder. I/O: what reading and writing meet.
-/// All files are complete before the first is put in place. Old weights go before new ones come, and the index comes
-/// last: what loads is never a mixture.
+/// - Data: a tensor that is missing, is not a matrix of floating-point numbers, does not fit its factors, or has a number that is not
+///   finite before or after the subtraction.
+/// - Usage: the folder of the model itself.
+/// - I/O: problems of reading and writing.
 pub fn write_residual_base(
     folder: &Path,
     checkpoint: &Checkpoint,
@@ -56,25 +59,25 @@ pub fn write_residual_base(
     Ok(stage_residual_base(folder, checkpoint, layers, scale, element)?.commit()?)
 }
 
-/// A residual base that is written to the disk, but not yet in place. Dropping it leaves no trace.
+/// A residual base that is synced to disk, but not yet in place. Dropping it removes it.
 pub struct StagedBase<'a> {
-    /// In the order in which they are put in place: what makes the folder load comes last.
+    /// In the order in which they are put in place. The file that makes the folder loadable comes last.
     files: Vec<StagedFile>,
-    /// The files of an earlier base that have to go before.
+    /// The files of an earlier base that are removed first.
     old: Vec<String>,
-    /// The record of all that may be ours while files are replaced, so that the next run finds it if this one is killed.
+    /// The record of old and new files. It is in place while files are replaced, so that the next run finds them if this run is killed.
     during: StagedFile,
-    /// The record for afterwards.
+    /// The record of the new files.
     record: StagedFile,
-    // After the files, so that a folder that was made for them is empty when it goes.
+    // Dropped after the files, so that a folder that was created for them is empty then.
     output: OutputFolder<'a>,
     left_out: Vec<String>,
 }
 
-/// As [`write_residual_base`] up to the point where old files change.
+/// Does the same as [`write_residual_base`], up to the point where old files change.
 ///
 /// # Errors
-/// As [`write_residual_base`]; also, data: the record of an earlier base that names files elsewhere.
+/// Those of [`write_residual_base`]; a data problem if the record of an earlier base lists files outside of its folder.
 pub fn stage_residual_base<'a>(
     folder: &'a Path,
     checkpoint: &Checkpoint,
@@ -84,7 +87,8 @@ pub fn stage_residual_base<'a>(
 ) -> Result<StagedBase<'a>, Problems> {
     let residuals = residuals(checkpoint, layers, scale, element)?;
     refuse_model_folder(folder, checkpoint)?;
-    let Companions { copied, left_out } = companions(checkpoint)?;
+    let (copied, left_out) = companions(checkpoint)?;
+    let left_out = left_out.iter().map(|name| name.to_string_lossy().into_owned()).collect();
 
     let output = OutputFolder::open(folder)?;
     let mut written = Vec::new();
@@ -95,16 +99,16 @@ pub fn stage_residual_base<'a>(
         source.check_unchanged()?;
         written.push(file);
     }
-    for path in &copied {
-        let source = Source::open(path, Access::Read)?;
-        let mut file = output.create(relative(path, checkpoint))?;
+    for name in &copied {
+        let source = Source::open(&checkpoint.path().join(name), Access::Read)?;
+        let mut file = output.create(name)?;
         copy(&source, 0, source.length(), &mut file)?;
         written.push(file);
     }
     let name = |file: &AtomicFile| file.path().file_name().map(|name| name.to_string_lossy().into_owned());
     let names: Vec<String> = written.iter().filter_map(name).collect();
     let mut old = BaseRecord::of(folder)?.map_or_else(Vec::new, |record| record.files);
-    // Of the old files that have a successor only those go at once that would make a mixture load.
+    // Old files that are replaced stay until then, except those that could make a mixture load.
     old.extend(names.iter().filter(|name| standing(name) > 0).cloned());
     old.push(INDEX_FILE.into());
     old.retain(|old| standing(old) > 0 || !names.contains(old));
@@ -123,21 +127,21 @@ pub fn stage_residual_base<'a>(
 }
 
 impl<'a> StagedBase<'a> {
-    /// Where it will be.
+    /// The folder of the base.
     pub fn folder(&self) -> &'a Path {
         self.output.path()
     }
 
-    /// Puts all files in place of those of an earlier base. Returns what was left out of it.
+    /// Replaces an earlier base. Returns the names of files and folders of the model that were not copied.
     ///
     /// # Errors
-    /// I/O: what replacing meets. The folder then holds no model that loads, or the old one, or the new one.
+    /// An I/O problem if a file cannot be replaced. The folder then has the old model, the new model, or no model that loads.
     pub fn commit(self) -> Result<Vec<String>, Problem> {
-        // What is not committed goes in the other order: the folder last.
+        // After an error, the rest is dropped in reverse order: the folder last.
         let Self { left_out, output, record, during, old, mut files } = self;
         during.commit()?;
         remove_all(&output, &old)?;
-        // What makes the folder load comes after the record that is right for it.
+        // The file that makes the folder loadable comes after its record.
         let last = files.pop();
         files.into_iter().try_for_each(StagedFile::commit)?;
         record.commit()?;
@@ -147,28 +151,21 @@ impl<'a> StagedBase<'a> {
 }
 
 fn stage_record(output: &OutputFolder<'_>, files: Vec<String>) -> Result<StagedFile, Problem> {
-    let mut file = output.create(RECORD_FILE)?;
-    let record = serde_json::json!(BaseRecord::new(files));
-    write_all(&mut file, format!("{record:#}\n").as_bytes())?;
-    file.stage()
+    let record = pretty(&serde_json::json!(BaseRecord::new(files)));
+    output.write(RECORD_FILE, record.as_bytes())?.stage()
 }
 
-/// Refuses the folder that holds the model as the output folder of its residual base.
+/// Checks that the folder for a residual base is not the folder of the model.
 ///
 /// # Errors
 /// A usage problem if it is.
 pub fn refuse_model_folder(folder: &Path, checkpoint: &Checkpoint) -> Result<(), Problem> {
-    let identity = |path: &Path| fs::metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()));
-    let Some(found) = identity(folder) else { return Ok(()) };
-    let parents =
-        checkpoint.files().iter().map(|(source, _)| source.path().parent().unwrap_or(Path::new("")));
-    let parents = parents.map(|parent| if parent.as_os_str().is_empty() { Path::new(".") } else { parent });
-    if checkpoint.folder().as_deref().into_iter().chain(parents).any(|model| identity(model) == Some(found)) {
-        return Err(Problem::usage(
-            "expected another folder than the model's own, whose weights would be lost",
-        )
-        .in_file(folder)
-        .help("choose another folder for the residual base"));
+    let parents = checkpoint.files().iter().map(|(source, _)| folder_of(source.path()));
+    let mut folders = checkpoint.folder().into_iter().chain(parents);
+    if folders.any(|model| is_same_file(model, folder)) {
+        return Err(Problem::usage("the residual base would overwrite the weights of the model")
+            .in_file(folder)
+            .help("choose another folder for the residual base"));
     }
     Ok(())
 }
@@ -176,18 +173,18 @@ pub fn refuse_model_folder(folder: &Path, checkpoint: &Checkpoint) -> Result<(),
 /// Adapted rows of a tensor.
 struct Residual<'a> {
     name: &'a str,
-    /// Where they are in the file.
+    /// The byte range in the file.
     bytes: Range<u64>,
     element: Element,
-    /// `s B`, by rows.
+    /// `s B`, row by row.
     b: Vec<f64>,
-    /// `A`, by rows.
+    /// `A`, row by row.
     a: Vec<f64>,
     rank: usize,
     inputs: usize,
 }
 
-/// The adapted rows in each file of the checkpoint, in order of offset.
+/// The adapted rows in each file of the checkpoint, sorted by offset.
 fn residuals<'a>(
     checkpoint: &'a Checkpoint,
     layers: &'a [AdaptedWeight],
@@ -204,11 +201,7 @@ fn residuals<'a>(
         }
         let mut row = 0;
         for piece in pieces {
-            let Some(stored) = checkpoint.get(&piece.tensor) else {
-                let problem = Problem::data("expected it in the checkpoint, found no tensor of this name");
-                problems.push(problem.in_file(checkpoint.path()).in_tensor(&piece.tensor));
-                continue;
-            };
+            let Some(stored) = problems.collect(checkpoint.require(&piece.tensor)) else { continue };
             let rows = piece.count.checked_div(factors.a.ncols() as u64).unwrap_or(0) as usize;
             let residual = Residual::new(checkpoint, piece, factors, row..row + rows, scale, element)
                 .map_err(|problem| {
@@ -226,22 +219,26 @@ fn residuals<'a>(
     problems.or_ok(residuals)
 }
 
-/// Refuses pieces that have more or fewer numbers together than the product of the factors.
+/// Checks that the pieces of a weight have as many numbers as the product of the factors.
 fn check_size(checkpoint: &Checkpoint, pieces: &[Piece], Factors { a, b }: &Factors) -> Result<(), Problem> {
-    let expected = [b.nrows(), a.ncols()];
+    let expected = [b.nrows(), a.ncols()].map(|length| length as u64);
     let stored = pieces.first().and_then(|piece| checkpoint.get(&piece.tensor));
     let numbers = pieces.iter().map(|piece| piece.count).fold(0, u64::saturating_add);
     match stored {
-        Some(stored) if numbers != expected[0] as u64 * expected[1] as u64 => Err(Problem::data(format!(
-            "expected shape {expected:?}, as its factors have it, found {:?}",
-            stored.tensor.shape
-        ))),
+        Some(stored) if numbers != expected[0] * expected[1] => {
+            Err(wrong_shape(&expected, &stored.tensor.shape))
+        }
         _ => Ok(()),
     }
 }
 
+/// The problem of a weight whose shape does not fit its factors.
+pub(super) fn wrong_shape(expected: &[u64], found: &[u64]) -> Problem {
+    Problem::data(format!("the weight has shape {found:?}, but its factors need {expected:?}"))
+}
+
 impl<'a> Residual<'a> {
-    /// The rows that a piece holds of the weight.
+    /// The rows of the weight that are in a piece.
     fn new(
         checkpoint: &Checkpoint,
         piece: &'a Piece,
@@ -254,20 +251,16 @@ impl<'a> Residual<'a> {
         let stored = checkpoint.get(&piece.tensor).map(|stored| &stored.tensor);
         let shape = stored.map_or(&[][..], |tensor| &tensor.shape);
         let expected = [rows.len() as u64, a.ncols() as u64];
-        // A kernel is part of the input features.
+        // The axes of a kernel count as input features.
         let fits = match shape {
             [first, rest @ ..] if checkpoint.whole(&piece.tensor).as_ref() == Some(piece) => {
                 [*first, rest.iter().product()] == expected && !rest.is_empty()
             }
             _ => expected[0] * expected[1] == piece.count && rows.end <= b.nrows(),
         };
-        let bytes = checkpoint.bytes_of(piece).filter(|_| fits).ok_or_else(|| {
-            Problem::data(format!("expected shape {expected:?}, as its factors have it, found {shape:?}"))
-        })?;
-        let dtype = stored.map_or("", |tensor| &tensor.dtype);
-        let element = Element::from_name(dtype).ok_or_else(|| {
-            Problem::data(format!("expected F32, F16, BF16 or F64, found {}", quoted(dtype)))
-        })?;
+        let bytes =
+            checkpoint.bytes_of(piece).filter(|_| fits).ok_or_else(|| wrong_shape(&expected, shape))?;
+        let element = element_of(stored.map_or("", |tensor| &tensor.dtype))?;
         let mut b_values = rounded(b.as_ref().subrows(rows.start, rows.len()), stored_as);
         b_values.iter_mut().for_each(|value| *value *= scale);
         let a_values = rounded(a.as_ref(), stored_as);
@@ -282,9 +275,9 @@ impl<'a> Residual<'a> {
         })
     }
 
-    /// Takes `s B A` away from rows of the weight, the first of which is `first`.
+    /// Subtracts `s B A` from consecutive rows of the weight, from row `first` on.
     ///
-    /// Each element is one chain of subtractions in order of rank, so that the result is the same everywhere.
+    /// Each number is computed by subtractions in the order of the rank, so that the result is the same on every machine.
     fn subtract(&self, first: usize, weights: &mut [f64]) {
         weights.par_chunks_mut(self.inputs).enumerate().for_each(|(row, weights)| {
             let b = &self.b[(first + row) * self.rank..][..self.rank];
@@ -305,43 +298,39 @@ impl<'a> Residual<'a> {
         while done < all {
             let length = block.min(all - done);
             let bytes = source.read_vec(self.bytes.start + done, length)?;
-            let mut values = vec![0.0; bytes.len() / self.element.size()];
+            let mut values = decode(&bytes, self.element);
             let first = (done / row_bytes) as usize;
-            self.element.decode_f64(&bytes, &mut values);
             self.check_finite(source, first, &values, "")?;
             self.subtract(first, &mut values);
             encoded.clear();
             self.element.encode(values.iter().copied(), &mut encoded);
             self.element.decode_f64(&encoded, &mut values);
-            self.check_finite(source, first, &values, " once the update is taken away")?;
-            write_all(file, &encoded)?;
+            self.check_finite(source, first, &values, " after subtracting the update")?;
+            file.put(&encoded)?;
             done += length;
         }
         Ok(())
     }
 
     fn check_finite(&self, source: &Source, first: usize, values: &[f64], when: &str) -> Result<(), Problem> {
-        let Some(index) = values.iter().position(|value| !value.is_finite()) else { return Ok(()) };
-        let (row, column) = (first + index / self.inputs, index % self.inputs);
+        let Some((row, column, value)) = first_nonfinite(values.iter().copied(), self.inputs) else {
+            return Ok(());
+        };
+        let (row, element) = (first + row, self.element.name());
         Err(Problem::data(format!(
-            "row {row}, column {column}: expected a finite {} number{when}, found {}",
-            self.element.name(),
-            values[index]
+            "row {row}, column {column}: expected a finite {element} number{when}, found {value}"
         ))
         .in_file(source.path())
         .in_tensor(self.name))
     }
 }
 
-/// The values of a factor as a reader of the adapter will see them, by rows.
+/// The values of a factor after rounding to the format of the adapter, row by row.
 fn rounded(factor: MatRef<'_, f32>, element: Element) -> Vec<f64> {
-    let bytes = encode(factor, element);
-    let mut rounded = vec![0.0; bytes.len() / element.size()];
-    element.decode_f64(&bytes, &mut rounded);
-    rounded
+    decode(&encode(factor, element), element)
 }
 
-/// Copies a file, with other bytes for the adapted weights.
+/// Copies a file, and replaces the adapted weights.
 fn write_weights(source: &Source, adapted: &[Residual<'_>], file: &mut AtomicFile) -> Result<(), Problem> {
     let mut done = 0;
     for residual in adapted {
@@ -355,50 +344,30 @@ fn write_weights(source: &Source, adapted: &[Residual<'_>], file: &mut AtomicFil
 fn copy(source: &Source, mut from: u64, to: u64, file: &mut AtomicFile) -> Result<(), Problem> {
     while from < to {
         let length = BLOCK.min(to - from);
-        write_all(file, &source.read_vec(from, length)?)?;
+        file.put(&source.read_vec(from, length)?)?;
         from += length;
     }
     Ok(())
 }
 
-/// Where a file of the checkpoint is, seen from its folder.
+/// The path of a file of the checkpoint, relative to its folder.
 fn relative(path: &Path, checkpoint: &Checkpoint) -> PathBuf {
     let below = checkpoint.folder().and_then(|folder| path.strip_prefix(folder).ok().map(Path::to_owned));
     below.unwrap_or_else(|| path.file_name().unwrap_or(OsStr::new("model.safetensors")).into())
 }
 
-/// What else is in the folder of a checkpoint.
-#[derive(Default)]
-struct Companions {
-    copied: Vec<PathBuf>,
-    left_out: Vec<String>,
-}
-
-fn companions(checkpoint: &Checkpoint) -> Result<Companions, Problem> {
-    let mut companions = Companions::default();
-    let Some(folder) = checkpoint.folder() else { return Ok(companions) };
-    let failed = |error: io::Error| Problem::io("cannot look into this folder", &error).in_file(&folder);
+/// The sorted names in the folder of a checkpoint, without the weights: first the files that are copied, then what is left out.
+fn companions(checkpoint: &Checkpoint) -> Result<(Vec<OsString>, Vec<OsString>), Problem> {
+    let Some(folder) = checkpoint.folder() else { return Ok(Default::default()) };
     let weights: Vec<PathBuf> =
         checkpoint.files().iter().map(|(source, _)| relative(source.path(), checkpoint)).collect();
-    for entry in fs::read_dir(&folder).map_err(failed)? {
-        let name = entry.map_err(failed)?.file_name();
-        let path = folder.join(&name);
-        // The record of a model that is a residual base itself is not that of this one.
-        if name == RECORD_FILE || weights.iter().any(|weights| weights.as_os_str() == name) {
-            continue;
-        }
-        if path.is_file() && !holds_weights(Path::new(&name)) {
-            companions.copied.push(path);
-        } else {
-            companions.left_out.push(name.to_string_lossy().into_owned());
-        }
-    }
-    companions.copied.sort();
-    companions.left_out.sort();
-    Ok(companions)
+    let mut names = names_in(folder)?;
+    // If the model is a residual base itself, its record is not copied.
+    names.retain(|name| name != RECORD_FILE && !weights.iter().any(|weights| weights.as_os_str() == name));
+    Ok(names.into_iter().partition(|name| folder.join(name).is_file() && !holds_weights(Path::new(name))))
 }
 
-/// Whether a file beside the checkpoint holds weights that would be the old ones, or is the index of such files.
+/// True for files beside the checkpoint with weights in other formats, and for their indexes.
 fn holds_weights(name: &Path) -> bool {
     const FORMATS: [&str; 10] =
         ["bin", "pt", "pth", "ckpt", "h5", "msgpack", "onnx", "gguf", "safetensors", "ot"];

@@ -1,4 +1,4 @@
-//! What the tests of this room share.
+//! Helpers for the tests of this folder.
 
 use super::{Adapter, Contents, Format, write_adapter};
 use crate::element::Element;
@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::path::Path;
 
-/// Factors of deterministic values in [-1, 1) that are exact in every format down to bf16.
+/// Factors with fixed values in [-1, 1) that bf16 can represent exactly.
 pub(super) fn factors(outputs: usize, inputs: usize, rank: usize) -> Factors {
     let value = |i: usize, j: usize| ((i * 37 + j * 11 + 5) % 64) as f32 / 32.0 - 1.0;
     Factors {
@@ -26,7 +26,7 @@ pub(super) fn adapter(layers: impl IntoIterator<Item = (&'static str, Factors)>)
     Adapter { layers, shapes: BTreeMap::new(), scale: 2.0, base: "tiny".into() }
 }
 
-/// The record that callers write, with a start.
+/// A record as callers give it, with a start.
 pub(super) fn provenance(start: &str, layers: &[(&str, &str)]) -> Map<String, Value> {
     let layers: Vec<Value> = layers
         .iter()
@@ -38,7 +38,7 @@ pub(super) fn provenance(start: &str, layers: &[(&str, &str)]) -> Map<String, Va
     record.as_object().cloned().unwrap()
 }
 
-/// Writes an adapter with this record and nothing else.
+/// Writes an adapter with this record, and no other files.
 pub(super) fn try_write(
     folder: &Path,
     adapter: &Adapter,
@@ -51,12 +51,12 @@ pub(super) fn try_write(
     write_adapter(folder, &contents, format)
 }
 
-/// Writes an adapter of PEFT in f32 that starts as an update.
+/// Writes a PEFT adapter in f32 with the start `update`.
 pub(super) fn write(folder: &Path, adapter: &Adapter) {
     try_write(folder, adapter, Element::F32, &provenance("update", &[]), Format::Peft).unwrap();
 }
 
-/// Writes tensors of f64 values, each in a format of its own.
+/// Writes tensors of f64 values, each in its number format.
 pub(super) fn write_tensors(path: &Path, tensors: &[(&str, Element, Vec<u64>, Vec<f64>)]) {
     let tensors: BTreeMap<String, (String, Vec<u64>, Vec<u8>)> = tensors
         .iter()
@@ -84,12 +84,12 @@ pub(super) fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
         .collect()
 }
 
-/// The values of a matrix, by rows.
+/// The values of a matrix, row by row.
 pub(super) fn rows(matrix: &Mat<f32>) -> Vec<f32> {
     (0..matrix.nrows()).flat_map(|i| (0..matrix.ncols()).map(move |j| matrix[(i, j)])).collect()
 }
 
-/// A module name of few, nasty parts, so that names often end with one another and look like expressions.
+/// A module name of a few difficult parts: names often end with one another, and look like regular expressions.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct ModuleName(pub(super) String);
 
@@ -102,7 +102,7 @@ impl Arbitrary for ModuleName {
     }
 }
 
-/// An adapter with any of these names, and any ranks and shapes.
+/// An adapter with such names, and any ranks and shapes.
 #[derive(Clone, Debug)]
 pub(super) struct AnyLayers(pub(super) BTreeMap<ModuleName, (usize, usize, usize)>);
 
@@ -117,7 +117,7 @@ impl Arbitrary for AnyLayers {
 impl AnyLayers {
     pub(super) fn adapter(&self) -> Adapter {
         let layers = self.0.iter().map(|(ModuleName(name), &(outputs, inputs, rank))| {
-            (name.clone(), factors(outputs, inputs, rank))
+            (name.as_str().into(), factors(outputs, inputs, rank))
         });
         Adapter { layers: layers.collect(), shapes: BTreeMap::new(), scale: 0.3, base: "any".into() }
     }

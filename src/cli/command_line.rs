@@ -1,25 +1,49 @@
-//! A command line as one would type it.
+//! A command line in the words of a shell.
 
-use std::ffi::OsString;
+use std::ffi::OsStr;
 
-/// Words with quotes where a shell needs them.
-pub fn command_line(words: impl IntoIterator<Item = OsString>) -> String {
-    let plain = |character: char| character.is_ascii_alphanumeric() || "-_./=,:".contains(character);
-    let words = words.into_iter().map(|word| match word.to_string_lossy() {
-        word if !word.is_empty() && word.chars().all(plain) => word.into_owned(),
-        word => format!("'{}'", word.replace('\'', r"'\''")),
+/// Joins words, with quotes where a POSIX shell needs them.
+pub(crate) fn join(words: impl IntoIterator<Item: AsRef<OsStr>>) -> String {
+    let quoter = shlex::Quoter::new().allow_nul(true);
+    let quoted = words.into_iter().map(|word| match quoter.quote(&word.as_ref().to_string_lossy()) {
+        Ok(quoted) => quoted.into_owned(),
+        Err(error) => unreachable!("nul bytes are allowed: {error}"),
     });
-    words.collect::<Vec<_>>().join(" ")
+    quoted.collect::<Vec<_>>().join(" ")
+}
+
+/// The command line of this process.
+pub(crate) fn of_this_process() -> String {
+    join(std::env::args_os())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use expect_test::expect;
 
-    /// What is printed can be pasted into a shell.
     #[test]
-    fn words_are_quoted_where_needed() {
-        let words = ["cntlora", "init", "a/b-c_d.e", "two words", "it's", ""].map(OsString::from);
-        assert_eq!(command_line(words), r"cntlora init a/b-c_d.e 'two words' 'it'\''s' ''");
+    fn words_are_quoted_where_a_shell_needs_it() {
+        let words = [
+            "cntlora",
+            "init",
+            "a/b-c_d.e",
+            "--target=q,v",
+            "two words",
+            "it's",
+            "$HOME",
+            "a\\b",
+            "*",
+            "ä",
+            "",
+        ];
+        expect![[r#"cntlora init a/b-c_d.e '--target=q,v' 'two words' "it's" '$HOME' "a\\b" '*' 'ä' ''"#]]
+            .assert_eq(&join(words));
+        let printed =
+            std::process::Command::new("sh").args(["-c", &format!("printf '%s\n' {}", join(words))]).output();
+        assert_eq!(
+            String::from_utf8(printed.unwrap().stdout).unwrap(),
+            words.map(|word| format!("{word}\n")).concat()
+        );
     }
 }

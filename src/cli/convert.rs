@@ -1,102 +1,95 @@
-//! Makes an adapter from a residual start into one for the original base, and cuts adapters to smaller rank.
+//! The command convert.
 
-use super::args::{self, ConvertArgs};
-use super::effects;
 use super::interrupt::Interruption;
 use super::prepare::{refuse_file_in_place, refuse_input_folder};
-use super::resolve;
+use super::resolve::ConvertTask;
 use super::saved::Outputs;
 use super::terminal::Terminal;
-use cntlora::adapter::{
+use crate::adapter::{
     Contents, Origin, PeftAdapter, Staged, convert, record_heading, refuse_occupied, stage_adapter,
 };
-use cntlora::factors::Start;
-use cntlora::report::table::{Align, Table, count, percent};
-use cntlora::run::Output;
-use cntlora::storage::{Problem, Problems};
+use crate::factors::{Factors, LayerName, Start};
+use crate::report::format::{count, percent};
+use crate::report::table::{Align, Table};
+use crate::storage::{Problem, Problems};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
 use std::path::Path;
 
-/// What was written.
+/// The result of a conversion.
 #[derive(Debug, Serialize)]
 struct Converted {
-    /// The model that the adapter is for.
+    /// The base model of the adapter.
     base: String,
     layers: Vec<ConvertedLayer>,
 }
 
 #[derive(Debug, Serialize)]
 struct ConvertedLayer {
-    module: String,
+    #[serde(flatten)]
+    name: LayerName,
     rank_before: usize,
     rank: usize,
-    /// Share of the square of the update that is left.
+    /// Share of the squared norm of the update that is kept.
     kept: f64,
 }
 
-/// Converts, writes, and says what was lost.
-pub fn run(args: &ConvertArgs, terminal: &Terminal) -> anyhow::Result<()> {
-    let mut problems = Problems::default();
-    if args.init.is_none() && args.rank.is_none() && args.format == args::Format::Peft {
-        problems.push(
-            Problem::usage(
-                "expected something to convert to, found neither --init, --rank nor another --format",
-            )
-            .help("give --init with the adapter that the training started from, or --rank, or --format"),
-        );
-    }
-    let format = resolve::format(args.format, args.component);
-    let output = Output { folder: args.out.clone(), base: None, anchor: None, format, page: None };
+/// Converts an adapter, and prints the share of each update that is kept.
+pub(crate) fn run(task: &ConvertTask, terminal: &Terminal) -> anyhow::Result<()> {
+    let output = &task.output;
+    let mut problems = task.refused.clone();
     for folder in output.changed_folders() {
-        problems.collect(refuse_input_folder(&folder, [&args.adapter].into_iter().chain(&args.init)));
+        problems.collect(refuse_input_folder(&folder, [&task.adapter].into_iter().chain(&task.init)));
     }
-    problems.collect(effects::check_component(args.format, args.component));
-    let check_folder = || match args.force {
-        true => refuse_file_in_place(&args.out),
-        false => refuse_occupied(&args.out),
+    let check_folder = || match task.force {
+        true => refuse_file_in_place(&output.folder),
+        false => refuse_occupied(&output.folder),
     };
     problems.collect(check_folder());
-    let trained = problems.collect(PeftAdapter::open(&args.adapter));
-    let initial = args.init.as_ref().map(|folder| problems.collect(open_initial(folder)));
+    let trained = problems.collect(PeftAdapter::open(&task.adapter));
+    let initial = task.init.as_ref().map(|folder| problems.collect(open_initial(folder)));
     let (Some(trained), false) = (trained, matches!(initial, Some(None))) else {
         return Err(problems.into());
     };
     problems.or_ok(())?;
     let (initial, origin) = initial.flatten().unzip();
     Interruption::handle(terminal)?;
-    let _locks = Outputs::of(&output).lock()?;
+    let _locks = Outputs::of(output).lock()?;
     check_folder()?;
 
-    let mut conversion = convert(&trained, initial.as_ref(), args.rank.map(usize::from))?;
+    let mut conversion = convert(&trained, initial.as_ref(), task.rank)?;
     if let Some(model) = origin.as_ref().and_then(|origin: &Origin| origin.model.clone()) {
         conversion.adapter.base = model;
     }
-    let record = record(args, origin.as_ref(), &conversion.adapter.base);
-    let element = resolve::element(args.dtype);
-    // The names of other modules are not known here: the list of targets is what PEFT itself would write.
+    let record = record(task, origin.as_ref(), &conversion.adapter.base);
+    // The names of other modules are not known here, so the list of targets is that of PEFT itself.
     let other_modules = &BTreeSet::new();
-    let contents =
-        Contents { adapter: &conversion.adapter, element, provenance: &record, other_modules, beside: &[] };
-    let adapter = stage_adapter(&args.out, &contents, format)?;
+    let contents = Contents {
+        adapter: &conversion.adapter,
+        element: task.element,
+        provenance: &record,
+        other_modules,
+        beside: &[],
+    };
+    let adapter = stage_adapter(&output.folder, &contents, output.format)?;
     for read in [&trained].into_iter().chain(&initial) {
         read.source().check_unchanged()?;
     }
     Staged { adapter, base: None, anchor: None, page: None }.commit()?;
 
-    let layer = |(module, factors): (&String, &cntlora::factors::Factors)| ConvertedLayer {
-        module: module.clone(),
-        rank_before: trained.layers().get(module).map_or(0, |layer| layer.rank),
+    let layer = |(name, factors): (&LayerName, &Factors)| ConvertedLayer {
+        name: name.clone(),
+        rank_before: trained.layers().get(name).map_or(0, |layer| layer.rank),
         rank: factors.a.nrows(),
-        kept: conversion.kept.get(module).copied().unwrap_or(1.0),
+        kept: conversion.kept.get(name).copied().unwrap_or(1.0),
     };
     let layers = conversion.adapter.layers.iter().map(layer).collect();
     terminal.result(&Converted { base: conversion.adapter.base.clone(), layers }, render)?;
     Ok(())
 }
 
-/// The adapter that training started from, and what is recorded of it.
+/// Opens the adapter that the training started from, and its record.
 fn open_initial(folder: &Path) -> Result<(PeftAdapter, Origin), Problems> {
     let mut problems = Problems::default();
     let adapter = problems.collect(PeftAdapter::open(folder));
@@ -104,12 +97,14 @@ fn open_initial(folder: &Path) -> Result<(PeftAdapter, Origin), Problems> {
     if let Some(start) = origin.as_ref().and_then(|origin| origin.start)
         && start != Start::Residual
     {
-        let what =
-            format!("expected an adapter from a residual start, found one from the start {}", start.name());
+        let what = format!(
+            "--init needs an adapter with --start residual, but this one has --start {}",
+            start.name()
+        );
         problems.push(
             Problem::usage(what)
                 .in_file(folder)
-                .help("what was trained from it is for the original base as it is: leave --init out"),
+                .help("remove --init: an adapter that was trained from it fits the original base already"),
         );
     }
     match (adapter, origin) {
@@ -118,7 +113,7 @@ fn open_initial(folder: &Path) -> Result<(PeftAdapter, Origin), Problems> {
     }
 }
 
-fn record(args: &ConvertArgs, origin: Option<&Origin>, base: &str) -> Map<String, Value> {
+fn record(task: &ConvertTask, origin: Option<&Origin>, base: &str) -> Map<String, Value> {
     let layers = origin.map_or(&[][..], |origin| &origin.layers);
     let path = |path: &Path| path.display().to_string();
     let mut entries = record_heading();
@@ -127,9 +122,9 @@ fn record(args: &ConvertArgs, origin: Option<&Origin>, base: &str) -> Map<String
         (
             "converted".into(),
             json!({
-                "adapter": path(&args.adapter),
-                "init": args.init.as_deref().map(path),
-                "rank": args.rank,
+                "adapter": path(&task.adapter),
+                "init": task.init.as_deref().map(path),
+                "rank": task.rank,
             }),
         ),
         ("layers".into(), json!(layers)),
@@ -146,7 +141,7 @@ fn render(converted: &Converted) -> String {
     ]);
     for layer in &converted.layers {
         table.row([
-            layer.module.escape_debug().to_string(),
+            layer.name.to_string().escape_debug().to_string(),
             layer.rank_before.to_string(),
             layer.rank.to_string(),
             percent(layer.kept),
@@ -154,7 +149,7 @@ fn render(converted: &Converted) -> String {
     }
     let least = converted.layers.iter().map(|layer| layer.kept).fold(1.0, f64::min);
     format!(
-        "{}\n{} for {}; what is lost of an update is {} of its square at most\n",
+        "{}\n{} for {}; at most {} of the squared norm of an update is lost\n",
         table.render(),
         count(converted.layers.len() as u64, "layer"),
         converted.base.escape_debug(),
@@ -165,20 +160,47 @@ fn render(converted: &Converted) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::adapter::{Adapter, Format, write_adapter};
+    use crate::element::Element;
+    use crate::storage::snapshot;
+    use expect_test::expect;
+    use std::collections::BTreeMap;
 
-    /// What is lost is said of each layer, and the worst of them in the last line.
     #[test]
-    fn the_text_is_this() {
-        let layer =
-            |module: &str, kept| ConvertedLayer { module: module.into(), rank_before: 8, rank: 4, kept };
-        let converted = Converted { base: "model".into(), layers: vec![layer("q", 0.975), layer("v", 1.0)] };
-        let expected = "\
-module  rank before  rank     kept
-q                 8     4   97.5 %
-v                 8     4  100.0 %
+    fn the_initial_adapter_needs_the_residual_start() {
+        let factors = Factors { a: faer::Mat::zeros(1, 2), b: faer::Mat::zeros(2, 1) };
+        let adapter = Adapter {
+            layers: BTreeMap::from([("q".into(), factors)]),
+            shapes: BTreeMap::new(),
+            scale: 1.0,
+            base: "model".into(),
+        };
+        let mut record = record_heading();
+        record.insert("layers".into(), json!([]));
+        record.insert("method".into(), json!({ "start": "mirrored" }));
+        let other_modules = &BTreeSet::new();
+        let element = Element::F32;
+        let contents =
+            Contents { adapter: &adapter, element, provenance: &record, other_modules, beside: &[] };
+        let folder = tempfile::tempdir().unwrap();
+        write_adapter(folder.path(), &contents, Format::Peft).unwrap();
+        expect![[r#"
+            FOLDER: --init needs an adapter with --start residual, but this one has --start mirrored; help: remove --init: an adapter that was trained from it fits the original base already
+        "#]].assert_eq(&snapshot(open_initial(folder.path()).err().unwrap()));
+    }
 
-2 layers for model; what is lost of an update is 2.5 % of its square at most
-";
-        assert_eq!(render(&converted), expected);
+    #[test]
+    fn the_kept_share_of_each_layer_is_shown() {
+        let layer =
+            |module: &str, kept| ConvertedLayer { name: module.into(), rank_before: 8, rank: 4, kept };
+        let converted = Converted { base: "model".into(), layers: vec![layer("q", 0.975), layer("v", 1.0)] };
+        expect![[r#"
+            module  rank before  rank     kept
+            q                 8     4   97.5 %
+            v                 8     4  100.0 %
+
+            2 layers for model; at most 2.5 % of the squared norm of an update is lost
+        "#]]
+        .assert_eq(&render(&converted));
     }
 }

@@ -1,15 +1,16 @@
-//! A small model and its activations, made on the spot, and the main job on them.
+//! The demo: makes a small model and its activations, and computes an adapter for them.
 
 use super::args::{Cli, Command, DemoArgs};
-use super::command_line::command_line;
+use super::command_line;
 use super::demo_model::{HEIGHT, Model, pre_training_inputs, tuning_inputs};
 use super::init;
 use super::interrupt::Interruption;
 use super::prepare::create_folder;
+use super::resolve;
 use super::terminal::Terminal;
+use crate::element::Element;
+use crate::storage::{AtomicFile, Problem, quoted, safetensors, write_atomically};
 use clap::Parser;
-use cntlora::element::Element;
-use cntlora::storage::{AtomicFile, Problem, quoted, safetensors, write_atomically};
 use faer::{Mat, MatRef};
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -20,11 +21,11 @@ use std::path::Path;
 /// Rows of each of the two fine-tuning shards, and of the pre-training file.
 const ROWS: usize = 1024;
 
-/// What the configuration of its model says, by which it is known again.
+/// `model_type` in the configuration of the demo's model, which identifies it in a later run.
 const MODEL_TYPE: &str = "cntlora-demo";
 
-/// Makes the files, runs the main job, and says what to try next.
-pub fn run(args: &DemoArgs, terminal: &Terminal) -> anyhow::Result<()> {
+/// Makes the files, computes an adapter, and prints a command to try next.
+pub(crate) fn run(args: &DemoArgs, terminal: &Terminal) -> anyhow::Result<()> {
     refuse_used(args)?;
     let folder = |name| args.folder.join(name);
     let (model, activations, source, adapter) =
@@ -32,7 +33,7 @@ pub fn run(args: &DemoArgs, terminal: &Terminal) -> anyhow::Result<()> {
     let interruption = Interruption::handle(terminal)?;
     make(&model, &activations, &source)?;
     terminal.note(&format!(
-        "Made a model of {HEIGHT} blocks, {} rows of fine-tuning activations and {ROWS} of pre-training ones in {}",
+        "Made a model of {HEIGHT} blocks, {} rows of fine-tuning activations and {ROWS} rows of pre-training activations in {}",
         2 * ROWS,
         quoted(&args.folder.display().to_string())
     ));
@@ -49,37 +50,37 @@ pub fn run(args: &DemoArgs, terminal: &Terminal) -> anyhow::Result<()> {
     if args.force {
         words.extend(["--force".into(), "--restart".into()]);
     }
-    let line = command_line(words.clone());
+    let line = command_line::join(&words);
     terminal.note(&format!("\n    {line}\n"));
     let Command::Init(init) = Cli::try_parse_from(&words)?.command else {
-        anyhow::bail!("{line} is not the main job");
+        unreachable!("the words begin with cntlora init")
     };
-    init::execute(&init, &line, terminal, &interruption)?;
+    init::execute(&resolve::init(*init, terminal.json())?, &line, terminal, &interruption)?;
 
     let next = job(&["--rank", "8", "--budget"], &folder("adapter-budget"));
     terminal.note(&format!(
-        "\nNext, the same number of parameters where they keep most:\n\n    {}",
-        command_line(next)
+        "\nNext, spend the same number of parameters where they keep most of the update:\n\n    {}",
+        command_line::join(next)
     ));
     Ok(())
 }
 
-/// A folder that holds something is not ours to fill.
+/// Refuses a folder that is not empty, unless forced, and always one with a model that the demo did not make.
 fn refuse_used(args: &DemoArgs) -> Result<(), Problem> {
     let used = fs::read_dir(&args.folder).is_ok_and(|mut entries| entries.next().is_some());
     if used && !args.force {
-        return Err(Problem::usage("expected a new or empty folder, found one that holds something")
+        return Err(Problem::usage("the folder is not empty")
             .in_file(&args.folder)
-            .help("name another folder, or add --force"));
+            .help("choose another folder, or give --force to write into this one"));
     }
     let model = args.folder.join("model");
     let holds = |name: &str| model.join(name).exists();
     let is_ours =
         || fs::read_to_string(model.join("config.json")).is_ok_and(|text| text.contains(MODEL_TYPE));
     if (holds("config.json") || holds("model.safetensors")) && !is_ours() {
-        return Err(Problem::usage("expected a model that the demo made, found another one")
+        return Err(Problem::usage("the demo did not make this model, and does not replace it")
             .in_file(&model)
-            .help("name another folder"));
+            .help("choose another folder"));
     }
     Ok(())
 }
@@ -132,27 +133,26 @@ fn write_matrices<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use expect_test::expect;
 
-    /// Somebody's folder is refused, an empty one and a missing one are not.
     #[test]
     fn used_folders_are_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let args = |force| DemoArgs { folder: folder.path().into(), force };
-        assert!(refuse_used(&args(false)).is_ok());
-        fs::write(folder.path().join("thesis.tex"), "").unwrap();
-        assert!(refuse_used(&args(false)).is_err());
-        assert!(refuse_used(&args(true)).is_ok());
+        let refusal = |force| {
+            refuse_used(&DemoArgs { folder: folder.path().into(), force }).err().map(|problem| {
+                let text = format!("{problem}; help: {}", problem.next_step().unwrap());
+                text.replace(folder.path().to_str().unwrap(), "FOLDER")
+            })
+        };
+        assert_eq!(refusal(false), None);
         assert!(refuse_used(&DemoArgs { folder: folder.path().join("new"), force: false }).is_ok());
         fs::create_dir(folder.path().join("model")).unwrap();
-        for (config, ours) in
-            [("{\"model_type\":\"bert\"}", false), ("{\"model_type\":\"cntlora-demo\"}", true)]
-        {
-            fs::write(folder.path().join("model/config.json"), config).unwrap();
-            assert_eq!(
-                refuse_used(&args(true)).is_ok(),
-                ours,
-                "a model of the user is not replaced even by force"
-            );
-        }
+        expect!["FOLDER: the folder is not empty; help: choose another folder, or give --force to write into this one"].assert_eq(&refusal(false).unwrap());
+        assert_eq!(refusal(true), None);
+        let config = folder.path().join("model/config.json");
+        fs::write(&config, "{\"model_type\":\"bert\"}").unwrap();
+        expect!["FOLDER/model: the demo did not make this model, and does not replace it; help: choose another folder"].assert_eq(&refusal(true).unwrap());
+        fs::write(&config, "{\"model_type\":\"cntlora-demo\"}").unwrap();
+        assert_eq!(refusal(true), None);
     }
 }

@@ -1,5 +1,5 @@
-//! The demo's model: transformer blocks whose weights have decaying spectra, and inputs whose statistics differ
-//! between pre-training and fine-tuning. Activations are those that the inputs cause on their way through the model.
+//! The demo's model: transformer blocks whose weights have decaying spectra, and inputs whose statistics differ between pre-training and
+//! fine-tuning. The activations are computed by the model from these inputs.
 
 use faer::{Mat, MatRef};
 use rand_chacha::ChaCha8Rng;
@@ -9,14 +9,14 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
 /// Number of blocks.
-pub const HEIGHT: usize = 2;
-/// Features between blocks.
+pub(crate) const HEIGHT: usize = 2;
+/// Number of features between blocks.
 const WIDTH: usize = 128;
-/// Features inside the multilayer perceptrons.
+/// Number of features inside the multilayer perceptrons.
 const HIDDEN: usize = 512;
-/// Rows that attend to each other.
+/// Number of rows that attend to each other.
 const SEQUENCE: usize = 32;
-/// Directions in which inputs mainly vary.
+/// Number of directions in which inputs mainly vary.
 const TOPICS: usize = 24;
 
 const SEED_OF_WEIGHTS: u64 = 1;
@@ -24,13 +24,13 @@ const SEED_OF_PRE_TRAINING: u64 = 2;
 const SEED_OF_TUNING: u64 = 3;
 const SEED_OF_LANGUAGE: u64 = 4;
 
-/// Attention and a multilayer perceptron, twice.
-pub struct Model {
+/// Two blocks of attention and a multilayer perceptron.
+pub(crate) struct Model {
     /// Weights, output by input features, by module name.
-    pub weights: BTreeMap<String, Mat<f32>>,
+    pub(crate) weights: BTreeMap<String, Mat<f32>>,
 }
 
-/// The sites of a block: what they are called, and which modules read them.
+/// The sites of a block: their names, and the modules that read them.
 const SITES: [(&str, &[&str]); 4] = [
     ("attention.input", &["attention.query", "attention.key", "attention.value"]),
     ("attention.mixed", &["attention.output"]),
@@ -39,8 +39,8 @@ const SITES: [(&str, &[&str]); 4] = [
 ];
 
 impl Model {
-    /// The model: always the same one.
-    pub fn new() -> Self {
+    /// Makes the model, with the same weights every time.
+    pub(crate) fn new() -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(SEED_OF_WEIGHTS);
         let mut weights = BTreeMap::new();
         for block in 0..HEIGHT {
@@ -58,8 +58,8 @@ impl Model {
         Self { weights }
     }
 
-    /// The metadata that says which modules read which site.
-    pub fn sites_metadata() -> Value {
+    /// The metadata that assigns modules to sites.
+    pub(crate) fn sites_metadata() -> Value {
         let mut sites = BTreeMap::new();
         for block in 0..HEIGHT {
             for (site, modules) in SITES {
@@ -70,8 +70,8 @@ impl Model {
         json!({ "format": "activations", "version": 1, "sites": sites })
     }
 
-    /// Sends inputs, a row each, through the model, and keeps what arrives at each site.
-    pub fn record(&self, inputs: &Mat<f32>) -> BTreeMap<String, Mat<f32>> {
+    /// Runs the model on inputs, one per row, and returns the inputs of each site.
+    pub(crate) fn record(&self, inputs: &Mat<f32>) -> BTreeMap<String, Mat<f32>> {
         let mut sites = BTreeMap::new();
         let mut state = inputs.clone();
         for block in 0..HEIGHT {
@@ -101,15 +101,15 @@ fn name(block: usize, part: &str) -> String {
     format!("blocks.{block}.{part}")
 }
 
-/// Inputs such as the model was made for.
-pub fn pre_training_inputs(rows: usize) -> Mat<f32> {
+/// Inputs like those of the pre-training.
+pub(crate) fn pre_training_inputs(rows: usize) -> Mat<f32> {
     let mut rng = ChaCha8Rng::seed_from_u64(SEED_OF_PRE_TRAINING);
     let topics = gaussian(&mut ChaCha8Rng::seed_from_u64(SEED_OF_LANGUAGE), TOPICS, WIDTH);
     correlated(&mut rng, rows, &topics, 0.0)
 }
 
-/// Shards of inputs from elsewhere: some topics are the same, some are new, and the mean is another.
-pub fn tuning_inputs<const SHARDS: usize>(rows: usize) -> [Mat<f32>; SHARDS] {
+/// Shards of inputs from another domain: some topics are the same, some are new, and the mean differs.
+pub(crate) fn tuning_inputs<const SHARDS: usize>(rows: usize) -> [Mat<f32>; SHARDS] {
     let mut rng = ChaCha8Rng::seed_from_u64(SEED_OF_TUNING);
     let mut topics = gaussian(&mut ChaCha8Rng::seed_from_u64(SEED_OF_LANGUAGE), TOPICS, WIDTH);
     let new = gaussian(&mut rng, TOPICS / 3, WIDTH);
@@ -117,7 +117,7 @@ pub fn tuning_inputs<const SHARDS: usize>(rows: usize) -> [Mat<f32>; SHARDS] {
     std::array::from_fn(|_| correlated(&mut rng, rows, &topics, 0.5))
 }
 
-/// Rows that vary along a few topics, a little in every direction, and about a mean.
+/// Rows around a mean that vary along a few topics, and a little in every direction.
 fn correlated(rng: &mut ChaCha8Rng, rows: usize, topics: &Mat<f32>, mean: f32) -> Mat<f32> {
     let mut weights = gaussian(rng, rows, topics.nrows());
     for topic in 0..weights.ncols() {
@@ -132,7 +132,7 @@ fn correlated(rng: &mut ChaCha8Rng, rows: usize, topics: &Mat<f32>, mean: f32) -
     })
 }
 
-/// A matrix with singular values that fall off as a power of their index, and rows of about unit length.
+/// A matrix with rows of about unit length, whose singular values decay as a power of their index.
 fn decaying(rng: &mut ChaCha8Rng, outputs: usize, inputs: usize) -> Mat<f32> {
     let rank = outputs.min(inputs);
     let mut left = gaussian(rng, outputs, rank);
@@ -193,7 +193,7 @@ fn softmax(scores: MatRef<'_, f32>) -> Mat<f32> {
 mod tests {
     use super::*;
 
-    /// Every module that the metadata names has a weight that fits what was recorded, and nothing explodes.
+    /// Every module in the metadata has a weight that fits the recorded rows, and all values are moderate.
     #[test]
     fn activations_fit_the_model() {
         let model = Model::new();
@@ -211,9 +211,8 @@ mod tests {
         assert_eq!(model.weights.len(), 12);
     }
 
-    /// Softmax weights are shares.
     #[test]
-    fn attention_of_equal_values_gives_them_back() {
+    fn attention_keeps_equal_values() {
         let mut rng = ChaCha8Rng::seed_from_u64(0);
         let (queries, keys) = (gaussian(&mut rng, 40, WIDTH), gaussian(&mut rng, 40, WIDTH));
         let mixed = attention(&queries, &keys, &Mat::full(40, WIDTH, 2.0));

@@ -1,39 +1,24 @@
-//! What happens during a run as lines of JSON, for programs.
+//! Events of a run as lines of JSON, for programs.
 //!
-//! Each line is an object with `event` and `seconds`, the time since the start. New kinds of events and new fields may
-//! come within a `schema_version`; what is there keeps its meaning. The kinds, and their further fields:
-//!
-//! | event | fields |
-//! |---|---|
-//! | `started` | `schema_version`, `tool_version`, and from the plan `sites`, `layers`, `rows`, `operations`, `memory` in bytes |
-//! | `site-started` | `site`, `rows` to come |
-//! | `rows-added` | `site`, `rows` since the last such event |
-//! | `resumed` | `site`, `rows` that an earlier, interrupted run added |
-//! | `moments-ready` | `site` |
-//! | `layer-decomposed` | `module` |
-//! | `site-left-out` | `site`, `modules` that get no adapter, `reason` |
-//! | `warning` | `message` |
-//! | `finished` | `report`, as with `--json`; the adapter is written, or with `--shard` the part of it |
-//! | `failed` | `error` in words |
-//!
-//! The last line of a run that was not interrupted is `finished` or `failed`.
+//! Each line is an object with `event` and `seconds`, the time since the start. The help of `--events` lists the events and their fields.
+//! New events and fields may come within a `schema_version`; existing ones keep their meaning. The last line of a run that was not
+//! interrupted is `finished` or `failed`.
 
-use cntlora::plan::{Inputs, Plan, PlannedSite, Recording};
-use cntlora::run::{Event, Observer};
-use cntlora::storage::{Problem, Problems};
+use crate::plan::{Inputs, Plan, PlannedSite, Recording};
+use crate::run::{Event, Observer};
+use crate::storage::{Problem, Problems, is_same_file};
 use serde::Serialize;
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-/// Version of the lines.
+/// Version of the format.
 const SCHEMA_VERSION: u32 = 1;
 
 /// Writes lines to a file or to stdout.
-pub struct Events {
+pub(crate) struct Events {
     started: Instant,
     path: PathBuf,
     out: Mutex<Out>,
@@ -41,7 +26,7 @@ pub struct Events {
 
 struct Out {
     to: Box<dyn Write + Send>,
-    /// The first failure. A run is not ended for it, but does not end well.
+    /// The first failure. The run continues, and ends with this error.
     failure: Option<io::Error>,
 }
 
@@ -52,7 +37,7 @@ struct Line<T> {
     event: T,
 }
 
-/// Events of the tool, beside those of the library. `R` is the report.
+/// The first and the last event, which the library does not send. `R` is the report.
 #[derive(Serialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 enum Frame<R> {
@@ -73,45 +58,42 @@ enum Frame<R> {
     },
 }
 
-/// Whether lines go to stdout.
-pub fn is_stdout(path: &Path) -> bool {
+/// Returns whether the path stands for stdout.
+pub(crate) fn is_stdout(path: &Path) -> bool {
     path.as_os_str() == "-"
 }
 
 impl Events {
-    /// Refuses a path at which there is a file that holds no such lines, to judge by its name, or that is an input, by whatever name.
-    pub fn check(path: &Path, inputs: &Inputs) -> Result<(), Problem> {
+    /// Refuses to replace a file that does not look like an events file, or that is an input.
+    pub(crate) fn check(path: &Path, inputs: &Inputs) -> Result<(), Problem> {
         refuse_other_files(path)?;
-        let identity = |path: &Path| fs::metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()));
         let recordings = inputs.target.iter().chain(&inputs.source).flat_map(Recording::files);
         let mut files = inputs.checkpoint.files().iter().map(|(file, _)| file).chain(recordings);
-        match identity(path) {
-            Some(found) if files.any(|file| identity(file.path()) == Some(found)) => {
-                Err(Problem::usage("events would be written over an input")
-                    .in_file(path)
-                    .help("give --events a new name, or - for stdout"))
-            }
-            _ => Ok(()),
+        match files.any(|file| is_same_file(path, file.path())) {
+            true => Err(Problem::usage("the events file is an input")
+                .in_file(path)
+                .help("give --events a new name, or - for stdout")),
+            false => Ok(()),
         }
     }
 
-    /// Makes the file, or takes stdout for `-`. A log of an earlier run is replaced.
-    pub fn open(path: &Path) -> Result<Self, Problem> {
+    /// Creates the file, or uses stdout for `-`. The events file of an earlier run is replaced.
+    pub(crate) fn open(path: &Path) -> Result<Self, Problem> {
         refuse_other_files(path)?;
         let to: Box<dyn Write + Send> = match is_stdout(path) {
             true => Box::new(io::stdout()),
             false => Box::new(File::create(path).map_err(|error| {
                 Problem::io("cannot write events", &error)
                     .in_file(path)
-                    .help("give --events a file that can be written, or - for stdout")
+                    .help("give --events a writable file, or - for stdout")
             })?),
         };
         let out = Mutex::new(Out { to, failure: None });
         Ok(Self { started: Instant::now(), path: path.into(), out })
     }
 
-    /// The first line of a run that works on these sites of a plan.
-    pub fn started(&self, plan: &Plan, sites: &[&PlannedSite]) {
+    /// Writes the first event of a run on these sites of a plan.
+    pub(crate) fn started(&self, plan: &Plan, sites: &[&PlannedSite]) {
         let work = sites.iter().map(|site| plan.site_work(site));
         self.write(Frame::<()>::Started {
             schema_version: SCHEMA_VERSION,
@@ -124,8 +106,8 @@ impl Events {
         });
     }
 
-    /// The last line, and whether all lines were written. A reader that goes away is no failure.
-    pub fn end<R: Serialize>(self, result: &Result<R, Problems>) -> Result<(), Problem> {
+    /// Writes the last event. Fails if an event was not written, unless the reader of a pipe closed it.
+    pub(crate) fn end<R: Serialize>(self, result: &Result<R, Problems>) -> Result<(), Problem> {
         match result {
             Ok(report) => self.write(Frame::Finished { report }),
             Err(error) => self.write(Frame::<&R>::Failed { error: error.to_string() }),
@@ -154,12 +136,12 @@ impl Events {
     }
 }
 
-/// Refuses a file that is there, unless its name says that it holds such lines. That of a link is the name of what it leads to.
+/// Refuses an existing file unless its name, or the name of the target of a link, ends in .jsonl.
 fn refuse_other_files(path: &Path) -> Result<(), Problem> {
     let real = fs::canonicalize(path).unwrap_or_else(|_| path.into());
     let lines = real.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("jsonl"));
     if real.is_file() && !lines {
-        return Err(Problem::usage("there is a file of this name, and it is not one of events")
+        return Err(Problem::usage("this file exists, and its name does not end in .jsonl")
             .in_file(path)
             .help("give --events a new name, or one that ends in .jsonl, or - for stdout"));
     }
@@ -176,12 +158,14 @@ impl Observer for Events {
 mod tests {
     use super::super::plan::testing::plan_of;
     use super::*;
-    use cntlora::rank::Policy;
+    use crate::rank::Policy;
+    use expect_test::expect;
     use serde_json::Value;
+    use std::collections::BTreeMap;
 
-    /// The lines are a promise to programs: names of events and fields.
+    /// Programs rely on the names of events and fields.
     #[test]
-    fn lines_have_these_fields() {
+    fn events_have_these_fields() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("events.jsonl");
         let events = Events::open(&path).unwrap();
@@ -189,67 +173,62 @@ mod tests {
         events.started(&plan, &plan.sites.iter().collect::<Vec<_>>());
         events.event(Event::SiteStarted { site: "a\nb", rows: 7 });
         events.event(Event::RowsAdded { site: "in", rows: 7 });
+        events.event(Event::Resumed { site: "in", rows: 7 });
         events.event(Event::MomentsReady { site: "in" });
-        events.event(Event::LayerDecomposed { module: "q" });
+        events.event(Event::LayerDecomposed { layer: &"q".into() });
         events.event(Event::SiteLeftOut { site: "in", modules: &["q".into()], reason: "no rows" });
         events.event(Event::Warning { message: "look".into() });
         events.end::<()>(&Err(Problem::data("full").into())).unwrap();
-        let text = fs::read_to_string(path).unwrap();
-        let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-        let fields: Vec<String> = lines
-            .iter()
-            .map(|line| {
-                let object = line.as_object().unwrap();
-                let names: Vec<&str> = object
-                    .keys()
-                    .map(String::as_str)
-                    .filter(|key| *key != "seconds" && *key != "event")
-                    .collect();
-                assert!(line["seconds"].as_f64().is_some_and(|seconds| seconds >= 0.0), "{line}");
-                format!("{}: {}", line["event"].as_str().unwrap(), names.join(" "))
-            })
-            .collect();
-        assert_eq!(
-            fields,
-            [
-                "started: layers memory operations rows schema_version sites tool_version",
-                "site-started: rows site",
-                "rows-added: rows site",
-                "moments-ready: site",
-                "layer-decomposed: module",
-                "site-left-out: modules reason site",
-                "warning: message",
-                "failed: error",
-            ]
-        );
-        assert_eq!(lines[1]["site"], "a\nb");
+        let lines = fs::read_to_string(path).unwrap();
+        let without_time = |line: &str| {
+            let mut line: BTreeMap<String, Value> = serde_json::from_str(line).unwrap();
+            assert!(line.remove("seconds").unwrap().as_f64().unwrap() >= 0.0);
+            serde_json::to_string(&line).unwrap() + "\n"
+        };
+        expect![[r#"
+            {"event":"started","layers":2,"memory":2000000,"operations":3024.0,"rows":100,"schema_version":1,"sites":1,"tool_version":"0.1.0"}
+            {"event":"site-started","rows":7,"site":"a\nb"}
+            {"event":"rows-added","rows":7,"site":"in"}
+            {"event":"resumed","rows":7,"site":"in"}
+            {"event":"moments-ready","site":"in"}
+            {"event":"layer-decomposed","module":"q"}
+            {"event":"site-left-out","modules":["q"],"reason":"no rows","site":"in"}
+            {"event":"warning","message":"look"}
+            {"error":"full","event":"failed"}
+        "#]].assert_eq(&lines.lines().map(without_time).collect::<String>());
     }
 
-    /// A slip of the fingers does not cost a model; a log of an earlier run is replaced.
     #[test]
-    fn only_events_are_replaced() {
+    fn only_events_files_are_replaced() {
         let folder = tempfile::tempdir().unwrap();
-        let [model, log] = ["model.safetensors", "run.jsonl"].map(|name| folder.path().join(name));
+        let [model, log, link] =
+            ["model.safetensors", "run.jsonl", "link.jsonl"].map(|name| folder.path().join(name));
         for path in [&model, &log] {
             fs::write(path, "old").unwrap();
         }
-        let problem = Events::open(&model).err().unwrap();
-        assert!(problem.next_step().unwrap().contains(".jsonl"), "{problem}");
-        assert_eq!(fs::read(&model).unwrap(), b"old");
         assert!(Events::open(&log).is_ok() && fs::read(&log).unwrap().is_empty());
-        let link = folder.path().join("link.jsonl");
         std::os::unix::fs::symlink(&model, &link).unwrap();
-        assert!(Events::open(&link).is_err());
+        let refusal = |path: &Path| {
+            let problem = Events::open(path).err().unwrap();
+            let text = format!("{problem}; help: {}", problem.next_step().unwrap());
+            text.replace(folder.path().to_str().unwrap(), "FOLDER")
+        };
+        expect![[r#"
+            FOLDER/model.safetensors: this file exists, and its name does not end in .jsonl; help: give --events a new name, or one that ends in .jsonl, or - for stdout
+            FOLDER/link.jsonl: this file exists, and its name does not end in .jsonl; help: give --events a new name, or one that ends in .jsonl, or - for stdout
+            FOLDER/none/run.jsonl: cannot write events: No such file or directory (os error 2); help: give --events a writable file, or - for stdout"#]]
+            .assert_eq(&[&*model, &*link, &*folder.path().join("none/run.jsonl")].map(refusal).join("\n"));
         assert_eq!(fs::read(&model).unwrap(), b"old");
     }
 
-    /// A full disk does not end the run, but its end says so.
+    /// A full disk does not stop the run, but the run ends with an error.
     #[test]
     #[cfg(target_os = "linux")]
-    fn a_full_disk_is_told() {
+    fn a_full_disk_is_reported_at_the_end() {
         let events = Events::open(Path::new("/dev/full")).unwrap();
         events.event(Event::MomentsReady { site: "in" });
         let problem = events.end::<()>(&Err(Problem::data("x").into())).unwrap_err();
-        assert!(problem.to_string().contains("cannot write events"), "{problem}");
+        expect!["/dev/full: cannot write events: No space left on device (os error 28)"]
+            .assert_eq(&problem.to_string());
     }
 }

@@ -1,7 +1,7 @@
-//! How the tool ends: exit codes, and errors in words.
+//! Exit codes, and errors as messages.
 
-use super::terminal::Terminal;
-use cntlora::storage::{Category, Problem, Problems};
+use super::terminal::{Terminal, labelled};
+use crate::storage::{Category, Problem, Problems};
 use std::fmt::Write as _;
 use std::io;
 use std::process::ExitCode;
@@ -10,20 +10,20 @@ const DATA: u8 = 1;
 const USAGE: u8 = 2;
 const IO: u8 = 3;
 /// A bug of this program.
-pub const BUG: u8 = 4;
+pub(crate) const BUG: u8 = 4;
 /// Interrupted from outside.
-pub const INTERRUPTED: u8 = 130;
+pub(crate) const INTERRUPTED: u8 = 130;
 
-/// Says that a panic is a bug, and asks for a report.
-pub fn announce_panics() {
+/// Makes every panic print that it is a bug, and ask for a report.
+pub(crate) fn announce_panics() {
     std::panic::set_hook(Box::new(|panic| {
         eprintln!("error: this is a bug of cntlora {}: {panic}", env!("CARGO_PKG_VERSION"));
         eprintln!("  help: please report it, with the command line and the lines above");
     }));
 }
 
-/// Prints what clap has to say, be it help or a complaint.
-pub fn of_arguments(error: &clap::Error) -> ExitCode {
+/// Prints help, or an error in the arguments.
+pub(crate) fn of_arguments(error: &clap::Error) -> ExitCode {
     let code = if error.use_stderr() { USAGE } else { 0 };
     match error.print() {
         Err(failure) if failure.kind() != io::ErrorKind::BrokenPipe => IO.into(),
@@ -31,8 +31,8 @@ pub fn of_arguments(error: &clap::Error) -> ExitCode {
     }
 }
 
-/// Prints an error on stderr, unless it is only that nobody reads our output any more.
-pub fn of_error(error: &anyhow::Error, terminal: &Terminal) -> ExitCode {
+/// Prints an error on stderr, unless the reader of stdout only closed the pipe.
+pub(crate) fn of_error(error: &anyhow::Error, terminal: &Terminal) -> ExitCode {
     let code = code(error);
     if code != 0 {
         terminal.error(&in_words(error, terminal.coloured()));
@@ -63,7 +63,7 @@ fn of_category(category: Category) -> u8 {
     }
 }
 
-/// Every problem with its next step, and their number when there are several.
+/// Every problem with its help, and the number of problems if there are several.
 fn in_words(error: &anyhow::Error, coloured: bool) -> String {
     let mut text = String::new();
     match (error.downcast_ref::<Problems>(), error.downcast_ref::<Problem>()) {
@@ -76,35 +76,28 @@ fn in_words(error: &anyhow::Error, coloured: bool) -> String {
             }
         }
         (None, Some(problem)) => push_problem(&mut text, problem, coloured),
-        (None, None) => push(&mut text, "error:", coloured, &format!("{error:#}")),
+        (None, None) => text = labelled("error:", &format!("{error:#}"), coloured),
     }
     text
 }
 
 fn push_problem(text: &mut String, problem: &Problem, coloured: bool) {
-    push(text, "error:", coloured, &problem.to_string());
+    text.push_str(&labelled("error:", &problem.to_string(), coloured));
     if let Some(step) = problem.next_step() {
-        text.push_str("  ");
-        push(text, "help:", coloured, step);
+        text.push_str(&format!("  {}", labelled("help:", step, coloured)));
     }
-}
-
-fn push(text: &mut String, label: &str, coloured: bool, words: &str) {
-    use clap::builder::styling::{AnsiColor, Style};
-    let colour = if label == "error:" { AnsiColor::Red } else { AnsiColor::Cyan };
-    let style = if coloured { Style::new().bold().fg_color(Some(colour.into())) } else { Style::new() };
-    let _ = writeln!(text, "{style}{label}{style:#} {words}");
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use expect_test::expect;
 
     fn io_error(kind: io::ErrorKind) -> anyhow::Error {
         anyhow::Error::new(io::Error::from(kind))
     }
 
-    /// The codes are a promise to scripts.
+    /// Scripts rely on the codes.
     #[test]
     fn codes_follow_the_category() {
         let full = io::Error::from(io::ErrorKind::StorageFull);
@@ -118,27 +111,39 @@ mod tests {
         assert_eq!(code(&anyhow::anyhow!("unforeseen")), 4);
     }
 
-    /// All problems appear, each with its next step, and are counted.
     #[test]
-    fn problems_are_listed_together() {
-        let problems =
-            Problems(vec![Problem::data("too wide").help("cut it"), Problem::usage("no such layer")]);
-        let expected = "error: too wide\n  help: cut it\nerror: no such layer\n\
-                        2 problems were found\n";
-        assert_eq!(in_words(&problems.into(), false), expected);
+    fn problems_are_listed_and_counted() {
+        let one = Problem::data("too wide").help("cut it");
+        let two = Problems(vec![one.clone(), Problem::usage("no such layer")]);
+        let text = [
+            in_words(&two.into(), false),
+            in_words(&one.clone().into(), false),
+            in_words(&Problems(vec![one]).into(), false),
+            in_words(&anyhow::anyhow!("unforeseen").context("in a test"), false),
+        ];
+        expect![[r#"
+            error: too wide
+              help: cut it
+            error: no such layer
+            2 problems were found
+
+            error: too wide
+              help: cut it
+
+            error: too wide
+              help: cut it
+
+            error: in a test: unforeseen
+        "#]]
+        .assert_eq(&text.join("\n"));
     }
 
-    /// One problem needs no count.
     #[test]
-    fn one_problem_is_not_counted() {
-        assert_eq!(in_words(&Problem::data("too wide").into(), false), "error: too wide\n");
-        assert_eq!(in_words(&Problems(vec![Problem::data("too wide")]).into(), false), "error: too wide\n");
-    }
-
-    /// Colours are escape sequences around the label only.
-    #[test]
-    fn colours_surround_the_label() {
-        let text = in_words(&Problem::data("too wide").into(), true);
-        assert!(text.starts_with('\u{1b}') && text.ends_with(" too wide\n"), "{text:?}");
+    fn only_the_label_is_coloured() {
+        let text = in_words(&Problem::data("too wide").help("cut it").into(), true);
+        expect![[
+            r#"\u{1b}[1m\u{1b}[31merror:\u{1b}[0m too wide\n  \u{1b}[1m\u{1b}[36mhelp:\u{1b}[0m cut it\n"#
+        ]]
+        .assert_eq(&text.escape_debug().to_string());
     }
 }

@@ -1,17 +1,17 @@
-//! Manual pages, shell completions and the page of all options, from the same description as `--help`.
+//! The command generate: manual pages, shell completions and the page of all options, from the definitions of the commands.
 
 use super::args::{Cli, GenerateCommand};
 use super::options_page;
 use super::prepare::{create_folder, refuse_existing};
 use super::slurm;
 use super::terminal::Terminal;
+use crate::storage::{Problems, write_atomically};
 use clap::CommandFactory;
 use clap_mangen::Man;
-use cntlora::storage::{Problems, write_atomically};
 use std::path::Path;
 
-/// Generates what is asked for.
-pub fn run(command: &GenerateCommand, terminal: &Terminal) -> anyhow::Result<()> {
+/// Generates a page, a script or completions.
+pub(crate) fn run(command: &GenerateCommand, terminal: &Terminal) -> anyhow::Result<()> {
     match command {
         GenerateCommand::Man { out: Some(folder), force } => {
             let pages = pages()?;
@@ -30,14 +30,14 @@ pub fn run(command: &GenerateCommand, terminal: &Terminal) -> anyhow::Result<()>
     Ok(())
 }
 
-/// The tool with its global options passed on and its subcommands named in full.
-pub(super) fn tool() -> clap::Command {
+/// The definition of the tool, with global options in every command and full names of subcommands.
+pub(crate) fn tool() -> clap::Command {
     let mut tool = Cli::command();
     tool.build();
     tool
 }
 
-/// A page of the tool and of each of its commands, by file name.
+/// The pages of the tool and of each command, by file name.
 fn pages() -> std::io::Result<Vec<(String, Vec<u8>)>> {
     let mut pages = Vec::new();
     let mut waiting = vec![tool()];
@@ -73,20 +73,19 @@ fn write_pages(folder: &Path, pages: &[(String, Vec<u8>)], force: bool) -> Resul
 mod tests {
     use super::*;
 
-    /// What is there is replaced only by force.
     #[test]
-    fn pages_are_replaced_only_by_force() {
+    fn pages_are_replaced_only_if_forced() {
         let folder = tempfile::tempdir().unwrap();
         let page = [("cntlora.1".to_owned(), b"new".to_vec())];
         std::fs::write(folder.path().join("cntlora.1"), "old").unwrap();
         let problems = write_pages(folder.path(), &page, false).unwrap_err();
-        assert!(problems.0[0].next_step().unwrap().contains("--force"), "{problems}");
+        assert!(problems.to_string().ends_with("cntlora.1: this file exists"), "{problems}");
         assert_eq!(std::fs::read(folder.path().join("cntlora.1")).unwrap(), b"old");
         write_pages(folder.path(), &page, true).unwrap();
         assert_eq!(std::fs::read(folder.path().join("cntlora.1")).unwrap(), b"new");
     }
 
-    /// One page per command, none empty, and each says how the command ends.
+    /// There is one page per command, and none is empty.
     #[test]
     fn every_command_has_a_page() {
         let pages = pages().unwrap();

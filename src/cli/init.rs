@@ -1,108 +1,121 @@
-//! The main job: plan, run, write, and say what happened.
+//! The main job: plans, computes and writes an adapter, and reports what was done.
 
-use super::args::InitArgs;
-use super::command_line::command_line;
-use super::effects;
+use super::command_line;
 use super::events::{Events, is_stdout};
 use super::interrupt::Interruption;
+use super::parts;
 use super::plan::summary;
 use super::prepare::{prepare, refuse_occupied};
 use super::progress::Progress;
 use super::provenance::provenance;
 use super::report::page_written;
-use super::resolve;
-use super::saved::{self, Outputs};
+use super::resolve::InitTask;
+use super::saved::{self, Outputs, SavedRun};
 use super::terminal::Terminal;
-use super::threads;
-use cntlora::adapter::Format;
-use cntlora::plan::{Inputs, Plan};
-use cntlora::report::table::count;
-use cntlora::report::{Report, UnusableSite, text};
-use cntlora::run::{self, Event, Job, Observer, Outcome, Output, run_resumable};
-use cntlora::storage::{Problems, quoted};
+use crate::adapter::Format;
+use crate::plan::{Inputs, Plan, PlannedSite};
+use crate::report::format::count;
+use crate::report::{Report, UnusableSite, text};
+use crate::run::{self, Event, Job, Observer, Outcome, Output, PartialRun, run_resumable};
+use crate::storage::{Problem, Problems, quoted};
 use std::fmt::Write as _;
 use std::path::Path;
 
-/// Computes an adapter; an interruption leaves nothing half-written.
-pub fn run(args: &InitArgs, terminal: &Terminal) -> anyhow::Result<()> {
-    execute(args, &command_line(std::env::args_os()), terminal, &Interruption::handle(terminal)?)
+/// Computes an adapter, or a part of one.
+pub(crate) fn run(task: InitTask, terminal: &Terminal) -> anyhow::Result<()> {
+    let interruption = Interruption::handle(terminal)?;
+    match task.shard {
+        Some(shard) => parts::run(&task, shard, terminal, &interruption),
+        None => execute(&task, &command_line::of_this_process(), terminal, &interruption),
+    }
 }
 
-/// Computes an adapter. `command` is the command line, for the record.
-pub fn execute(
-    args: &InitArgs,
+/// Computes an adapter. `command` is the command line for the report.
+pub(crate) fn execute(
+    task: &InitTask,
     command: &str,
     terminal: &Terminal,
     interruption: &Interruption,
 ) -> anyhow::Result<()> {
-    let output = resolve::output(&args.out, &args.job);
-    effects::check_streams(&args.job, terminal.json())?;
-    let (plan, inputs) = prepare(Some(&output), &args.job)?;
-    let events_path = args.job.run.events.as_deref();
-    events_path.map_or(Ok(()), |path| Events::check(path, &inputs))?;
-    threads::warn_of_many(&args.job.run, terminal);
-    terminal.note(&summary(&plan));
+    let output = &task.output;
+    let (plan, inputs) = prepare(&task.job, Some(output))?;
     let sites: Vec<_> = plan.sites.iter().collect();
-    let begin = || {
-        if !args.job.output.force {
-            refuse_occupied(&output)?;
-        }
-        Ok(events_path.map(Events::open).transpose()?)
-    };
-    let job = Job::of_run(&plan, &inputs);
-    let (run, events) = saved::open(&Outputs::of(&output), &job, &args.job.progress, begin, terminal)?;
-    if let Some(events) = &events {
-        events.started(&plan, &sites);
-    }
-    let progress = Progress::of_sites(terminal, interruption, &plan, &sites);
-    let watching = Watching { progress: &progress, events: events.as_ref() };
-    let outcome = interruption.while_polled(|| run_resumable(&plan, &inputs, &watching, &run.partial));
-    progress.finish();
+    let check = || if task.job.force { Ok(()) } else { refuse_occupied(output) };
+    let session = Session::new(task, (&plan, &inputs), &sites, terminal, interruption)?;
+    terminal.note(&summary(&plan));
+    let work =
+        |observer: &dyn Observer, partial: &PartialRun| run_resumable(&plan, &inputs, observer, partial);
+    let (run, events, outcome) = session.hold(&Outputs::of(output), check, work)?;
     let written = outcome.and_then(|outcome| {
         run.partial.begin_writing(&output.all())?;
-        write(outcome, command, &output, &plan, &inputs, terminal)
+        write(outcome, command, output, &plan, &inputs, terminal)
     });
     let result = saved::close(run, written, terminal);
-    let told = events.map_or(Ok(()), |events| events.end(&result));
+    let logged = events.map_or(Ok(()), |events| events.end(&result));
     let report = result?;
-    told?;
-    tell(&report, &output, !events_path.is_some_and(is_stdout), terminal)
+    logged?;
+    conclude(&report, output, !task.events.as_deref().is_some_and(is_stdout), terminal)
 }
 
-/// Says what to do next, after printing the report if stdout is for it.
-pub fn tell(report: &Report, output: &Output, print: bool, terminal: &Terminal) -> anyhow::Result<()> {
-    if print {
-        terminal.result(report, text::render)?;
+/// A computation on sites of a plan, whose progress is saved and shown.
+pub(crate) struct Session<'a> {
+    task: &'a InitTask,
+    plan: &'a Plan,
+    inputs: &'a Inputs,
+    sites: &'a [&'a PlannedSite],
+    terminal: &'a Terminal,
+    interruption: &'a Interruption,
+}
+
+/// The saved progress and the events file of a session, and the outcome of its work.
+type Held<T> = (SavedRun, Option<Events>, Result<T, Problems>);
+
+impl<'a> Session<'a> {
+    /// Checks the path of the events file.
+    pub(crate) fn new(
+        task: &'a InitTask,
+        (plan, inputs): (&'a Plan, &'a Inputs),
+        sites: &'a [&'a PlannedSite],
+        terminal: &'a Terminal,
+        interruption: &'a Interruption,
+    ) -> Result<Self, Problem> {
+        task.events.as_deref().map_or(Ok(()), |path| Events::check(path, inputs))?;
+        terminal.warn_of_many(plan.threads);
+        Ok(Self { task, plan, inputs, sites, terminal, interruption })
     }
-    warn_of_left_out(&report.unusable, terminal);
-    terminal.note(&next_step(output, report.layers.iter().map(|layer| layer.rank).max().unwrap_or(0)));
-    Ok(())
-}
 
-/// Names all sites together that were left out while the run went on.
-pub fn warn_of_left_out(sites: &[UnusableSite], terminal: &Terminal) {
-    if sites.is_empty() {
-        return;
+    /// Does the work. It begins with the progress of an earlier run and stops at an interruption. `check` looks at the outputs once
+    /// more when they are locked.
+    pub(crate) fn hold<T>(
+        &self,
+        outputs: &Outputs,
+        check: impl FnOnce() -> Result<(), Problems>,
+        work: impl FnOnce(&dyn Observer, &PartialRun) -> Result<T, Problems>,
+    ) -> Result<Held<T>, Problems> {
+        let Self { task, plan, inputs, sites, terminal, interruption } = *self;
+        let begin = || {
+            check()?;
+            Ok(task.events.as_deref().map(Events::open).transpose()?)
+        };
+        let (run, events) = saved::open(outputs, &Job::of_run(plan, inputs), task.saving, begin, terminal)?;
+        if let Some(events) = &events {
+            events.started(plan, sites);
+        }
+        let progress = Progress::of_sites(terminal, interruption, plan, sites);
+        let observer = Both { progress: &progress, events: events.as_ref() };
+        let done = interruption.while_polled(|| work(&observer, &run.partial));
+        progress.finish();
+        Ok((run, events, done))
     }
-    let modules: usize = sites.iter().map(|site| site.modules.len()).sum();
-    let mut words = format!(
-        "{} left out, because the activations cannot be used; {} without an adapter:",
-        count(sites.len() as u64, "site"),
-        count(modules as u64, "module"),
-    );
-    for UnusableSite { name, modules, reason, remedy } in sites {
-        let _ = write!(words, "\n  {}; {}", text::left_out(name, modules, reason), remedy.escape_debug());
-    }
-    terminal.warning(&words);
 }
 
-/// Those who are told what happens.
-pub struct Watching<'a> {
-    pub progress: &'a Progress<'a>,
-    pub events: Option<&'a Events>,
+/// Passes events to the display and to the events file.
+struct Both<'a> {
+    progress: &'a Progress<'a>,
+    events: Option<&'a Events>,
 }
 
-impl Observer for Watching<'_> {
+impl Observer for Both<'_> {
     fn event(&self, event: Event<'_>) {
         if let Some(events) = self.events {
             events.event(event.clone());
@@ -115,8 +128,43 @@ impl Observer for Watching<'_> {
     }
 }
 
-/// Writes what a run gave, and says what was left out. `command` is for the record.
-pub fn write(
+/// Prints the report if `print`, and then the next step.
+pub(crate) fn conclude(
+    report: &Report,
+    output: &Output,
+    print: bool,
+    terminal: &Terminal,
+) -> anyhow::Result<()> {
+    if print {
+        terminal.result(report, text::render)?;
+    }
+    warn_of_left_out(&report.unusable, terminal);
+    terminal.note(&next_step(output, report.layers.iter().map(|layer| layer.rank).max().unwrap_or(0)));
+    Ok(())
+}
+
+/// Lists all sites that were left out during the run.
+pub(crate) fn warn_of_left_out(sites: &[UnusableSite], terminal: &Terminal) {
+    if !sites.is_empty() {
+        terminal.warning(&left_out(sites));
+    }
+}
+
+fn left_out(sites: &[UnusableSite]) -> String {
+    let modules: usize = sites.iter().map(|site| site.modules.len()).sum();
+    let mut words = format!(
+        "{} left out, because the activations cannot be used; {} without an adapter:",
+        count(sites.len() as u64, "site"),
+        count(modules as u64, "module"),
+    );
+    for UnusableSite { name, modules, reason, remedy } in sites {
+        let _ = write!(words, "\n  {}; {}", text::left_out(name, modules, reason), remedy.escape_debug());
+    }
+    words
+}
+
+/// Writes the result of a run. `command` is the command line for the report.
+pub(crate) fn write(
     mut outcome: Outcome,
     command: &str,
     output: &Output,
@@ -137,35 +185,99 @@ pub fn write(
     Ok(outcome.report)
 }
 
-fn as_given(path: &Path) -> String {
-    path.display().to_string()
-}
-
-/// What a user types next.
+/// How to train from the adapter.
 fn next_step(output: &Output, largest_rank: usize) -> String {
+    let path = |path: &Path| quoted(&path.display().to_string());
     let model = match &output.base {
-        Some(base) => format!("a model loaded from {}", quoted(&as_given(base))),
+        Some(base) => format!("a model loaded from {}", path(base)),
         None => "the model".into(),
     };
+    let folder = path(&output.folder);
     if let Format::SingleFile(..) = output.format {
-        return format!(
-            "\nLoad it on {model}: for diffusers, pipe.load_lora_weights({})",
-            quoted(&as_given(&output.folder))
-        );
+        return format!("\nLoad it on {model}: for diffusers, pipe.load_lora_weights({folder})");
     }
     let anchor = match &output.anchor {
         Some(anchor) => format!(
             "    model.load_adapter({}, \"anchor\")\n    \
              model.base_model.set_adapter([\"default\", \"anchor\"])\n\n\
              Freeze the parameters with \".anchor.\" in their names, and train the others.\n",
-            quoted(&as_given(anchor))
+            path(anchor)
         ),
         None => String::new(),
     };
     format!(
         "\nTrain from it, on {model}:\n\n    from peft import PeftModel\n    \
-         model = PeftModel.from_pretrained(model, {}, is_trainable=True)\n{anchor}\n\
-         A server with a limit on ranks, such as vLLM's --max-lora-rank, has to allow {largest_rank}.",
-        quoted(&as_given(&output.folder))
+         model = PeftModel.from_pretrained(model, {folder}, is_trainable=True)\n{anchor}\n\
+         A server with a limit on ranks, such as --max-lora-rank of vLLM, has to allow rank {largest_rank}."
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::adapter::{Component, SingleFile};
+    use expect_test::expect;
+
+    #[test]
+    fn the_next_step_fits_the_output() {
+        let output = |base: Option<&str>, anchor: Option<&str>, format| Output {
+            folder: "out".into(),
+            base: base.map(Into::into),
+            anchor: anchor.map(Into::into),
+            format,
+            page: None,
+        };
+        let steps = [
+            output(None, None, Format::Peft),
+            output(Some("out/base"), None, Format::Peft),
+            output(None, Some("out/anchor"), Format::Peft),
+            output(None, None, Format::SingleFile(SingleFile::Kohya, Component::Unet)),
+        ];
+        expect![[r#"
+
+            Train from it, on the model:
+
+                from peft import PeftModel
+                model = PeftModel.from_pretrained(model, "out", is_trainable=True)
+
+            A server with a limit on ranks, such as --max-lora-rank of vLLM, has to allow rank 16.
+            ----
+
+            Train from it, on a model loaded from "out/base":
+
+                from peft import PeftModel
+                model = PeftModel.from_pretrained(model, "out", is_trainable=True)
+
+            A server with a limit on ranks, such as --max-lora-rank of vLLM, has to allow rank 16.
+            ----
+
+            Train from it, on the model:
+
+                from peft import PeftModel
+                model = PeftModel.from_pretrained(model, "out", is_trainable=True)
+                model.load_adapter("out/anchor", "anchor")
+                model.base_model.set_adapter(["default", "anchor"])
+
+            Freeze the parameters with ".anchor." in their names, and train the others.
+
+            A server with a limit on ranks, such as --max-lora-rank of vLLM, has to allow rank 16.
+            ----
+
+            Load it on the model: for diffusers, pipe.load_lora_weights("out")"#]]
+        .assert_eq(&steps.map(|output| next_step(&output, 16)).join("\n----\n"));
+    }
+
+    #[test]
+    fn sites_that_were_left_out_are_listed() {
+        let site = UnusableSite {
+            name: "in".into(),
+            modules: vec!["q".into(), "k".into()],
+            reason: "all rows are zero".into(),
+            remedy: "record other rows".into(),
+        };
+        expect![[r#"
+            1 site left out, because the activations cannot be used; 2 modules without an adapter:
+              q, k: site in: all rows are zero; record other rows"#]]
+        .assert_eq(&left_out(&[site]));
+    }
 }

@@ -1,5 +1,5 @@
-//! What a file or folder holds, as one serialisable value. Reads headers and the factors of adapters, and other tensors
-//! only when asked.
+//! The command inspect: describes a file or folder, as one serialisable value. It reads headers and the factors of adapters, and other
+//! tensors only with `--values`.
 
 mod bars;
 mod text;
@@ -8,22 +8,22 @@ mod values;
 use super::args::InspectArgs;
 use super::moments::Summary;
 use super::terminal::Terminal;
-use cntlora::activations::ActivationSet;
-use cntlora::adapter::{CONFIG_FILE, PeftAdapter, SingleFile, TENSORS_FILE};
-use cntlora::element::Element;
-use cntlora::moments_file::MomentsFile;
-use cntlora::plan::Plan;
-use cntlora::report::Report;
-use cntlora::storage::{Access, Checkpoint, Number, Problem, Problems, Source, npy, quoted, safetensors};
+use crate::activations::ActivationSet;
+use crate::adapter::{CONFIG_FILE, PeftAdapter, SingleFile, TENSORS_FILE};
+use crate::element::Element;
+use crate::factors::LayerName;
+use crate::moments_file::MomentsFile;
+use crate::plan::Plan;
+use crate::report::Report;
+use crate::storage::{
+    Access, Category, Checkpoint, Number, Problem, Problems, Source, npy, quoted, read_json, safetensors,
+};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use values::{Place, Values};
 
-/// Files of JSON that are larger are not ours.
-const LARGEST_JSON: u64 = 1 << 28;
-
-/// What something is, and what it holds.
+/// A file or folder, and its content.
 #[derive(Debug, Serialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 enum Inspection {
@@ -43,7 +43,7 @@ struct SafetensorsFile {
     bytes: u64,
     metadata: BTreeMap<String, String>,
     tensors: Vec<TensorEntry>,
-    /// What its metadata says of activation sites, if it does.
+    /// The activation sites in its metadata, if there are any.
     sites: Option<Vec<SiteEntry>>,
 }
 
@@ -52,7 +52,7 @@ struct TensorEntry {
     name: String,
     dtype: String,
     shape: Vec<u64>,
-    /// What its numbers are, if asked for and if they are of a format that is known.
+    /// Figures of its numbers, with `--values`, if their format is known.
     values: Option<Values>,
 }
 
@@ -61,7 +61,7 @@ struct SiteEntry {
     name: String,
     width: usize,
     rows: u64,
-    /// Whether tokens were counted, in place of rows.
+    /// True if tokens were counted, not rows.
     counts: bool,
     modules: Vec<String>,
 }
@@ -74,7 +74,7 @@ struct NpyFile {
     big_endian: bool,
     fortran_order: bool,
     shape: Vec<u64>,
-    /// What its numbers are, if asked for.
+    /// Figures of its numbers, with `--values`.
     values: Option<Values>,
 }
 
@@ -110,20 +110,21 @@ struct AdapterFolder {
 
 #[derive(Debug, Serialize)]
 struct AdapterLayer {
-    module: String,
+    #[serde(flatten)]
+    name: LayerName,
     outputs: usize,
     inputs: usize,
     rank: usize,
     scale: f64,
     dtype: &'static str,
-    /// Singular values of the product that the layer adds, its scale included.
+    /// Singular values of the product of the factors, including the scale.
     singular_values: Vec<f64>,
-    /// Its Frobenius norm.
+    /// Frobenius norm of the product.
     norm: f64,
 }
 
-/// Inspects, and prints what was found.
-pub fn run(args: &InspectArgs, terminal: &Terminal) -> anyhow::Result<()> {
+/// Inspects a file or folder, and prints its description.
+pub(crate) fn run(args: &InspectArgs, terminal: &Terminal) -> anyhow::Result<()> {
     let blocks = bars::blocks_shown(|name| std::env::var(name).ok());
     terminal.result(&inspect(&args.file, args.values)?, |inspection| text::render(inspection, blocks))?;
     Ok(())
@@ -133,7 +134,7 @@ fn inspect(path: &Path, values: bool) -> Result<Inspection, Problems> {
     if path.is_dir() {
         return folder(path);
     }
-    // The tensors of an adapter say the more beside their configuration.
+    // The tensors of an adapter are described together with its configuration.
     if let (Some(name), Some(parent)) = (path.file_name(), path.parent())
         && name == TENSORS_FILE
         && parent.join(CONFIG_FILE).exists()
@@ -164,16 +165,17 @@ fn adapter(path: &Path) -> Result<Inspection, Problems> {
     let adapter = PeftAdapter::open(path)?;
     let mut problems = Problems::default();
     let mut layers = Vec::new();
-    for (module, layer) in adapter.layers() {
+    for (name, layer) in adapter.layers() {
         let added = problems.collect(adapter.factors(layer).and_then(|factors| {
             factors.singular_values().map_err(|error| {
-                Problem::data(format!("module {}: {error}", quoted(module))).in_file(adapter.source().path())
+                Problem::data(format!("module {}: {error}", quoted(&name.to_string())))
+                    .in_file(adapter.source().path())
             })
         }));
         let singular_values: Vec<f64> =
             added.unwrap_or_default().iter().map(|value| value * layer.scale.abs()).collect();
         layers.push(AdapterLayer {
-            module: module.clone(),
+            name: name.clone(),
             outputs: layer.outputs,
             inputs: layer.inputs,
             rank: layer.rank,
@@ -268,24 +270,15 @@ fn npy_file(path: &Path, values: bool) -> Result<Inspection, Problem> {
 
 fn json_file(path: &Path) -> Result<Inspection, Problem> {
     let source = Source::open(path, Access::Auto)?;
-    if source.length() > LARGEST_JSON {
-        return Err(not_ours(path, &format!("{} bytes", source.length())));
-    }
-    let bytes = source.read_vec(0, source.length())?;
-    let report = match serde_json::from_slice(&bytes) {
-        Ok(report) => return Ok(Inspection::Report(report)),
-        Err(error) => error,
+    let report = match read_json(&source, "report") {
+        Err(problem) if problem.category() == Category::Data => problem,
+        report => return report.map(Inspection::Report),
     };
-    match serde_json::from_slice(&bytes) {
-        Ok(plan) => Ok(Inspection::Plan(plan)),
-        Err(plan) => Err(not_ours(path, &format!("no report ({report}) and no plan ({plan})"))),
-    }
-}
-
-fn not_ours(path: &Path, found: &str) -> Problem {
-    Problem::data(format!("expected the JSON of a report or a plan, found {found}"))
-        .in_file(path)
-        .help("inspect the folder that the file belongs to, if it describes a model or an adapter")
+    read_json(&source, "plan").map(Inspection::Plan).map_err(|plan| {
+        Problem::data(format!("neither a report nor a plan: {}; {}", report.message(), plan.message()))
+            .in_file(path)
+            .help("if the file describes a model or an adapter, inspect its folder")
+    })
 }
 
 fn entry(name: &str, tensor: &safetensors::Tensor, values: Option<Values>) -> TensorEntry {
@@ -318,6 +311,7 @@ fn numbers(shape: &[u64]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use expect_test::expect;
     use std::fs::{self, File};
 
     fn write(path: &Path, metadata: &[(&str, &str)], name: &str, shape: [u64; 2]) {
@@ -327,48 +321,63 @@ mod tests {
         safetensors::write(&mut File::create(path).unwrap(), &metadata, &tensors).unwrap();
     }
 
-    fn words(path: &Path) -> String {
-        text::render(&inspect(path, true).unwrap(), true)
+    /// The description of a file or folder, with figures of its numbers.
+    fn described(folder: &tempfile::TempDir, name: &str) -> String {
+        let text = text::render(&inspect(&folder.path().join(name), true).unwrap(), true);
+        text.replace(folder.path().to_str().unwrap(), "FOLDER")
     }
 
-    /// Files and folders are told apart by what they hold.
     #[test]
-    fn kinds_are_recognized() {
+    fn files_and_folders_are_described() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
-
         fs::create_dir(at("model")).unwrap();
         fs::write(at("model/config.json"), r#"{"model_type":"bert"}"#).unwrap();
         write(&at("model/model.safetensors"), &[], "q.weight", [3, 2]);
-        let model = words(&at("model"));
-        assert!(
-            model.contains("checkpoint") && model.contains("bert") && model.contains("6 parameters"),
-            "{model}"
-        );
-
-        let file = words(&at("model/model.safetensors"));
-        assert!(file.contains("safetensors") && file.contains("q.weight") && file.contains("3×2"), "{file}");
-        assert!(file.contains("6 zeros"), "{file}");
-
         fs::create_dir(at("activations")).unwrap();
         let metadata = r#"{"format":"activations","version":1,"sites":{"in":["q","k"]}}"#;
         write(&at("activations/a.safetensors"), &[("cntlora", metadata)], "in", [5, 2]);
-        let activations = words(&at("activations"));
-        assert!(
-            activations.contains("1 activation site") && activations.contains("read by k, q"),
-            "{activations}"
-        );
-        let shard = words(&at("activations/a.safetensors"));
-        assert!(shard.contains("1 activation site") && shard.contains("5×2"), "{shard}");
+        let texts = ["model", "model/model.safetensors", "activations", "activations/a.safetensors"]
+            .map(|name| described(&folder, name));
+        expect![[r#"
+            FOLDER/model: checkpoint of a bert model, 1 file of 96 B, 6 parameters, 1 tensor (1 F32)
+
+            tensor    format  shape
+            q.weight  F32       3×2
+
+            ----
+            FOLDER/model/model.safetensors: safetensors file, 96 B, 1 tensor (1 F32)
+
+            tensor    format  shape
+            q.weight  F32       3×2
+            q.weight: norm 0, largest 0, 6 zeros
+
+            ----
+            activations in 1 file of 216 B
+
+            1 activation site
+            in: 5 rows of 2 numbers, read by k, q
+
+            ----
+            FOLDER/activations/a.safetensors: safetensors file, 216 B, 1 tensor (1 F32)
+
+            tensor  format  shape
+            in      F32       5×2
+            in: norm 0, largest 0, 10 zeros
+
+            1 activation site
+            in: 5 rows of 2 numbers, read by k, q
+        "#]]
+        .assert_eq(&texts.join("\n----\n"));
     }
 
-    /// What is not understood is refused, with what was looked for.
     #[test]
     fn other_json_is_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("list.json");
-        fs::write(&path, "[]").unwrap();
-        let problems = inspect(&path, false).unwrap_err();
-        assert!(problems.to_string().contains("expected the JSON of a report or a plan"), "{problems}");
+        let path = folder.path().join("other.json");
+        fs::write(&path, "{}").unwrap();
+        let problem = json_file(&path).unwrap_err();
+        let text = format!("{problem}; help: {}", problem.next_step().unwrap());
+        expect!["FOLDER/other.json: neither a report nor a plan: invalid report: missing field `schema_version` at line 1 column 2; invalid plan: missing field `model` at line 1 column 2; help: if the file describes a model or an adapter, inspect its folder"].assert_eq(&text.replace(folder.path().to_str().unwrap(), "FOLDER"));
     }
 }

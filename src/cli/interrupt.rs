@@ -1,33 +1,35 @@
-//! Ctrl-C and termination: a run that saves its progress is asked to stop, anything else ends at once, without temporary files.
+//! Ctrl-C and termination. A run that saves its progress is asked to stop; anything else ends at once, and removes its temporary files.
 
 use super::exit::INTERRUPTED;
 use super::terminal::Terminal;
-use cntlora::storage::{abandon_unfinished, is_unfinished};
+use crate::storage::{abandon_unfinished, is_unfinished};
 use std::ffi::OsString;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
-/// What the first signal does, and whether it came.
+/// The state of the signal handler.
 #[derive(Clone, Debug)]
-pub struct Interruption(Arc<State>);
+pub(crate) struct Interruption(Arc<State>);
 
 #[derive(Debug)]
 struct State {
+    /// True while work asks for `requested`.
     polled: AtomicBool,
+    /// True after the first signal during such work.
     requested: AtomicBool,
 }
 
 impl Interruption {
-    /// Takes care of signals from now on. A process that ends at once first removes the files that it has not finished.
-    pub fn handle(terminal: &Terminal) -> anyhow::Result<Self> {
+    /// Handles signals from now on. A process that ends at once first removes its unfinished files.
+    pub(crate) fn handle(terminal: &Terminal) -> anyhow::Result<Self> {
         let state = State { polled: AtomicBool::new(false), requested: AtomicBool::new(false) };
         let interruption = Self(Arc::new(state));
         let (state, terminal) = (interruption.0.clone(), terminal.clone());
         ctrlc::set_handler(move || {
             if state.polled.load(SeqCst) && !state.requested.swap(true, SeqCst) {
-                terminal.note("stopping, and saving the progress; interrupt again to stop at once");
+                terminal.note("Saving the progress, then stopping; interrupt again to stop at once");
                 return;
             }
             abandon_unfinished();
@@ -36,23 +38,23 @@ impl Interruption {
         Ok(interruption)
     }
 
-    /// Does work that asks [`requested`](Self::requested) often enough: the first signal leaves it to end by itself.
-    pub fn while_polled<T>(&self, work: impl FnOnce() -> T) -> T {
+    /// Does work that often asks for [`requested`](Self::requested). The first signal does not end the process: the work stops itself.
+    pub(crate) fn while_polled<T>(&self, work: impl FnOnce() -> T) -> T {
         self.0.polled.store(true, SeqCst);
         let result = work();
         self.0.polled.store(false, SeqCst);
         result
     }
 
-    /// Whether a signal came while somebody polled.
-    pub fn requested(&self) -> bool {
+    /// Returns whether a signal came during the work.
+    pub(crate) fn requested(&self) -> bool {
         self.0.requested.load(SeqCst)
     }
 }
 
-/// Removes what a process that was killed left of an [`AtomicFile`](cntlora::storage::AtomicFile): in an output, if it is a folder;
-/// beside it, under its name, if it is a file. No other process may be at work there. Files that resist stay.
-pub fn remove_unfinished(output: &Path) {
+/// Removes the unfinished [`AtomicFile`](crate::storage::AtomicFile)s of a process that was killed: in an output folder, or beside an
+/// output file of the same name. No other process may write there at the same time. Files that cannot be removed stay.
+pub(crate) fn remove_unfinished(output: &Path) {
     let (folder, prefix) = match (output.is_dir(), output.parent(), output.file_name()) {
         (false, Some(parent), Some(name)) => {
             let mut prefix = OsString::from(".");
@@ -74,7 +76,7 @@ pub fn remove_unfinished(output: &Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cntlora::storage::AtomicFile;
+    use crate::storage::AtomicFile;
 
     fn names(folder: &Path) -> Vec<OsString> {
         let mut names: Vec<_> =
@@ -83,9 +85,8 @@ mod tests {
         names
     }
 
-    /// What this removes must be what the library leaves, and nothing else.
     #[test]
-    fn unfinished_files_are_recognized() {
+    fn only_unfinished_files_are_removed() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("notes.tmp"), "mine").unwrap();
         fs::write(folder.path().join(".hidden"), "mine").unwrap();

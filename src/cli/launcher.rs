@@ -1,38 +1,36 @@
-//! Which part of a job this process is, from what launchers say in environment variables.
+//! The part of a job that this process computes, from the environment variables of launchers.
 
 use super::args::ShardArg;
-use cntlora::plan::Shard;
-use cntlora::storage::{Problem, quoted};
+use crate::plan::Shard;
+use crate::storage::{Problem, quoted};
 
-/// Processes that one launcher starts: the variables of the rank and of the number of processes. The first that is there counts.
+/// The variables of launchers for the number of this process and for the number of processes. The first pair that is set counts.
 const PROCESSES: [(&str, &str); 4] = [
     // Open MPI: mpirun.
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
     // MPICH, Intel MPI, and others with Hydra's mpiexec.
     ("PMI_RANK", "PMI_SIZE"),
-    // A Slurm step: srun. The script of a job is no step, and has no such number of tasks.
+    // A Slurm step: srun. The batch script of a job is not a step, and SLURM_STEP_NUM_TASKS is not set in it.
     ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
     // MVAPICH.
     ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE"),
 ];
 
-/// The part that is asked for.
-pub fn shard(asked: ShardArg) -> Result<Shard, Problem> {
+/// The given part, or the part from the launcher for `auto`.
+pub(crate) fn shard(asked: ShardArg) -> Result<Shard, Problem> {
     match asked {
         ShardArg::Of(shard) => Ok(shard),
         ShardArg::Auto => auto(|name| std::env::var(name).ok()),
     }
 }
 
-/// The processes of a launcher divide what the tasks of a Slurm array divide first; without either, there is one part.
+/// The tasks of a Slurm array divide the job, and the processes of a launcher divide the part of each task. Without either, there is
+/// one part.
 fn auto(variable: impl Fn(&str) -> Option<String>) -> Result<Shard, Problem> {
     let number = |name: &str| -> Result<Option<u64>, Problem> {
         let Some(text) = variable(name) else { return Ok(None) };
         text.parse().map(Some).map_err(|_| {
-            refused(format!(
-                "expected a number in the variable {name} of the launcher, found {}",
-                quoted(&text)
-            ))
+            refused(format!("expected a number in the variable {name}, found {}", quoted(&text)))
         })
     };
     let array = match number("SLURM_ARRAY_TASK_ID")? {
@@ -43,7 +41,7 @@ fn auto(variable: impl Fn(&str) -> Option<String>) -> Result<Shard, Problem> {
             let index =
                 id.checked_sub(first.unwrap_or(0)).and_then(|from_first| from_first.checked_div(step));
             let last = number("SLURM_ARRAY_TASK_MAX")?;
-            // A list such as 0-3,7 leaves gaps, which parts cannot have.
+            // A list such as 0-3,7 has gaps, and parts must not have gaps.
             let dense = last.zip(first).zip(count).is_none_or(|((last, first), count)| {
                 last.checked_sub(first)
                     .and_then(|span| span.checked_div(step))
@@ -51,9 +49,7 @@ fn auto(variable: impl Fn(&str) -> Option<String>) -> Result<Shard, Problem> {
             });
             let shard =
                 index.zip(count).and_then(|(index, count)| Shard::new(index, count)).filter(|_| dense);
-            shard.ok_or_else(|| {
-                refused("the tasks of this Slurm array are not numbered one after the other, so that they do not say which part this is".into())
-            })?
+            shard.ok_or_else(|| refused("the task numbers of this Slurm array have gaps".into()))?
         }
     };
     let mut process = Shard { index: 0, count: 1 };
@@ -61,14 +57,14 @@ fn auto(variable: impl Fn(&str) -> Option<String>) -> Result<Shard, Problem> {
     for (rank, size) in PROCESSES {
         if let (Some(index), Some(count)) = (number(rank)?, number(size)?) {
             process = Shard::new(index, count)
-                .ok_or_else(|| refused(format!("expected {rank} below {size}, found {index} and {count}")))?;
+                .ok_or_else(|| refused(format!("{rank} is {index}, but must be below {size}, {count}")))?;
             launched = true;
             break;
         }
     }
     if !launched && variable("PMIX_RANK").is_some() {
         return Err(refused(
-            "the launcher sets PMIX_RANK, but no variable that says how many processes there are".into(),
+            "the launcher sets PMIX_RANK, but no variable for the number of processes".into(),
         ));
     }
     let count = array.count.checked_mul(process.count);
@@ -76,7 +72,7 @@ fn auto(variable: impl Fn(&str) -> Option<String>) -> Result<Shard, Problem> {
     index
         .zip(count)
         .and_then(|(index, count)| Shard::new(index, count))
-        .ok_or_else(|| refused("the launcher says that there are more parts than can be counted".into()))
+        .ok_or_else(|| refused("the launcher gives too many parts".into()))
 }
 
 fn refused(what: String) -> Problem {
@@ -86,13 +82,15 @@ fn refused(what: String) -> Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::storage::snapshot;
+    use expect_test::expect;
 
     fn of(variables: &[(&str, &str)]) -> Result<String, String> {
         let found = |name: &str| {
             let found = variables.iter().find(|(variable, _)| *variable == name);
             found.map(|(_, value)| (*value).to_owned())
         };
-        auto(found).map(|shard| shard.to_string()).map_err(|problem| problem.to_string())
+        auto(found).map(|shard| shard.to_string()).map_err(snapshot)
     }
 
     const ARRAY: [(&str, &str); 5] = [
@@ -104,16 +102,16 @@ mod tests {
     ];
 
     #[test]
-    fn launchers_say_which_part_this_is() {
+    fn the_part_comes_from_the_launcher() {
         assert_eq!(of(&[]).unwrap(), "0/1");
         assert_eq!(of(&ARRAY).unwrap(), "2/4");
         assert_eq!(of(&[("OMPI_COMM_WORLD_RANK", "1"), ("OMPI_COMM_WORLD_SIZE", "3")]).unwrap(), "1/3");
         assert_eq!(of(&[("PMI_RANK", "1"), ("PMI_SIZE", "3")]).unwrap(), "1/3");
         assert_eq!(of(&[("MV2_COMM_WORLD_RANK", "1"), ("MV2_COMM_WORLD_SIZE", "3")]).unwrap(), "1/3");
         assert_eq!(of(&[("SLURM_PROCID", "1"), ("SLURM_STEP_NUM_TASKS", "3")]).unwrap(), "1/3");
-        // The script of a job is one process, whatever it may start.
+        // The batch script of a job is one process.
         assert_eq!(of(&[("SLURM_PROCID", "0"), ("SLURM_NTASKS", "3")]).unwrap(), "0/1");
-        // mpirun in a step: the processes are mpirun's.
+        // mpirun in a step: the variables of mpirun count.
         let both = [
             ("SLURM_PROCID", "0"),
             ("SLURM_STEP_NUM_TASKS", "1"),
@@ -128,23 +126,34 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_say_it_is_refused() {
-        let words = |variables: &[(&str, &str)], words: &str| {
-            let refusal = of(variables).unwrap_err();
-            assert!(refusal.contains(words), "expected {words:?} in: {refusal}");
-        };
-        words(
-            &[("PMI_RANK", "one"), ("PMI_SIZE", "2")],
-            "expected a number in the variable PMI_RANK of the launcher, found \"one\"",
-        );
-        words(&[("PMI_RANK", "2"), ("PMI_SIZE", "2")], "expected PMI_RANK below PMI_SIZE, found 2 and 2");
-        words(&[("PMIX_RANK", "2")], "sets PMIX_RANK, but no variable");
-        words(&ARRAY[..1], "are not numbered one after the other");
+    fn unclear_variables_are_refused() {
         let gaps: Vec<_> = ARRAY[..4].iter().copied().chain([("SLURM_ARRAY_TASK_COUNT", "3")]).collect();
-        words(&gaps, "are not numbered one after the other");
-        words(
-            &[("SLURM_ARRAY_TASK_ID", "1"), ("SLURM_ARRAY_TASK_COUNT", "2"), ("SLURM_ARRAY_TASK_STEP", "0")],
-            "are not numbered",
-        );
+        let no_step =
+            [("SLURM_ARRAY_TASK_ID", "1"), ("SLURM_ARRAY_TASK_COUNT", "2"), ("SLURM_ARRAY_TASK_STEP", "0")];
+        let many = u64::MAX.to_string();
+        let overflow = [
+            ("SLURM_ARRAY_TASK_ID", "1"),
+            ("SLURM_ARRAY_TASK_COUNT", &many),
+            ("PMI_RANK", "1"),
+            ("PMI_SIZE", "2"),
+        ];
+        let refusals = [
+            of(&[("PMI_RANK", "one"), ("PMI_SIZE", "2")]),
+            of(&[("PMI_RANK", "2"), ("PMI_SIZE", "2")]),
+            of(&[("PMIX_RANK", "2")]),
+            of(&ARRAY[..1]),
+            of(&gaps),
+            of(&no_step),
+            of(&overflow),
+        ];
+        expect![[r#"
+            --shard auto: expected a number in the variable PMI_RANK, found "one"; help: give --shard I/N
+            --shard auto: PMI_RANK is 2, but must be below PMI_SIZE, 2; help: give --shard I/N
+            --shard auto: the launcher sets PMIX_RANK, but no variable for the number of processes; help: give --shard I/N
+            --shard auto: the task numbers of this Slurm array have gaps; help: give --shard I/N
+            --shard auto: the task numbers of this Slurm array have gaps; help: give --shard I/N
+            --shard auto: the task numbers of this Slurm array have gaps; help: give --shard I/N
+            --shard auto: the launcher gives too many parts; help: give --shard I/N
+        "#]].assert_eq(&refusals.map(Result::unwrap_err).concat());
     }
 }

@@ -1,46 +1,41 @@
-//! Moments as files: measuring and merging them.
+//! The commands moments and merge.
 
-use super::args::{MergeArgs, MomentsArgs};
+use super::args::MergeArgs;
 use super::interrupt::Interruption;
-use super::launcher;
 use super::parts;
 use super::prepare::{check_output_file, refuse_existing};
 use super::progress::Progress;
-use super::resolve;
+use super::resolve::MomentsTask;
 use super::saved::{self, Outputs};
 use super::terminal::Terminal;
-use super::threads;
-use cntlora::moments_file::{Content, ENDING, MomentsSet, stage};
-use cntlora::plan::{Measurement, Shard, plan_measurement};
-use cntlora::report::table::{Align, Table, bytes, count};
-use cntlora::run::{Job, Parts, measure};
-use cntlora::storage::{Access, Problem, Problems, quoted};
+use crate::moments_file::{Content, MomentsSet, stage};
+use crate::plan::{Measurement, Shard, plan_measurement};
+use crate::report::format::{bytes, count};
+use crate::report::table::{Align, Table};
+use crate::run::{Job, Parts, measure};
+use crate::storage::{Access, Problem, Problems, quoted};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
-/// Measures the moments of activations, and prints what was measured.
-pub fn run(args: &MomentsArgs, terminal: &Terminal) -> anyhow::Result<()> {
-    let shard = args.shard.map(launcher::shard).transpose()?;
-    let out = match shard {
-        None => args.out.clone(),
-        Some(shard) => args.out.join(shard.file_name(ENDING)),
-    };
+/// Measures the moments of activations.
+pub(crate) fn run(task: MomentsTask, terminal: &Terminal) -> anyhow::Result<()> {
+    let MomentsTask { request, out, force, saving } = task;
     let mut problems = Problems::default();
-    problems.collect(check_output_file(&out, args.force, &args.activations));
-    let planned = problems.collect(plan_measurement(&resolve::measurement(args, shard)));
+    problems.collect(check_output_file(&out, force, &request.activations));
+    let planned = problems.collect(plan_measurement(&request));
     let Some((measurement, set)) = planned else { return Err(problems.into()) };
     problems.or_ok(())?;
-    threads::warn_of_many(&args.run, terminal);
+    terminal.warn_of_many(measurement.threads);
     terminal.note(&announcement(&measurement));
     for site in &measurement.empty {
-        terminal.warning(&format!("site {} is left out: there are no rows of it", quoted(site)));
+        terminal.warning(&format!("site {} is left out, because it has no rows", quoted(site)));
     }
 
     let interruption = Interruption::handle(terminal)?;
     let progress = Progress::of_measurement(terminal, &interruption, &measurement);
-    let check = || refuse_existing(&out, args.force).map_err(Into::into);
+    let check = || refuse_existing(&out, force).map_err(Into::into);
     let job = Job::of_measurement(&measurement, &set);
-    let (run, ()) = saved::open(&Outputs::one(&out), &job, &args.progress, check, terminal)?;
+    let (run, ()) = saved::open(&Outputs::one(&out), &job, saving, check, terminal)?;
     let content = interruption.while_polled(|| measure(&measurement, &set, &out, &progress, &run.partial));
     progress.finish();
     let content = saved::close(run, content, terminal)?;
@@ -48,8 +43,8 @@ pub fn run(args: &MomentsArgs, terminal: &Terminal) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Adds moments files up, and prints what they come to; or joins the parts of an adapter.
-pub fn merge(args: &MergeArgs, terminal: &Terminal) -> anyhow::Result<()> {
+/// Adds moments files, or joins the parts of an adapter.
+pub(crate) fn merge(args: MergeArgs, terminal: &Terminal) -> anyhow::Result<()> {
     let folders = Parts::folders(&args.files);
     if !folders.is_empty() {
         return parts::join(args, &folders, terminal);
@@ -57,8 +52,10 @@ pub fn merge(args: &MergeArgs, terminal: &Terminal) -> anyhow::Result<()> {
     let mut problems = Problems::default();
     if args.report.is_some() {
         problems.push(
-            Problem::usage("--report is given, but only adapters have a page, and these are no parts of one")
-                .help("leave --report out"),
+            Problem::usage(
+                "--report has no effect: only adapters have a report, and these files are moments",
+            )
+            .help("remove --report"),
         );
     }
     problems.collect(check_output_file(&args.out, args.force, &args.files));
@@ -75,7 +72,7 @@ pub fn merge(args: &MergeArgs, terminal: &Terminal) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What is going to happen, in a line.
+/// The sites, bytes and memory of a measurement.
 fn announcement(measurement: &Measurement) -> String {
     format!(
         "{}, {} of activations to read, about {} of memory",
@@ -85,12 +82,12 @@ fn announcement(measurement: &Measurement) -> String {
     )
 }
 
-/// What a moments file holds.
+/// The content of a moments file.
 #[derive(Debug, Serialize)]
-pub struct Summary {
+pub(crate) struct Summary {
     path: PathBuf,
     precision: &'static str,
-    /// Which part of a divided measurement it is, if it is one.
+    /// The part, if the measurement is divided.
     part: Option<Shard>,
     sites: Vec<SiteSummary>,
     sources: Vec<SourceSummary>,
@@ -100,7 +97,7 @@ pub struct Summary {
 struct SiteSummary {
     name: String,
     width: usize,
-    /// Whether tokens were counted, in place of rows.
+    /// True if tokens were counted, not rows.
     counts: bool,
     rows: u64,
     skipped_rows: u64,
@@ -114,8 +111,8 @@ struct SourceSummary {
 }
 
 impl Summary {
-    /// What the file at this path says of itself.
-    pub fn of(path: &Path, content: &Content) -> Self {
+    /// The content of the file at this path.
+    pub(crate) fn of(path: &Path, content: &Content) -> Self {
         let sites = content.sites.iter().map(|(name, site)| SiteSummary {
             name: name.clone(),
             width: site.width,
@@ -138,8 +135,8 @@ impl Summary {
         }
     }
 
-    /// A table of sites, and a line on the whole.
-    pub fn render(&self) -> String {
+    /// A table of the sites, and a line about the file.
+    pub(crate) fn render(&self) -> String {
         let mut table = Table::new([
             ("site", Align::Left),
             ("width", Align::Right),
@@ -170,10 +167,10 @@ impl Summary {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use expect_test::expect;
 
-    /// The whole text, byte for byte.
     #[test]
-    fn the_text_is_this() {
+    fn sites_are_shown_as_a_table() {
         let site = |name: &str, counts, rows, skipped_rows| SiteSummary {
             name: name.into(),
             width: 24,
@@ -193,14 +190,14 @@ mod tests {
             ],
             sources: vec![SourceSummary { path: "a.safetensors".into(), bytes: 1600 }],
         };
-        let expected = "\
-site       width       rows  skipped
-attention     24       1300        0
-mlp           24       1298        2
-wte           24  26 tokens        0
+        expect![[r#"
+            site       width       rows  skipped
+            attention     24       1300        0
+            mlp           24       1298        2
+            wte           24  26 tokens        0
 
-m.moments.safetensors: part 1/2, moments of 3 sites in precision f32, from 1 file of 1.6 kB
-";
-        assert_eq!(summary.render(), expected);
+            m.moments.safetensors: part 1/2, moments of 3 sites in precision f32, from 1 file of 1.6 kB
+        "#]]
+        .assert_eq(&summary.render());
     }
 }

@@ -1,4 +1,4 @@
-//! The page of all options, `docs/options.md`, from the same description as `--help`.
+//! The page of all options, `docs/options.md`, from the definitions of the commands.
 
 use clap::{Arg, Command};
 use std::collections::BTreeMap;
@@ -9,12 +9,12 @@ const HEAD: &str = "\
 
 `cntlora generate options` prints this page, from the definitions of the commands. Do not change it by hand.
 
-`cntlora COMMAND -h` shows the common options of a command, and `cntlora COMMAND --help` all of them.
+`cntlora COMMAND -h` shows the common options of a command, and `cntlora COMMAND --help` shows all options.
 
 ";
 
-/// The whole page, of the [built](Command::build) tool.
-pub fn page(mut tool: Command) -> String {
+/// The page for the [built](Command::build) definition of the tool.
+pub(crate) fn page(mut tool: Command) -> String {
     let mut page = HEAD.to_owned();
     page.push_str("## All commands\n\nEvery command takes these options:\n\n");
     let global: Vec<String> = tool.get_arguments().filter(|arg| arg.is_global_set()).map(row).collect();
@@ -23,10 +23,10 @@ pub fn page(mut tool: Command) -> String {
     page
 }
 
-/// The options that stand on the page so far: row, command and spelling.
+/// The options that are on the page so far: row, command and spelling.
 type Known = Vec<(String, String, String)>;
 
-/// The subcommands of a command, or the command itself if it has none.
+/// Writes the sections of the subcommands of a command, or of the command itself if it has none.
 fn section(page: &mut String, command: &mut Command, name: &str, known: &mut Known) {
     if command.has_subcommands() {
         for part in command.get_subcommands_mut().filter(|part| part.get_name() != "help") {
@@ -44,7 +44,7 @@ fn section(page: &mut String, command: &mut Command, name: &str, known: &mut Kno
     let mut new = Known::new();
     let mut arguments: Vec<&Arg> = command.get_arguments().filter(|arg| is_own(arg)).collect();
     let headings: Vec<_> = arguments.iter().map(|arg| arg.get_help_heading()).collect();
-    // A heading stands where its first argument does.
+    // A heading is placed with its first argument.
     let place = |arg: &Arg| {
         headings.iter().position(|heading| *heading == arg.get_help_heading()).unwrap_or_default()
     };
@@ -72,7 +72,7 @@ fn section(page: &mut String, command: &mut Command, name: &str, known: &mut Kno
             known.iter().filter(|(_, place, spelling)| place == *command && !options.contains(spelling));
         let left_out = left_out.filter(|(_, _, spelling)| new.iter().all(|(_, _, new)| new != spelling));
         let left_out: Vec<&str> = left_out.map(|(_, _, spelling)| spelling.as_str()).collect();
-        // The shorter list says the same.
+        // The shorter of the two lists.
         let (all, list) = match left_out.len() {
             0 => ("all options", String::new()),
             few if few < options.len() => ("all options", format!(", except {}", left_out.join(", "))),
@@ -83,20 +83,20 @@ fn section(page: &mut String, command: &mut Command, name: &str, known: &mut Kno
     known.extend(new);
 }
 
-/// Neither `--help` nor one of the options that all commands take.
+/// Returns whether an option is neither `--help` nor an option of all commands.
 fn is_own(arg: &Arg) -> bool {
     !arg.is_global_set() && arg.get_id() != "help" && arg.get_id() != "version"
 }
 
 fn table(page: &mut String, rows: &[String]) {
-    page.push_str("| option | what it does | default |\n|---|---|---|\n");
+    page.push_str("| option | effect | default |\n|---|---|---|\n");
     rows.iter().for_each(|row| page.push_str(row));
 }
 
-/// The line of one argument.
+/// The row of an argument.
 fn row(arg: &Arg) -> String {
     let help = arg.get_long_help().or(arg.get_help()).map(ToString::to_string).unwrap_or_default();
-    // Some defaults stand in the text, because another option decides them.
+    // Some defaults are in the text, because they depend on another option.
     let (mut text, in_text) =
         match help.split_once(" [default: ").and_then(|(before, rest)| Some((before, rest.split_once(']')?)))
         {
@@ -135,19 +135,13 @@ mod tests {
     use crate::cli::generate::tool;
     use clap::Parser;
 
-    /// The page in `docs` says what the commands say.
+    /// The page in `docs` is the generated page. `UPDATE_EXPECT=1 cargo test` refreshes it.
     #[test]
     fn the_page_is_up_to_date() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/options.md");
-        let found = std::fs::read_to_string(path).unwrap();
-        let refresh = "cargo run -- generate options > docs/options.md";
-        assert!(
-            found == page(tool()),
-            "docs/options.md is not what the commands say: refresh it with `{refresh}`"
-        );
+        expect_test::expect_file!["../../docs/options.md"].assert_eq(&page(tool()));
     }
 
-    /// Every option of every command is on the page, and none of its rows is there twice.
+    /// Every option of every command is on the page, and no row is repeated.
     #[test]
     fn the_page_is_complete() {
         let page = page(tool());
@@ -168,13 +162,12 @@ mod tests {
         }
     }
 
-    /// Commands that the README and the pages show are ones that the tool takes.
     #[test]
-    fn commands_on_the_pages_are_understood() {
+    fn commands_in_the_documentation_parse() {
         let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
         let docs = std::fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path());
         let mut count = 0;
-        // The page of options shows usages, and those are no commands.
+        // The page of options shows usages, not commands.
         for path in docs.filter(|path| !path.ends_with("options.md")).chain([root.join("README.md")]) {
             let page = std::fs::read_to_string(&path).unwrap();
             for line in page.lines().filter_map(|line| line.strip_prefix("    cntlora ")) {

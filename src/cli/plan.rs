@@ -1,21 +1,20 @@
-//! What `init` would do, in words.
+//! The command plan.
 
-use super::args::PlanArgs;
 use super::prepare::prepare;
 use super::rate::Rate;
-use super::resolve;
+use super::resolve::PlanTask;
 use super::terminal::Terminal;
-use cntlora::plan::{Division, Plan, PlannedLayer};
-use cntlora::rank::Policy;
-use cntlora::report::table::{Align, Table, bytes, count};
+use crate::plan::{Division, Plan, PlannedLayer};
+use crate::rank::Policy;
+use crate::report::format::{bytes, count, duration};
+use crate::report::table::{Align, Table};
 use serde::Serialize;
 use std::fmt::Write as _;
 
-/// Plans, and prints the plan.
-pub fn run(args: &PlanArgs, terminal: &Terminal) -> anyhow::Result<()> {
-    let output = args.out.as_ref().map(|folder| resolve::output(folder, &args.job));
-    let (plan, inputs) = prepare(output.as_ref(), &args.job)?;
-    let Some(nodes) = args.nodes else {
+/// Plans a job, and prints the plan.
+pub(crate) fn run(task: &PlanTask, terminal: &Terminal) -> anyhow::Result<()> {
+    let (plan, inputs) = prepare(&task.job, task.output.as_ref())?;
+    let Some(nodes) = task.nodes else {
         terminal.result(&plan, render)?;
         return Ok(());
     };
@@ -28,7 +27,7 @@ pub fn run(args: &PlanArgs, terminal: &Terminal) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A plan, and what it comes to on several nodes.
+/// A plan, and its work on several nodes.
 #[derive(Debug, Serialize)]
 struct DividedPlan {
     plan: Plan,
@@ -36,7 +35,7 @@ struct DividedPlan {
     rate: Rate,
 }
 
-/// The phases of a divided run, and what the busiest node does in each.
+/// The phases of a divided run, and the work of the busiest node in each phase.
 fn render_division(division: &Division, rate: &Rate, threads: usize) -> String {
     let mut table = Table::new([
         ("phase", Align::Left),
@@ -64,9 +63,9 @@ fn render_division(division: &Division, rate: &Rate, threads: usize) -> String {
         ]);
     }
     format!(
-        "{}\nEach figure is that of the busiest node. Ranks are chosen when the spectra of all layers are\n\
-         there, in the last phase. Times are those of computing alone, at {:.0} and {:.0} GFLOP/s for\n\
-         moments and layers, as measured here just now with {}.\n",
+        "{}\nEach figure is that of the busiest node. The last phase chooses the ranks, because it needs the\n\
+         spectra of all layers. Times include computation only, at {:.0} and {:.0} GFLOP/s for moments and\n\
+         layers, measured now on this machine with {}.\n",
         table.render(),
         rate.moments / 1e9,
         rate.factors / 1e9,
@@ -74,17 +73,8 @@ fn render_division(division: &Division, rate: &Rate, threads: usize) -> String {
     )
 }
 
-fn duration(seconds: f64) -> String {
-    match seconds {
-        ..1.0 => format!("{seconds:.2} s"),
-        ..120.0 => format!("{seconds:.0} s"),
-        ..7200.0 => format!("{:.0} min", seconds / 60.0),
-        _ => format!("{:.1} h", seconds / 3600.0),
-    }
-}
-
 /// The layers and a summary, within 80 columns.
-pub fn render(plan: &Plan) -> String {
+pub(crate) fn render(plan: &Plan) -> String {
     let mut table = Table::new([
         ("module", Align::Left),
         ("shape", Align::Right),
@@ -95,7 +85,7 @@ pub fn render(plan: &Plan) -> String {
     for site in &plan.sites {
         for layer in &site.layers {
             table.row([
-                layer.module.escape_debug().to_string(),
+                layer.name.to_string().escape_debug().to_string(),
                 format!("{}×{}", layer.outputs, layer.inputs),
                 layer.element.name().into(),
                 layer.max_rank.to_string(),
@@ -120,8 +110,8 @@ pub fn render(plan: &Plan) -> String {
     text
 }
 
-/// What is going to happen, in a line.
-pub fn summary(plan: &Plan) -> String {
+/// The layers, sites, bytes and memory of a plan.
+pub(crate) fn summary(plan: &Plan) -> String {
     format!(
         "{} at {}, {} of activations to read, about {} of memory",
         count(plan.layers().count() as u64, "layer"),
@@ -131,7 +121,7 @@ pub fn summary(plan: &Plan) -> String {
     )
 }
 
-/// What the ranks can come to at most.
+/// The largest number of parameters that the ranks allow.
 fn most_parameters(plan: &Plan) -> u64 {
     let at_ranks = |rank: &dyn Fn(&PlannedLayer) -> usize| {
         plan.layers()
@@ -147,20 +137,20 @@ fn most_parameters(plan: &Plan) -> u64 {
     }
 }
 
-/// Plans for the tests of what is said of them.
+/// Plans for tests.
 #[cfg(test)]
-pub mod testing {
-    use cntlora::element::Element;
-    use cntlora::factors::{LayerShape, Strength};
-    use cntlora::method::Options;
-    use cntlora::plan::{Nonfinite, Plan, PlannedLayer, PlannedSite, Skipped, Work};
-    use cntlora::rank::{Limits, Policy};
-    use cntlora::simd::Precision;
-    use cntlora::storage::Piece;
+pub(crate) mod testing {
+    use crate::element::Element;
+    use crate::factors::{LayerShape, Strength};
+    use crate::method::Options;
+    use crate::plan::{Nonfinite, Plan, PlannedLayer, PlannedSite, Skipped, Work};
+    use crate::rank::{Limits, Policy};
+    use crate::simd::Precision;
+    use crate::storage::Piece;
 
-    pub fn plan_of(ranks: Policy) -> Plan {
+    pub(crate) fn plan_of(ranks: Policy) -> Plan {
         let layer = |module: &str, outputs| PlannedLayer {
-            module: module.into(),
+            name: module.into(),
             weight: vec![Piece::of(format!("{module}.weight"), 0..4 * outputs as u64)],
             shape: LayerShape::Linear,
             element: Element::Bf16,
@@ -204,26 +194,25 @@ pub mod testing {
 mod tests {
     use super::testing::plan_of;
     use super::*;
-    use cntlora::plan::Share;
+    use crate::plan::Share;
+    use expect_test::expect;
 
-    /// The whole text, byte for byte.
     #[test]
-    fn the_text_is_this() {
-        let expected = "\
-module  shape  format  rank up to  rows
-query     6×4  BF16             3   100
-value     2×4  BF16             3   100
+    fn plans_are_shown_as_a_table() {
+        expect![[r#"
+            module  shape  format  rank up to  rows
+            query     6×4  BF16             3   100
+            value     2×4  BF16             3   100
 
-2 layers at 1 site, 1.6 kB of activations to read, about 2.0 MB of memory
-5.0e3 operations, adapter of at most 48 parameters in 96 B
-left out: conv: its weight is not a matrix
-";
-        assert_eq!(render(&plan_of(Policy::Fixed(3))), expected);
+            2 layers at 1 site, 1.6 kB of activations to read, about 2.0 MB of memory
+            5.0e3 operations, adapter of at most 48 parameters in 96 B
+            left out: conv: its weight is not a matrix
+        "#]]
+        .assert_eq(&render(&plan_of(Policy::Fixed(3))));
     }
 
-    /// The table of a divided run, byte for byte.
     #[test]
-    fn the_division_is_this() {
+    fn divisions_are_shown_as_a_table() {
         let share = |memory, operations, read, written| Share { memory, operations, read, written };
         let division = Division {
             nodes: 8,
@@ -231,30 +220,22 @@ left out: conv: its weight is not a matrix
             layers: share(2_000_000, 5e11, 3_000_000, 4_000),
             joining: share(30_000, 1e6, 20_000, 10_000),
         };
-        let expected = "\
-phase    nodes   memory  operations    reads   writes    time
-moments      8   1.0 MB      3.0e13  20.0 GB   5.0 MB   5 min
-layers       8   2.0 MB      5.0e11   3.0 MB   4.0 kB    10 s
-joining      1  30.0 kB       1.0e6  20.0 kB  10.0 kB  0.00 s
-";
         let text = render_division(&division, &Rate { moments: 1e11, factors: 5e10 }, 2);
-        assert!(text.starts_with(expected), "{text}");
-        assert!(
-            text.ends_with(
-                "at 100 and 50 GFLOP/s for\nmoments and layers, as measured here just now with 2 threads.\n"
-            ),
-            "{text}"
-        );
+        expect![[r#"
+            phase    nodes   memory  operations    reads   writes     time
+            moments      8   1.0 MB      3.0e13  20.0 GB   5.0 MB  5.0 min
+            layers       8   2.0 MB      5.0e11   3.0 MB   4.0 kB   10.0 s
+            joining      1  30.0 kB       1.0e6  20.0 kB  10.0 kB     0 ms
+
+            Each figure is that of the busiest node. The last phase chooses the ranks, because it needs the
+            spectra of all layers. Times include computation only, at 100 and 50 GFLOP/s for moments and
+            layers, measured now on this machine with 2 threads.
+        "#]]
+        .assert_eq(&text);
         assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
     }
 
-    #[test]
-    fn durations_have_a_unit_that_fits() {
-        let texts = [0.0, 59.6, 119.0, 150.0, 7100.0, 7300.0].map(duration);
-        assert_eq!(texts, ["0.00 s", "60 s", "119 s", "2 min", "118 min", "2.0 h"]);
-    }
-
-    /// No policy is promised more than it may spend, nor more than the largest ranks come to.
+    /// An adapter has no more parameters than the policy and the largest ranks allow.
     #[test]
     fn budgets_bound_the_adapter() {
         let most = |ranks| most_parameters(&plan_of(ranks));

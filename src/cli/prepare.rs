@@ -1,24 +1,21 @@
-//! Everything that can be refused before heavy work, all at once.
+//! Checks before the computation: all problems with options and outputs are found at once.
 
-use super::args::JobArgs;
-use super::{effects, resolve};
-use cntlora::adapter::{self, Format};
-use cntlora::factors::LayerShape;
-use cntlora::plan::{self, Inputs, Plan, Request};
-use cntlora::run::{Output, PartialRun, progress_folder};
-use cntlora::storage::{Problem, Problems, quoted};
+use super::resolve::Job;
+use crate::adapter::{self, Format};
+use crate::factors::LayerShape;
+use crate::plan::{self, Inputs, Plan, Request};
+use crate::run::{Output, PartialRun, progress_folder};
+use crate::storage::{Problem, Problems, is_same_file, quoted};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Checks the options and the output folders, if they are known, and plans.
-pub fn prepare(output: Option<&Output>, job: &JobArgs) -> Result<(Plan, Inputs), Problems> {
-    let mut problems = Problems::default();
-    let request = resolve::request(job);
-    problems.collect(effects::check(job));
+/// Plans a job, and checks its output if it is known. Refused options are among the problems.
+pub(crate) fn prepare(job: &Job, output: Option<&Output>) -> Result<(Plan, Inputs), Problems> {
+    let mut problems = job.refused.clone();
     if let Some(output) = output {
-        problems.collect(check_output(output, &request, job.output.force));
+        problems.collect(check_output(output, &job.request, job.force));
     }
-    match problems.collect(plan::plan(&request)) {
+    match problems.collect(plan::plan(&job.request)) {
         Some((plan, inputs)) => {
             if let Some(output) = output {
                 check_layers(output, &plan, &inputs, &mut problems);
@@ -29,25 +26,26 @@ pub fn prepare(output: Option<&Output>, job: &JobArgs) -> Result<(Plan, Inputs),
     }
 }
 
-/// Refuses to take the updates of convolutions in groups from a base.
+/// Refuses a changed base for convolutions in groups.
 fn check_groups(output: &Output, plan: &Plan) -> Result<(), Problem> {
     if output.base.is_some()
         && let Some(layer) = plan.layers().find(|layer| matches!(layer.shape, LayerShape::Group { .. }))
     {
         let what = format!(
-            "{}: the weight of a convolution in groups reads the channels of its group, but the update reads all: no base can \
-             hold what is left",
-            quoted(&layer.module)
+            "{}: a changed base cannot hold the update of a convolution in groups, because the update reads the channels of all groups",
+            quoted(&layer.name.to_string())
         );
-        return Err(Problem::usage(what).help("give --residual anchor, or leave it out with --exclude"));
+        return Err(
+            Problem::usage(what).help("give --residual anchor, or leave the layer out with --exclude")
+        );
     }
     Ok(())
 }
 
-/// Refuses layers that the output cannot have.
-pub fn check_layers(output: &Output, plan: &Plan, inputs: &Inputs, problems: &mut Problems) {
+/// Refuses layers that the output cannot hold.
+pub(crate) fn check_layers(output: &Output, plan: &Plan, inputs: &Inputs, problems: &mut Problems) {
     if let Format::SingleFile(..) = output.format {
-        let shapes = plan.layers().map(|layer| (layer.module.as_str(), &layer.shape));
+        let shapes = plan.layers().map(|layer| (&layer.name, &layer.shape));
         problems.collect(adapter::refuse_shapes_without_place(shapes));
     }
     if output.base.is_some() {
@@ -58,8 +56,8 @@ pub fn check_layers(output: &Output, plan: &Plan, inputs: &Inputs, problems: &mu
     problems.collect(check_groups(output, plan));
 }
 
-/// Refuses an output that would replace something, unless forced, and one that would mix with the inputs.
-pub fn check_output(output: &Output, request: &Request, force: bool) -> Result<(), Problems> {
+/// Refuses outputs that exist, unless forced, and outputs among the inputs.
+pub(crate) fn check_output(output: &Output, request: &Request, force: bool) -> Result<(), Problems> {
     let mut problems = Problems::default();
     match force {
         true => output.folders().into_iter().for_each(|folder| {
@@ -83,37 +81,36 @@ pub fn check_output(output: &Output, request: &Request, force: bool) -> Result<(
         && same_folder(&output.folder, base)
     {
         problems.push(
-            Problem::usage("the adapter and the changed base would share this folder")
+            Problem::usage("the adapter and the changed base need different folders")
                 .in_file(base)
-                .help("give --base-out a folder of its own"),
+                .help("give --base-out another folder"),
         );
     }
     if let Some(page) = &output.page {
-        // Whether it may be replaced is asked with the folders.
+        // `refuse_occupied` above refuses an existing page.
         problems.collect(check_page(page, true));
     }
     problems.or_ok(())
 }
 
-/// Refuses an output folder that is one of the inputs, by whatever name, or holds one.
-pub fn refuse_input_folder<'a>(
+/// Refuses an output folder that is one of the inputs, or that holds one.
+pub(crate) fn refuse_input_folder<'a>(
     folder: &Path,
     mut inputs: impl Iterator<Item = &'a PathBuf>,
 ) -> Result<(), Problem> {
     match inputs.find(|input| same_folder(folder, input)) {
         None => Ok(()),
         Some(input) => Err(Problem::usage(format!(
-            "this folder holds an input, {}",
+            "this folder is or holds an input, {}",
             input.display().to_string().escape_debug()
         ))
         .in_file(folder)
-        .help("write to a folder of its own")),
+        .help("write to another folder")),
     }
 }
 
-/// Refuses output folders that hold an adapter or a model, and a page that is there, unless they are what an unfinished run began to
-/// write.
-pub fn refuse_occupied(output: &Output) -> Result<(), Problems> {
+/// Refuses output folders that hold an adapter or a model, and an existing page, unless an unfinished run began to write them.
+pub(crate) fn refuse_occupied(output: &Output) -> Result<(), Problems> {
     let mut problems = Problems::default();
     for folder in output.folders() {
         if !is_being_written(output, folder) {
@@ -128,37 +125,38 @@ pub fn refuse_occupied(output: &Output) -> Result<(), Problems> {
     problems.or_ok(())
 }
 
-/// Whether an unfinished run into this output began to write one of its files or folders.
+/// Returns whether an unfinished run into this output began to write one of its files or folders.
 fn is_being_written(output: &Output, path: &Path) -> bool {
     PartialRun::is_writing(&progress_folder(&output.folder), path)
 }
 
-/// Refuses to replace a file by a folder, which no force does.
-pub fn refuse_file_in_place(folder: &Path) -> Result<(), Problem> {
+/// Refuses to replace a file by a folder, even if forced.
+pub(crate) fn refuse_file_in_place(folder: &Path) -> Result<(), Problem> {
     if fs::metadata(folder).is_ok_and(|metadata| !metadata.is_dir()) {
-        return Err(Problem::environment("expected a folder to write to, or nothing; found something else")
+        return Err(Problem::environment("the output folder exists and is not a folder")
             .in_file(folder)
-            .help("choose another name for the output"));
+            .help("choose another name"));
     }
     Ok(())
 }
 
-/// Refuses an output file that is there already, unless forced, that is one of the inputs, or that stands among them.
-pub fn check_output_file(file: &Path, force: bool, inputs: &[PathBuf]) -> Result<(), Problems> {
+/// Refuses an output file that exists, unless forced, that is one of the inputs, or that lies in a folder of inputs.
+pub(crate) fn check_output_file(file: &Path, force: bool, inputs: &[PathBuf]) -> Result<(), Problems> {
     let mut problems = Problems::default();
     let folder = file.parent().map_or(Path::new("."), or_here);
+    // A hard link to an input is replaced, and the input stays. So the paths are compared, not the files.
     let real = |path: &Path| fs::canonicalize(path).ok();
-    let input_file =
-        |input: &&PathBuf| *input == file || (real(input).is_some() && real(input) == real(file));
-    if inputs.iter().any(|input| input_file(&input)) {
-        problems.push(
-            Problem::usage("the output is one of the inputs").in_file(file).help("write to another file"),
-        );
+    if inputs.iter().any(|input| input == file || real(input).is_some_and(|input| Some(input) == real(file)))
+    {
+        problems
+            .push(Problem::usage("the output file is an input").in_file(file).help("write to another file"));
     } else if inputs.iter().any(|input| input.is_dir() && same_folder(folder, input)) {
         problems.push(
-            Problem::usage("the output would be among the inputs, and be read with them the next time")
-                .in_file(file)
-                .help("write to another folder"),
+            Problem::usage(
+                "the output file is in a folder of inputs: the next run would read it as an input",
+            )
+            .in_file(file)
+            .help("write to another folder"),
         );
     } else {
         problems.collect(refuse_existing(file, force));
@@ -167,44 +165,42 @@ pub fn check_output_file(file: &Path, force: bool, inputs: &[PathBuf]) -> Result
     problems.or_ok(())
 }
 
-/// Refuses a part that is there already, unless forced.
-pub fn refuse_existing_part(folder: &Path, force: bool) -> Result<(), Problem> {
+/// Refuses a part that exists, unless forced.
+pub(crate) fn refuse_existing_part(folder: &Path, force: bool) -> Result<(), Problem> {
     if folder.exists() && !force {
-        return Err(Problem::usage("this part is there already")
+        return Err(Problem::usage("this part exists")
             .in_file(folder)
-            .help("choose another folder for the parts, or give --force to make it again"));
+            .help("choose another folder for the parts, or give --force to replace it"));
     }
     Ok(())
 }
 
-/// Refuses an output file that is there already, unless forced, and unless an interrupted run left it.
-pub fn refuse_existing(file: &Path, force: bool) -> Result<(), Problem> {
+/// Refuses an output file that exists, unless forced, and unless an unfinished run began to write it.
+pub(crate) fn refuse_existing(file: &Path, force: bool) -> Result<(), Problem> {
     refuse_irregular(file)?;
     if file.exists() && !force && !PartialRun::is_writing(&progress_folder(file), file) {
-        return Err(Problem::usage("is there already")
+        return Err(Problem::usage("this file exists")
             .in_file(file)
             .help("choose another name, or give --force to replace it"));
     }
     Ok(())
 }
 
-/// Refuses to replace what is no file.
+/// Refuses to replace a folder, a pipe or a device.
 fn refuse_irregular(file: &Path) -> Result<(), Problem> {
     let found = match fs::metadata(file) {
         Ok(metadata) if metadata.is_dir() => "a folder",
         Ok(metadata) if !metadata.is_file() => "a pipe or a device",
         _ => return Ok(()),
     };
-    Err(Problem::usage(format!("expected the name of a file to write, found {found}"))
-        .in_file(file)
-        .help("give the name of a file"))
+    Err(Problem::usage(format!("the output file is {found}")).in_file(file).help("choose another name"))
 }
 
-/// Refuses a page that would replace something, unless forced, and one whose name is that of something else.
-pub fn check_page(path: &Path, force: bool) -> Result<(), Problem> {
+/// Refuses a page that exists, unless forced, and a name that does not end in .html.
+pub(crate) fn check_page(path: &Path, force: bool) -> Result<(), Problem> {
     let page = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("html"));
     if !page {
-        return Err(Problem::usage("expected the name of a page to write, which ends in .html")
+        return Err(Problem::usage("the name of a page must end in .html")
             .in_file(path)
             .help("give a name such as report.html"));
     }
@@ -217,16 +213,16 @@ pub fn check_page(path: &Path, force: bool) -> Result<(), Problem> {
 
 fn refuse_page_in_place(path: &Path) -> Result<(), Problem> {
     if path.exists() {
-        return Err(Problem::usage("there is a page of this name")
+        return Err(Problem::usage("this page exists")
             .in_file(path)
             .help("choose another name, or give --force to replace it"));
     }
     Ok(())
 }
 
-/// Refuses a folder that cannot be written to, or made, before the work rather than after it.
+/// Refuses a folder that cannot be written to, or made.
 fn refuse_unwritable(folder: &Path) -> Result<(), Problem> {
-    // Of a file in the folder's place another complaint speaks.
+    // `refuse_file_in_place` refuses a file in place of the folder.
     let Some(existing) = folder.ancestors().map(or_here).find(|path| path.exists()) else { return Ok(()) };
     if existing == folder && !existing.is_dir() {
         return Ok(());
@@ -234,56 +230,60 @@ fn refuse_unwritable(folder: &Path) -> Result<(), Problem> {
     tempfile::tempfile_in(existing).map(drop).map_err(|error| {
         Problem::io("cannot write here", &error)
             .in_file(existing)
-            .help("give a folder that can be written to")
+            .help("choose a folder that you can write to")
     })
 }
 
-/// Whether `input` is the folder, by whatever name, or a file directly in it.
+/// Returns whether `input` is the folder, or a file directly in it.
 fn same_folder(folder: &Path, input: &Path) -> bool {
     let holder = if input.is_file() { input.parent().map(or_here) } else { Some(input) };
-    if holder == Some(folder) {
-        return true;
-    }
-    let real = |path: &Path| fs::canonicalize(path).ok();
-    real(folder).is_some_and(|folder| holder.and_then(real) == Some(folder))
+    holder.is_some_and(|holder| holder == folder || is_same_file(holder, folder))
 }
 
-/// The parent of a bare file name is the current folder.
+/// The current folder in place of the empty parent of a bare file name.
 fn or_here(path: &Path) -> &Path {
     if path.as_os_str().is_empty() { Path::new(".") } else { path }
 }
 
-/// Makes the folder that holds `path`, and those above it.
-pub fn create_parent(path: &Path) -> Result<(), Problem> {
+/// Makes the parent folder of `path`, and the folders above it.
+pub(crate) fn create_parent(path: &Path) -> Result<(), Problem> {
     path.parent().map_or(Ok(()), |parent| create_folder(or_here(parent)))
 }
 
-/// Makes a folder and those above it, unless it is there.
-pub fn create_folder(folder: &Path) -> Result<(), Problem> {
+/// Makes a folder, and the folders above it, unless it exists.
+pub(crate) fn create_folder(folder: &Path) -> Result<(), Problem> {
     fs::create_dir_all(folder).map_err(|error| Problem::io("cannot make the folder", &error).in_file(folder))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use expect_test::expect;
 
-    /// What cannot be written is refused before the run, also where folders would have to be made first.
+    /// The refusal with its help, without the name of the test's folder.
+    fn refusal<T>(folder: &tempfile::TempDir, result: Result<T, impl Into<Problems>>) -> String {
+        let Problems(problems) = result.err().expect("it is refused").into();
+        let line = |problem: &Problem| format!("{problem}; help: {}", problem.next_step().unwrap());
+        let lines: Vec<String> = problems.iter().map(line).collect();
+        lines.join("\n").replace(folder.path().to_str().unwrap(), "FOLDER")
+    }
+
     #[test]
-    fn unwritable_outputs_are_refused_early() {
+    fn unwritable_folders_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("file");
         fs::write(&file, "").unwrap();
         assert!(refuse_unwritable(&folder.path().join("new/deep")).is_ok());
         assert!(refuse_unwritable(Path::new("new")).is_ok());
-        let problem = refuse_unwritable(&file.join("below")).unwrap_err();
-        assert!(
-            problem.to_string().ends_with("file: cannot write here: Not a directory (os error 20)"),
-            "{problem}"
-        );
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        expect!["FOLDER/file: cannot write here: Not a directory (os error 20); help: choose a folder that you can write to"].assert_eq(&refusal(&folder, refuse_unwritable(&file.join("below"))));
+        expect!["FOLDER/file: the output folder exists and is not a folder; help: choose another name"]
+            .assert_eq(&refusal(&folder, refuse_file_in_place(&file)));
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "no folder was made");
+        let problem = create_folder(&file.join("below")).unwrap_err().to_string();
+        expect!["FOLDER/file/below: cannot make the folder: Not a directory (os error 20)"]
+            .assert_eq(&problem.replace(folder.path().to_str().unwrap(), "FOLDER"));
     }
 
-    /// An output file is no input, not among inputs, and takes no place but by force.
     #[test]
     fn output_files_are_checked() {
         let folder = tempfile::tempdir().unwrap();
@@ -292,40 +292,69 @@ mod tests {
         fs::write(path("activations/a.npy"), "").unwrap();
         fs::write(path("old"), "").unwrap();
         let inputs = [path("activations"), path("old")];
-        let refusal = |out: &str, force| {
-            check_output_file(&path(out), force, &inputs).map_err(|problems| problems.to_string())
-        };
-        assert_eq!(refusal("new", false), Ok(()));
+        assert!(check_output_file(&path("new"), false, &inputs).is_ok());
         for force in [false, true] {
-            assert!(refusal("old", force).unwrap_err().ends_with("the output is one of the inputs"));
-            assert!(refusal("activations/m", force).unwrap_err().contains("would be among the inputs"));
-            assert!(refusal("activations", force).unwrap_err().contains("is one of the inputs"));
+            let refused = |out| refusal(&folder, check_output_file(&path(out), force, &inputs));
+            let refusals = ["old", "activations/m", "activations"].map(refused).join("\n");
+            expect![[r#"
+                FOLDER/old: the output file is an input; help: write to another file
+                FOLDER/activations/m: the output file is in a folder of inputs: the next run would read it as an input; help: write to another folder
+                FOLDER/activations: the output file is an input; help: write to another file"#]]
+            .assert_eq(&refusals);
         }
         let inputs = [path("elsewhere")];
-        let refusal = |force| check_output_file(&path("old"), force, &inputs);
-        assert!(refusal(false).unwrap_err().to_string().ends_with("old: is there already"));
-        assert!(refusal(true).is_ok());
-        let problem = refuse_existing(folder.path(), true).unwrap_err();
-        assert!(problem.to_string().ends_with("found a folder"), "{problem}");
+        expect!["FOLDER/old: this file exists; help: choose another name, or give --force to replace it"]
+            .assert_eq(&refusal(&folder, check_output_file(&path("old"), false, &inputs)));
+        assert!(check_output_file(&path("old"), true, &inputs).is_ok());
+        expect!["FOLDER: the output file is a folder; help: choose another name"]
+            .assert_eq(&refusal(&folder, refuse_existing(folder.path(), true)));
+        assert!(refuse_existing_part(&path("activations"), true).is_ok());
+        expect!["FOLDER/activations: this part exists; help: choose another folder for the parts, or give --force to replace it"].assert_eq(&refusal(&folder, refuse_existing_part(&path("activations"), false)));
     }
 
-    /// A page replaces a page when forced, and never a file of another kind.
     #[test]
-    fn pages_do_not_replace_by_accident() {
+    fn outputs_of_a_job_are_checked() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        fs::create_dir(path("model")).unwrap();
+        fs::create_dir(path("used")).unwrap();
+        fs::write(path("used/adapter_config.json"), "{}").unwrap();
+        fs::write(path("page.html"), "").unwrap();
+        let request = Request::new(path("model"), Vec::new());
+        let output = |folder: &str, base: Option<&str>, page: Option<&str>| Output {
+            folder: path(folder),
+            base: base.map(path),
+            anchor: None,
+            format: Format::Peft,
+            page: page.map(path),
+        };
+        let refused = |output, force| refusal(&folder, check_output(&output, &request, force));
+        expect![[r#"
+            FOLDER/page.html: this page exists; help: choose another name, or give --force to replace it
+            FOLDER/model: this folder is or holds an input, FOLDER/model; help: write to another folder
+            FOLDER/model: the adapter and the changed base need different folders; help: give --base-out another folder"#]].assert_eq(&refused(output("model", Some("model"), Some("page.html")), false));
+        expect![[r#"
+            FOLDER/page.html: the output folder exists and is not a folder; help: choose another name
+            FOLDER/page.txt: the name of a page must end in .html; help: give a name such as report.html"#]]
+        .assert_eq(&refused(output("page.html", None, Some("page.txt")), true));
+        assert!(check_output(&output("used", None, None), &request, false).is_err());
+        assert!(check_output(&output("used", None, Some("page.html")), &request, true).is_ok());
+    }
+
+    #[test]
+    fn pages_replace_only_pages_and_only_if_forced() {
         let folder = tempfile::tempdir().unwrap();
         let (page, weights) = (folder.path().join("a.html"), folder.path().join("model.safetensors"));
         assert!(check_page(&page, false).is_ok());
         fs::write(&page, "").unwrap();
-        let problem = check_page(&page, false).unwrap_err();
-        assert!(problem.next_step().unwrap().contains("--force"), "{problem}");
         assert!(check_page(&page, true).is_ok());
-        let problem = check_page(&weights, true).unwrap_err();
-        assert!(problem.to_string().contains("ends in .html"), "{problem}");
+        expect!["FOLDER/a.html: this page exists; help: choose another name, or give --force to replace it"]
+            .assert_eq(&refusal(&folder, check_page(&page, false)));
+        expect!["FOLDER/model.safetensors: the name of a page must end in .html; help: give a name such as report.html"].assert_eq(&refusal(&folder, check_page(&weights, true)));
     }
 
-    /// An output never goes where an input is, whatever the folder is called.
     #[test]
-    fn inputs_are_recognized_by_any_name() {
+    fn inputs_are_recognized_under_other_names() {
         let folder = tempfile::tempdir().unwrap();
         let model = folder.path().join("model");
         fs::create_dir(&model).unwrap();

@@ -5,21 +5,21 @@ mod tally;
 use super::args::ProgressStyle;
 use super::interrupt::Interruption;
 use super::terminal::Terminal;
-use cntlora::plan::{Measurement, Plan, PlannedSite};
-use cntlora::report::text::left_out as in_words;
-use cntlora::run::{Event, Observer};
-use cntlora::simd::peak;
+use crate::plan::{Measurement, Plan, PlannedSite};
+use crate::report::text::left_out as in_words;
+use crate::run::{Event, Observer};
+use crate::simd::peak;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle as BarStyle};
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tally::Tally;
 
-/// Time between two plain lines, and before the first.
+/// Time before the first line, and between two lines.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Shows what happens during a run.
-pub struct Progress<'a> {
+/// Shows the progress of a run.
+pub(crate) struct Progress<'a> {
     terminal: &'a Terminal,
     interruption: &'a Interruption,
     display: Option<Mutex<Display>>,
@@ -33,13 +33,13 @@ struct Display {
 
 enum Kind {
     Bars(Bars),
-    /// When the next line is due.
+    /// The time of the next line.
     Plain(Duration),
 }
 
 impl<'a> Progress<'a> {
-    /// Starts the display of a run that works on these sites of a plan.
-    pub fn of_sites(
+    /// Starts the display for a run on these sites of a plan.
+    pub(crate) fn of_sites(
         terminal: &'a Terminal,
         interruption: &'a Interruption,
         plan: &Plan,
@@ -48,8 +48,8 @@ impl<'a> Progress<'a> {
         Self::new(terminal, interruption, plan.threads, |peak| Tally::of_sites(plan, sites, peak))
     }
 
-    /// Starts the display of a measurement.
-    pub fn of_measurement(
+    /// Starts the display for a measurement.
+    pub(crate) fn of_measurement(
         terminal: &'a Terminal,
         interruption: &'a Interruption,
         measurement: &Measurement,
@@ -59,7 +59,7 @@ impl<'a> Progress<'a> {
         })
     }
 
-    /// Measures the processor's peak, some ten milliseconds, if there is something to display.
+    /// Measures the peak rate of the processor, which takes about ten milliseconds, if progress is shown.
     fn new(
         terminal: &'a Terminal,
         interruption: &'a Interruption,
@@ -78,7 +78,7 @@ impl<'a> Progress<'a> {
         Self { terminal, interruption, display }
     }
 
-    /// Says something that may be amiss, above the bars if there are any.
+    /// Prints a warning, above the bars if there are any.
     fn warn(&self, display: Option<&Display>, words: &str) {
         match display {
             Some(Display { kind: Kind::Bars(bars), .. }) => bars.all.suspend(|| self.terminal.warning(words)),
@@ -86,8 +86,8 @@ impl<'a> Progress<'a> {
         }
     }
 
-    /// Takes the display away.
-    pub fn finish(self) {
+    /// Removes the display.
+    pub(crate) fn finish(self) {
         if let Some(display) = self.display
             && let Kind::Bars(bars) = display.into_inner().unwrap_or_else(PoisonError::into_inner).kind
         {
@@ -98,7 +98,7 @@ impl<'a> Progress<'a> {
 
 impl Observer for Progress<'_> {
     fn event(&self, event: Event<'_>) {
-        // A panic elsewhere ends the run anyway; until then counting goes on.
+        // A panic on another thread ends the run. Until then, counting continues.
         let mut display =
             self.display.as_ref().map(|display| display.lock().unwrap_or_else(PoisonError::into_inner));
         match (&event, display.as_deref_mut()) {
@@ -126,7 +126,7 @@ impl Observer for Progress<'_> {
 }
 
 impl Display {
-    /// Counts an event and draws it; the line that is due after `elapsed`, if one is.
+    /// Counts an event and draws it. Returns a line if it is time for one.
     fn event(&mut self, event: &Event<'_>, elapsed: Duration) -> Option<String> {
         let site = self.tally.count(event).map(str::to_owned);
         let site_line = site.as_deref().and_then(|site| self.tally.site_line(site));
@@ -145,7 +145,7 @@ impl Display {
     }
 }
 
-/// A bar for the run, and below it a line for each site in work.
+/// A bar for the run, and below it a line for each site that is being worked on.
 struct Bars {
     all: MultiProgress,
     run: ProgressBar,
@@ -153,7 +153,7 @@ struct Bars {
 }
 
 impl Bars {
-    /// Steps of the bar.
+    /// Number of steps of the bar.
     const LENGTH: u64 = 1000;
 
     fn new() -> Self {
@@ -162,7 +162,7 @@ impl Bars {
         Self { all, run, sites: BTreeMap::new() }
     }
 
-    /// Shows the share that is done, and what there is to say of a site; a site of which there is nothing to say goes.
+    /// Shows the share of the work that is done, and the line of a site. A site without a line is removed.
     fn show(&mut self, share: f64, line: String, site: Option<String>, site_line: Option<String>) {
         self.run.set_position((share * Self::LENGTH as f64) as u64);
         self.run.set_message(line);
@@ -199,9 +199,9 @@ fn styled(bar: ProgressBar, template: &str) -> ProgressBar {
 mod tests {
     use super::super::plan::testing::plan_of;
     use super::*;
-    use cntlora::rank::Policy;
+    use crate::rank::Policy;
 
-    /// Short runs stay silent, long ones speak at the interval and not at every event.
+    /// Short runs print nothing; long runs print a line per interval, not per event.
     #[test]
     fn lines_come_at_the_interval() {
         let plan = plan_of(Policy::Fixed(3));

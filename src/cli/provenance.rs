@@ -1,15 +1,16 @@
-//! What `cntlora.json` says of an adapter: where it came from. The same inputs and options give the same bytes, so
-//! there is no time, date, duration or number of threads in it.
+//! The record of an adapter in `cntlora.json`: its inputs and options. It holds no time, date, duration or number of threads, so that the
+//! same inputs and options give the same bytes.
 
-use cntlora::adapter::{record_heading, recorded_layer};
-use cntlora::plan::{Inputs, Plan, Recording};
-use cntlora::report::Report;
-use cntlora::storage::{Piece, Source};
+use crate::adapter::{record_heading, recorded_layer};
+use crate::factors::LayerName;
+use crate::plan::{Inputs, Plan, Recording};
+use crate::report::Report;
+use crate::storage::{Piece, Source};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
-/// The provenance of the adapter that a run gave.
-pub fn provenance(plan: &Plan, inputs: &Inputs, report: &Report) -> Map<String, Value> {
+/// The record of the adapter of a run.
+pub(crate) fn provenance(plan: &Plan, inputs: &Inputs, report: &Report) -> Map<String, Value> {
     let mut entries = of_report(plan, inputs, report);
     entries.insert("activations".into(), json!([]));
     entries.insert("source".into(), json!([]));
@@ -22,7 +23,7 @@ pub fn provenance(plan: &Plan, inputs: &Inputs, report: &Report) -> Map<String, 
     entries
 }
 
-/// The files that rows came from, and the files of their moments, where those took their place.
+/// The activation files, and the moments files if those were used in their place.
 fn insert_recording(entries: &mut Map<String, Value>, recording: &Recording, rows: &str, moments: &str) {
     let files = |sources: Vec<&Source>| -> Value {
         sources.iter().map(|source| file(&source.path().display().to_string(), source.length())).collect()
@@ -41,9 +42,9 @@ fn insert_recording(entries: &mut Map<String, Value>, recording: &Recording, row
 
 fn of_report(plan: &Plan, inputs: &Inputs, report: &Report) -> Map<String, Value> {
     let is_whole = |weight: &[Piece]| matches!(weight, [one] if inputs.checkpoint.whole(&one.tensor).as_ref() == Some(one));
-    let pieces: BTreeMap<&str, &[Piece]> = plan
+    let pieces: BTreeMap<&LayerName, &[Piece]> = plan
         .layers()
-        .map(|layer| (layer.module.as_str(), layer.weight.as_slice()))
+        .map(|layer| (&layer.name, layer.weight.as_slice()))
         .filter(|(_, weight)| !is_whole(weight))
         .collect();
     let layers: Vec<Value> = report
@@ -51,8 +52,8 @@ fn of_report(plan: &Plan, inputs: &Inputs, report: &Report) -> Map<String, Value
         .iter()
         .filter(|layer| layer.rank > 0)
         .map(|layer| {
-            let mut record =
-                recorded_layer(&layer.module, &layer.tensor, pieces.get(layer.module.as_str()).copied());
+            let name = layer.name();
+            let mut record = recorded_layer(&name.to_string(), &layer.tensor, pieces.get(&name).copied());
             record["rank"] = json!(layer.rank);
             record["energy_kept"] = json!(layer.energy_kept);
             record["strength"] = json!(layer.strength);

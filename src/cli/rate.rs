@@ -1,32 +1,32 @@
-//! How fast this machine is, measured in a moment, so that work can be told in time.
+//! Measures the speed of this machine, to convert work to time.
 
-use cntlora::dense;
-use cntlora::moments::Moments;
-use cntlora::random::gaussian;
-use cntlora::simd::{BLOCK_ROWS, Precision, Rows, Tier, Values, Workspace};
-use cntlora::storage::Problem;
+use crate::dense;
+use crate::moments::Moments;
+use crate::random::gaussian;
+use crate::simd::{BLOCK_ROWS, Precision, Rows, Tier, Values, Workspace};
+use crate::storage::Problem;
 use faer::{Mat, Par};
 use serde::Serialize;
 use std::time::{Duration, Instant};
 
-/// Width of the rows, and of the matrices, that are measured with: large enough that it would not get faster.
+/// Width of the rows and of the matrices. Larger ones would not be faster.
 const WIDTH: usize = 1024;
 
-/// How long each of the two is measured.
+/// Time of each of the two measurements.
 const LONG_ENOUGH: Duration = Duration::from_millis(300);
 
 /// Floating-point operations per second, with a number of threads.
 #[derive(Clone, Copy, Debug, Serialize)]
-pub struct Rate {
-    /// Of the Gram updates, on f32 rows in memory.
-    pub moments: f64,
-    /// Of products of f64 matrices, which stand for the factorizations.
-    pub factors: f64,
+pub(crate) struct Rate {
+    /// For Gram updates, on f32 rows in memory.
+    pub(crate) moments: f64,
+    /// For products of f64 matrices, as an estimate for factorizations.
+    pub(crate) factors: f64,
 }
 
 impl Rate {
-    /// Measures, for well over half a second.
-    pub fn measure(threads: usize, precision: Precision) -> Result<Self, Problem> {
+    /// Measures. Takes about 0.7 seconds.
+    pub(crate) fn measure(threads: usize, precision: Precision) -> Result<Self, Problem> {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .build()
@@ -39,7 +39,7 @@ fn moments(threads: usize, precision: Precision) -> Result<f64, Problem> {
     let failed = |error: String| Problem::usage(error);
     let mut workspace = Workspace::new(Tier::best(), precision).map_err(|error| failed(error.to_string()))?;
     let values = gaussian::<f32>(WIDTH, BLOCK_ROWS, 0, "rate");
-    // Column by column, which is row by row of the transpose.
+    // The columns of this matrix are the rows to add.
     let values: Vec<f32> =
         values.col_iter().flat_map(|column| column.iter().copied().collect::<Vec<_>>()).collect();
     let rows = Rows { values: Values::F32(&values), rows: BLOCK_ROWS, width: WIDTH, stride: WIDTH };

@@ -1,17 +1,14 @@
-//! A saved report as a page.
+//! The command report.
 
 use super::args::ReportArgs;
 use super::prepare::{check_page, create_parent};
 use super::terminal::Terminal;
-use cntlora::report::{REPORT_FILE, Report, html};
-use cntlora::storage::{Access, Problem, Problems, Source, quoted, write_atomically};
+use crate::report::{REPORT_FILE, Report, html};
+use crate::storage::{Access, Problem, Problems, Source, quoted, read_json, write_atomically};
 use std::path::Path;
 
-/// Files of JSON that are larger are not ours.
-const LARGEST: u64 = 1 << 28;
-
 /// Reads the report of an adapter, and writes its page.
-pub fn run(args: &ReportArgs, terminal: &Terminal) -> anyhow::Result<()> {
+pub(crate) fn run(args: &ReportArgs, terminal: &Terminal) -> anyhow::Result<()> {
     let mut problems = Problems::default();
     problems.collect(check_page(&args.out, args.force));
     let report = problems.collect(read(&args.report));
@@ -30,39 +27,34 @@ fn write_page(path: &Path, report: &Report, terminal: &Terminal) -> Result<(), P
     Ok(())
 }
 
-/// Where to find a page.
-pub fn page_written(path: &Path) -> String {
+/// The message after a page was written.
+pub(crate) fn page_written(path: &Path) -> String {
     format!("The report is in {}", quoted(&path.display().to_string()))
 }
 
-/// The report in a file, or beside an adapter.
+/// The report in a file, or in an adapter folder.
 fn read(path: &Path) -> Result<Report, Problem> {
     let path = if path.is_dir() { path.join(REPORT_FILE) } else { path.into() };
-    let source = Source::open(&path, Access::Auto)?;
-    let refused = |found: String| {
-        Problem::data(format!("expected the report of a run, found {found}")).in_file(&path).help(format!(
-            "give an adapter folder of this version of cntlora, or its {REPORT_FILE}, or what init printed with --json"
+    let report = read_json(&Source::open(&path, Access::Auto)?, "report");
+    report.map_err(|problem| {
+        problem.help(format!(
+            "give an adapter folder of this version of cntlora, its {REPORT_FILE}, or the output of init --json"
         ))
-    };
-    if source.length() > LARGEST {
-        return Err(refused(format!("{} bytes", source.length())));
-    }
-    let bytes = source.read_vec(0, source.length())?;
-    serde_json::from_slice(&bytes).map_err(|error| refused(format!("other JSON: {error}")))
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use expect_test::expect;
     use std::fs;
 
-    /// What is no report is refused, with what is.
     #[test]
     fn other_files_are_refused() {
         let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join(REPORT_FILE), "[]").unwrap();
+        fs::write(folder.path().join(REPORT_FILE), "{}").unwrap();
         let problem = read(folder.path()).unwrap_err();
-        assert!(problem.to_string().contains("expected the report of a run, found other JSON"), "{problem}");
-        assert!(problem.next_step().unwrap().contains("report.json"));
+        let text = format!("{problem}; help: {}", problem.next_step().unwrap());
+        expect!["FOLDER/report.json: invalid report: missing field `schema_version` at line 1 column 2; help: give an adapter folder of this version of cntlora, its report.json, or the output of init --json"].assert_eq(&text.replace(folder.path().to_str().unwrap(), "FOLDER"));
     }
 }

@@ -1,34 +1,36 @@
 //! The script that divides a job over a Slurm cluster.
 
 use super::args::{Cli, SlurmArgs};
+use super::command_line::join;
 use super::terminal::Terminal;
+use crate::moments_file::ENDING;
+use crate::storage::{Problem, quoted};
 use clap::Parser;
-use cntlora::moments_file::ENDING;
-use cntlora::storage::{Problem, quoted};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 /// Prints the script.
-pub fn run(args: &SlurmArgs, terminal: &Terminal) -> anyhow::Result<()> {
+pub(crate) fn run(args: &SlurmArgs, terminal: &Terminal) -> anyhow::Result<()> {
     let script = Names::new(args)?.script(args)?;
     terminal.data(script.as_bytes())?;
     Ok(())
 }
 
-/// What the jobs make, beside the adapter.
+/// The files and folders that the jobs make.
 struct Names {
     out: PathBuf,
-    /// Parts, and their sum, of each kind of activations.
+    /// The folder of the parts and the file of their sum, for the fine-tuning activations.
     target: (PathBuf, PathBuf),
+    /// The same for the pre-training activations.
     source: (PathBuf, PathBuf),
 }
 
 impl Names {
     fn new(args: &SlurmArgs) -> Result<Self, Problem> {
         let name = args.out.file_name().ok_or_else(|| {
-            Problem::usage("expected a folder with a name of its own")
+            Problem::usage("the output folder needs a name")
                 .in_file(&args.out)
-                .help("name it, as in ../adapter")
+                .help("give --out a name, such as ../adapter")
         })?;
         let beside = |ending: &str| {
             let mut name = OsString::from(name);
@@ -42,7 +44,7 @@ impl Names {
     fn script(&self, args: &SlurmArgs) -> Result<String, Problem> {
         let parts = args.parts;
         let last = parts.get() - 1;
-        let options: String = args.sbatch.iter().map(|option| format!(" {}", word(option))).collect();
+        let options: String = args.sbatch.iter().map(|option| format!(" {}", join([option]))).collect();
         let cpus = args.cpus;
         let submit = |name: &str, more: &str| {
             format!(
@@ -52,10 +54,10 @@ impl Names {
         let array = format!(" --array=0-{last} --requeue --open-mode=append");
         let mut text = format!(
             "#!/bin/sh\n\
-             # Submits the measurement of activations in {parts} parts, and a job that waits for all of them and computes the adapter.\n\
-             # Run it where the paths below are good. The last job refuses parts that are missing, by number. Such a part is made alone by\n\
+             # Submits an array job that measures the activations in {parts} parts, and a job that waits for it and computes the adapter.\n\
+             # Run it in the folder that the paths below refer to. The last job names parts that are missing. To make one part again, run\n\
              #     scontrol requeue JOB_PART\n\
-             # and goes on from the progress that it saved; requeue the last job after it.\n\
+             # It continues from its saved progress. Requeue the last job after it.\n\
              set -eu\n\n"
         );
         let mut jobs = vec!["target"];
@@ -100,7 +102,7 @@ impl Names {
         Ok(())
     }
 
-    /// The command of the last job, which has to be one that `init` understands.
+    /// The command of the last job. It is parsed here, so that wrong options are found before jobs wait in the queue.
     fn init(&self, args: &SlurmArgs) -> Result<String, Problem> {
         let mut words = vec!["cntlora".to_owned(), "init".into(), text(&args.model)?.into()];
         words.extend(["--moments".into(), text(&self.target.1)?.into()]);
@@ -112,122 +114,130 @@ impl Names {
         Cli::try_parse_from(&words).map_err(|error| {
             let error = error.to_string();
             let first = error.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
-            Problem::usage(format!("cntlora init would refuse what follows --: {first}"))
-                .help("give after -- only options of cntlora init")
+            Problem::usage(format!("cntlora init does not accept the options after --: {first}"))
+                .help("give only options of cntlora init after --")
         })?;
-        Ok(words.iter().map(|part| word(part)).collect::<Vec<_>>().join(" "))
+        Ok(join(words))
     }
 }
 
 fn text(path: &Path) -> Result<&str, Problem> {
-    path.to_str()
-        .ok_or_else(|| Problem::usage("expected a path of UTF-8 text").in_file(path).help("rename it"))
+    path.to_str().ok_or_else(|| Problem::usage("the path is not valid UTF-8").in_file(path).help("rename it"))
 }
 
 fn path(path: &Path) -> Result<String, Problem> {
     let text = text(path)?;
-    // A shell script has no way to write them that is worth reading.
+    // A shell script with them would be hard to read.
     if text.contains(char::is_control) {
-        return Err(Problem::usage(format!(
-            "expected a path without control characters, found {}",
-            quoted(text)
-        )));
+        return Err(Problem::usage(format!("the path has control characters: {}", quoted(text))));
     }
-    // An argument that begins with a dash would be an option.
-    Ok(word(&if text.starts_with('-') { format!("./{text}") } else { text.into() }))
-}
-
-/// A word as a POSIX shell reads it back.
-fn word(text: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "_-./=:,+@%".contains(c);
-    if !text.is_empty() && text.chars().all(plain) {
-        text.into()
-    } else {
-        format!("'{}'", text.replace('\'', r"'\''"))
-    }
+    // A path that begins with a dash would be taken for an option.
+    Ok(join([if text.starts_with('-') { format!("./{text}") } else { text.into() }]))
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::args::{Command, GenerateCommand};
     use super::*;
+    use crate::storage::snapshot;
+    use expect_test::expect;
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
 
     fn script(words: &[&str]) -> Result<String, String> {
         let words = ["cntlora", "generate", "slurm"].iter().chain(words);
         let Command::Generate(GenerateCommand::Slurm(args)) = Cli::try_parse_from(words).unwrap().command
         else {
-            panic!("expected generate slurm")
+            panic!("this is not generate slurm")
         };
-        Names::new(&args).and_then(|names| names.script(&args)).map_err(|problem| problem.to_string())
-    }
-
-    /// The whole script, byte for byte.
-    #[test]
-    fn the_script_is_this() {
-        let words =
-            "model --activations acts -o out/adapter --parts 8 --cpus 4 --sbatch=--time=60 -- --rank 8";
-        let expected = "\
-#!/bin/sh
-# Submits the measurement of activations in 8 parts, and a job that waits for all of them and computes the adapter.
-# Run it where the paths below are good. The last job refuses parts that are missing, by number. Such a part is made alone by
-#     scontrol requeue JOB_PART
-# and goes on from the progress that it saved; requeue the last job after it.
-set -eu
-
-target=$(sbatch --parsable --job-name=cntlora-target --cpus-per-task=4 --time=60 --array=0-7 --requeue --open-mode=append <<'JOB'
-#!/bin/sh
-exec cntlora moments acts --shard auto --out out/adapter.target-parts --force --threads \"$SLURM_CPUS_PER_TASK\"
-JOB
-)
-init=$(sbatch --parsable --job-name=cntlora-init --cpus-per-task=4 --time=60 --requeue --open-mode=append --dependency=afterany:$target <<'JOB'
-#!/bin/sh
-set -eu
-cntlora merge out/adapter.target-parts --out out/adapter.target.moments.safetensors --force
-exec cntlora init model --moments out/adapter.target.moments.safetensors --out out/adapter --rank 8 --threads \"$SLURM_CPUS_PER_TASK\"
-JOB
-)
-echo \"submitted: parts of target $target, adapter $init\"
-";
-        assert_eq!(script(&words.split(' ').collect::<Vec<_>>()).unwrap(), expected);
-    }
-
-    /// Words of any content reach the shell as one word each.
-    #[test]
-    fn words_are_quoted() {
-        for text in ["", "a b", "$HOME", "it's", "a\\b", "*", "`id`", "ä"] {
-            let printed =
-                std::process::Command::new("sh").args(["-c", &format!("printf %s {}", word(text))]).output();
-            assert_eq!(printed.unwrap().stdout, text.as_bytes(), "{text}");
-        }
-        let text =
-            script(&["m", "--activations", "a b", "--source", "z's", "-o", "out", "--parts", "1"]).unwrap();
-        assert!(
-            text.contains("cntlora moments 'a b' --shard")
-                && text.contains(r"cntlora moments 'z'\''s' --shard"),
-            "{text}"
-        );
-        assert!(text.contains("--dependency=afterany:$target:$source"), "{text}");
-        assert!(text.contains("--source-moments out.source.moments.safetensors"), "{text}");
-    }
-
-    /// Options of init reach it.
-    #[test]
-    fn strict_is_passed_on() {
-        let text = script(&["m", "--activations", "a", "-o", "o", "--parts", "2", "--", "--strict"]).unwrap();
-        assert!(text.contains("--out o --strict --threads"), "{text}");
+        Names::new(&args).and_then(|names| names.script(&args)).map_err(snapshot)
     }
 
     #[test]
-    fn what_init_would_refuse_is_refused_now() {
-        let refusal =
-            script(&["m", "--activations", "a", "-o", "o", "--parts", "2", "--", "--rnk", "8"]).unwrap_err();
-        assert!(
-            refusal.contains("cntlora init would refuse what follows --: unexpected argument '--rnk' found"),
-            "{refusal}"
-        );
-        let refusal = script(&["m", "--activations", "a", "-o", "..", "--parts", "2"]).unwrap_err();
-        assert!(refusal.contains("expected a folder with a name of its own"), "{refusal}");
-        let refusal = script(&["m", "--activations", "a\nb", "-o", "o", "--parts", "2"]).unwrap_err();
-        assert!(refusal.contains("expected a path without control characters"), "{refusal}");
+    fn the_script_submits_the_parts_and_then_the_adapter() {
+        let words = "model --activations acts -o out/adapter --parts 8 --cpus 4 --sbatch=--time=60 -- --rank 8 --strict";
+        expect![[r##"
+            #!/bin/sh
+            # Submits an array job that measures the activations in 8 parts, and a job that waits for it and computes the adapter.
+            # Run it in the folder that the paths below refer to. The last job names parts that are missing. To make one part again, run
+            #     scontrol requeue JOB_PART
+            # It continues from its saved progress. Requeue the last job after it.
+            set -eu
+
+            target=$(sbatch --parsable --job-name=cntlora-target --cpus-per-task=4 '--time=60' --array=0-7 --requeue --open-mode=append <<'JOB'
+            #!/bin/sh
+            exec cntlora moments acts --shard auto --out out/adapter.target-parts --force --threads "$SLURM_CPUS_PER_TASK"
+            JOB
+            )
+            init=$(sbatch --parsable --job-name=cntlora-init --cpus-per-task=4 '--time=60' --requeue --open-mode=append --dependency=afterany:$target <<'JOB'
+            #!/bin/sh
+            set -eu
+            cntlora merge out/adapter.target-parts --out out/adapter.target.moments.safetensors --force
+            exec cntlora init model --moments out/adapter.target.moments.safetensors --out out/adapter --rank 8 --strict --threads "$SLURM_CPUS_PER_TASK"
+            JOB
+            )
+            echo "submitted: parts of target $target, adapter $init"
+        "##]].assert_eq(&script(&words.split(' ').collect::<Vec<_>>()).unwrap());
+    }
+
+    #[test]
+    fn paths_are_quoted() {
+        let words = [
+            "m",
+            "--activations=-dash",
+            "--activations",
+            "a b",
+            "--source",
+            "z's",
+            "-o",
+            "out",
+            "--parts",
+            "1",
+        ];
+        expect![[r##"
+            #!/bin/sh
+            # Submits an array job that measures the activations in 1 parts, and a job that waits for it and computes the adapter.
+            # Run it in the folder that the paths below refer to. The last job names parts that are missing. To make one part again, run
+            #     scontrol requeue JOB_PART
+            # It continues from its saved progress. Requeue the last job after it.
+            set -eu
+
+            target=$(sbatch --parsable --job-name=cntlora-target --cpus-per-task=1 --array=0-0 --requeue --open-mode=append <<'JOB'
+            #!/bin/sh
+            exec cntlora moments ./-dash 'a b' --shard auto --out out.target-parts --force --threads "$SLURM_CPUS_PER_TASK"
+            JOB
+            )
+            source=$(sbatch --parsable --job-name=cntlora-source --cpus-per-task=1 --array=0-0 --requeue --open-mode=append <<'JOB'
+            #!/bin/sh
+            exec cntlora moments "z's" --shard auto --out out.source-parts --force --threads "$SLURM_CPUS_PER_TASK"
+            JOB
+            )
+            init=$(sbatch --parsable --job-name=cntlora-init --cpus-per-task=1 --requeue --open-mode=append --dependency=afterany:$target:$source <<'JOB'
+            #!/bin/sh
+            set -eu
+            cntlora merge out.target-parts --out out.target.moments.safetensors --force
+            cntlora merge out.source-parts --out out.source.moments.safetensors --force
+            exec cntlora init m --moments out.target.moments.safetensors --source-moments out.source.moments.safetensors --out out --threads "$SLURM_CPUS_PER_TASK"
+            JOB
+            )
+            echo "submitted: parts of target $target, parts of source $source, adapter $init"
+        "##]].assert_eq(&script(&words).unwrap());
+    }
+
+    #[test]
+    fn what_the_jobs_would_refuse_is_refused_at_once() {
+        let refusal = |activations, out, options: &[&str]| {
+            let words = ["m", "--activations", activations, "-o", out, "--parts", "2", "--"];
+            script(&[&words, options].concat()).unwrap_err()
+        };
+        let refusals =
+            [refusal("a", "o", &["--rnk", "8"]), refusal("a", "..", &[]), refusal("a\nb", "o", &[])];
+        let name = Path::new(OsStr::from_bytes(b"\xff"));
+        expect![[r#"
+            cntlora init does not accept the options after --: unexpected argument '--rnk' found; help: give only options of cntlora init after --
+            ..: the output folder needs a name; help: give --out a name, such as ../adapter
+            the path has control characters: "a\nb"
+            �: the path is not valid UTF-8; help: rename it
+        "#]].assert_eq(&(refusals.concat() + &snapshot(path(name).unwrap_err())));
     }
 }

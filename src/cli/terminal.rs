@@ -1,4 +1,4 @@
-//! The two streams: data on stdout, everything else on stderr.
+//! The output of the tool: data on stdout, everything else on stderr.
 
 use super::args::{GlobalArgs, ProgressStyle, When};
 use clap::ColorChoice;
@@ -6,11 +6,12 @@ use clap::builder::styling::{AnsiColor, Style};
 use serde::Serialize;
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
+use std::thread::available_parallelism;
 use tracing::level_filters::LevelFilter;
 
-/// What the global options say about output.
+/// Where and how the tool prints, from the global options.
 #[derive(Clone, Debug)]
-pub struct Terminal {
+pub(crate) struct Terminal {
     json: bool,
     quiet: bool,
     coloured: bool,
@@ -19,7 +20,7 @@ pub struct Terminal {
 
 impl Terminal {
     /// Reads the options and the environment, and starts tracing to stderr.
-    pub fn new(options: &GlobalArgs) -> Self {
+    pub(crate) fn new(options: &GlobalArgs) -> Self {
         let coloured = match options.color {
             When::Always => true,
             When::Never => false,
@@ -29,41 +30,41 @@ impl Terminal {
             (true, _) => LevelFilter::ERROR,
             (false, 0) => LevelFilter::WARN,
             (false, 1) => LevelFilter::INFO,
-            (false, 2) => LevelFilter::DEBUG,
-            (false, _) => LevelFilter::TRACE,
+            (false, _) => LevelFilter::DEBUG,
         };
         tracing_subscriber::fmt()
             .with_max_level(level)
             .with_ansi(coloured)
             .with_writer(io::stderr)
+            .with_target(false)
             .without_time()
             .init();
         let progress = match options.progress {
             _ if options.quiet => ProgressStyle::None,
-            ProgressStyle::Auto if io::stderr().is_terminal() => ProgressStyle::Bar,
+            ProgressStyle::Auto if io::stderr().is_terminal() && options.verbose == 0 => ProgressStyle::Bar,
             ProgressStyle::Auto => ProgressStyle::Plain,
             style => style,
         };
         Self { json: options.json, quiet: options.quiet, coloured, progress }
     }
 
-    /// Whether messages are coloured.
-    pub fn coloured(&self) -> bool {
+    /// Returns whether messages are coloured.
+    pub(crate) fn coloured(&self) -> bool {
         self.coloured
     }
 
-    /// Whether the result of a command is printed as JSON.
-    pub fn json(&self) -> bool {
+    /// Returns whether the result of a command is printed as JSON.
+    pub(crate) fn json(&self) -> bool {
         self.json
     }
 
-    /// How progress is shown: never `Auto`.
-    pub fn progress(&self) -> ProgressStyle {
+    /// The way to show progress. Never `Auto`.
+    pub(crate) fn progress(&self) -> ProgressStyle {
         self.progress
     }
 
     /// Prints the result of a command: the value as JSON, or its rendering as text.
-    pub fn result<T: Serialize>(&self, value: &T, text: impl FnOnce(&T) -> String) -> io::Result<()> {
+    pub(crate) fn result<T: Serialize>(&self, value: &T, text: impl FnOnce(&T) -> String) -> io::Result<()> {
         if self.json {
             let mut json = serde_json::to_vec_pretty(value)?;
             json.push(b'\n');
@@ -74,38 +75,55 @@ impl Terminal {
     }
 
     /// Writes to stdout.
-    pub fn data(&self, bytes: &[u8]) -> io::Result<()> {
+    pub(crate) fn data(&self, bytes: &[u8]) -> io::Result<()> {
         let mut out = io::stdout().lock();
         out.write_all(bytes)?;
         out.flush()
     }
 
-    /// Says something that is good to know.
-    pub fn note(&self, words: &str) {
+    /// Prints a message on stderr, unless the tool is quiet.
+    pub(crate) fn note(&self, words: &str) {
         if !self.quiet {
             write_stderr(&format!("{words}\n"));
         }
     }
 
-    /// Says something that may be amiss.
-    pub fn warning(&self, words: &str) {
+    /// Prints a warning on stderr, unless the tool is quiet.
+    pub(crate) fn warning(&self, words: &str) {
         if !self.quiet {
-            let style = if self.coloured {
-                Style::new().bold().fg_color(Some(AnsiColor::Yellow.into()))
-            } else {
-                Style::new()
-            };
-            write_stderr(&format!("{style}warning:{style:#} {words}\n"));
+            write_stderr(&labelled("warning:", words, self.coloured));
         }
     }
 
-    /// Says why the command failed.
-    pub fn error(&self, text: &str) {
+    /// Warns if there are more threads than processors. The result is the same, and the user may have a reason.
+    pub(crate) fn warn_of_many(&self, threads: usize) {
+        if let Ok(available) = available_parallelism().map(usize::from)
+            && threads > available
+        {
+            self.warning(&format!(
+                "--threads {threads} is more than the {available} processors that this process may use: threads will wait for each other"
+            ));
+        }
+    }
+
+    /// Prints why the command failed on stderr.
+    pub(crate) fn error(&self, text: &str) {
         write_stderr(text);
     }
 }
 
-/// The conventions of NO_COLOR, CLICOLOR_FORCE, CLICOLOR and TERM, in the order in which clap honours them for its help.
+/// A line that begins with `error:`, `warning:` or `help:`, which has a colour if `coloured`.
+pub(crate) fn labelled(label: &str, words: &str, coloured: bool) -> String {
+    let colour = match label {
+        "error:" => AnsiColor::Red,
+        "warning:" => AnsiColor::Yellow,
+        _ => AnsiColor::Cyan,
+    };
+    let style = if coloured { Style::new().bold().fg_color(Some(colour.into())) } else { Style::new() };
+    format!("{style}{label}{style:#} {words}\n")
+}
+
+/// Decides on colours from NO_COLOR, CLICOLOR_FORCE, CLICOLOR and TERM, in the same order as clap does for its help.
 fn colours_wanted(is_terminal: bool, variable: impl Fn(&str) -> Option<String>) -> bool {
     let set = |name| variable(name).is_some_and(|value| !value.is_empty());
     let is = |name, wanted| variable(name).is_some_and(|value| value == wanted);
@@ -118,8 +136,8 @@ fn colours_wanted(is_terminal: bool, variable: impl Fn(&str) -> Option<String>) 
     }
 }
 
-/// What `--color` says for help and complaints about arguments, which are written before arguments are understood.
-pub fn colours_of_help(words: impl Iterator<Item = OsString>) -> ColorChoice {
+/// Finds `--color` for help and for errors in arguments, which clap prints before the arguments are parsed.
+pub(crate) fn colours_of_help(words: impl Iterator<Item = OsString>) -> ColorChoice {
     let words: Vec<OsString> = words.take_while(|word| word != "--").collect();
     let after_option = words.windows(2).filter(|pair| pair[0] == "--color").map(|pair| &pair[1]);
     let joined = words.iter().filter_map(|word| word.to_str()?.strip_prefix("--color="));
@@ -131,7 +149,7 @@ pub fn colours_of_help(words: impl Iterator<Item = OsString>) -> ColorChoice {
     }
 }
 
-/// A closed stderr leaves nobody to tell.
+/// Writes to stderr. A failure is ignored, because there is no other place to report it.
 fn write_stderr(text: &str) {
     let _ = io::stderr().lock().write_all(text.as_bytes());
 }
@@ -140,9 +158,9 @@ fn write_stderr(text: &str) {
 mod tests {
     use super::*;
 
-    /// NO_COLOR stands above CLICOLOR_FORCE, that above what the terminal is; empty is as good as absent.
+    /// NO_COLOR comes before CLICOLOR_FORCE, and both before the terminal. An empty variable counts as not set.
     #[test]
-    fn colours_follow_the_conventions() {
+    fn colours_follow_the_environment() {
         let wanted = |is_terminal, variables: &[(&str, &str)]| {
             colours_wanted(is_terminal, |name| {
                 variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).into())
@@ -157,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn help_is_coloured_as_asked() {
+    fn help_has_the_colours_of_the_option() {
         let choice = |line: &str| colours_of_help(line.split(' ').map(OsString::from));
         assert_eq!(choice("cntlora init --color always --help"), ColorChoice::Always);
         assert_eq!(choice("cntlora --color=never init"), ColorChoice::Never);

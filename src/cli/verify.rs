@@ -1,15 +1,15 @@
-//! Reads an adapter again, and says what was checked.
+//! The command verify.
 
 use super::args::VerifyArgs;
 use super::terminal::Terminal;
-use cntlora::adapter::{Outcome, Verification, verify};
-use cntlora::report::table::{bytes, count, number, percent};
-use cntlora::storage::{Access, Checkpoint, Problems};
+use crate::adapter::{Outcome, Verification, verify};
+use crate::report::format::{bytes, count, number, percent};
+use crate::storage::{Access, Checkpoint, Problems};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-/// Verifies, and prints what holds.
-pub fn run(args: &VerifyArgs, terminal: &Terminal) -> anyhow::Result<()> {
+/// Verifies an adapter, and prints the checks.
+pub(crate) fn run(args: &VerifyArgs, terminal: &Terminal) -> anyhow::Result<()> {
     let mut problems = Problems::default();
     let base = match &args.base {
         Some(path) => problems.collect(Checkpoint::open(path, Access::Auto)),
@@ -22,7 +22,7 @@ pub fn run(args: &VerifyArgs, terminal: &Terminal) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A line per check, and the figures.
+/// A line per check, and the figures of the adapter.
 fn render(verification: &Verification) -> String {
     let mut text = String::new();
     for check in &verification.checks {
@@ -45,7 +45,7 @@ fn render(verification: &Verification) -> String {
         bytes(verification.bytes),
     );
     if let Some(share) = verification.largest_relative_update {
-        let _ = writeln!(text, "the largest update is {} of its weight, in Frobenius norms", percent(share));
+        let _ = writeln!(text, "the largest update is {} of its weight (Frobenius norms)", percent(share));
     }
     for note in &verification.notes {
         let _ = writeln!(text, "{note}");
@@ -56,11 +56,11 @@ fn render(verification: &Verification) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cntlora::adapter::Check;
+    use crate::adapter::Check;
+    use expect_test::expect;
 
-    /// Checks that were not made are not mistaken for passed ones.
     #[test]
-    fn the_text_is_this() {
+    fn checks_that_were_not_made_are_listed_as_such() {
         let check = |what: &str, outcome| Check { what: what.into(), outcome };
         let verification = Verification {
             checks: vec![
@@ -76,14 +76,14 @@ mod tests {
             largest_relative_update: Some(0.0125),
             notes: vec!["needs its residual base".into()],
         };
-        let expected = "\
-passed    all values are finite
-not made  the weights fit: no base was given
+        expect![[r#"
+            passed    all values are finite
+            not made  the weights fit: no base was given
 
-2 layers, 23040 parameters, 93.0 kB, ranks 4 to 8, scale 1.000
-the largest update is 1.2 % of its weight, in Frobenius norms
-needs its residual base
-";
-        assert_eq!(render(&verification), expected);
+            2 layers, 23040 parameters, 93.0 kB, ranks 4 to 8, scale 1.000
+            the largest update is 1.2 % of its weight (Frobenius norms)
+            needs its residual base
+        "#]]
+        .assert_eq(&render(&verification));
     }
 }

@@ -1,88 +1,89 @@
-//! What a moments file says of itself: its metadata, without the sums.
+//! The metadata of a moments file.
 
 use super::RowRanges;
 use crate::moments::Counts;
 use crate::simd::Precision;
 use crate::storage::json::UniqueKeys;
-use crate::storage::{Problem, quoted};
+use crate::storage::{Problem, Schema, quoted};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// What kind of file it is.
-const FORMAT: &str = "moments";
+/// The metadata. A file has the oldest version that supports its content: version 1 has sums over rows, version 2 also counts of tokens.
+const SCHEMA: Schema = Schema {
+    format: "moments",
+    newest: 2,
+    name: "moments metadata",
+    help: "measure activations with `cntlora moments`",
+};
 
-/// The newest version of the metadata that this program reads. A file is of the oldest version that has all that it holds: sums over
-/// rows are in version 1, counts of tokens from 2 on.
-const VERSION: u64 = 2;
-
-/// What was measured, and from what.
+/// The measured sites, and their sources.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Content {
-    /// What Gram matrices were computed with.
+    /// Precision of the Gram matrices.
     pub precision: Precision,
     /// The sites by name.
     pub sites: BTreeMap<String, MeasuredSite>,
-    /// The files that rows were read from, in reading order.
+    /// The source files of the rows, in reading order.
     pub sources: Vec<MeasuredSource>,
-    /// Which part of a divided measurement this is, if it is one. It may be one without sites.
+    /// The part of a divided measurement, if it is one. A part can have no sites.
     pub part: Option<Part>,
 }
 
-/// A part of a measurement that was divided.
+/// A part of a divided measurement.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Part {
-    /// Which one, from 0.
+    /// Index of the part, from 0.
     pub index: u64,
-    /// How many there are.
+    /// Number of parts.
     pub count: u64,
-    /// What the parts of one measurement have in common, and those of others do not.
+    /// Identifies the measurement. It is equal for all its parts.
     pub whole: String,
 }
 
-/// A site that was measured.
+/// A measured site.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MeasuredSite {
-    /// Numbers per row, at least one; of an embedding the tokens of its vocabulary.
+    /// Numbers per row, at least one; for an embedding, tokens of the vocabulary.
     pub width: usize,
-    /// Whether tokens were counted, in place of rows that were added.
+    /// True for token counts, false for sums of rows.
     pub counts: bool,
-    /// Runtime names of the modules that read it, in order.
+    /// Runtime names of the modules that read it, sorted.
     pub modules: Vec<String>,
-    /// Rows that were left out of the sums because they held NaN or infinity.
+    /// Number of rows that were skipped because of NaN or infinity.
     pub skipped_rows: u64,
 }
 
-/// A file that rows were read from.
+/// A source file of rows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MeasuredSource {
-    /// Its path, as it was named.
+    /// Its path, as the user gave it.
     pub path: String,
     /// Its length.
     pub bytes: u64,
-    /// What tells it from other files: [`fingerprint`](crate::storage::fingerprint).
+    /// Its [`fingerprint`](crate::storage::fingerprint).
     pub fingerprint: String,
-    /// The rows of each site that were read, counted within this file; of an embedding as many as it met tokens.
+    /// The rows that were read for each site, as ranges within this file; for an embedding, as many as counted tokens.
     #[serde(deserialize_with = "unique_keys")]
     pub rows: BTreeMap<String, RowRanges>,
 }
 
 impl MeasuredSource {
-    /// Rows that another source of the same fingerprint has as well, and their site; the first ones.
+    /// The first rows, with their site, that another source with the same fingerprint also contains.
     pub(crate) fn first_in_common<'a>(&'a self, other: &Self) -> Option<(&'a str, Range<u64>)> {
         self.rows.iter().find_map(|(site, rows)| Some((site.as_str(), other.rows.get(site)?.overlap(rows)?)))
     }
 }
 
-/// Whether metadata are those of a moments file, sound or not.
+/// Returns whether metadata claim to be those of a moments file, valid or not.
 pub(super) fn claims(text: &str) -> bool {
-    serde_json::from_str(text).is_ok_and(|Kind { format, .. }| format == FORMAT)
+    SCHEMA.claims(text.as_bytes())
 }
 
 impl Content {
-    /// Rows of a site that were read, skipped ones included.
+    /// Number of rows that were read of a site, including skipped ones.
     pub fn rows(&self, site: &str) -> u64 {
         let rows = self.sources.iter().filter_map(|source| source.rows.get(site));
         rows.map(RowRanges::count).fold(0, u64::saturating_add)
@@ -95,9 +96,10 @@ impl Content {
             let sha256 = hashes.get(name.as_str()).cloned().unwrap_or_default();
             (name.clone(), SiteText { width: width as u64, counts, modules, skipped_rows, sha256 })
         });
-        let version = if self.sites.values().any(|site| site.counts) { VERSION } else { 1 };
+        let version = if self.sites.values().any(|site| site.counts) { SCHEMA.newest } else { 1 };
         let text = Text {
-            kind: Kind { format: FORMAT.into(), version },
+            format: SCHEMA.format.into(),
+            version,
             tool_version: env!("CARGO_PKG_VERSION").into(),
             precision: self.precision,
             sites: sites.collect(),
@@ -109,19 +111,7 @@ impl Content {
 
     /// Reads metadata, and the hash of the sums of each site.
     pub(super) fn parse(text: &str) -> Result<(Self, BTreeMap<String, String>), Problem> {
-        let kind: Kind = serde_json::from_str(text).map_err(malformed)?;
-        if kind.format != FORMAT {
-            let what = format!("expected a file of moments, found one of {}", quoted(&kind.format));
-            return Err(Problem::data(what).help("make moments of activations with `cntlora moments`"));
-        }
-        if kind.version > VERSION {
-            let what = format!(
-                "expected version {VERSION} of the moments file or an older one, found {}",
-                kind.version
-            );
-            return Err(Problem::data(what).help("it was written by a newer version: update cntlora"));
-        }
-        let text: Text = serde_json::from_str(text).map_err(malformed)?;
+        let text: Text = SCHEMA.parse(text.as_bytes())?;
         let mut hashes = BTreeMap::new();
         let mut sites = BTreeMap::new();
         for (name, site) in text.sites {
@@ -140,7 +130,7 @@ impl Content {
                 return refused(&format!("expected counts of at most {most} tokens, found {width}"));
             }
             if modules.is_empty() {
-                return refused("expected at least one module that reads this site, found none");
+                return refused("this site has no modules");
             }
             hashes.insert(name.clone(), sha256);
             sites.insert(name, MeasuredSite { width, counts, modules, skipped_rows });
@@ -155,39 +145,28 @@ impl Content {
         Ok((content, hashes))
     }
 
-    /// Every row belongs to a site, and every site has rows.
+    /// Checks that every row belongs to a site, and that every site has rows.
     fn check_rows(&self) -> Result<(), Problem> {
         let named = self.sources.iter().flat_map(|source| source.rows.keys());
         if let Some(stranger) = named.into_iter().find(|site| !self.sites.contains_key(*site)) {
-            let what =
-                format!("its sources have rows of the site {}, which it does not hold", quoted(stranger));
+            let what = format!(
+                "the sources contain rows of the site {}, which is not in the file",
+                quoted(stranger)
+            );
             return Err(Problem::data(what));
         }
         match self.sites.keys().find(|site| self.rows(site) == 0) {
-            Some(site) => {
-                Err(Problem::data("expected rows of this site in its sources, found none").in_tensor(site))
-            }
+            Some(site) => Err(Problem::data("the sources contain no rows of this site").in_tensor(site)),
             None => Ok(()),
         }
     }
 }
 
-fn malformed(error: serde_json::Error) -> Problem {
-    Problem::data(format!("the metadata entry \"cntlora\" is not that of a moments file: {error}"))
-        .help("make moments of activations with `cntlora moments`")
-}
-
-#[derive(Serialize, Deserialize)]
-struct Kind {
-    format: String,
-    version: u64,
-}
-
-/// The metadata as they stand in the file.
+/// The JSON of the metadata.
 #[derive(Serialize, Deserialize)]
 struct Text {
-    #[serde(flatten)]
-    kind: Kind,
+    format: String,
+    version: u64,
     tool_version: String,
     precision: Precision,
     #[serde(deserialize_with = "unique_keys")]
@@ -205,7 +184,7 @@ struct SiteText {
     counts: bool,
     modules: Vec<String>,
     skipped_rows: u64,
-    /// Of the sums: count, sum, Gram triangle and maxima, or the counts of tokens, in little-endian bytes.
+    /// Hash of the sums in little-endian bytes: count, sum, Gram triangle and maxima, or the token counts.
     sha256: String,
 }
 

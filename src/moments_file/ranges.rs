@@ -1,4 +1,4 @@
-//! Which rows of a tensor were used: ranges that neither touch nor overlap, in order.
+//! A set of rows: sorted ranges that neither touch nor overlap.
 
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
@@ -9,18 +9,18 @@ use std::ops::Range;
 pub struct RowRanges(Vec<Range<u64>>);
 
 impl RowRanges {
-    /// How many rows.
+    /// Number of rows.
     pub fn count(&self) -> u64 {
         self.0.iter().map(|range| range.end - range.start).sum()
     }
 
-    /// The rows that both hold and that come first, if there are any.
+    /// The first range of rows that is in both sets, if there is one.
     pub fn overlap(&self, other: &Self) -> Option<Range<u64>> {
         let both = |a: &Range<u64>, b: &Range<u64>| a.start.max(b.start)..a.end.min(b.end);
         self.0.iter().flat_map(|a| other.0.iter().map(move |b| both(a, b))).find(|range| !range.is_empty())
     }
 
-    /// Adds rows; those that are there already stay.
+    /// Adds rows.
     pub fn insert(&mut self, range: Range<u64>) {
         if range.is_empty() {
             return;
@@ -56,7 +56,7 @@ impl TryFrom<Vec<[u64; 2]>> for RowRanges {
         if ascending && apart {
             Ok(Self(pairs.into_iter().map(|[first, end]| first..end).collect()))
         } else {
-            Err("ranges of rows must ascend, and be apart from each other")
+            Err("ranges of rows must be sorted, and must neither touch nor overlap")
         }
     }
 }
@@ -82,7 +82,7 @@ mod tests {
     }
 
     quickcheck! {
-        /// They are sets of rows, and have one form for each.
+        /// They behave like sets of rows, with one representation for each set.
         fn ranges_are_sets(a: Vec<(u8, u8)>, b: Vec<(u8, u8)>) -> bool {
             let (left, right) = (ranges(&a), ranges(&b));
             let (mut union, mut other_way) = (left.clone(), right.clone());

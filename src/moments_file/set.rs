@@ -1,6 +1,6 @@
-//! Several moments files taken together: their sums are added, and no row counts twice.
+//! Several moments files together: their sums are added, and no row counts twice.
 
-use super::{Content, ENDING, MeasuredSite, MomentsFile, SiteSums, parts};
+use super::{Content, ENDING, MeasuredSite, MomentsFile, SiteSums, memory, parts};
 use crate::moments::{Counts, Moments};
 use crate::storage::{Access, Problem, Problems, Source, quoted};
 use std::collections::BTreeMap;
@@ -9,24 +9,24 @@ use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-/// Moments files that fit together. A site's moments are the sums over all files that hold it, added in the order in which the
-/// files were given: the same files in the same order give the same bits.
+/// Compatible moments files. The moments of a site are the sums over all files with this site, added in the order of the files: the same
+/// files in the same order give the same bits.
 #[derive(Debug)]
 pub struct MomentsSet {
     files: Vec<MomentsFile>,
     content: Content,
-    /// The counts of tokens, which are small.
+    /// The token counts, which are small.
     counts: BTreeMap<String, Counts>,
 }
 
 impl MomentsSet {
-    /// Opens files, and the files in folders whose names end in `.moments.safetensors`, in order of name; all complaints are reported
-    /// together. The parts of a measurement that was divided are put in their order.
+    /// Opens files, and the files in folders whose names end in `.moments.safetensors`, sorted by name. All problems are reported
+    /// together. The parts of a divided measurement are sorted.
     ///
     /// # Errors
-    /// A usage problem if there are no paths, or no moments files in a folder; I/O and data problems of each file; data problems if the
-    /// files disagree on the width, the kind or the modules of a site, or on the precision, if rows of a recording are counted in two of them,
-    /// be it under another name, and if parts are missing, given twice, or of different measurements.
+    /// A usage problem if there are no paths, or no moments files in a folder; I/O and data problems of each file; data problems for files
+    /// with different widths, kinds or modules of a site, or different precisions, for rows of a recording that are counted twice, also
+    /// under another name, and for parts that are missing, given twice, or from different measurements.
     pub fn open(paths: &[PathBuf], access: Access) -> Result<Self, Problems> {
         let mut problems = Problems::default();
         let paths: Vec<PathBuf> =
@@ -36,14 +36,14 @@ impl MomentsSet {
         problems.or_ok(files).and_then(Self::from_files)
     }
 
-    /// A set of opened files.
+    /// A set of open files.
     ///
     /// # Errors
-    /// As [`open`](Self::open), for how they fit together.
+    /// As [`open`](Self::open), for the combination of the files.
     pub fn from_files(files: Vec<MomentsFile>) -> Result<Self, Problems> {
         let files = parts::in_order(files)?;
         let Some((first, others)) = files.split_first() else {
-            return Err(Problem::usage("expected at least one moments file, found none").into());
+            return Err(Problem::usage("no moments files were given").into());
         };
         let mut problems = Problems::default();
         refuse_double_counting(&files, &mut problems);
@@ -55,22 +55,22 @@ impl MomentsSet {
         let mut problems = Problems::default();
         let sites = content.sites.iter().filter(|(_, site)| site.counts);
         let counts = sites
-            .filter_map(|(name, _)| Some((name.clone(), problems.collect(counts_of(&files, name))?)))
+            .filter_map(|(name, _)| Some((name.clone(), problems.collect(counts_of(&files, name))??)))
             .collect();
         problems.or_ok(Self { files, content, counts })
     }
 
-    /// The files, in the order given.
+    /// The files, in the given order.
     pub fn files(&self) -> impl Iterator<Item = &Source> {
         self.files.iter().map(MomentsFile::source)
     }
 
-    /// What all of them hold together.
+    /// The combined metadata of all files.
     pub fn content(&self) -> &Content {
         &self.content
     }
 
-    /// The first file that holds a site.
+    /// The path of the first file with a site.
     pub fn path_of(&self, site: &str) -> Option<&Path> {
         let file = self.files.iter().find(|file| file.content.sites.contains_key(site))?;
         Some(file.source.path())
@@ -79,16 +79,15 @@ impl MomentsSet {
     /// Bytes of the sums of a site in all files.
     pub fn bytes(&self, site: &str) -> u64 {
         let holders = self.files.iter().filter_map(|file| file.content.sites.get(site));
-        let memory = |width: u64, counts| if counts { Counts::memory(width) } else { Moments::memory(width) };
         holders.map(|site| memory(site.width as u64, site.counts)).fold(0, u64::saturating_add)
     }
 
-    /// How often each token was met at a site, in all files together, if they were counted there.
+    /// The token counts of a site, summed over all files, if it has them.
     pub fn counts(&self, site: &str) -> Option<&Counts> {
         self.counts.get(site)
     }
 
-    /// What all files together hold of a site.
+    /// The sums of a site over all files.
     ///
     /// # Errors
     /// As [`MomentsFile::read`].
@@ -99,15 +98,15 @@ impl MomentsSet {
         }
     }
 
-    /// The moments of a site: those of all files, added in order.
+    /// The moments of a site: the sum over all files, in order.
     ///
     /// # Errors
     /// As [`MomentsFile::moments`].
     pub fn read(&self, site: &str) -> Result<Moments, Problem> {
         let mut holders = self.files.iter().filter(|file| file.content.sites.contains_key(site));
-        let first = holders.next().ok_or_else(|| {
-            Problem::data("expected this site in the moments files, found none of its name").in_tensor(site)
-        })?;
+        let first = holders
+            .next()
+            .ok_or_else(|| Problem::data("the moments files have no site with this name").in_tensor(site))?;
         let mut moments = first.moments(site)?;
         for file in holders {
             moments.merge(&file.moments(site)?).map_err(|error| {
@@ -117,7 +116,7 @@ impl MomentsSet {
         Ok(moments)
     }
 
-    /// Refuses files that changed since they were opened.
+    /// Returns an error if a file changed since it was opened.
     ///
     /// # Errors
     /// As [`Source::check_unchanged`].
@@ -130,23 +129,23 @@ impl MomentsSet {
     }
 }
 
-/// The counts of a site: the sum over all files that hold it.
-fn counts_of(files: &[MomentsFile], site: &str) -> Result<Counts, Problem> {
+/// The token counts of a site, summed over all files.
+fn counts_of(files: &[MomentsFile], site: &str) -> Result<Option<Counts>, Problem> {
     let mut sum: Option<Counts> = None;
     for file in files.iter().filter(|file| file.content.sites.contains_key(site)) {
-        let SiteSums::Tokens(counts) = file.read(site)? else { continue };
+        let Some(counts) = file.read(site)?.0.tokens() else { continue };
         match &mut sum {
             None => sum = Some(counts.into_owned()),
             Some(sum) => sum.merge(&counts).map_err(|error| {
-                let what = format!("its counts and those of other files are too large to be added: {error}");
+                let what = format!("the sum of its counts and those of other files is too large: {error}");
                 Problem::data(what).in_file(file.source.path()).in_tensor(site)
             })?,
         }
     }
-    sum.ok_or_else(|| Problem::data("expected counts of tokens, found none").in_tensor(site))
+    Ok(sum)
 }
 
-/// The file itself, or the moments files in a folder, in order of name.
+/// The file itself, or the moments files in a folder, sorted by name.
 fn files_of(path: &Path) -> Result<Vec<PathBuf>, Problem> {
     if !path.is_dir() {
         return Ok(vec![path.into()]);
@@ -162,13 +161,13 @@ fn files_of(path: &Path) -> Result<Vec<PathBuf>, Problem> {
     }
     files.sort();
     if files.is_empty() {
-        let what = format!("expected files whose names end in {ENDING} in the folder, found none");
+        let what = format!("the folder contains no files with names that end in {ENDING}");
         return Err(Problem::usage(what).in_file(path).help("give the moments files themselves"));
     }
     Ok(files)
 }
 
-/// Adds what another file says, which must agree with what the first one and those after it say.
+/// Adds the metadata of another file, which must match that of the files before.
 fn join(content: &mut Content, first: &MomentsFile, other: &MomentsFile, problems: &mut Problems) {
     let refuse = |what: String| Problem::data(what).in_file(other.source.path());
     if other.content.precision != content.precision {
@@ -217,7 +216,7 @@ fn join(content: &mut Content, first: &MomentsFile, other: &MomentsFile, problem
     }
 }
 
-/// In words.
+/// The kind of a site, in words.
 fn kind_of(site: &MeasuredSite) -> String {
     match site.counts {
         true => format!("counts of {} tokens", site.width),
@@ -225,7 +224,7 @@ fn kind_of(site: &MeasuredSite) -> String {
     }
 }
 
-/// Complains of every two files that count the same rows, naming the first of them.
+/// Reports each pair of files that count the same rows, with the first of these rows.
 fn refuse_double_counting(files: &[MomentsFile], problems: &mut Problems) {
     let mut seen: BTreeMap<&str, Vec<(usize, usize)>> = BTreeMap::new();
     let mut refused: Vec<(usize, usize)> = Vec::new();
@@ -255,16 +254,16 @@ fn counted_twice(
 ) -> Problem {
     let (first, last) = (rows.start, rows.end - 1);
     let where_else = match std::ptr::eq(earlier, file) {
-        true => "twice in this file".into(),
-        false => format!("in {} as well", shown(earlier.source.path())),
+        true => " in this file".into(),
+        false => format!(", also in {}", shown(earlier.source.path())),
     };
     Problem::data(format!(
-        "rows {first} to {last} of the recording {} are counted {where_else}",
+        "rows {first} to {last} of the recording {} are counted twice{where_else}",
         quoted(recording)
     ))
     .in_file(file.source.path())
     .in_tensor(site)
-    .help("leave one of the two out: every row counts once")
+    .help("remove one of the two: every row must count once")
 }
 
 fn shown(path: &Path) -> String {

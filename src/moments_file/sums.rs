@@ -1,55 +1,51 @@
-//! What is held of a site.
+//! The sums of a site.
 
-use super::Stored;
-use crate::moments::{Counts, Moments};
+use super::stored::Stored;
+use crate::moments::{Counts, Moments, RowsOrTokens};
 use crate::storage::Hashing;
 use bytemuck::{NoUninit, cast_slice};
 use std::borrow::Cow;
 
-/// What is held of a site.
+/// The sums of a site: of rows, or of tokens where the site is the input of an embedding.
 #[derive(Clone, Debug, PartialEq)]
-pub enum SiteSums<'a> {
-    /// Sums over rows.
-    Rows(Cow<'a, Moments>),
-    /// How often each token was met: the site is the input of an embedding.
-    Tokens(Cow<'a, Counts>),
+pub struct SiteSums<'a>(pub RowsOrTokens<Cow<'a, Moments>, Cow<'a, Counts>>);
+
+/// Bytes of the sums of a site of this width in memory.
+pub(crate) fn memory(width: u64, of_tokens: bool) -> u64 {
+    if of_tokens { Counts::memory(width) } else { Moments::memory(width) }
 }
 
 impl SiteSums<'_> {
     /// Numbers per row, or tokens of the vocabulary.
     pub fn width(&self) -> usize {
-        match self {
-            Self::Rows(moments) => moments.width(),
-            Self::Tokens(counts) => counts.width(),
+        match &self.0 {
+            RowsOrTokens::Rows(moments) => moments.width(),
+            RowsOrTokens::Tokens(counts) => counts.width(),
         }
     }
 
-    /// Rows that were added, or tokens that were met.
+    /// Number of rows that were added, or of tokens that were counted.
     pub fn count(&self) -> u64 {
-        match self {
-            Self::Rows(moments) => moments.count(),
-            Self::Tokens(counts) => counts.total(),
+        match &self.0 {
+            RowsOrTokens::Rows(moments) => moments.count(),
+            RowsOrTokens::Tokens(counts) => counts.total(),
         }
     }
 
-    /// Whether tokens were counted.
-    pub(super) fn are_counts(&self) -> bool {
-        matches!(self, Self::Tokens(_))
-    }
-
-    /// One of its tensors, as it stands in files; empty for one that it does not have.
+    /// The bytes of one tensor in a file; empty for a tensor of the other kind.
     pub(super) fn bytes(&self, stored: Stored) -> Cow<'_, [u8]> {
-        match (self, stored) {
-            (Self::Rows(moments), Stored::Count) => little_endian(&[moments.count()]).into_owned().into(),
-            (Self::Rows(moments), Stored::Sum) => little_endian(moments.sum()),
-            (Self::Rows(moments), Stored::Gram) => little_endian(moments.gram_triangle()),
-            (Self::Rows(moments), Stored::AbsMax) => little_endian(moments.abs_max()),
-            (Self::Tokens(counts), Stored::Counts) => little_endian(counts.counts()),
+        use RowsOrTokens::{Rows, Tokens};
+        match (&self.0, stored) {
+            (Rows(moments), Stored::Count) => little_endian(&[moments.count()]).into_owned().into(),
+            (Rows(moments), Stored::Sum) => little_endian(moments.sum()),
+            (Rows(moments), Stored::Gram) => little_endian(moments.gram_triangle()),
+            (Rows(moments), Stored::AbsMax) => little_endian(moments.abs_max()),
+            (Tokens(counts), Stored::Counts) => little_endian(counts.counts()),
             _ => Cow::Borrowed(&[]),
         }
     }
 
-    /// Hash of all of them.
+    /// Hash of all tensors.
     pub(super) fn hash(&self) -> String {
         let mut hashing = Hashing::default();
         for stored in [Stored::Count, Stored::Sum, Stored::Gram, Stored::AbsMax, Stored::Counts] {
@@ -61,29 +57,29 @@ impl SiteSums<'_> {
 
 impl From<Moments> for SiteSums<'_> {
     fn from(moments: Moments) -> Self {
-        Self::Rows(Cow::Owned(moments))
+        Self(RowsOrTokens::Rows(Cow::Owned(moments)))
     }
 }
 
 impl<'a> From<&'a Moments> for SiteSums<'a> {
     fn from(moments: &'a Moments) -> Self {
-        Self::Rows(Cow::Borrowed(moments))
+        Self(RowsOrTokens::Rows(Cow::Borrowed(moments)))
     }
 }
 
 impl From<Counts> for SiteSums<'_> {
     fn from(counts: Counts) -> Self {
-        Self::Tokens(Cow::Owned(counts))
+        Self(RowsOrTokens::Tokens(Cow::Owned(counts)))
     }
 }
 
 impl<'a> From<&'a Counts> for SiteSums<'a> {
     fn from(counts: &'a Counts) -> Self {
-        Self::Tokens(Cow::Borrowed(counts))
+        Self(RowsOrTokens::Tokens(Cow::Borrowed(counts)))
     }
 }
 
-/// Numbers as they stand in files.
+/// The bytes of numbers in a file.
 fn little_endian<T: NoUninit>(numbers: &[T]) -> Cow<'_, [u8]> {
     let bytes = cast_slice(numbers);
     if cfg!(target_endian = "little") {

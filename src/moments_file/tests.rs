@@ -1,28 +1,35 @@
-//! What is written reads back; what is damaged, newer or foreign is refused in words; files add up, and nothing counts twice.
+//! Written files read back; damaged, newer and other files are refused; sums of files add up, and no row counts twice.
 
+mod refusals;
+
+use super::stored::Stored;
 use super::*;
+use crate::moments::{Counts, Moments};
+use crate::plan::testing::shown;
 use crate::random::gaussian;
 use crate::simd::Precision;
-use crate::storage::{Category, Problems, safetensors};
+use crate::storage::safetensors::Header;
+use crate::storage::{Access, Problem, Problems, Source, safetensors};
+use expect_test::{Expect, expect};
 use quickcheck::quickcheck;
+use std::collections::BTreeMap;
 use std::fs;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 fn moments(rows: usize, width: usize, seed: u64) -> Moments {
     Moments::of(gaussian::<f32>(rows, width, seed, "rows").as_ref()).unwrap()
 }
 
-/// This many tokens, of which the last was met most.
+/// Counts of this number of tokens. The last token has most of them.
 fn counts(tokens: u64, width: usize) -> Counts {
     let mut counts: Vec<u64> = (0..width as u64).map(|token| token % 2).collect();
     counts[width - 1] = tokens - counts[..width - 1].iter().sum::<u64>();
     Counts::new(counts).unwrap()
 }
 
-/// A file under construction: its sites, and the rows that they have of one recording each. Sites whose names begin with "tokens" are
-/// inputs of embeddings.
+/// A folder for files. Sites whose names begin with "tokens" are inputs of embeddings.
 struct Fixture {
     folder: TempDir,
 }
@@ -63,9 +70,8 @@ impl Fixture {
     }
 
     #[track_caller]
-    fn refused(&self, names: &[&str], words: &str) {
-        let problems = self.set(names).map(|_| ()).expect_err(words);
-        assert!(problems.to_string().contains(words), "expected {words:?} in: {problems}");
+    fn refused(&self, names: &[&str], expected: &Expect) {
+        expected.assert_eq(&shown(&self.set(names).unwrap_err(), self.folder.path()));
     }
 }
 
@@ -90,7 +96,7 @@ fn content_of(entries: &[Entry<'_>]) -> Content {
     content
 }
 
-/// A file whose header says this of its metadata, with the right tensors for the site "s" of width 2.
+/// A file with this metadata, and the right tensors for the site "s" of width 2.
 fn with_metadata(text: Option<String>) -> Result<MomentsFile, Problem> {
     with_tensors(text, &ROWS)
 }
@@ -115,8 +121,8 @@ fn text_of(content: &Content) -> String {
 }
 
 quickcheck! {
-    /// Moments come back with the same bits, whatever the names of the sites.
-    fn what_is_written_reads_back(names: Vec<String>, seed: u64) -> bool {
+    /// Moments read back with the same bits, for all names of sites.
+    fn written_files_read_back(names: Vec<String>, seed: u64) -> bool {
         let fixture = Fixture::new();
         let both = names.into_iter().flat_map(|name| [format!("tokens{name}"), name]);
         let names: BTreeMap<String, usize> = both.zip((0..5).cycle()).collect();
@@ -139,8 +145,8 @@ quickcheck! {
             && again == fs::read(fixture.path("m")).unwrap()
     }
 
-    /// No byte of the sums changes without notice, and no change of any byte panics.
-    fn damage_is_noticed(at: usize, bit: u8) -> bool {
+    /// Every change of the sums is detected, and no change of a byte causes a panic.
+    fn damage_is_detected(at: usize, bit: u8) -> bool {
         let fixture = Fixture::new();
         fixture.write("m", &[("a", "r", 0..3, 2), ("b", "r", 0..3, 3), ("tokens", "r", 0..3, 4)]);
         let mut bytes = fs::read(fixture.path("m")).unwrap();
@@ -156,7 +162,7 @@ quickcheck! {
         read().is_err() || at < data
     }
 
-    /// The set is the sum of its files, in the order given.
+    /// The moments of a set are the sum over its files, in the given order.
     fn sets_add_up(seed: u64) -> bool {
         let fixture = Fixture::new();
         let rows = seed % 1000;
@@ -172,56 +178,108 @@ quickcheck! {
     }
 }
 
-/// A merged file can itself be merged, and remembers every row.
+/// A merged file can be merged again, and knows all its rows.
 #[test]
-fn merged_files_know_their_rows() {
+fn merged_files_list_all_rows() {
     let fixture = Fixture::new();
     fixture.write("1", &[("a", "r", 0..4, 2)]);
     fixture.write("2", &[("a", "s", 0..4, 2)]);
     fixture.write("3", &[("a", "s", 4..6, 2)]);
     let set = fixture.set(&["1", "2"]).unwrap();
     write(&fixture.path("merged"), set.content(), &|site| set.sums(site)).unwrap();
-    fixture.refused(&["merged", "2"], "rows 0 to 3 of the recording \"s.safetensors\" are counted in");
+    fixture.refused(
+        &["merged", "2"],
+        &expect![[r#"
+            Data: 2: tensor "a": rows 0 to 3 of the recording "s.safetensors" are counted twice, also in "merged"
+                help: remove one of the two: every row must count once
+        "#]],
+    );
     let all = fixture.set(&["merged", "3"]).unwrap();
     assert_eq!(all.read("a").unwrap(), fixture.set(&["1", "2", "3"]).unwrap().read("a").unwrap());
     assert_eq!(all.content().rows("a"), 10);
 }
 
 #[test]
-fn files_that_do_not_fit_together_are_refused() {
+fn incompatible_files_are_refused() {
     let fixture = Fixture::new();
     let base: [Entry<'_>; 1] = [("a", "r", 0..4, 2)];
     fixture.write("base", &base);
-    fixture.refused(&[], "expected at least one moments file, found none");
+    fixture.refused(
+        &[],
+        &expect![[r#"
+            Usage: no moments files were given
+        "#]],
+    );
     fixture.refused(
         &["base", "base"],
-        "tensor \"a\": rows 0 to 3 of the recording \"r.safetensors\" are counted in",
+        &expect![[r#"
+            Data: base: tensor "a": rows 0 to 3 of the recording "r.safetensors" are counted twice, also in "base"
+                help: remove one of the two: every row must count once
+        "#]],
     );
     fixture.write("overlapping", &[("a", "s", 0..1, 2), ("b", "r", 0..1, 2), ("a", "r", 3..9, 2)]);
-    fixture.refused(&["base", "overlapping"], "rows 3 to 3 of the recording");
+    fixture.refused(
+        &["base", "overlapping"],
+        &expect![[r#"
+            Data: overlapping: tensor "a": rows 3 to 3 of the recording "r.safetensors" are counted twice, also in "base"
+                help: remove one of the two: every row must count once
+        "#]],
+    );
     fixture.write_changed("renamed", &base, |content| content.sources[0].path = "copy.safetensors".into());
-    fixture.refused(&["base", "renamed"], "of the recording \"copy.safetensors\" are counted in");
+    fixture.refused(
+        &["base", "renamed"],
+        &expect![[r#"
+            Data: renamed: tensor "a": rows 0 to 3 of the recording "copy.safetensors" are counted twice, also in "base"
+                help: remove one of the two: every row must count once
+        "#]],
+    );
     fixture.write_changed("itself", &[("a", "r", 0..2, 2)], |content| {
         content.sources.push(content.sources[0].clone());
         content.sites.get_mut("a").unwrap().skipped_rows = 2;
     });
-    fixture.refused(&["itself"], "are counted twice in this file");
+    fixture.refused(
+        &["itself"],
+        &expect![[r#"
+            Data: itself: tensor "a": rows 0 to 1 of the recording "r.safetensors" are counted twice in this file
+                help: remove one of the two: every row must count once
+        "#]],
+    );
     fixture.write("wide", &[("a", "s", 0..4, 3)]);
-    fixture.refused(&["base", "wide"], "expected rows of 2 numbers as in the files before, found rows of 3");
+    fixture.refused(
+        &["base", "wide"],
+        &expect![[r#"
+        Data: wide: tensor "a": expected rows of 2 numbers as in the files before, found rows of 3 numbers
+    "#]],
+    );
     fixture.write_changed("other", &[("a", "s", 0..4, 2)], |content| {
         content.sites.get_mut("a").unwrap().modules = vec!["k".into()];
     });
     fixture.refused(
         &["base", "other"],
-        r#"expected the modules "a.q", "a.v" as in the files before, found "k""#,
+        &expect![[r#"
+        Data: other: tensor "a": expected the modules "a.q", "a.v" as in the files before, found "k"
+    "#]],
     );
     fixture.write_changed("bf16", &[("a", "s", 0..4, 2)], |content| content.precision = Precision::Bf16);
-    fixture.refused(&["base", "bf16"], "expected moments in precision f32 as in");
-    let problems = fixture.set(&["missing", "nowhere"]).unwrap_err();
-    assert_eq!((problems.0.len(), problems.category()), (2, Category::Io));
+    fixture.refused(
+        &["base", "bf16"],
+        &expect![[r#"
+        Data: bf16: expected moments in precision f32 as in "base", found bf16
+            help: measure all of them with the same --precision
+    "#]],
+    );
+    fixture.refused(
+        &["missing", "nowhere"],
+        &expect![[r#"
+        Io: missing: cannot open: No such file or directory (os error 2)
+            help: check the path
+        Io: nowhere: cannot open: No such file or directory (os error 2)
+            help: check the path
+    "#]],
+    );
 }
 
-/// Counts of all files are added, and their tokens count once.
+/// Counts of all files add up, and no token counts twice.
 #[test]
 fn counts_add_up() {
     let fixture = Fixture::new();
@@ -230,178 +288,88 @@ fn counts_add_up() {
     let set = fixture.set(&["1", "2"]).unwrap();
     assert_eq!(set.counts("tokens").unwrap().counts(), [0, 2, 0, 14]);
     assert_eq!((set.counts("a"), set.content().rows("tokens"), set.bytes("tokens")), (None, 16, 64));
-    assert!(set.read("tokens").unwrap_err().to_string().contains("expected sums over rows, found counts"));
+    let problem = set.read("tokens").unwrap_err();
+    expect![[r#"
+        Data: 1: tensor "tokens": expected sums of rows, found token counts
+    "#]]
+    .assert_eq(&shown(&problem.into(), fixture.folder.path()));
     write(&fixture.path("merged"), set.content(), &|site| set.sums(site)).unwrap();
     assert_eq!(fixture.set(&["merged"]).unwrap().counts("tokens"), set.counts("tokens"));
-    fixture.refused(&["merged", "2"], "rows 0 to 6 of the recording \"s.safetensors\" are counted in");
+    fixture.refused(
+        &["merged", "2"],
+        &expect![[r#"
+            Data: 2: tensor "tokens": rows 0 to 6 of the recording "s.safetensors" are counted twice, also in "merged"
+                help: remove one of the two: every row must count once
+        "#]],
+    );
 
     fixture.write_changed("rows", &[("a", "s", 0..4, 4)], |_| {});
     fixture.write("other", &[("tokens", "t", 0..7, 5)]);
-    fixture.refused(
-        &["1", "other"],
-        "tensor \"tokens\": expected counts of 4 tokens as in the files before, found counts of 5 tokens",
-    );
+    fixture.refused(&["1", "other"], &expect![[r#"
+        Data: other: tensor "tokens": expected counts of 4 tokens as in the files before, found counts of 5 tokens
+    "#]]);
     fixture.write("many", &[("tokens", "t", 0..u64::MAX - 8, 4)]);
-    fixture.refused(&["1", "many"], "are too large to be added: the number of tokens is 1844");
+    fixture.refused(&["1", "many"], &expect![[r#"
+        Data: many: tensor "tokens": the sum of its counts and those of other files is too large: the number of tokens is 18446744073709552000, but must be below 2^64
+    "#]]);
 }
 
-/// A file of rows is of the version that readers before counts know; one of counts they refuse. A site has either.
+/// Files of rows have version 1, which older readers accept. Files with token counts have version 2. A site has either rows or counts.
 #[test]
-fn files_of_counts_are_of_another_version() {
+fn files_with_counts_have_another_version() {
     assert!(text_of(&content_of(&[("s", "r", 0..4, 2)])).contains("\"version\":1"));
     let mut content = content_of(&[("s", "r", 0..4, 2)]);
     content.sites.get_mut("s").unwrap().counts = true;
     let text = text_of(&content);
     assert!(text.contains("\"version\":2") && text.contains("\"counts\":true"), "{text}");
-    let refused = |text: &str, stored: &[Stored], words: &str| {
-        let problem = with_tensors(Some(text.into()), stored).map(|_| ()).expect_err(words);
-        assert!(problem.to_string().contains(words), "expected {words:?} in: {problem}");
+    let refused = |text: &str, stored: &[Stored], expected: &Expect| {
+        let problem = with_tensors(Some(text.into()), stored).unwrap_err();
+        expected.assert_eq(&shown(&problem.into(), Path::new("-")));
     };
     assert!(with_tensors(Some(text.clone()), &[Stored::Counts]).is_ok());
-    let both = "expected the 1 tensors of its sites, found 2 tensors";
-    refused(&text, &[Stored::Counts, Stored::Gram], both);
-    refused(&text, &ROWS, "tensor \"s/counts\": expected U64 of shape [2], found no such tensor");
+    refused(
+        &text,
+        &[Stored::Counts, Stored::Gram],
+        &expect![[r#"
+            Data: x.safetensors: expected 1 tensors for its sites, found 2
+        "#]],
+    );
+    refused(
+        &text,
+        &ROWS,
+        &expect![[r#"
+            Data: x.safetensors: tensor "s/counts": expected U64 of shape [2], found no tensor
+        "#]],
+    );
     refused(
         &text.replace("\"width\":2", "\"width\":20000000"),
         &[Stored::Counts],
-        "expected counts of at most 16777216 tokens, found 20000000",
+        &expect![[r#"
+        Data: x.safetensors: tensor "s": expected counts of at most 16777216 tokens, found 20000000
+    "#]],
     );
     let rows = text_of(&content_of(&[("s", "r", 0..4, 2)]));
-    refused(&rows, &[Stored::Counts], "tensor \"s/count\": expected U64 of shape [], found no such tensor");
+    refused(
+        &rows,
+        &[Stored::Counts],
+        &expect![[r#"
+            Data: x.safetensors: tensor "s/count": expected U64 of shape [], found no tensor
+        "#]],
+    );
 
-    // Of another format.
+    // A tensor of another format.
     let tensor = ("s/counts".to_owned(), ("I64".to_owned(), vec![2], vec![0; 16]));
     let metadata = [(METADATA.to_owned(), text)].into();
     let mut bytes = Vec::new();
     safetensors::write(&mut bytes, &metadata, &[tensor].into()).unwrap();
     let problem = MomentsFile::from_source(Source::from_bytes("x", bytes)).unwrap_err();
-    assert!(problem.to_string().contains("expected U64 of shape [2], found \"I64\""), "{problem}");
+    expect![[r#"x: tensor "s/counts": expected U64 of shape [2], found "I64" of shape [2]"#]]
+        .assert_eq(&problem.to_string());
 }
 
-/// Parts come in their order, whatever that of their files, and only when all are there.
+/// Sums of rows far from zero keep their covariance in files. Files of recordings with different means add up.
 #[test]
-fn parts_are_put_in_order_and_must_be_complete() {
-    let fixture = Fixture::new();
-    let part = |name: &str, index: u64, count: u64, whole: &str| {
-        let entries: &[Entry<'_>] = &[("a", "r", 10 * index..10 * index + 10, 2)];
-        // The last part has no rows, as happens where there are more parts than blocks.
-        let entries = if index == 2 { &[] } else { entries };
-        let part = Part { index, count, whole: whole.into() };
-        fixture.write_changed(name, entries, |content| content.part = Some(part.clone()));
-    };
-    for index in 0..3 {
-        part(&format!("{index}.moments.safetensors"), index, 3, "whole");
-    }
-    let name =
-        |index: usize| ["0.moments.safetensors", "1.moments.safetensors", "2.moments.safetensors"][index];
-    let forwards = fixture.set(&[name(0), name(1), name(2)]).unwrap();
-    let backwards = fixture.set(&[name(2), name(1), name(0)]).unwrap();
-    let mut sum = moments(10, 2, 0);
-    sum.merge(&moments(10, 2, 10)).unwrap();
-    assert_eq!(forwards.read("a").unwrap(), sum);
-    assert_eq!(backwards.read("a").unwrap(), sum);
-    assert_eq!((forwards.content().part.clone(), forwards.content().rows("a")), (None, 20));
-    assert_eq!(fixture.set(&[""]).unwrap().read("a").unwrap(), sum, "found in the folder");
-
-    fixture.refused(&[name(1)], "of its 3 parts, counted from 0, 2 are missing: 0, 2");
-    fixture.refused(&[name(0), name(2)], "of its 3 parts, counted from 0, 1 is missing: 1");
-    fixture.refused(&[name(0), name(0), name(1)], "part 0 of 3 is given twice, also as");
-    fixture.write("whole", &[("a", "s", 0..4, 2)]);
-    fixture.refused(&["whole", name(0)], "whole: expected a part of the measurement of");
-    part("other", 1, 3, "other");
-    fixture.refused(&[name(0), "other", name(2)], "found one of another");
-    part("more", 1, 4, "whole");
-    fixture.refused(&[name(0), "more", name(2)], "found one of another");
-    part("many", 0, 20, "whole");
-    fixture.refused(&["many"], "8, 9, 10, and 9 more");
-    part("countless", 0, u64::MAX, "whole");
-    fixture.refused(&["countless"], "18446744073709551614 are missing: 1, 2,");
-    fs::create_dir(fixture.path("empty")).unwrap();
-    fixture.refused(
-        &["empty"],
-        "expected files whose names end in .moments.safetensors in the folder, found none",
-    );
-}
-
-#[test]
-fn foreign_newer_and_contradictory_files_are_refused() {
-    let content = content_of(&[("s", "r", 0..4, 2)]);
-    let text = text_of(&content);
-    assert!(with_metadata(Some(text.clone())).is_ok());
-    let refused = |text: Option<String>, words: &str| {
-        let problem = with_metadata(text).map(|_| ()).expect_err(words);
-        assert!(problem.to_string().contains(words), "expected {words:?} in: {problem}");
-        assert!(problem.to_string().starts_with("x.safetensors: "), "{problem}");
-        assert_eq!(problem.category(), Category::Data);
-    };
-    let replaced = |from: &str, to: &str| {
-        assert!(text.contains(from), "{from} in {text}");
-        Some(text.replace(from, to))
-    };
-    refused(
-        replaced("}]}", "}],\"part\":{\"index\":2,\"count\":2,\"whole\":\"\"}}"),
-        "expected a part below 2, found part 2",
-    );
-    refused(None, "without the metadata of one");
-    refused(Some("[]".into()), "is not that of a moments file");
-    refused(replaced("\"moments\"", "\"activations\""), "found one of \"activations\"");
-    refused(
-        replaced("\"version\":1", "\"version\":3"),
-        "expected version 2 of the moments file or an older one, found 3",
-    );
-    refused(replaced("\"f32\"", "\"f8\""), "unknown variant `f8`");
-    refused(replaced("\"bytes\"", "\"size\""), "unknown field `size`");
-    refused(replaced("\"s\":[[0,4]]", "\"s\":[[0,4]],\"s\":[[0,4]]"), "duplicate key \"s\"");
-    refused(replaced("[[0,4]]", "[[4,0]]"), "ranges of rows must ascend");
-    refused(replaced("[[0,4]]", "[]"), "tensor \"s\": expected rows of this site in its sources, found none");
-    refused(
-        replaced("\"s\":[[0,4]]", "\"s\":[[0,4]],\"t\":[[0,1]]"),
-        "rows of the site \"t\", which it does not hold",
-    );
-    refused(
-        replaced("\"width\":2", "\"width\":0"),
-        "expected a width of at least 1 that fits in memory, found 0",
-    );
-    refused(
-        replaced("\"width\":2", "\"width\":3"),
-        "tensor \"s/sum\": expected F64 of shape [3], found \"F64\" of shape [2]",
-    );
-    refused(replaced("[\"s.q\",\"s.v\"]", "[]"), "expected at least one module");
-    refused(Some(text_of(&content_of(&[]))), "expected the 0 tensors of its sites, found 4 tensors");
-    refused(
-        Some(text_of(&content_of(&[("t", "r", 0..4, 2)]))),
-        "tensor \"t/count\": expected U64 of shape [], found no such tensor",
-    );
-}
-
-#[test]
-fn sums_that_are_not_what_they_were_are_refused() {
-    let fixture = Fixture::new();
-    let file = fixture.write("m", &[("a", "r", 0..4, 2)]);
-    assert!(file.read("b").unwrap_err().to_string().contains("tensor \"b\": expected this site, found none"));
-    let file = fixture.write_changed("m", &[("a", "r", 0..4, 2)], |content| {
-        content.sites.get_mut("a").unwrap().skipped_rows = 1;
-    });
-    let problem = file.read("a").unwrap_err();
-    assert!(
-        problem.to_string().contains("expected the 4 rows of its sources, found 4 and 1 skipped ones"),
-        "{problem}"
-    );
-    let damaged = |value: f64| {
-        let mut bytes = fs::read(fixture.path("m")).unwrap();
-        let offset = file.tensors["a/sum"].offset as usize;
-        bytes[offset..offset + 8].copy_from_slice(&value.to_le_bytes());
-        MomentsFile::from_source(Source::from_bytes("m", bytes)).unwrap().read("a").unwrap_err().to_string()
-    };
-    assert!(damaged(1.0).contains("tensor \"a\": its sums are not those that were written"));
-    assert!(
-        damaged(f64::NAN).contains("tensor \"a\": a sum over activations holds a value that is not finite")
-    );
-}
-
-/// Sums of rows far from zero keep their covariance in files, and files of recordings with different means add up.
-#[test]
-fn covariances_survive_files_and_their_merging() {
+fn covariances_are_exact_after_writing_and_merging() {
     const ROWS: usize = 1500;
     const WIDTH: usize = 6;
     let fixture = Fixture::new();

@@ -1,21 +1,21 @@
-//! Writing: one site in memory at a time.
+//! The writer of moments files. It needs the sums of one site in memory at a time.
 
-use super::{Content, METADATA, SiteSums, Stored};
+use super::stored::Stored;
+use super::{Content, METADATA, SiteSums};
 use crate::storage::safetensors::Layout;
 use crate::storage::{AtomicFile, Problem, StagedFile};
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::Path;
 
-/// Writes a moments file. `sums` gives those of a site, and is asked twice for each of them.
+/// Writes a moments file. `sums` returns the sums of a site, and is called twice for each site.
 ///
-/// The same content and sums give the same bytes. The file is absent, old or complete, whatever happens.
+/// The same content and sums give the same bytes. The file is replaced atomically.
 ///
 /// # Errors
-/// What `sums` returns, and I/O problems of writing.
+/// The errors of `sums`, and I/O problems of writing.
 ///
 /// # Panics
-/// If the sums of a site are of another width or kind than the content says.
+/// If the width or the kind of a site's sums differs from the content.
 pub fn write<'a>(
     path: &Path,
     content: &Content,
@@ -24,7 +24,7 @@ pub fn write<'a>(
     stage(path, content, sums)?.commit()
 }
 
-/// As [`write()`] up to the point where the file comes into its place.
+/// As [`write()`], but the file is not yet moved to its place.
 ///
 /// # Errors
 /// As [`write()`].
@@ -39,12 +39,12 @@ pub fn stage<'a>(
     let mut hashes = BTreeMap::new();
     let mut shapes = BTreeMap::new();
     let mut owners = BTreeMap::new();
-    // Small, and the maxima are far from the other sums of their site in the file, where wider numbers come first.
+    // These tensors are small, and the maxima are far from the other sums of their site in the file, because wider numbers come first.
     let mut small = BTreeMap::new();
     for (site, measured) in &content.sites {
         let sums = sums(site)?;
         let (width, counts) = (measured.width, measured.counts);
-        assert_eq!((sums.width(), sums.are_counts()), (width, counts), "width and kind of site {site:?}");
+        assert_eq!((sums.width(), sums.0.is_tokens()), (width, counts), "width and kind of site {site:?}");
         hashes.insert(site.as_str(), sums.hash());
         for &stored in Stored::of(measured) {
             let name = stored.tensor(site);
@@ -58,24 +58,21 @@ pub fn stage<'a>(
     let metadata = BTreeMap::from([(METADATA.to_owned(), content.to_text(&hashes))]);
     let layout = Layout::new(&metadata, &shapes);
     let mut file = AtomicFile::create(path)?;
-    let mut put = |bytes: &[u8]| {
-        file.write_all(bytes).map_err(|error| Problem::io("cannot write", &error).in_file(path))
-    };
-    put(layout.header())?;
+    file.put(layout.header())?;
     let mut current: Option<(&str, SiteSums<'_>)> = None;
     for tensor in layout.in_file_order() {
         if let Some(bytes) = small.get(tensor) {
-            put(bytes)?;
+            file.put(bytes)?;
             continue;
         }
         let (site, stored) = owners[tensor];
-        // Another site goes before the next one comes.
+        // The sums of the previous site are dropped before the next ones are read.
         let known = current.take().filter(|(name, _)| *name == site);
         let (_, sums) = current.insert(match known {
             Some(known) => known,
             None => (site, sums(site)?),
         });
-        put(&sums.bytes(stored))?;
+        file.put(&sums.bytes(stored))?;
     }
     file.stage()
 }

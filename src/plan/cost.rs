@@ -1,61 +1,61 @@
-//! Memory and work, estimated from the shapes.
+//! Estimates of memory and work from the shapes.
 //!
-//! A run holds, in bytes,
+//! The memory of a run, in bytes:
 //!
-//! | what | bytes |
+//! | part | bytes |
 //! |---|---|
-//! | moments of a kind of activations | [`Moments::memory`] of the width, of twice the width when rows are paired, and of its rows two blocks as read and one as packed, of pairs another as differences; where rows are unfolded, an image |
-//! | basis of a site | [`Basis::memory`], of an embedding [`Basis::memory_of_tokens`] |
+//! | moments of one kind of activations | [`Moments::memory`] of the width (twice the width for pairs), two blocks of rows as read and one packed; one more block of differences for pairs; one image for unfolded rows |
+//! | computations of a site without its weights | [`Options::site_memory`] |
 //! | weight of a layer `m × d` | as stored, and `4 · m d` |
 //! | decomposition of a layer | [`Options::memory`] |
-//! | components of a layer | `4 · k (m + d)` for the `k` that are computed |
-//! | writing | the components of all layers twice; four times with [`Start::Residual`] |
+//! | components of a layer | `4 · k (m + d)` for `k` computed components |
+//! | writing | twice the components of all layers; four times with [`Start::Residual`] |
 //!
-//! Narrow sites are in memory side by side, as many as `schedule` allows, wide ones one at a time; of the layers of a site one
-//! weight is; the components of all layers stay.
+//! Several narrow sites are in memory at the same time, as many as `schedule` allows, but only one wide site. Each site holds one
+//! weight at a time. The components of all layers stay in memory.
 //!
-//! Work counts a multiplication and an addition each: `d (d + 1)` for each row that is read, then for each site `12 d³` (and `10 d³` for the
-//! eigendecompositions of the transport) and for each layer `2 m d²`; for the site of an embedding its classes take the place of `d` in the transport, which is
-//! all that is counted of it, and for its layer the products of `k` components with the weight. That is for cntlora; the other methods are counted as
-//! if they did as much for a layer, and `d³` for a site whose activations they look at.
+//! Work counts multiplications and additions: `d (d + 1)` for each row, `12 d³` for each site (and `10 d³` for the eigendecompositions
+//! of the transport), and `2 m d²` for each layer. For the site of an embedding, only the transport counts, with the number of classes
+//! for `d`; for its layer, the products of `k` components with the weight. These numbers are for the method cntlora. The estimate for
+//! other methods is the same for a layer, and `d³` for a site if they read activations.
 
 use super::{PlannedLayer, PlannedSite, SiteRows, Work};
 use crate::activations::Blocks;
 use crate::constraint::Coupling;
 use crate::factors::{LayerShape, Start};
-use crate::method::{Basis, Method, Options};
+use crate::method::{Bytes, Options, SiteSize};
 use crate::moments::Moments;
 use crate::simd::BLOCK_ROWS;
 
-/// What the program itself takes, and …
+/// Memory of the program itself.
 const OVERHEAD: u64 = 80 << 20;
-/// … one part in this many of what is counted, for what is not: the allocator's gaps and the factorizations' scratch.
+/// An additional share, `1 / OVERHEAD_SHARE`, for gaps of the allocator and scratch memory of the factorizations.
 const OVERHEAD_SHARE: u64 = 8;
 
-/// Bytes that a run holds.
+/// Memory of a run, in bytes.
 pub(super) struct Memory {
-    /// For each site that is worked on beside others, from the largest on.
+    /// For each narrow site, in descending order.
     pub(super) narrow: Vec<u64>,
-    /// For the largest of the other sites.
+    /// For the largest wide site.
     pub(super) wide: u64,
-    /// Components of all layers, which stay.
+    /// Components of all layers, which stay in memory.
     pub(super) kept: u64,
-    /// What is held while the adapter is made of them and written.
+    /// Peak while the adapter is made and written.
     pub(super) writing: u64,
 }
 
 impl Memory {
-    /// Of a whole run.
+    /// The memory of a whole run.
     pub(super) fn of_run(sites: &[PlannedSite], options: &Options) -> Self {
         let kept = components_memory(sites.iter().flat_map(|site| &site.layers), options);
-        // The factors are not larger than the components, with which they are in memory first, and beside what is written of them then:
-        // their bytes, or, where the update is taken away, copies for the weights as they are stored, in f64.
+        // The factors are at most as large as the components. They are in memory together with the components first, and then with
+        // the bytes to write, or with f64 copies for the stored weights if the base changes.
         let copies = if options.start == Start::Residual { 4 } else { 2 };
         let sites = sites.iter().map(|site| (site.is_narrow(), site_memory(site, options)));
         Self { kept, writing: kept.saturating_mul(copies), ..Self::of_sites(sites) }
     }
 
-    /// Of measuring the moments of these sites.
+    /// The memory to measure the moments of these sites.
     pub(super) fn of_moments(sites: &[SiteRows]) -> Self {
         let memory = |site: &SiteRows| match site.counts {
             true => site.sums(),
@@ -64,7 +64,7 @@ impl Memory {
         Self::of_sites(sites.iter().map(|site| (site.is_narrow(), memory(site))))
     }
 
-    /// From what each site takes, and whether it is narrow.
+    /// From the memory of each site, and whether it is narrow.
     fn of_sites(sites: impl Iterator<Item = (bool, u64)>) -> Self {
         let (narrow, wide): (Vec<_>, Vec<_>) = sites.partition(|(is_narrow, _)| *is_narrow);
         let mut narrow: Vec<u64> = narrow.into_iter().map(|(_, memory)| memory).collect();
@@ -73,7 +73,7 @@ impl Memory {
         Self { narrow, wide, kept: 0, writing: 0 }
     }
 
-    /// At the peak, with this many narrow sites side by side.
+    /// Peak memory with this number of narrow sites at the same time.
     pub(super) fn peak(&self, side_by_side: usize) -> u64 {
         let narrow = self.narrow.iter().take(side_by_side).copied().fold(0, u64::saturating_add);
         let held = narrow.max(self.wide).saturating_add(self.kept).max(self.writing);
@@ -81,12 +81,12 @@ impl Memory {
     }
 }
 
-/// Blocks of rows, as read and as packed.
+/// Bytes of the blocks of rows, as read and packed.
 fn block_memory(width: u64) -> u64 {
     (8 * Blocks::HELD as u64 + 4) * width * BLOCK_ROWS as u64
 }
 
-/// Bytes of a block of differences and rows side by side.
+/// Bytes of a block of pairs: differences and rows.
 fn pairs_memory(width: u64) -> u64 {
     8 * 2 * width * BLOCK_ROWS as u64
 }
@@ -105,23 +105,24 @@ fn components(layer: &PlannedLayer, options: &Options) -> u64 {
     options.of_part(layer.shape.parts()).components(layer.outputs.min(layer.inputs)) as u64
 }
 
-/// The largest of what the stages of a site hold at a time.
+fn size(site: &PlannedSite) -> SiteSize {
+    SiteSize { width: site.width as u64, classes: site.classes, measured_source: site.source_rows.is_some() }
+}
+
+/// Peak memory of a site over its stages.
 fn site_memory(site: &PlannedSite, options: &Options) -> u64 {
     let width = site.width as u64;
     let measured_source = site.source_rows.is_some();
     let moments = match options.coupling {
-        // Counts of both kinds, as they are kept and as they are read.
+        // Counts of both kinds of activations, in memory and while they are read.
         _ if site.classes.is_some() => 4 * 8 * width,
         _ if !options.method.reads_activations() => 0,
-        // The sides and the change between them are split from the joint moments while those are there.
+        // The joint moments are still in memory while the moments of both sides and the change are split from them.
         Coupling::Paired => 2 * Moments::memory(2 * width) + block_memory(2 * width) + pairs_memory(width),
         _ if measured_source => 2 * Moments::memory(width) + block_memory(width),
         _ => Moments::memory(width) + block_memory(width),
     };
-    let (building, held) = match site.classes {
-        Some(classes) => Basis::memory_of_tokens(width, classes, options, measured_source),
-        None => Basis::memory(width, options, measured_source),
-    };
+    let Bytes { peak: building, held } = options.site_memory(size(site));
     let layer = |layer: &PlannedLayer| {
         let (m, d) = (layer.outputs as u64, layer.inputs as u64);
         let decomposition = options.of_part(layer.shape.parts()).memory(m, d);
@@ -143,14 +144,7 @@ pub(super) fn work(sites: &[PlannedSite], options: &Options) -> Work {
     for site in sites {
         let d = site.classes.map_or(site.width as f64, |classes| classes as f64);
         work.moments += work_of_rows(site.rows_to_read, site.width);
-        let cubes = match (options.method, options.coupling) {
-            (Method::Cntlora, Coupling::Transport) => 22.0,
-            // All else is diagonal.
-            _ if site.classes.is_some() => 0.0,
-            (Method::Cntlora, _) => 12.0,
-            (method, _) => f64::from(u8::from(method.reads_activations())),
-        };
-        work.factors += cubes * d * d * d;
+        work.factors += options.site_work(size(site));
         let of_layer = |layer: &PlannedLayer| {
             let is_embedding = layer.shape == LayerShape::Embedding;
             let side = if is_embedding { components(layer, options) as f64 } else { d };

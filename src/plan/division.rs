@@ -1,44 +1,44 @@
-//! How a run divides over the nodes of a cluster: memory, work, and bytes of the busiest node of each phase.
+//! The division of a run over the nodes of a cluster: memory, work and bytes of the busiest node in each phase.
 //!
-//! Three phases follow each other. **Moments**: every node measures a part of the rows (`cntlora moments --shard`). **Layers**: every node
-//! decomposes the layers of a part of the sites, from the moments of all parts (`cntlora init --moments … --shard`). **Joining**: one node
-//! looks at the spectra of all layers, chooses the ranks and writes the adapter (`cntlora merge`).
+//! There are three phases. **Moments**: each node measures a part of the rows (`cntlora moments --shard`). **Layers**: each node
+//! decomposes the layers of a part of the sites, from the moments of all parts (`cntlora init --moments … --shard`). **Joining**: one
+//! node reads the spectra of all layers, chooses the ranks and writes the adapter (`cntlora merge`).
 
 use super::cost::Memory;
 use super::shard::part_of;
 use super::{Inputs, Plan, PlannedSite, Recording, Shard, SiteRows, cost};
 use crate::activations::Site;
-use crate::moments::{Counts, Moments};
+use crate::moments_file;
 use serde::{Deserialize, Serialize};
 
-/// What the nodes do.
+/// The work of the nodes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Division {
-    /// How many nodes there are, at least one.
+    /// Number of nodes, at least one.
     pub nodes: u64,
-    /// Measuring. All zero where the moments are known.
+    /// Measurement of the moments. Zero if the moments are known.
     pub moments: Share,
-    /// Decomposing.
+    /// Decomposition of the layers.
     pub layers: Share,
-    /// Joining, on one node.
+    /// Joining on one node.
     pub joining: Share,
 }
 
-/// What a node does in a phase: the largest of each figure on any node.
+/// The work of a node in a phase: the maximum of each number over all nodes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Share {
-    /// Bytes that are held at the peak, estimated from the shapes.
+    /// Peak memory in bytes, estimated from the shapes.
     pub memory: u64,
     /// Floating-point operations.
     pub operations: f64,
     /// Bytes read.
     pub read: u64,
-    /// Bytes written, saved progress included, which is removed again.
+    /// Bytes written, including saved progress, which is removed later.
     pub written: u64,
 }
 
 impl Share {
-    /// One after the other.
+    /// The sum of two consecutive shares.
     fn then(self, next: Self) -> Self {
         Self {
             memory: self.memory.max(next.memory),
@@ -48,7 +48,7 @@ impl Share {
         }
     }
 
-    /// The larger of each figure.
+    /// The maximum of each number.
     fn max(self, other: Self) -> Self {
         Self {
             memory: self.memory.max(other.memory),
@@ -60,12 +60,12 @@ impl Share {
 }
 
 impl Division {
-    /// How a planned run divides.
+    /// The division of a planned run.
     pub fn new(plan: &Plan, inputs: &Inputs, nodes: u64) -> Self {
         let nodes = nodes.max(1);
         let shards = || (0..nodes).map(|index| Shard { index, count: nodes });
         let mut moments = Share::default();
-        // Files that hold moments of a site, by the place of the site in the plan.
+        // Number of files with moments of each site of the plan.
         let mut holders = vec![0u64; plan.sites.len()];
         let mut rows = Vec::new();
         for recording in inputs.target.iter().chain(&inputs.source) {
@@ -80,7 +80,7 @@ impl Division {
         }
         for shard in shards() {
             let mut share = Share::default();
-            // One kind of activations after the other.
+            // Fine-tuning and pre-training activations are measured one after the other.
             for sites in &rows {
                 let part = part_of(shard, sites);
                 for (site, holders) in plan.sites.iter().zip(&mut holders) {
@@ -111,18 +111,15 @@ fn measuring(plan: &Plan, part: &[SiteRows]) -> Share {
         memory: Memory::of_moments(part).peak(plan.side_by_side),
         operations: part.iter().map(SiteRows::work).sum(),
         read: part.iter().map(|site| site.bytes).fold(0, u64::saturating_add),
-        // Once as progress, and once in the file.
+        // Saved progress, and the output file.
         written: sums.saturating_mul(2),
     }
 }
 
-/// `part` says of each site how many files hold moments of it.
+/// `part` contains the number of files with moments for each site.
 fn decomposing(plan: &Plan, part: &[(&PlannedSite, u64)]) -> Share {
     let sites: Vec<PlannedSite> = part.iter().map(|(site, _)| (*site).clone()).collect();
-    let sums = |site: &PlannedSite| match site.classes {
-        Some(_) => Counts::memory(site.width as u64),
-        None => Moments::memory(site.width as u64),
-    };
+    let sums = |site: &PlannedSite| moments_file::memory(site.width as u64, site.classes.is_some());
     let moments = part.iter().map(|(site, holders)| sums(site).saturating_mul(*holders));
     let layers = || sites.iter().flat_map(|site| &site.layers);
     let weights = layers().map(|layer| (layer.outputs * layer.inputs * layer.element.size()) as u64);
@@ -138,7 +135,7 @@ fn joining(plan: &Plan) -> Share {
     let components = cost::components_memory(plan.layers(), &plan.method);
     let largest = plan.layers().map(|layer| (layer.max_rank * (layer.outputs + layer.inputs)) as u64);
     let factors = 4 * largest.fold(0, u64::saturating_add);
-    // The decomposition of each product is that of its thin factors.
+    // A product is decomposed through its thin factors.
     let operations = plan.layers().map(|layer| {
         let rank = layer.max_rank as f64;
         4.0 * rank * rank * (layer.outputs + layer.inputs) as f64
@@ -148,5 +145,40 @@ fn joining(plan: &Plan) -> Share {
         operations: operations.sum(),
         read: components,
         written: factors,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::plan;
+    use super::super::testing::{Fixture, WIDTH};
+    use super::*;
+
+    /// The parts together do all the work once. The memory of a node does not grow with the number of parts.
+    #[test]
+    fn parts_do_all_the_work_once() {
+        let mut fixture = Fixture::bert();
+        fixture.activations("target", 9000, WIDTH);
+        fixture.request.source = vec![fixture.activations("source", 3000, WIDTH)];
+        let (plan, inputs) = plan(&fixture.request).unwrap();
+        let alone = Division::new(&plan, &inputs, 1);
+        assert_eq!(alone.layers.operations, plan.work.factors);
+        assert_eq!(alone.layers.memory, plan.peak_memory);
+        assert_eq!(alone.moments.operations, plan.work.moments);
+        for nodes in [2, 3, 8] {
+            let division = Division::new(&plan, &inputs, nodes);
+            for (part, whole) in [(division.moments, alone.moments), (division.layers, alone.layers)] {
+                assert!(
+                    part.operations * nodes as f64 >= whole.operations * (1.0 - 1e-12),
+                    "{part:?} of {whole:?}"
+                );
+                assert!(part.operations <= whole.operations && part.memory <= whole.memory);
+            }
+            assert_eq!(division.joining, alone.joining);
+            let mut sites: Vec<_> =
+                (0..nodes).flat_map(|index| plan.sites_of(Shard { index, count: nodes })).collect();
+            sites.sort_by(|a, b| a.name.cmp(&b.name));
+            assert!(sites.into_iter().eq(&plan.sites));
+        }
     }
 }

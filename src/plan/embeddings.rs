@@ -1,14 +1,14 @@
-//! Embeddings: the modules whose activations are counts of tokens.
+//! Embeddings: modules whose activations are token counts.
 
 use super::recording::RecordedSite;
 use super::unfit::Unfit;
 use crate::constraint::{Coupling, token_classes};
 use crate::factors::LayerShape;
-use crate::method::{Method, Options};
+use crate::method::Options;
 use crate::storage::{Checkpoint, Problem, quoted};
 use serde_json::Value;
 
-/// Output features and the way of storing of an embedding, from the shape of its weight and the tokens that were counted.
+/// Output features and layout of an embedding, from the shape of its weight and the number of counted tokens.
 pub(super) fn shape_of(
     module: &str,
     stored: &[u64],
@@ -18,12 +18,12 @@ pub(super) fn shape_of(
     let method = options.method;
     if let Some(reason) = method.reason_against_embeddings() {
         return Err(Unfit::Kind(format!(
-            "it is an embedding, which the method {} does not adapt: {reason}",
+            "it is an embedding, and the method {} does not adapt embeddings: {reason}",
             method.name()
         )));
     }
-    if method == Method::Cntlora && options.coupling == Coupling::Paired {
-        return Err(Unfit::Kind("it is an embedding, and counts of tokens have no pairs".into()));
+    if method.reads_source() && options.coupling == Coupling::Paired {
+        return Err(Unfit::Kind("it is an embedding, and token counts have no pairs".into()));
     }
     let tokens = site.width as u64;
     match *stored {
@@ -36,28 +36,28 @@ pub(super) fn shape_of(
             ))
             .help(format!("record numpy.bincount(ids, minlength={rows})")),
         )),
-        _ => Err(Unfit::Kind(format!("tokens were counted, and its weight has the shape {stored:?}: it is no embedding"))),
+        _ => Err(Unfit::Kind(format!("token counts were recorded, but its weight of shape {stored:?} is not an embedding"))),
     }
 }
 
-/// In how many classes the tokens of a site fall, if it is that of an embedding.
+/// The number of classes of tokens, if the site has token counts.
 pub(super) fn classes(target: &RecordedSite<'_>, source: Option<&RecordedSite<'_>>) -> Option<u64> {
     let source = source.and_then(RecordedSite::counts);
     target.counts().map(|counts| token_classes(counts, source) as u64)
 }
 
-/// Refuses to change the weight of an embedding that the output head of the model shares.
+/// Refuses to change the weight of an embedding that is also the output head of the model.
 ///
 /// # Errors
-/// A usage problem if the configuration says so, or if it says nothing, and the model has an output head but no weight for it.
+/// A usage problem if the configuration ties both, or if it does not mention tying and the model has an output head without a weight.
 pub fn refuse_tied_embedding(checkpoint: &Checkpoint, tensor: &str) -> Result<(), Problem> {
     if !shares_head(checkpoint, tensor) {
         return Ok(());
     }
-    let what = "expected an embedding of its own, found one that is also the output head of the model \
-                (tie_word_embeddings in config.json): a changed base would change both";
+    let what = "this embedding is also the output head of the model (tie_word_embeddings in config.json): a changed \
+                base would change both";
     Err(Problem::usage(what).in_file(checkpoint.path()).in_tensor(tensor).help(
-        "give --residual anchor, which leaves the base as it is, or leave the embedding out with --exclude",
+        "give --residual anchor, which does not change the base, or exclude the embedding with --exclude",
     ))
 }
 
@@ -65,7 +65,7 @@ fn shares_head(checkpoint: &Checkpoint, tensor: &str) -> bool {
     let Some(config) = checkpoint.config() else { return false };
     let inner = config.get("text_config");
     let shape = checkpoint.get(tensor).map(|stored| &stored.tensor.shape);
-    // Tables of positions and of token types have other numbers of rows than the vocabulary.
+    // Tables of positions and of token types have another number of rows than the vocabulary.
     let sizes = [Some(config), inner].into_iter().flatten().filter_map(|config| config.get("vocab_size"));
     let mut sizes = sizes.filter_map(Value::as_u64).peekable();
     let rows = shape.and_then(|shape| shape.first().copied());
@@ -84,7 +84,7 @@ fn shares_head(checkpoint: &Checkpoint, tensor: &str) -> bool {
     }
 }
 
-/// Whether a model has an output head over its vocabulary, by the names of its classes in transformers; `None` if they do not tell.
+/// Returns whether a model has an output head over its vocabulary, from the names of its classes in transformers. `None` if unknown.
 fn has_head(config: &Value) -> Option<bool> {
     const HEADS: [&str; 6] = [
         "ForCausalLM",
@@ -94,7 +94,7 @@ fn has_head(config: &Value) -> Option<bool> {
         "ForPreTraining",
         "DoubleHeadsModel",
     ];
-    /// They end in one of these, and in none of the above.
+    /// Ends of the names of classes without a head.
     const NONE: [&str; 6] =
         ["Model", "Encoder", "Classification", "QuestionAnswering", "MultipleChoice", "Retrieval"];
     let classes = config.get("architectures").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
@@ -108,11 +108,13 @@ fn has_head(config: &Value) -> Option<bool> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::testing::shown;
     use super::*;
     use crate::storage::{Access, safetensors};
+    use expect_test::expect;
     use std::fs;
 
-    /// Whether the table `e.weight` is refused beside this configuration and these other tensors of its shape.
+    /// Returns whether the table `e.weight` is refused with this configuration and these other tensors of the same shape.
     fn refused(config: &str, others: &[&str]) -> bool {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("config.json"), config).unwrap();
@@ -124,7 +126,7 @@ mod tests {
         refuse_tied_embedding(&checkpoint, "e.weight").is_err()
     }
 
-    /// What the configuration says decides; where it says nothing, whether a head can be anything but shared.
+    /// The configuration decides. If it does not mention tying, a model with a head but without its weight counts as tied.
     #[test]
     fn shared_heads_are_recognized() {
         assert!(refused(r#"{"tie_word_embeddings":true}"#, &["lm_head.weight"]));
@@ -135,7 +137,7 @@ mod tests {
         assert!(!refused(r#"{"architectures":["BertModel"]}"#, &[]));
     }
 
-    /// Some models are said to share a head that they do not have: only those of transformers that have none are believed not to.
+    /// Some configurations tie a head that the model does not have. Only known classes without a head are accepted.
     #[test]
     fn models_without_a_head_share_none() {
         let tied = |class: &str| {
@@ -155,7 +157,25 @@ mod tests {
         assert!(!refused(r#"{"architectures":["GlmForSequenceClassification"]}"#, &[]));
     }
 
-    /// The table here has three rows.
+    #[test]
+    fn tied_embeddings_have_a_message() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("config.json"), r#"{"tie_word_embeddings":true}"#).unwrap();
+        let tensor = ("e.weight".to_owned(), ("F32".to_owned(), vec![3, 1], vec![0; 12]));
+        let mut file = fs::File::create(folder.path().join("model.safetensors")).unwrap();
+        safetensors::write(&mut file, &Default::default(), &[tensor].into()).unwrap();
+        let checkpoint = Checkpoint::open(folder.path(), Access::Auto).unwrap();
+        let problem = refuse_tied_embedding(&checkpoint, "e.weight").unwrap_err();
+        expect![[r#"
+            Usage: model: tensor "e.weight": this embedding is also the output head of the model (tie_word_embeddings in config.json): a changed base would change both
+                help: give --residual anchor, which does not change the base, or exclude the embedding with --exclude
+        "#]].assert_eq(
+            &shown(&problem.into(), folder.path().parent().unwrap())
+                .replace(&*folder.path().file_name().unwrap().to_string_lossy(), "model"),
+        );
+    }
+
+    /// The table has three rows.
     #[test]
     fn only_the_table_of_the_vocabulary_is_shared() {
         let tied = |sizes: &str| {

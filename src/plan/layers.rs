@@ -1,4 +1,4 @@
-//! Sites, modules and weights put together.
+//! Matches sites, modules and weights.
 
 use super::blocks::Module;
 use super::names::{Names, Unresolved};
@@ -10,19 +10,19 @@ use super::stored::{Stored, locate};
 use super::unfit::Unfit;
 use super::{PlannedLayer, PlannedSite, Skipped, embeddings};
 use crate::constraint::Coupling;
-use crate::factors::{LayerShape, module_and_block};
+use crate::factors::{LayerName, LayerShape};
 use crate::method::Options;
 use crate::storage::{Checkpoint, Piece, Problem, Problems, quoted};
 use std::collections::BTreeMap;
 
-/// What was found of the layers.
+/// The result of [`find`].
 #[derive(Default)]
 pub(super) struct Found {
     /// The sites with at least one layer that can be adapted.
     pub sites: Vec<PlannedSite>,
-    /// Modules that are selected and cannot be adapted.
+    /// Selected modules that cannot be adapted.
     pub skipped: Vec<Skipped>,
-    /// Complaints.
+    /// Problems.
     pub problems: Problems,
 }
 
@@ -38,29 +38,28 @@ pub(super) fn find(
     let recorded = sites.iter().flat_map(|site| site.modules).map(String::as_str);
     let names = Names::new(checkpoint.names(), recorded, renames);
     let mut found = Found::default();
-    let mut readers: BTreeMap<Vec<Piece>, Vec<String>> = BTreeMap::new();
+    let mut readers: BTreeMap<Vec<Piece>, Vec<LayerName>> = BTreeMap::new();
     for site in sites {
         let mut layers = Vec::new();
         for module in site.modules.iter().filter(|module| selector.selects(module)) {
-            let (stored, block) = match locate_block(&names, module) {
+            let (stored, name) = match locate_layer(&names, module) {
                 Ok(found) => found,
                 Err(unresolved) => {
                     found.problems.push(unresolved.problem(module, &names).in_file(checkpoint.path()));
                     continue;
                 }
             };
-            let whole = block.and(module_and_block(module)).map_or(module.as_str(), |(parent, _)| parent);
-            match (Module { name: whole, checkpoint, site, options }).layers(&stored) {
+            match (Module { name: &name.module, checkpoint, site, options }).layers(&stored) {
                 Ok(blocks) => {
-                    let meant = |layer: &PlannedLayer| block.is_none() || layer.module == *module;
-                    layers.extend(blocks.into_iter().filter(meant));
+                    let is_recorded = |layer: &PlannedLayer| name.block.is_none() || layer.name == name;
+                    layers.extend(blocks.into_iter().filter(is_recorded));
                 }
                 Err(Unfit::Wrong(problem)) => found.problems.push(problem),
-                Err(Unfit::Kind(reason)) => leave_out(module, reason, selector, checkpoint, &mut found),
+                Err(Unfit::Kind(reason)) => skip(module, reason, selector, checkpoint, &mut found),
             }
         }
         for layer in &layers {
-            readers.entry(layer.weight.clone()).or_default().push(layer.module.clone());
+            readers.entry(layer.weight.clone()).or_default().push(layer.name.clone());
         }
         if !layers.is_empty() {
             let read = options.method.reads_activations();
@@ -84,25 +83,25 @@ pub(super) fn find(
     }
     complete_experts(selector, checkpoint, &mut found);
     if checkpoint.config().is_none() {
-        complain_of_squares(checkpoint, &mut found);
+        refuse_ambiguous_squares(checkpoint, &mut found);
     }
     for (weight, modules) in readers.into_iter().filter(|(_, modules)| modules.len() > 1) {
         let what = format!(
-            "expected one module for each weight, found that {} share it; tied weights cannot be adapted one by one",
-            list(modules.iter().map(String::as_str))
+            "the modules {} share one weight; tied weights cannot be adapted separately",
+            list(modules)
         );
         found.problems.push(
             Problem::data(what)
                 .in_file(checkpoint.path())
                 .in_tensor(&weight[0].tensor)
-                .help("leave all but one out with --exclude, or correct the names with --rename"),
+                .help("exclude all but one with --exclude, or correct the names with --rename"),
         );
     }
     found
 }
 
-/// Beside weights that are stored transposed, a square one may be either.
-fn complain_of_squares(checkpoint: &Checkpoint, found: &mut Found) {
+/// Refuses square weights beside weights that are stored transposed, if no configuration tells the layout of the square ones.
+fn refuse_ambiguous_squares(checkpoint: &Checkpoint, found: &mut Found) {
     let layers = || found.sites.iter().flat_map(|site| &site.layers);
     if !layers().any(|layer| layer.shape == LayerShape::Transposed) {
         return;
@@ -112,64 +111,61 @@ fn complain_of_squares(checkpoint: &Checkpoint, found: &mut Found) {
         .filter(square)
         .map(|layer| {
             Problem::data(format!(
-                "module {}: expected config.json beside the weights, because other weights are stored as [input, output] \
-                 features and this one is square, found none",
-                quoted(&layer.module)
+                "module {}: no config.json beside the weights, and the layout of this square weight is ambiguous, because other \
+                 weights are stored as [inputs, outputs]",
+                quoted(&layer.name.to_string())
             ))
             .in_file(checkpoint.path())
             .in_tensor(&layer.tensors())
-            .help("put the model's config.json there, or leave this layer out with --exclude")
+            .help("put the config.json of the model there, or exclude this layer with --exclude")
         })
         .collect();
     problems.into_iter().for_each(|problem| found.problems.push(problem));
 }
 
-/// Where the weight of a module is, and which of its blocks is meant, if it is one of them.
-fn locate_block<'a>(names: &Names<'a>, module: &str) -> Result<(Stored<'a>, Option<usize>), Unresolved<'a>> {
-    let unresolved = match locate(names, module) {
-        Ok(stored) => return Ok((stored, None)),
+/// Finds the weight of a recorded module. If no weight has this name, the name may be that of one expert: a module and a number.
+fn locate_layer<'a>(names: &Names<'a>, recorded: &str) -> Result<(Stored<'a>, LayerName), Unresolved<'a>> {
+    let unresolved = match locate(names, recorded) {
+        Ok(stored) => return Ok((stored, LayerName::of_module(recorded))),
         Err(unresolved) => unresolved,
     };
-    match module_and_block(module).and_then(|(parent, block)| Some((locate(names, parent).ok()?, block))) {
-        Some((stored @ (Stored::Parameter(_) | Stored::Experts(_)), block)) => Ok((stored, Some(block))),
+    let expert = block_from_text(recorded);
+    match expert.and_then(|expert| Some((locate(names, &expert.module).ok()?, expert))) {
+        Some((stored @ (Stored::Parameter(_) | Stored::Experts(_)), expert)) => Ok((stored, expert)),
         _ => Err(unresolved),
     }
 }
 
-/// Leaves a module out, or complains where the user names it.
-fn leave_out(
-    module: &str,
-    reason: String,
-    selector: &Selector<'_>,
-    checkpoint: &Checkpoint,
-    found: &mut Found,
-) {
+/// The block that a recording calls `module.number`. `None` for other names, and for numbers with leading zeros or a sign.
+fn block_from_text(text: &str) -> Option<LayerName> {
+    let (module, number) = text.rsplit_once('.')?;
+    let name = LayerName::of_block(module, number.parse().ok()?);
+    (name.to_string() == text).then_some(name)
+}
+
+/// Skips a module. Reports a problem if the user named the module.
+fn skip(module: &str, reason: String, selector: &Selector<'_>, checkpoint: &Checkpoint, found: &mut Found) {
     if !selector.names(module) {
         found.skipped.push(Skipped { name: module.into(), reason });
         return;
     }
     let what = format!("module {} cannot be adapted: {reason}", quoted(module));
     let problem = Problem::data(what).in_file(checkpoint.path());
-    found.problems.push(problem.help("leave it out of --target, or name it to --exclude"));
+    found.problems.push(problem.help("remove it from --target, or add it to --exclude"));
 }
 
-/// Leaves out experts whose siblings were not recorded: PEFT adapts all of them, or none.
+/// Skips modules with some experts that were not recorded: PEFT adapts all experts of a module, or none.
 fn complete_experts(selector: &Selector<'_>, checkpoint: &Checkpoint, found: &mut Found) {
     let mut recorded: BTreeMap<String, (usize, usize)> = BTreeMap::new();
     for layer in found.sites.iter().flat_map(|site| &site.layers) {
-        if let (Some(count), Some((module, _))) = (layer.shape.blocks(), module_and_block(&layer.module)) {
-            recorded.entry(module.into()).or_insert((0, count)).0 += 1;
+        if let Some(count) = layer.shape.blocks() {
+            recorded.entry(layer.name.module.clone()).or_insert((0, count)).0 += 1;
         }
     }
     for (module, (some, all)) in recorded.into_iter().filter(|(_, (some, all))| some < all) {
-        let is_of = |layer: &PlannedLayer| {
-            module_and_block(&layer.module)
-                .is_some_and(|(other, _)| layer.shape.blocks().is_some() && other == module)
-        };
-        found.sites.iter_mut().for_each(|site| site.layers.retain(|layer| !is_of(layer)));
-        let reason =
-            format!("activations of {some} of its {all} experts were recorded, and PEFT adapts all of them");
-        leave_out(&module, reason, selector, checkpoint, found);
+        found.sites.iter_mut().for_each(|site| site.layers.retain(|layer| layer.name.module != module));
+        let reason = format!("only {some} of its {all} experts were recorded, but PEFT adapts all or none");
+        skip(&module, reason, selector, checkpoint, found);
     }
     found.sites.retain(|site| !site.layers.is_empty());
 }
@@ -185,39 +181,189 @@ pub(super) fn check_source(
     let selected = |site: &RecordedSite<'_>| site.modules.iter().any(|module| selector.selects(module));
     for site in target.sites().into_iter().filter(selected) {
         let Some(other) = source.site(site.name) else {
-            let what = format!(
-                "expected the site {} among the pre-training activations, found {} sites without it",
-                quoted(site.name),
-                source.sites().len()
-            );
+            let what = format!("the pre-training activations have no site {}", quoted(site.name));
             problems
                 .push(Problem::data(what).help("record the same sites for --source as for --activations"));
             continue;
         };
         let differ = |what: &str, here: u64, there: u64| {
             Problem::data(format!(
-                "expected {here} {what} as among the fine-tuning activations in {}, found {there}",
+                "expected {here} {what} as in the fine-tuning activations in {}, found {there}",
                 quoted(&site.path.to_string_lossy())
             ))
             .in_file(other.path)
             .in_tensor(site.name)
         };
-        if other.is_of_tokens() != site.is_of_tokens() {
+        if other.recorded.is_tokens() != site.recorded.is_tokens() {
             let kind =
-                |site: &RecordedSite<'_>| if site.is_of_tokens() { "counts of tokens" } else { "rows" };
-            let what = format!(
-                "expected {} as among the fine-tuning activations, found {}",
-                kind(&site),
-                kind(&other)
-            );
+                |site: &RecordedSite<'_>| if site.recorded.is_tokens() { "counts of tokens" } else { "rows" };
+            let what =
+                format!("expected {} as in the fine-tuning activations, found {}", kind(&site), kind(&other));
             problems.push(Problem::data(what).in_file(other.path).in_tensor(site.name));
         } else if other.width != site.width {
             problems.push(differ("numbers per row", site.width as u64, other.width as u64));
         }
-        if coupling == Coupling::Paired && !site.is_of_tokens() && other.rows != site.rows {
+        if coupling == Coupling::Paired && !site.recorded.is_tokens() && other.rows != site.rows {
             problems.push(differ("rows", site.rows, other.rows).help(
-                "paired rows are of the same inputs in the same order; --coupling transport needs no pairs",
+                "paired rows come from the same inputs in the same order; --coupling transport needs no pairs",
             ));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Selection;
+    use super::super::testing::{Fixture, INNER, WIDTH, experts, shapes, write};
+    use super::*;
+    use expect_test::expect;
+
+    #[test]
+    fn names_of_blocks_are_read_from_recordings() {
+        let block = |module: &str, number| Some(LayerName::of_block(module, number));
+        assert_eq!(block_from_text("experts.down_proj.12"), block("experts.down_proj", 12));
+        for text in ["down_proj", "down_proj.", "down_proj.01", "down_proj.+1", "down_proj.x", ""] {
+            assert_eq!(block_from_text(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn problems_of_layers_are_reported_together() {
+        let mut fixture = Fixture::bert();
+        fixture.model(&[
+            ("encoder.layer.0.attention.self.query.weight", "F32", &[INNER, WIDTH + 1]),
+            ("encoder.layer.0.attention.self.keys.weight", "F32", &[WIDTH, WIDTH]),
+            ("a.encoder.layer.0.attention.self.value.weight", "F32", &[WIDTH, WIDTH]),
+            ("b.encoder.layer.0.attention.self.value.weight", "F32", &[WIDTH, WIDTH]),
+            ("encoder.layer.0.intermediate.dense.weight", "F32", &[INNER, WIDTH + 2]),
+        ]);
+        fixture.check_refusal(&expect![[r#"
+            Data: model.safetensors: expected the weight of module "encoder.layer.0.attention.self.key" in the checkpoint, found no match; similar names are "encoder.layer.0.attention.self.keys.weight", "encoder.layer.0.attention.self.query.weight", "a.encoder.layer.0.attention.self.value.weight"
+                help: map the name to the one in the checkpoint with --rename 'REGEX=REPLACEMENT', or exclude the module with --exclude
+            Data: model.safetensors: tensor "encoder.layer.0.attention.self.query.weight": module "encoder.layer.0.attention.self.query" has a weight of shape [10, 7]: expected 7 numbers in each row of site "encoder.layer.0.attention.self.query", found 6
+                help: use the checkpoint that the activations were recorded from, or correct the names with --rename
+            Data: model.safetensors: expected the weight of module "encoder.layer.0.attention.self.value" in the checkpoint, found several matches: "a.encoder.layer.0.attention.self.value.weight", "b.encoder.layer.0.attention.self.value.weight"
+                help: choose one with --rename, for example --rename '^=PREFIX.' for a prefix
+            Data: model.safetensors: tensor "encoder.layer.0.intermediate.dense.weight": module "encoder.layer.0.intermediate.dense" has a weight of shape [10, 8]: expected 8 numbers in each row of site "encoder.layer.0.intermediate.dense", found 6
+                help: use the checkpoint that the activations were recorded from, or correct the names with --rename
+        "#]]);
+        // A rename resolves the ambiguity.
+        fixture.request.renames = vec!["^=b.".parse().unwrap()];
+        fixture.check_refusal(&expect![[r#"
+            Data: model.safetensors: expected the weight of module "encoder.layer.0.attention.self.key" in the checkpoint, found no match; similar names are "encoder.layer.0.attention.self.keys.weight", "b.encoder.layer.0.attention.self.value.weight", "encoder.layer.0.attention.self.query.weight"
+                help: map the name to the one in the checkpoint with --rename 'REGEX=REPLACEMENT', or exclude the module with --exclude
+            Data: model.safetensors: tensor "encoder.layer.0.attention.self.query.weight": module "encoder.layer.0.attention.self.query" has a weight of shape [10, 7]: expected 7 numbers in each row of site "encoder.layer.0.attention.self.query", found 6
+                help: use the checkpoint that the activations were recorded from, or correct the names with --rename
+            Data: model.safetensors: tensor "encoder.layer.0.intermediate.dense.weight": module "encoder.layer.0.intermediate.dense" has a weight of shape [10, 8]: expected 8 numbers in each row of site "encoder.layer.0.intermediate.dense", found 6
+                help: use the checkpoint that the activations were recorded from, or correct the names with --rename
+        "#]]);
+    }
+
+    #[test]
+    fn unsuitable_modules_are_skipped_unless_the_user_names_them() {
+        let mut fixture = Fixture::bert();
+        fixture.model(&[
+            ("encoder.layer.0.attention.self.query.weight", "F32", &[3, INNER, WIDTH]),
+            ("encoder.layer.0.attention.self.key.weight", "F32", &[WIDTH, 1, 1]),
+            ("encoder.layer.0.attention.self.value.weight", "I64", &[WIDTH, WIDTH]),
+            ("encoder.layer.0.intermediate.dense.weight", "F32", &[INNER, WIDTH]),
+        ]);
+        let skipped = fixture.plan().skipped;
+        let reasons: Vec<_> = skipped.iter().map(|skipped| skipped.reason.as_str()).collect();
+        expect![[r#"
+            it is a convolution in 6 groups: its rank must be a multiple of 12 and at most 12, because each group needs an even rank
+            its weight has several matrices, but is not a parameter of fused experts
+            its weight has the format "I64", not F64, F32, F16 or BF16"#]].assert_eq(&reasons.join("\n"));
+        fixture.request.selection.targets = vec!["all-linear".into()];
+        assert_eq!(fixture.plan().skipped, skipped);
+        fixture.request.selection.targets = vec!["key".into(), "dense".into()];
+        fixture.check_refusal(&expect![[r#"
+            Data: model.safetensors: module "encoder.layer.0.attention.self.key" cannot be adapted: it is a convolution in 6 groups: its rank must be a multiple of 12 and at most 12, because each group needs an even rank
+                help: remove it from --target, or add it to --exclude
+        "#]]);
+        fixture.request.selection =
+            Selection { include: vec!["(key|value)$".into()], ..Selection::default() };
+        fixture.check_refusal(&expect![[r#"
+            Data: tensor "encoder.layer.0.attention.self.key": no selected module has a weight that can be adapted: it is a convolution in 6 groups: its rank must be a multiple of 12 and at most 12, because each group needs an even rank
+        "#]]);
+        // Modules that are not selected are not reported.
+        fixture.request.selection =
+            Selection { exclude: vec!["query|key|value".into()], ..Selection::default() };
+        assert!(fixture.plan().skipped.is_empty());
+    }
+
+    #[test]
+    fn tied_weights_are_refused() {
+        let mut fixture = Fixture::bert();
+        fixture.request.renames = vec!["key$=query".parse().unwrap()];
+        fixture.model(&[
+            ("encoder.layer.0.attention.self.query.weight", "F32", &[WIDTH, WIDTH]),
+            ("encoder.layer.0.attention.self.value.weight", "F32", &[WIDTH, WIDTH]),
+            ("encoder.layer.0.intermediate.dense.weight", "F32", &[INNER, WIDTH]),
+        ]);
+        fixture.check_refusal(&expect![[r#"
+            Data: model.safetensors: tensor "encoder.layer.0.attention.self.query.weight": the modules "encoder.layer.0.attention.self.key", "encoder.layer.0.attention.self.query" share one weight; tied weights cannot be adapted separately
+                help: exclude all but one with --exclude, or correct the names with --rename
+        "#]]);
+    }
+
+    #[test]
+    fn source_activations_must_fit() {
+        let mut fixture = Fixture::bert();
+        fixture.request.source = vec![fixture.activations("source", 3, WIDTH)];
+        fixture.request.method.coupling = Coupling::Paired;
+        fixture.check_refusal(&expect![[r#"
+            Data: source.safetensors: tensor "encoder.layer.0.attention.self.query": expected 8 rows as in the fine-tuning activations in "target.safetensors", found 3
+                help: paired rows come from the same inputs in the same order; --coupling transport needs no pairs
+            Data: source.safetensors: tensor "encoder.layer.0.intermediate.dense": expected 16 rows as in the fine-tuning activations in "target.safetensors", found 6
+                help: paired rows come from the same inputs in the same order; --coupling transport needs no pairs
+        "#]]);
+        fixture.activations("source", 8, WIDTH);
+        fixture.plan();
+        fixture.request.method.coupling = Coupling::Uncorrelated;
+        fixture.activations("source", 3, WIDTH + 1);
+        fixture.check_refusal(&expect![[r#"
+            Data: source.safetensors: tensor "encoder.layer.0.attention.self.query": expected 6 numbers per row as in the fine-tuning activations in "target.safetensors", found 7
+            Data: source.safetensors: tensor "encoder.layer.0.intermediate.dense": expected 6 numbers per row as in the fine-tuning activations in "target.safetensors", found 7
+        "#]]);
+        fixture.request.selection.targets = vec!["dense".into()];
+        fixture.check_refusal(&expect![[r#"
+            Data: source.safetensors: tensor "encoder.layer.0.intermediate.dense": expected 6 numbers per row as in the fine-tuning activations in "target.safetensors", found 7
+        "#]]);
+        write(&fixture.request.source[0], None, [("other", "F32", [1, WIDTH].as_slice())]);
+        fixture.check_refusal(&expect![[r#"
+            Data: the pre-training activations have no site "encoder.layer.0.intermediate.dense"
+                help: record the same sites for --source as for --activations
+        "#]]);
+    }
+
+    /// Experts can be recorded separately, each at its own site. PEFT adapts all experts of a module, or none.
+    #[test]
+    fn modules_with_missing_experts_are_skipped() {
+        const NAMES: [&str; 2] =
+            ["layers.0.mlp.experts.gate_up_proj.0", "layers.0.mlp.experts.gate_up_proj.1"];
+        let tensors: [(&str, &[u64]); 5] = [
+            ("layers.0.block_sparse_moe.experts.0.w1.weight", &[5, 6]),
+            ("layers.0.block_sparse_moe.experts.0.w3.weight", &[5, 6]),
+            ("layers.0.block_sparse_moe.experts.1.w1.weight", &[5, 6]),
+            ("layers.0.block_sparse_moe.experts.1.w3.weight", &[5, 6]),
+            ("layers.0.q_proj.weight", &[6, 6]),
+        ];
+        let fixture = experts(&tensors, &NAMES.map(|name| (name, 6)), None);
+        let plan = fixture.plan();
+        let expert = LayerShape::Expert { count: 2, transposed: false };
+        assert_eq!(shapes(&plan), NAMES.map(|name| (name.to_owned(), 10, 6, &expert)));
+        assert_eq!(plan.sites.len(), 2);
+        assert_eq!(
+            plan.sites[1].layers[0].tensors(),
+            "layers.0.block_sparse_moe.experts.1.w1.weight + layers.0.block_sparse_moe.experts.1.w3.weight"
+        );
+
+        let alone = experts(&tensors, &[(NAMES[1], 6), ("layers.0.q_proj", 6)], None);
+        let plan = alone.plan();
+        assert_eq!(shapes(&plan), [("layers.0.q_proj".to_owned(), 6, 6, &LayerShape::Linear)]);
+        assert_eq!(plan.skipped[0].name, "layers.0.mlp.experts.gate_up_proj");
+        let reason = "only 1 of its 2 experts were recorded, but PEFT adapts all or none";
+        assert_eq!(plan.skipped[0].reason, reason);
     }
 }

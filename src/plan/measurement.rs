@@ -1,4 +1,4 @@
-//! What measuring moments is going to do: the sites whose rows are read. Needs no checkpoint.
+//! Plans the measurement of moments. It needs no checkpoint.
 
 use super::cost::Memory;
 use super::options::check_precision;
@@ -6,8 +6,7 @@ use super::select::Selector;
 use super::shard::part_of;
 use super::{Nonfinite, Selection, Shard, cost, is_narrow, schedule};
 use crate::activations::{ActivationSet, Site};
-use crate::moments::{Counts, Moments};
-use crate::moments_file::{MeasuredSource, Part};
+use crate::moments_file::{MeasuredSource, Part, memory};
 use crate::simd::Precision;
 use crate::storage::{Access, Hashing, Problem, Problems, fingerprint};
 use serde::{Deserialize, Serialize};
@@ -16,72 +15,72 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::PathBuf;
 
-/// What a user asks for.
+/// The request of a user.
 #[derive(Clone, Debug)]
 pub struct MeasurementRequest {
     /// Activations: files and folders.
     pub activations: Vec<PathBuf>,
-    /// Which sites: those that one of the selected modules reads, where patterns are searched for in the names of both.
-    /// [`targets`](Selection::targets) is about layers, and has to be empty.
+    /// Selects the sites by the modules that read them. Patterns can also match the name of the site.
+    /// [`targets`](Selection::targets) must be empty, because it selects layers.
     pub selection: Selection,
-    /// What happens to rows with NaN or infinity.
+    /// The treatment of rows with NaN or infinity.
     pub nonfinite: Nonfinite,
-    /// What Gram matrices are computed with.
+    /// Precision of the Gram matrices.
     pub precision: Precision,
-    /// Which part of the work, if not all.
+    /// The part of the work, if it is divided.
     pub shard: Option<Shard>,
-    /// How files are read.
+    /// The way to read files.
     pub access: Access,
-    /// Threads to work with.
+    /// Number of threads.
     pub threads: usize,
-    /// Bytes that the run may hold, if that is limited.
+    /// Memory limit in bytes, if there is one.
     pub max_memory: Option<u64>,
 }
 
-/// What measuring is going to do.
+/// The plan of a measurement.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Measurement {
-    /// The rows that are read, site by site, in order of name.
+    /// The rows to read, for each site, sorted by name.
     pub sites: Vec<SiteRows>,
-    /// Selected sites without rows, in order of name, which are left out.
+    /// Selected sites without rows, sorted by name. They are skipped.
     pub empty: Vec<String>,
-    /// The files that they are read from, in reading order.
+    /// The files to read, in reading order.
     pub sources: Vec<MeasuredSource>,
-    /// Which part of which whole this is, if not all.
+    /// The part of the measurement, if it is divided.
     pub part: Option<Part>,
-    /// What happens to rows with NaN or infinity.
+    /// The treatment of rows with NaN or infinity.
     pub nonfinite: Nonfinite,
-    /// What Gram matrices are computed with.
+    /// Precision of the Gram matrices.
     pub precision: Precision,
-    /// Threads to work with.
+    /// Number of threads.
     pub threads: usize,
-    /// How many narrow sites are worked on side by side.
+    /// Number of narrow sites that are processed at the same time.
     pub side_by_side: usize,
-    /// Bytes that the run will hold at its peak, estimated from the shapes.
+    /// Peak memory in bytes, estimated from the shapes.
     pub peak_memory: u64,
 }
 
-/// Rows of a site that are read.
+/// Rows to read of a site.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SiteRows {
     /// Name of the site.
     pub name: String,
     /// Numbers per row, or tokens of the vocabulary.
     pub width: usize,
-    /// Whether tokens were counted, in place of rows: they are read when the files are opened.
+    /// True if the site has token counts and no rows. Counts are read when the files are opened.
     pub counts: bool,
     /// The modules that read it.
     pub modules: Vec<String>,
-    /// Its rows, counted over all files together.
+    /// The range of rows, over all files together.
     pub rows: Range<u64>,
-    /// Their bytes, on average.
+    /// Bytes of these rows, as an average.
     pub bytes: u64,
-    /// Bytes of an image that patches are cut from.
+    /// Bytes of one image, if patches are cut from images.
     pub image_bytes: u64,
 }
 
 impl SiteRows {
-    /// These rows of a site.
+    /// The given rows of a site.
     pub(super) fn of(site: &Site, rows: Range<u64>) -> Self {
         let bytes =
             u128::from(site.bytes()) * u128::from(rows.end - rows.start) / u128::from(site.rows().max(1));
@@ -96,7 +95,7 @@ impl SiteRows {
         }
     }
 
-    /// How many of them are to be read: none of those that are tokens.
+    /// Number of rows to read; 0 for token counts.
     pub fn rows_to_read(&self) -> u64 {
         if self.counts { 0 } else { self.rows.end - self.rows.start }
     }
@@ -108,20 +107,19 @@ impl SiteRows {
 
     /// Bytes of their sums.
     pub(super) fn sums(&self) -> u64 {
-        let width = self.width as u64;
-        if self.counts { Counts::memory(width) } else { Moments::memory(width) }
+        memory(self.width as u64, self.counts)
     }
 
-    /// Whether this site is worked on beside others, on one thread.
+    /// Returns whether this site is processed on one thread beside other sites.
     pub fn is_narrow(&self) -> bool {
         is_narrow(self.width)
     }
 }
 
-/// Opens the activations, checks everything that headers and options can tell, and plans the measurement.
+/// Opens the activations, checks headers and options, and plans the measurement.
 ///
 /// # Errors
-/// All complaints about the options and the files.
+/// All problems of the options and the files together.
 pub fn plan_measurement(request: &MeasurementRequest) -> Result<(Measurement, ActivationSet), Problems> {
     let mut problems = Problems::default();
     problems.collect(check_precision(request.precision));
@@ -132,14 +130,14 @@ pub fn plan_measurement(request: &MeasurementRequest) -> Result<(Measurement, Ac
     let selected = set.sites().filter(|site| selector.selects_site(site));
     let (selected, empty): (Vec<&Site>, Vec<&Site>) = selected.partition(|site| site.rows() > 0);
     if selected.is_empty() && !empty.is_empty() {
-        let what = "expected at least one row of the selected sites, found none";
+        let what = "the selected sites have no rows";
         problems.push(Problem::data(what).help("select other sites with --include and --exclude"));
     } else if selected.is_empty() {
         let what = format!(
-            "nothing is selected: --include and --exclude leave out all {} sites",
+            "no site is selected: --include and --exclude together exclude all {} sites",
             set.sites().count()
         );
-        problems.push(Problem::usage(what).help("loosen one of them"));
+        problems.push(Problem::usage(what).help("relax one of them"));
     }
     let all: Vec<SiteRows> = selected.iter().map(|site| SiteRows::of(site, 0..site.rows())).collect();
     let memory = Memory::of_moments(&all);
@@ -176,7 +174,7 @@ fn fingerprints(set: &ActivationSet) -> Result<Vec<String>, Problems> {
     problems.or_ok(fingerprints)
 }
 
-/// What tells the cut of one measurement from that of another: its rows, its options and the number of parts.
+/// Identifies a divided measurement: a hash of its rows, its options and the number of parts.
 fn identity(
     request: &MeasurementRequest,
     sites: &[SiteRows],
@@ -191,7 +189,7 @@ fn identity(
     hashing.finish()
 }
 
-/// The files that rows are read from, and which rows of each.
+/// The files, and the rows to read of each.
 fn sources(set: &ActivationSet, sites: &[SiteRows], fingerprints: &[String]) -> Vec<MeasuredSource> {
     let mut rows = vec![BTreeMap::new(); set.files().len()];
     for SiteRows { name, rows: read, .. } in sites {
@@ -208,12 +206,14 @@ fn sources(set: &ActivationSet, sites: &[SiteRows], fingerprints: &[String]) -> 
 
 #[cfg(test)]
 mod tests {
+    use super::super::testing::shown;
     use super::*;
     use crate::storage::safetensors;
+    use expect_test::expect;
     use std::fs::File;
     use std::path::Path;
 
-    /// Two sites, of which the first is shared by two modules, and one that is named after its module.
+    /// A site with two modules, and a site with the name of its module.
     fn write(path: &Path, rows: u64) {
         let tensor = |width: u64| ("F32".to_owned(), vec![rows, width], vec![0; (4 * rows * width) as usize]);
         let sites = r#"{"format":"activations","version":1,"sites":{"0.in":["0.q","0.k"]}}"#;
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn sites_are_selected_by_their_name_and_by_their_modules() {
+    fn patterns_select_sites_by_site_and_module_names() {
         let folder = tempfile::tempdir().unwrap();
         write(&folder.path().join("a.safetensors"), 5);
         let selected = |include: &[&str], exclude: &[&str]| {
@@ -250,14 +250,29 @@ mod tests {
         assert_eq!(selected(&[], &["k"]).unwrap(), ["0.in", "0.out"], "the other module still needs it");
         assert_eq!(selected(&[], &["k", "q"]).unwrap(), ["0.out"]);
         assert_eq!(selected(&[], &["in"]).unwrap(), ["0.out"]);
-        let problems = selected(&["k"], &["in"]).unwrap_err();
-        assert!(problems.to_string().contains("--include and --exclude leave out all 2 sites"), "{problems}");
-        assert_eq!(selected(&["("], &["["]).unwrap_err().0.len(), 2);
+        let refused = |include: &[&str], exclude: &[&str]| {
+            shown(&selected(include, exclude).unwrap_err(), folder.path())
+        };
+        expect![[r#"
+            Usage: no site is selected: --include and --exclude together exclude all 2 sites
+                help: relax one of them
+            Usage: --include: "(" is not a regular expression: unclosed group
+                help: write a backslash before a literal dot or bracket
+            Usage: --exclude: "[" is not a regular expression: unclosed character class
+                help: write a backslash before a literal dot or bracket
+        "#]]
+        .assert_eq(&(refused(&["k"], &["in"]) + &refused(&["("], &["["])));
+        write(&folder.path().join("a.safetensors"), 0);
+        expect![[r#"
+            Data: a.safetensors: tensor "0.in": this site has no rows in any file
+            Data: a.safetensors: tensor "0.out": this site has no rows in any file
+        "#]]
+        .assert_eq(&refused(&[], &[]));
     }
 
-    /// An image of a million numbers, of which few patches are cut, is held all the same.
+    /// The whole image is in memory, even if only few patches are cut from it.
     #[test]
-    fn images_are_part_of_the_memory() {
+    fn memory_includes_images() {
         let folder = tempfile::tempdir().unwrap();
         let convolutions = r#"{"format":"activations","version":1,"sites":{"conv":["conv"]},"convolutions":
             {"conv":{"kernel":[2,2],"stride":[500,500],"padding":[0,0]}}}"#;
@@ -272,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn sources_know_their_rows() {
+    fn sources_list_their_rows() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
         write(&path("a.safetensors"), 5);

@@ -1,14 +1,14 @@
-//! From the runtime name of a module to the name of its weight in the checkpoint.
+//! Finds the weight of a module in the checkpoint by the module's runtime name.
 //!
-//! They differ when a model was saved with or without a head (`bert.` in front), or when transformers renames modules on
-//! loading. The lookup tries, and takes the first that gives a tensor:
+//! The names differ if the model was saved with or without a head (prefix `bert.`), or if transformers renames modules at load
+//! time. The lookup tries these names in order and takes the first match:
 //!
 //! 1. the name itself, `<module>.weight`;
-//! 2. the user's renames, all applied in order, to a module or to a full tensor name;
-//! 3. a leading part that the checkpoint has and the module lacks, or the other way round;
-//! 4. the renames of [`presets`].
+//! 2. the name after all renames of the user, in order; the result is a module or a full tensor name;
+//! 3. the name with an additional prefix, or without a part of its own prefix;
+//! 4. the names from [`presets`].
 //!
-//! The user's renames come before anything that is guessed, because they are how a wrong guess is mended.
+//! The renames of the user come before all guesses, so that they can correct a wrong guess.
 
 use super::nearest::{list, nearest};
 use super::presets;
@@ -19,9 +19,9 @@ use std::collections::{BTreeMap, BTreeSet};
 /// The tensors of a checkpoint, ready for lookups.
 pub(super) struct Names<'a> {
     tensors: BTreeSet<&'a str>,
-    /// The tensors that end in a dot and the key.
+    /// For each key, the tensors whose names end in a dot and the key.
     by_ending: BTreeMap<&'a str, Vec<&'a str>>,
-    /// The one leading part under which all modules are found that need one.
+    /// The only prefix with which all modules that need a prefix are found.
     common_prefix: Option<&'a str>,
     renames: &'a Renames<'a>,
 }
@@ -29,16 +29,16 @@ pub(super) struct Names<'a> {
 /// Why a module has no tensor.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Unresolved<'a> {
-    /// No tensor fits. This is what it was looked for as, for the names that are nearest: many modules are only tried.
+    /// No tensor matches. Holds the name of the last lookup, for a list of similar names.
     Missing(String),
-    /// Several fit equally well.
+    /// Several tensors match equally well.
     Ambiguous(Vec<&'a str>),
-    /// The user's renames make a name of it that no tensor has.
+    /// The renames of the user make the name too long.
     TooLong,
 }
 
 impl<'a> Names<'a> {
-    /// `modules` are all that were recorded: where a leading part is in doubt, the others decide.
+    /// `modules` are all recorded modules. They determine the prefix where it is ambiguous.
     pub(super) fn new<'m>(
         tensors: impl IntoIterator<Item = &'a str>,
         modules: impl IntoIterator<Item = &'m str>,
@@ -100,7 +100,7 @@ impl<'a> Names<'a> {
         }
     }
 
-    /// The tensor that has the name of a parameter, which no module has to itself.
+    /// The tensor with the name of a parameter, without `.weight`.
     pub(super) fn parameter(&self, name: &str) -> Result<Option<&'a str>, Unresolved<'a>> {
         match self.find_tensor(name)? {
             None => self.find_tensor(&self.renames.apply(name).ok_or(Unresolved::TooLong)?),
@@ -113,7 +113,7 @@ impl<'a> Names<'a> {
         self.find_tensor(&weight(name))
     }
 
-    /// A tensor of a name as it stands, under a leading part, or without some of its own.
+    /// A tensor with this name, with an additional prefix, or without a part of its own prefix.
     fn find_tensor(&self, name: &str) -> Result<Option<&'a str>, Unresolved<'a>> {
         if let Some(tensor) = self.exact(name) {
             return Ok(Some(tensor));
@@ -135,7 +135,7 @@ impl<'a> Names<'a> {
         self.tensors.get(tensor).copied()
     }
 
-    /// The tensors that are `weight` with a leading part before it.
+    /// The tensors whose names are a prefix and `weight`.
     fn longer(&self, weight: &str) -> &[&'a str] {
         self.by_ending.get(weight).map_or(&[], Vec::as_slice)
     }
@@ -146,28 +146,28 @@ fn weight(module: &str) -> String {
 }
 
 impl Unresolved<'_> {
-    /// What to tell the user.
+    /// The problem for the user.
     pub(super) fn problem(&self, module: &str, names: &Names<'_>) -> Problem {
         let expected = format!("expected the weight of module {} in the checkpoint", quoted(module));
         match self {
             Self::Missing(_) if names.tensors.is_empty() => {
-                Problem::data(format!("{expected}, found no tensor at all"))
+                Problem::data(format!("{expected}, but the checkpoint has no tensors"))
             }
             Self::Missing(name) => Problem::data(format!(
-                "{expected}, found none that fits; the nearest names are {}",
+                "{expected}, found no match; similar names are {}",
                 list(nearest(name, names.tensors.iter().copied()))
             ))
-            .help("say how the checkpoint calls it with --rename 'REGEX=REPLACEMENT', or leave it out with --exclude"),
+            .help("map the name to the one in the checkpoint with --rename 'REGEX=REPLACEMENT', or exclude the module with --exclude"),
             Self::Ambiguous(tensors) => Problem::data(format!(
-                "{expected}, found several that fit: {}",
+                "{expected}, found several matches: {}",
                 list(tensors.iter().copied())
             ))
-            .help("say which is meant with --rename, such as --rename '^=PREFIX.' for a leading part"),
+            .help("choose one with --rename, for example --rename '^=PREFIX.' for a prefix"),
             Self::TooLong => Problem::usage(format!(
-                "--rename makes a name of more than {LONGEST} bytes of the module {}",
+                "--rename turns the module {} into a name of more than {LONGEST} bytes",
                 quoted(module)
             ))
-            .help("leave out the rules that repeat what they find"),
+            .help("remove rules that repeat the matched text"),
         }
     }
 }
@@ -175,10 +175,13 @@ impl Unresolved<'_> {
 #[cfg(test)]
 mod tests {
     use super::super::Rename;
+    use super::super::testing::shown;
     use super::*;
+    use expect_test::expect;
     use quickcheck::quickcheck;
+    use std::path::Path;
 
-    /// What each module resolves to, or why it does not.
+    /// The tensor of each module, or the reason why there is none.
     fn resolve(tensors: &[&str], modules: &[&str], renames: &[&str]) -> Vec<Result<String, String>> {
         let renames: Vec<Rename> = renames.iter().map(|rename| rename.parse().unwrap()).collect();
         let renames = Renames::new(&renames).unwrap();
@@ -205,8 +208,8 @@ mod tests {
     }
 
     quickcheck! {
-        /// With a leading part that the modules lack, or lack no more than the checkpoint does, every module finds its own
-        /// weight; and the order of tensors and modules does not matter.
+        /// Every module finds its own weight if only one side has a prefix, or both have the same. The order of tensors and modules
+        /// does not matter.
         fn modules_resolve_to_themselves_under_any_prefix(seeds: Vec<(u8, u8)>, on_disk: u8, at_run_time: u8) -> bool {
             let prefix = |parts: u8| ["", "model.", "model.base."][usize::from(parts % 3)];
             let (on_disk, at_run_time) = (prefix(on_disk), prefix(at_run_time));
@@ -231,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_leading_part_must_be_the_only_one_or_serve_all_modules() {
+    fn prefix_must_be_unique_or_common_to_all_modules() {
         let tensors = ["text.layers.0.q.weight", "text.layers.1.q.weight", "vision.layers.0.q.weight"];
         assert_eq!(
             resolve_one(&tensors, "layers.0.q", &[]).unwrap_err(),
@@ -242,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn only_whole_parts_count_as_leading() {
+    fn prefixes_are_whole_parts_of_names() {
         let missing = resolve_one(&["unq.weight", "q.bias"], "q", &[]).unwrap_err();
         assert_eq!(missing, r#"Missing("q.weight")"#);
         let missing = resolve_one(&["q.weight"], "unq", &[]).unwrap_err();
@@ -250,15 +253,41 @@ mod tests {
     }
 
     #[test]
-    fn renames_come_before_guesses_and_may_name_a_tensor() {
+    fn renames_come_before_guesses_and_can_give_a_tensor_name() {
         let tensors = ["a.q.weight", "b.q.weight", "c.k.weight", "experts.gate_up"];
         assert_eq!(resolve_one(&tensors, "q", &["^=b."]).unwrap(), "b.q.weight");
         assert_eq!(resolve_one(&tensors, "k", &["k=q", "^=a."]).unwrap(), "a.q.weight");
         assert_eq!(resolve_one(&tensors, "gate", &["^gate$=experts.gate_up"]).unwrap(), "experts.gate_up");
         assert_eq!(resolve_one(&tensors, "x.9.y", &[r"x\.(\d)\.y=c.k"]).unwrap(), "c.k.weight");
-        // One that leads nowhere does not stand in the way.
+        // A rename without a match does not prevent other lookups.
         assert_eq!(resolve_one(&tensors, "k", &["k=nowhere"]).unwrap(), "c.k.weight");
-        // The name itself needs no help.
+        // An exact match needs no rename.
         assert_eq!(resolve_one(&tensors, "a.q", &["a=b"]).unwrap(), "a.q.weight");
+    }
+
+    #[test]
+    fn unresolved_modules_have_a_message() {
+        let message = |tensors: &[&'static str], rename: &str| {
+            let rename: Rename = rename.parse().unwrap();
+            let renames = vec![rename; 13];
+            let renames = Renames::new(&renames).unwrap();
+            let names = Names::new(tensors.iter().copied(), ["q"], &renames);
+            shown(&names.resolve("q").unwrap_err().problem("q", &names).into(), Path::new("-"))
+        };
+        let messages = [
+            message(&[], "x=y"),
+            message(&["k.weight"], "x=y"),
+            message(&["a.q.weight", "b.q.weight"], "x=y"),
+            message(&["k.weight"], "^(.*)$=$1$1"),
+        ];
+        expect![[r#"
+            Data: expected the weight of module "q" in the checkpoint, but the checkpoint has no tensors
+            Data: expected the weight of module "q" in the checkpoint, found no match; similar names are "k.weight"
+                help: map the name to the one in the checkpoint with --rename 'REGEX=REPLACEMENT', or exclude the module with --exclude
+            Data: expected the weight of module "q" in the checkpoint, found several matches: "a.q.weight", "b.q.weight"
+                help: choose one with --rename, for example --rename '^=PREFIX.' for a prefix
+            Usage: --rename turns the module "q" into a name of more than 4096 bytes
+                help: remove rules that repeat the matched text
+        "#]].assert_eq(&messages.concat());
     }
 }

@@ -1,21 +1,23 @@
-//! The names nearest to one that was not found, for messages.
+//! The most similar names to a name that was not found, for messages.
 
 use crate::storage::quoted;
+use std::fmt::Display;
+use strsim::levenshtein;
 
-/// How many names a message shows.
+/// Number of names in a message.
 const SHOWN: usize = 3;
 
-/// The few candidates that take the fewest edits to become `name`, nearest first, ties in order of name.
+/// The candidates with the smallest edit distance to `name`, nearest first, ties sorted by name.
 pub(super) fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
-    let name: Vec<char> = name.chars().collect();
+    let length = name.chars().count();
     let mut nearest: Vec<(usize, &str)> = Vec::with_capacity(SHOWN + 1);
     for candidate in candidates {
-        let letters: Vec<char> = candidate.chars().collect();
-        let at_least = letters.len().abs_diff(name.len());
+        // The distance is at least the difference in length. Most candidates of another length need no more work.
+        let at_least = candidate.chars().count().abs_diff(length);
         if nearest.len() == SHOWN && nearest[SHOWN - 1].0 < at_least {
             continue;
         }
-        let entry = (edit_distance(&name, &letters), candidate);
+        let entry = (levenshtein(name, candidate), candidate);
         if let Err(place) = nearest.binary_search(&entry) {
             nearest.insert(place, entry);
             nearest.truncate(SHOWN);
@@ -25,23 +27,8 @@ pub(super) fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a s
 }
 
 /// Names in quotes, separated by commas.
-pub(super) fn list<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
-    names.into_iter().map(quoted).collect::<Vec<_>>().join(", ")
-}
-
-/// Fewest insertions, deletions and substitutions from one to the other (Levenshtein), one row of the table at a time.
-fn edit_distance(a: &[char], b: &[char]) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, from) in a.iter().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, to) in b.iter().enumerate() {
-            let substituted = diagonal + usize::from(from != to);
-            diagonal = row[j + 1];
-            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
+pub(super) fn list(names: impl IntoIterator<Item = impl Display>) -> String {
+    names.into_iter().map(|name| quoted(&name.to_string())).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]
@@ -50,21 +37,11 @@ mod tests {
     use quickcheck::quickcheck;
 
     quickcheck! {
-        /// The distance is a metric, so that "nearest" means something.
-        fn edit_distance_is_a_metric(a: String, b: String, c: String) -> bool {
-            let [a, b, c] = [a, b, c].map(|text| text.chars().take(12).collect::<Vec<_>>());
-            (edit_distance(&a, &b) == 0) == (a == b)
-                && edit_distance(&a, &b) == edit_distance(&b, &a)
-                && edit_distance(&a, &c) <= edit_distance(&a, &b) + edit_distance(&b, &c)
-                && edit_distance(&a, &b) >= a.len().abs_diff(b.len())
-        }
-
-        /// Leaving candidates out by their length alone must not change the answer.
-        fn the_nearest_are_those_of_a_full_sort(name: String, candidates: Vec<String>) -> bool {
-            let letters = |text: &str| text.chars().collect::<Vec<_>>();
+        /// Skipping candidates by their length does not change the result.
+        fn nearest_names_match_a_full_sort(name: String, candidates: Vec<String>) -> bool {
             let mut sorted: Vec<_> = candidates
                 .iter()
-                .map(|candidate| (edit_distance(&letters(&name), &letters(candidate)), candidate.as_str()))
+                .map(|candidate| (levenshtein(&name, candidate), candidate.as_str()))
                 .collect();
             sorted.sort();
             sorted.dedup();

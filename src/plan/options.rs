@@ -1,18 +1,18 @@
-//! The options of the method, on their own and against the layers.
+//! Checks the options of the method, alone and together with the layers.
 
 use super::nearest::list;
 use super::{PlannedLayer, PlannedSite, Recording, Request};
 use crate::constraint::Coupling;
 use crate::error::Error;
-use crate::method::{Method, Options};
+use crate::method::Options;
 use crate::rank::Policy;
 use crate::simd::{Precision, Tier, Unsupported, Workspace};
 use crate::storage::{Problem, Problems};
 
-/// How many layers a message names.
+/// Number of layers in a message.
 const SHOWN: usize = 3;
 
-/// Checks what can be said without any layer.
+/// Checks that need no layers.
 pub(super) fn check_values(options: &Options, has_source: bool, problems: &mut Problems) {
     problems.0.extend(options.complaints().iter().map(|error| {
         let problem = Problem::usage(error.to_string());
@@ -22,37 +22,45 @@ pub(super) fn check_values(options: &Options, has_source: bool, problems: &mut P
             _ => problem,
         }
     }));
-    if options.method != Method::Cntlora && has_source {
-        let what = format!("the method {} does not look at pre-training activations", options.method.name());
-        problems.push(Problem::usage(what).help("leave --source out"));
+    if has_source && !options.method.reads_source() {
+        let what = format!("the method {} does not use pre-training activations", options.method.name());
+        problems.push(Problem::usage(what).help("remove --source"));
     }
-    if options.method == Method::Cntlora && options.coupling == Coupling::Paired && !has_source {
+    if options.method.reads_source() && options.coupling == Coupling::Paired && !has_source {
         problems.push(
-            Problem::usage("the coupling paired needs pre-training activations, row for row")
-                .help("give them with --source, or choose --coupling uncorrelated"),
+            Problem::usage(
+                "the coupling paired needs pre-training activations, one row for each fine-tuning row",
+            )
+            .help("give them with --source, or choose --coupling uncorrelated"),
         );
     }
 }
 
-/// Refuses a precision that this processor does not have.
+/// Refuses a precision that this processor does not support.
 pub(super) fn check_precision(precision: Precision) -> Result<(), Problem> {
-    let refused = |error: Unsupported| Problem::usage(error.to_string()).help("leave out --precision");
-    Workspace::new(Tier::best(), precision).map(drop).map_err(refused)
+    check_precision_of(Tier::best(), precision)
 }
 
-/// Refuses moments where rows are needed.
+fn check_precision_of(tier: Tier, precision: Precision) -> Result<(), Problem> {
+    let refused = |error: Unsupported| Problem::usage(error.to_string()).help("remove --precision");
+    Workspace::new(tier, precision).map(drop).map_err(refused)
+}
+
+/// Refuses moments if the coupling needs rows.
 pub(super) fn check_pairs(request: &Request, problems: &mut Problems) {
     if request.method.coupling == Coupling::Paired
         && !(request.moments.is_empty() && request.source_moments.is_empty())
     {
         problems.push(
-            Problem::usage("the coupling paired needs the rows of both kinds of activations, and cannot start from moments")
-                .help("give the activations with --activations and --source, or choose --coupling uncorrelated"),
+            Problem::usage("the coupling paired needs the rows of both kinds of activations, not moments")
+                .help(
+                    "give the activations with --activations and --source, or choose --coupling uncorrelated",
+                ),
         );
     }
 }
 
-/// Refuses moments that were computed in another precision than the one that is asked for.
+/// Refuses moments of another precision than the requested one.
 pub(super) fn check_moments_precision(recording: &Recording, precision: Precision) -> Result<(), Problem> {
     match recording {
         Recording::Moments(set) if set.content().precision != precision => {
@@ -68,28 +76,28 @@ pub(super) fn check_moments_precision(recording: &Recording, precision: Precisio
     }
 }
 
-/// Refuses sites that headers show to have no rows.
+/// Refuses sites without rows.
 pub(super) fn check_rows(sites: &[PlannedSite], problems: &mut Problems) {
     for site in sites.iter().filter(|site| site.rows == 0 || site.source_rows == Some(0)) {
-        let problem = Problem::data("expected at least one row of this site, found none");
-        problems.push(problem.in_tensor(&site.name).help("leave --strict out to go on without this site"));
+        let problem = Problem::data("this site has no rows");
+        problems.push(problem.in_tensor(&site.name).help("remove --strict to continue without this site"));
     }
 }
 
 /// Checks the rank policy against the layers that were found.
 ///
-/// [`rank`](crate::rank) brings every rank between the limits by itself. A rank that the user names and a layer cannot have is
-/// refused all the same: the user decides what takes its place.
+/// [`rank`](crate::rank) moves every rank into the limits. But an explicit rank that is impossible for a layer is refused, so that the
+/// user chooses another one.
 pub(super) fn check_ranks(options: &Options, sites: &[PlannedSite], problems: &mut Problems) {
     let layers = || sites.iter().flat_map(|site| &site.layers);
     let multiple = options.limits.multiple.max(1);
     match options.ranks {
-        // That an odd rank is refused is said already.
+        // The options report an odd rank themselves.
         Policy::Fixed(rank) if options.has_pairs() && !rank.is_multiple_of(2) => {}
         Policy::Fixed(rank) => {
             let (min, max) = (options.limits.min, options.limits.max);
             if rank > max {
-                // The options complain of it themselves.
+                // The options report it themselves.
                 return;
             }
             if !rank.is_multiple_of(multiple) || rank < min {
@@ -106,7 +114,7 @@ pub(super) fn check_ranks(options: &Options, sites: &[PlannedSite], problems: &m
             }
             let over: Vec<_> = layers().filter(|layer| rank > layer.max_rank).collect();
             if let Some(limit) = over.iter().map(|layer| layer.max_rank).min() {
-                let modules = list(over.iter().take(SHOWN).map(|layer| layer.module.as_str()));
+                let modules = list(over.iter().take(SHOWN).map(|layer| &layer.name));
                 let more = match over.len().saturating_sub(SHOWN) {
                     0 => String::new(),
                     more => format!(" and {more} more"),
@@ -114,11 +122,11 @@ pub(super) fn check_ranks(options: &Options, sites: &[PlannedSite], problems: &m
                 let what = format!("rank {rank} is over the limit of {modules}{more}");
                 problems.push(Problem::usage(what).help(if limit >= options.limits.min.max(1) {
                     format!(
-                        "the largest rank that all layers can have is {limit}: give --rank {limit}, or leave layers out with \
-                         --exclude"
+                        "the largest rank that is possible for all layers is {limit}: give --rank {limit}, or exclude layers \
+                         with --exclude"
                     )
                 } else {
-                    format!("one of them can have {limit} at most: leave it out with --exclude, or change the limits")
+                    format!("the largest rank of one of them is {limit}: exclude it with --exclude, or change the limits")
                 }));
             }
         }
@@ -136,10 +144,113 @@ pub(super) fn check_ranks(options: &Options, sites: &[PlannedSite], problems: &m
             let unit = layers().map(|layer| parameters(layer, step(layer))).min().unwrap_or(0);
             let needed = floor.max(unit);
             if budget < needed {
-                let what = format!("a budget of {budget} parameters does not pay for the least ranks");
+                let what = format!("a budget of {budget} parameters is too small for the smallest ranks");
                 problems.push(Problem::usage(what).help(format!("give --budget={needed} or more")));
             }
         }
         Policy::Energy(_) | Policy::BudgetOfRank(_) | Policy::Shared(_) => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::Fixture;
+    use super::*;
+    use crate::factors::Start;
+    use crate::method::Method;
+    use crate::rank::Limits;
+    use crate::storage::snapshot;
+    use expect_test::expect;
+
+    #[test]
+    fn unused_activations_and_unsupported_precisions_are_refused() {
+        let mut problems = Problems::default();
+        check_values(
+            &Options { method: Method::Lora, start: Start::Zero, ..Options::default() },
+            true,
+            &mut problems,
+        );
+        problems.collect(check_precision_of(Tier::Scalar, Precision::Bf16));
+        expect![[r#"
+            the method lora does not use pre-training activations; help: remove --source
+            this processor has no AVX-512 BF16 instructions, which precision bf16 needs; use precision f32; help: remove --precision
+        "#]].assert_eq(&snapshot(problems));
+    }
+
+    #[test]
+    fn ranks_must_fit_the_layers() {
+        let mut fixture = Fixture::bert();
+        let with = |fixture: &mut Fixture, ranks, min, max, multiple| {
+            fixture.request.method.ranks = ranks;
+            fixture.request.method.limits = Limits { min, max, multiple };
+        };
+        with(&mut fixture, Policy::Fixed(7), 0, 7, 1);
+        fixture.check_refusal(&expect![[r#"
+            Usage: rank 7 is odd, but the mirrored start needs an even rank
+                help: give --rank 6 or 8
+        "#]]);
+        with(&mut fixture, Policy::Fixed(1), 0, 4, 1);
+        fixture.check_refusal(&expect![[r#"
+            Usage: rank 1 is odd, but the mirrored start needs an even rank
+                help: give --rank 2
+        "#]]);
+        with(&mut fixture, Policy::Budget(23), 0, 128, 1);
+        fixture.check_refusal(&expect![[r#"
+            Usage: a budget of 23 parameters is too small for the smallest ranks
+                help: give --budget=24 or more
+        "#]]);
+        fixture.request.method.start = Start::Residual;
+        with(&mut fixture, Policy::Fixed(7), 0, 7, 1);
+        fixture.check_refusal(&expect![[r#"
+            Usage: rank 7 is over the limit of "encoder.layer.0.attention.self.key", "encoder.layer.0.attention.self.query", "encoder.layer.0.attention.self.value" and 1 more
+                help: the largest rank that is possible for all layers is 6: give --rank 6, or exclude layers with --exclude
+        "#]]);
+
+        with(&mut fixture, Policy::Fixed(3), 0, 4, 2);
+        fixture.check_refusal(&expect![[r#"
+            Usage: rank 3 must be from 0 to 4, in steps of 2
+                help: give --rank 2, or change the limits
+        "#]]);
+        // The advice is a valid rank.
+        with(&mut fixture, Policy::Fixed(5), 5, 8, 4);
+        fixture.check_refusal(&expect![[r#"
+            Usage: rank 5 must be from 5 to 8, in steps of 4
+                help: give --rank 8, or change the limits
+        "#]]);
+        with(&mut fixture, Policy::Fixed(3), 0, 3, 4);
+        fixture.check_refusal(&expect![[r#"
+            Usage: rank 3 must be from 0 to 3, in steps of 4
+                help: give --rank 4 and --max-rank 4
+        "#]]);
+        with(&mut fixture, Policy::Fixed(8), 0, 8, 8);
+        fixture.check_refusal(&expect![[r#"
+            Usage: rank 8 is over the limit of "encoder.layer.0.attention.self.key", "encoder.layer.0.attention.self.query", "encoder.layer.0.attention.self.value" and 1 more
+                help: the largest rank of one of them is 0: exclude it with --exclude, or change the limits
+        "#]]);
+        with(&mut fixture, Policy::Fixed(0), 0, 4, 1);
+        fixture.check_refusal(&expect![[r#"
+            Usage: the rank is 0, but must be at least 1
+        "#]]);
+        with(&mut fixture, Policy::Energy(f64::NAN), 0, 128, 1);
+        fixture.check_refusal(&expect![[r#"
+            Usage: the energy share is NaN, but must be above 0 and at most 1
+        "#]]);
+        with(&mut fixture, Policy::Energy(0.9), 5, 4, 1);
+        fixture.check_refusal(&expect![[r#"
+            Usage: the least rank is 5, but must be at most the largest rank
+        "#]]);
+        // The cheapest rank costs 6 + 6 parameters; one for each of the four layers costs 3 · 12 + 16.
+        with(&mut fixture, Policy::Budget(11), 0, 128, 1);
+        fixture.check_refusal(&expect![[r#"
+            Usage: a budget of 11 parameters is too small for the smallest ranks
+                help: give --budget=12 or more
+        "#]]);
+        with(&mut fixture, Policy::Budget(51), 1, 128, 1);
+        fixture.check_refusal(&expect![[r#"
+            Usage: a budget of 51 parameters is too small for the smallest ranks
+                help: give --budget=52 or more
+        "#]]);
+        with(&mut fixture, Policy::Budget(52), 1, 128, 1);
+        assert!(fixture.plan().sites[0].layers.iter().all(|layer| layer.max_rank == 6));
     }
 }

@@ -1,7 +1,7 @@
-//! Renames that transformers 5 makes when it loads a checkpoint, undone: from runtime module names to the names on disk.
+//! Undoes the renames that transformers 5 makes when it loads a checkpoint: from runtime module names to names on disk.
 //!
-//! Source: `conversion_mapping.py` of transformers 5.23. What only gains or loses a leading part there, such as the towers
-//! of CLIP, SigLIP and LLaVA, needs no entry, because the lookup tries leading parts anyway.
+//! Source: `conversion_mapping.py` of transformers 5.23. Models that only gain or lose a
+//! prefix, such as the towers of CLIP, SigLIP and LLaVA, need no entry, because the lookup tries prefixes anyway.
 
 use regex::Regex;
 use std::sync::LazyLock;
@@ -9,7 +9,7 @@ use std::sync::LazyLock;
 /// One family of models: regular expressions and replacements, applied in order.
 type Family = &'static [(&'static str, &'static str)];
 
-/// ViT, DeiT and BEiT; DINOv2, which keeps `encoder.layer` at run time and renames the attention alone.
+/// ViT, DeiT and BEiT; also DINOv2, which keeps `encoder.layer` at run time and renames only the attention.
 const VISION_TRANSFORMERS: Family = &[
     (r"(^|\.)layers\.(\d+)\.", "${1}encoder.layer.${2}."),
     (r"\.attention\.q_proj$", ".attention.attention.query"),
@@ -26,13 +26,13 @@ const LANGUAGE_MODEL_INSIDE: Family = &[(r"^(model\.)?language_model\.", "langua
 /// Qwen2-VL and Qwen2.5-VL.
 const LANGUAGE_MODEL_AT_ROOT: Family = &[(r"^(model\.)?language_model\.", "model.")];
 
-/// The SwiGLU of DINOv2. Its gate and its other half are shares of one tensor, which `stored` knows.
+/// The SwiGLU of DINOv2. The other two weights share one tensor, see `stored`.
 const DINOV2_SWIGLU: Family = &[(r"\.mlp\.down_proj$", ".mlp.weights_out")];
 
-/// Mixtral and MiniMax, whose experts `stored` finds one by one.
+/// Mixtral and MiniMax. `stored` finds their experts one by one.
 const SPARSE_EXPERTS: Family = &[(r"\.mlp\.experts\.", ".block_sparse_moe.experts.")];
 
-/// Towers of CLIP and SigLIP inside other models, as older versions saved them.
+/// Towers of CLIP and SigLIP inside other models, as saved by older versions.
 const VISION_TOWER: Family = &[(r"^(model\.)?vision_tower\.", "vision_tower.vision_model.")];
 
 static COMPILED: LazyLock<Vec<Vec<(Regex, &'static str)>>> = LazyLock::new(|| {
@@ -49,7 +49,7 @@ static COMPILED: LazyLock<Vec<Vec<(Regex, &'static str)>>> = LazyLock::new(|| {
     .into()
 });
 
-/// The names that a module may have on disk, one for each family that renames it.
+/// Possible names of a module on disk, one for each family that renames it.
 pub(super) fn names_on_disk(module: &str) -> impl Iterator<Item = String> {
     COMPILED.iter().filter_map(move |family| {
         let name = super::renames::rename(family, module)?;
@@ -63,7 +63,7 @@ mod tests {
     use super::super::renames::Renames;
     use std::collections::BTreeMap;
 
-    /// Resolves all modules in a checkpoint that has exactly the tensors that they should find.
+    /// Resolves all modules in a checkpoint with exactly the expected tensors.
     #[track_caller]
     fn check(pairs: &[(&str, &str)]) {
         let renames = Renames::new(&[]).unwrap();
@@ -74,10 +74,10 @@ mod tests {
         }
     }
 
-    /// Every linear layer of small models of each family, as transformers itself saves them (`tests/golden/names.py`): each
-    /// finds its own weight, and what no single tensor holds finds none.
+    /// Every linear layer of small models of each family, as saved by transformers (`tests/golden/names.py`). Each layer finds its
+    /// own weight. Layers without a tensor of their own find none.
     #[test]
-    fn names_are_those_that_transformers_saves() {
+    fn names_match_checkpoints_of_transformers() {
         #[derive(serde::Deserialize)]
         #[serde(deny_unknown_fields)]
         struct Family {
@@ -97,7 +97,7 @@ mod tests {
         }
     }
 
-    /// Checkpoints of LLaVA that older versions saved keep the inner name of the tower.
+    /// Older checkpoints of LLaVA contain the inner name of the tower.
     #[test]
     fn towers_inside_other_models() {
         check(&[
@@ -126,9 +126,9 @@ mod tests {
         ]);
     }
 
-    /// The checkpoint of a model with a head serves the model without it, and the other way round.
+    /// A model without a head can use the checkpoint of the model with a head, and vice versa.
     #[test]
-    fn vision_transformers_with_another_leading_part() {
+    fn vision_transformers_with_another_prefix() {
         check(&[
             ("layers.0.attention.q_proj", "deit.encoder.layer.0.attention.attention.query.weight"),
             ("layers.0.attention.o_proj", "deit.encoder.layer.0.attention.output.dense.weight"),

@@ -1,18 +1,18 @@
-//! What was recorded of one kind of activations: the rows themselves, or the moments of them.
+//! A recording of one kind of activations: rows, or their moments.
 
 use super::weights::StandIn;
 use crate::activations::{ActivationSet, Part, Site};
-use crate::moments::Counts;
+use crate::moments::{Counts, RowsOrTokens};
 use crate::moments_file::MomentsSet;
 use crate::storage::{Access, Problems, Source};
 use std::path::{Path, PathBuf};
 
-/// A recording, opened.
+/// An open recording.
 #[derive(Debug)]
 pub enum Recording {
-    /// Rows, to be read.
+    /// Rows to read.
     Activations(ActivationSet),
-    /// Moments that were measured before.
+    /// Moments from an earlier measurement.
     Moments(MomentsSet),
 }
 
@@ -22,54 +22,30 @@ pub(super) struct RecordedSite<'a> {
     pub name: &'a str,
     pub width: usize,
     pub modules: &'a [String],
-    /// Rows that the moments are, or will be, those of.
+    /// Number of rows in the moments, or of rows to add to them.
     pub rows: u64,
-    /// Rows that are still to be read.
+    /// Number of rows to read.
     pub rows_to_read: u64,
     /// Bytes to read.
     pub bytes: u64,
-    /// Bytes of an image that rows are cut from.
+    /// Bytes of one image, if rows are cut from images.
     pub image_bytes: u64,
-    /// What its modules read.
-    pub kind: Kind<'a>,
-    /// A file that holds it.
+    /// The stored parts of its rows; empty if the moments are known, or if the method reads no activations. For the input of an
+    /// embedding, the token counts, if they are known.
+    pub recorded: RowsOrTokens<&'a [Part], Option<&'a Counts>>,
+    /// A file with data of this site.
     pub path: &'a Path,
 }
 
-/// What the modules of a site read.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Kind<'a> {
-    /// Rows, which are stored in these parts; none if their moments are known, or the method does not look at them.
-    Rows(&'a [Part]),
-    /// Tokens: the site is the input of an embedding. How often each was met, unless the method does not look at that.
-    Tokens(Option<&'a Counts>),
-}
-
 impl<'a> RecordedSite<'a> {
-    /// Whether it is the input of an embedding.
-    pub(super) fn is_of_tokens(&self) -> bool {
-        matches!(self.kind, Kind::Tokens(_))
-    }
-
-    /// How often each token was met, if that is known.
+    /// The token counts, if they are known.
     pub(super) fn counts(&self) -> Option<&'a Counts> {
-        match self.kind {
-            Kind::Rows(_) => None,
-            Kind::Tokens(counts) => counts,
-        }
-    }
-
-    /// The parts of its rows.
-    pub(super) fn parts(&self) -> &'a [Part] {
-        match self.kind {
-            Kind::Rows(parts) => parts,
-            Kind::Tokens(_) => &[],
-        }
+        self.recorded.tokens().flatten()
     }
 }
 
 impl Recording {
-    /// Opens what is named, moments if there are any.
+    /// Opens the moments files if there are any, otherwise the activations.
     pub(super) fn open(
         activations: &[PathBuf],
         moments: &[PathBuf],
@@ -81,7 +57,7 @@ impl Recording {
         }
     }
 
-    /// The sites, in order of name.
+    /// The sites, sorted by name.
     pub(super) fn sites(&self) -> Vec<RecordedSite<'_>> {
         match self {
             Self::Activations(set) => set.sites().map(|site| of_rows(set, site)).collect(),
@@ -99,7 +75,7 @@ impl Recording {
         }
     }
 
-    /// The files that were opened, in reading order.
+    /// The open files, in reading order.
     pub fn files(&self) -> Vec<&Source> {
         match self {
             Self::Activations(set) => set.files().iter().collect(),
@@ -107,7 +83,7 @@ impl Recording {
         }
     }
 
-    /// Refuses files that changed since they were opened.
+    /// Returns an error if a file changed since it was opened.
     ///
     /// # Errors
     /// As [`Source::check_unchanged`].
@@ -128,16 +104,19 @@ fn of_rows<'a>(set: &'a ActivationSet, site: &'a Site) -> RecordedSite<'a> {
         rows_to_read: if site.counts().is_some() { 0 } else { site.rows() },
         bytes: site.bytes(),
         image_bytes: site.image_bytes(),
-        kind: kind_of(site.counts(), site.parts()),
+        recorded: recorded(site.counts(), site.parts()),
         path: set.files()[site.first_file].path(),
     }
 }
 
-fn kind_of<'a>(counts: Option<&'a Counts>, parts: &'a [Part]) -> Kind<'a> {
-    counts.map_or(Kind::Rows(parts), |counts| Kind::Tokens(Some(counts)))
+fn recorded<'a>(
+    counts: Option<&'a Counts>,
+    parts: &'a [Part],
+) -> RowsOrTokens<&'a [Part], Option<&'a Counts>> {
+    counts.map_or(RowsOrTokens::Rows(parts), |counts| RowsOrTokens::Tokens(Some(counts)))
 }
 
-/// A weight that takes the place of a site where there are no activations.
+/// A weight that stands for a site, if there are no activations.
 pub(super) fn of_weight<'a>(weight: &'a StandIn, checkpoint: &'a Path) -> RecordedSite<'a> {
     RecordedSite {
         name: &weight.module,
@@ -147,7 +126,7 @@ pub(super) fn of_weight<'a>(weight: &'a StandIn, checkpoint: &'a Path) -> Record
         rows_to_read: 0,
         bytes: 0,
         image_bytes: 0,
-        kind: if weight.is_table { Kind::Tokens(None) } else { Kind::Rows(&[]) },
+        recorded: if weight.is_table { RowsOrTokens::Tokens(None) } else { RowsOrTokens::Rows(&[]) },
         path: checkpoint,
     }
 }
@@ -162,7 +141,7 @@ fn of_moments<'a>(set: &'a MomentsSet, name: &str) -> Option<RecordedSite<'a>> {
         rows_to_read: 0,
         bytes: set.bytes(name),
         image_bytes: 0,
-        kind: kind_of(set.counts(name), &[]),
+        recorded: recorded(set.counts(name), &[]),
         path: set.path_of(name)?,
     })
 }

@@ -1,40 +1,40 @@
-//! Replacements in names, by regular expressions.
+//! Replacements in names by regular expressions.
 
 use crate::storage::{Problem, Problems, quoted};
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 use std::borrow::Borrow;
 
-/// `pattern` in a module name is replaced to give the checkpoint name.
+/// A rule that replaces `pattern` in a module name, to get the name in the checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rename {
     /// A regular expression.
     pub pattern: String,
-    /// Its replacement, with `$1` for groups.
+    /// The replacement, with `$1` for groups.
     pub replacement: String,
 }
 
 impl std::str::FromStr for Rename {
     type Err = String;
-    /// Parses `REGEX=REPLACEMENT`. The first `=` separates them; a regular expression that holds one writes it as `\x3D`.
+    /// Parses `REGEX=REPLACEMENT`, which the first `=` separates. In the regular expression, `\x3D` stands for `=`.
     fn from_str(text: &str) -> Result<Self, String> {
         match text.split_once('=') {
             Some((pattern, replacement)) if !pattern.is_empty() => {
                 Ok(Self { pattern: pattern.into(), replacement: replacement.into() })
             }
-            _ => Err("expected REGEX=REPLACEMENT, such as '^layers\\.=encoder.layer.'".into()),
+            _ => Err("expected REGEX=REPLACEMENT, for example '^layers\\.=encoder.layer.'".into()),
         }
     }
 }
 
-/// The longest name that renames may make, in bytes.
+/// Maximum length of a name after renames, in bytes.
 pub(super) const LONGEST: usize = 4096;
 
-/// The user's renames, compiled.
+/// The compiled renames of the user.
 pub(super) struct Renames<'a>(Vec<(Regex, &'a str)>);
 
 impl<'a> Renames<'a> {
-    /// Compiles the patterns, and reports all that are no regular expressions.
+    /// Compiles the patterns, and reports all invalid regular expressions.
     pub(super) fn new(renames: &'a [Rename]) -> Result<Self, Problems> {
         let mut problems = Problems::default();
         let compiled = renames
@@ -47,25 +47,25 @@ impl<'a> Renames<'a> {
         problems.or_ok(Self(compiled))
     }
 
-    /// A name with all of them applied; `None` if that becomes too long.
+    /// A name after all renames. `None` if it becomes too long.
     pub(super) fn apply(&self, name: &str) -> Option<String> {
         rename(&self.0, name)
     }
 }
 
-/// Compiles a regular expression that was given with an option.
+/// Compiles the regular expression of an option.
 pub(super) fn regular_expression(option: &str, pattern: &str) -> Result<Regex, Problem> {
     Regex::new(pattern).map_err(|error| {
-        // The last line says what is wrong, those before it show where.
+        // The last line is the reason. The lines before it show the place.
         let error = error.to_string();
         let reason = error.lines().last().unwrap_or_default().trim_start_matches("error: ");
-        Problem::usage(format!("{option}: {} is no regular expression: {reason}", quoted(pattern)))
-            .help("a dot or a bracket that stands for itself is written with a backslash before it")
+        Problem::usage(format!("{option}: {} is not a regular expression: {reason}", quoted(pattern)))
+            .help("write a backslash before a literal dot or bracket")
     })
 }
 
-/// Applies replacements in order. `None` for a name that they make longer than [`LONGEST`]: forty that each double it would fill
-/// any memory.
+/// Applies replacements in order. Returns `None` if the name becomes longer than [`LONGEST`]: forty rules that double the name would
+/// fill the memory.
 pub(super) fn rename<R: Borrow<str>>(renames: &[(Regex, R)], name: &str) -> Option<String> {
     let longest = LONGEST.max(name.len());
     renames.iter().try_fold(name.to_owned(), |name, (pattern, replacement)| {
@@ -77,15 +77,29 @@ pub(super) fn rename<R: Borrow<str>>(renames: &[(Regex, R)], name: &str) -> Opti
 #[cfg(test)]
 mod tests {
     use super::*;
+    use expect_test::expect;
 
-    /// However many rules double a name, the third beyond the limit is not reached; and long names are no fault of theirs.
+    /// Rules that double a name end at the limit. A name that was long before is no error.
     #[test]
-    fn rules_that_double_names_end() {
+    fn renamed_names_have_a_limit() {
         let doubling: Vec<Rename> = (0..64).map(|_| "^(.*)$=$1$1".parse().unwrap()).collect();
         let apply = |rules: &[Rename], name: &str| Renames::new(rules).unwrap().apply(name);
         assert_eq!(apply(&doubling, "q"), None);
         assert_eq!(apply(&doubling[..12], "q").map(|name| name.len()), Some(LONGEST));
         let long = "q".repeat(10 * LONGEST);
         assert_eq!(apply(&["q$=v".parse().unwrap()], &long).map(|name| name.len()), Some(long.len()));
+    }
+
+    #[test]
+    fn first_equals_sign_separates_a_rename() {
+        let rename = |pattern: &str, replacement: &str| {
+            Ok(Rename { pattern: pattern.into(), replacement: replacement.into() })
+        };
+        assert_eq!("^a=b=c".parse(), rename("^a", "b=c"));
+        assert_eq!(r"a\x3Db=".parse(), rename(r"a\x3Db", ""));
+        let errors = ["a", "=a"].map(|text| text.parse::<Rename>().unwrap_err());
+        assert_eq!(errors[0], errors[1]);
+        expect![[r#"expected REGEX=REPLACEMENT, for example '^layers\.=encoder.layer.'"#]]
+            .assert_eq(&errors[0]);
     }
 }

@@ -1,13 +1,13 @@
-//! How many sites are worked on at a time, under a limit of memory.
+//! The number of sites that are processed at the same time under a memory limit.
 
 use super::cost::Memory;
 use crate::storage::Problem;
 
-/// The most narrow sites that may be worked on side by side: one for each thread, or fewer if there are no more, or if the
-/// run would otherwise hold more than `max_memory` bytes. `cheaper` says which other options need less memory.
+/// The largest number of narrow sites that can be processed at the same time: at most one for each thread, and so many that the run
+/// needs at most `max_memory` bytes. `cheaper` names other options that need less memory.
 ///
 /// # Errors
-/// A usage problem, with the number of bytes that is needed, if one site at a time is too much.
+/// A usage problem with the required memory, if already one site needs too much.
 pub(super) fn side_by_side(
     memory: &Memory,
     threads: usize,
@@ -21,7 +21,7 @@ pub(super) fn side_by_side(
         const MEBIBYTE: u64 = 1 << 20;
         let needed = memory.peak(1).div_ceil(MEBIBYTE);
         Problem::usage(format!(
-            "the run needs {needed} MiB of memory even with one site at a time, but may use {} MiB",
+            "the run needs at least {needed} MiB of memory, but the limit is {} MiB",
             max_memory / MEBIBYTE
         ))
         .help(format!("give --max-memory {needed}MiB or more{cheaper}"))
@@ -30,13 +30,15 @@ pub(super) fn side_by_side(
 
 #[cfg(test)]
 mod tests {
+    use super::super::testing::shown;
     use super::*;
-    use crate::storage::Category;
+    use expect_test::expect;
     use quickcheck::quickcheck;
+    use std::path::Path;
 
     quickcheck! {
-        /// As many as fit: they stay under the limit, and one more would not, or is not there to be done.
-        fn as_many_as_fit(narrow: Vec<u32>, wide: u32, kept: (u32, u32), threads: u8, max_memory: u32) -> bool {
+        /// The number is the largest that fits into the limit.
+        fn number_of_sites_is_the_largest_that_fits(narrow: Vec<u32>, wide: u32, kept: (u32, u32), threads: u8, max_memory: u32) -> bool {
             let (kept, writing) = kept;
             let mut narrow: Vec<u64> = narrow.into_iter().map(u64::from).collect();
             narrow.sort_unstable_by(|a, b| b.cmp(a));
@@ -54,17 +56,18 @@ mod tests {
         }
     }
 
-    /// Who is refused is told a limit that is enough.
+    /// The advised limit is sufficient.
     #[test]
-    fn a_refusal_names_the_limit_to_give() {
+    fn advised_memory_limit_is_sufficient() {
         let memory = Memory { narrow: vec![3 << 20, 2 << 20], wide: 0, kept: 5, writing: 6 };
         let problem = side_by_side(&memory, 2, Some(50 << 20), "; so").unwrap_err();
-        assert_eq!(problem.category(), Category::Usage);
         let needed = memory.peak(1).div_ceil(1 << 20);
-        let expected =
-            format!("the run needs {needed} MiB of memory even with one site at a time, but may use 50 MiB");
-        assert_eq!(problem.to_string(), expected);
-        assert_eq!(problem.next_step().unwrap(), format!("give --max-memory {needed}MiB or more; so"));
+        let text = shown(&problem.into(), Path::new("-")).replace(&needed.to_string(), "NEEDED");
+        expect![[r#"
+            Usage: the run needs at least NEEDED MiB of memory, but the limit is 50 MiB
+                help: give --max-memory NEEDEDMiB or more; so
+        "#]]
+        .assert_eq(&text);
         assert_eq!(side_by_side(&memory, 2, Some(needed << 20), "").unwrap(), 1);
     }
 }

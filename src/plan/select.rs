@@ -1,4 +1,4 @@
-//! Which modules get an adapter.
+//! Selects the modules that get an adapter.
 
 use super::Selection;
 use super::nearest::{list, nearest};
@@ -8,10 +8,10 @@ use crate::storage::{Problem, Problems, quoted};
 use regex::Regex;
 use std::collections::BTreeSet;
 
-/// The target that stands for all modules, as in PEFT.
+/// The target that selects all modules, as in PEFT.
 const ALL: &str = "all-linear";
 
-/// A [`Selection`] with its patterns compiled.
+/// A [`Selection`] with compiled patterns.
 pub(super) struct Selector<'a> {
     targets: &'a [String],
     include: Vec<Regex>,
@@ -19,7 +19,7 @@ pub(super) struct Selector<'a> {
 }
 
 impl<'a> Selector<'a> {
-    /// Compiles the patterns, and reports all that are no regular expressions.
+    /// Compiles the patterns, and reports all invalid regular expressions.
     pub(super) fn new(selection: &'a Selection) -> Result<Self, Problems> {
         let mut problems = Problems::default();
         let mut compile = |option: &str, patterns: &[String]| {
@@ -31,7 +31,7 @@ impl<'a> Selector<'a> {
         problems.or_ok(Self { targets: &selection.targets, include, exclude })
     }
 
-    /// Whether a module gets an adapter.
+    /// Returns whether a module is selected.
     pub(super) fn selects(&self, module: &str) -> bool {
         let found = |patterns: &[Regex]| patterns.iter().any(|pattern| pattern.is_match(module));
         (self.targets.is_empty()
@@ -40,7 +40,7 @@ impl<'a> Selector<'a> {
             && !found(&self.exclude)
     }
 
-    /// Whether a site is measured: whether one of its modules is selected, where patterns are searched for in its own name as well.
+    /// Returns whether a site is measured: one of its modules is selected. Patterns can also match the name of the site.
     pub(super) fn selects_site(&self, site: &Site) -> bool {
         let found = |patterns: &[Regex], module: &str| {
             patterns.iter().any(|pattern| pattern.is_match(module) || pattern.is_match(&site.name))
@@ -50,12 +50,12 @@ impl<'a> Selector<'a> {
         })
     }
 
-    /// Whether a target names the module, so that it may not be left out silently.
+    /// Returns whether a target names the module, so that it must not be skipped silently.
     pub(super) fn names(&self, module: &str) -> bool {
         self.targets.iter().any(|target| is_named(module, target))
     }
 
-    /// Reports targets that name no module, and a selection that leaves nothing.
+    /// Reports targets without a module, and an empty selection.
     pub(super) fn check<'m>(&self, modules: impl Iterator<Item = &'m str>, problems: &mut Problems) {
         let modules: BTreeSet<&str> = modules.collect();
         let mut all_found = true;
@@ -64,25 +64,24 @@ impl<'a> Selector<'a> {
                 continue;
             }
             all_found = false;
-            // Compare like with like: a target of two parts with the last two parts of each module.
+            // A target of two parts is compared with the last two parts of each module.
             let parts = target.matches('.').count();
             let endings: BTreeSet<&str> = modules.iter().map(|module| last_parts(module, parts)).collect();
             let what = format!(
-                "--target: no module is named {}; the nearest names are {}",
+                "--target: no module is named {}; similar names are {}",
                 quoted(target),
                 list(nearest(target, endings))
             );
-            problems
-                .push(Problem::usage(what).help(
-                    "give the name of a module, or its last parts, such as q_proj or self_attn.q_proj",
-                ));
+            problems.push(Problem::usage(what).help(
+                "give the name of a module, or the end of its name, such as q_proj or self_attn.q_proj",
+            ));
         }
         if all_found && !modules.iter().any(|module| self.selects(module)) {
             let what = format!(
-                "nothing is selected: --target, --include and --exclude together leave out all {} modules",
+                "no module is selected: --target, --include and --exclude together exclude all {} modules",
                 modules.len()
             );
-            problems.push(Problem::usage(what).help("loosen one of them"));
+            problems.push(Problem::usage(what).help("relax one of them"));
         }
     }
 }
@@ -92,14 +91,17 @@ fn is_named(module: &str, target: &str) -> bool {
     module.strip_suffix(target).is_some_and(|before| before.is_empty() || before.ends_with('.'))
 }
 
-/// What follows the last dot but `dots`; the whole name if it has no more than that.
+/// The last `dots + 1` parts of a name, or the whole name if it has fewer.
 fn last_parts(module: &str, dots: usize) -> &str {
     module.rmatch_indices('.').nth(dots).map_or(module, |(dot, _)| &module[dot + 1..])
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::testing::shown;
     use super::*;
+    use expect_test::expect;
+    use std::path::Path;
 
     const MODULES: [&str; 4] = ["layers.0.q_proj", "layers.0.k_proj", "layers.1.q_proj", "q"];
 
@@ -114,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn targets_are_whole_names_or_last_parts() {
+    fn targets_are_names_or_ends_of_names() {
         assert_eq!(selected(&[], &[], &[]).unwrap(), MODULES);
         assert_eq!(selected(&["all-linear"], &[], &[]).unwrap(), MODULES);
         assert_eq!(selected(&["q_proj"], &[], &[]).unwrap(), ["layers.0.q_proj", "layers.1.q_proj"]);
@@ -122,25 +124,35 @@ mod tests {
     }
 
     #[test]
-    fn patterns_are_searched_anywhere_in_the_name() {
+    fn patterns_match_anywhere_in_the_name() {
         assert_eq!(selected(&[], &[r"\.0\."], &["k_"]).unwrap(), ["layers.0.q_proj"]);
         assert_eq!(selected(&["q_proj"], &["s.1", "never"], &[]).unwrap(), ["layers.1.q_proj"]);
     }
 
     #[test]
-    fn complaints_show_the_nearest_names_and_come_together() {
-        let problems = selected(&["q_porj", "proj", "0.v_proj"], &[], &[]).unwrap_err();
-        let texts: Vec<_> = problems.0.iter().map(ToString::to_string).collect();
-        assert_eq!(texts.len(), 3, "{problems}");
-        assert!(
-            texts[0].contains(r#""q_porj"; the nearest names are "q_proj", "k_proj", "q""#),
-            "{problems}"
-        );
-        assert!(texts[2].contains(r#"the nearest names are "0.k_proj", "0.q_proj""#), "{problems}");
-        let problems = selected(&[], &["("], &["[", "layers"]).unwrap_err();
-        assert_eq!(problems.0.len(), 2, "{problems}");
-        assert!(problems.to_string().contains(r#"--include: "(" is no regular expression: unclosed group"#));
-        let problems = selected(&["q_proj"], &["k_proj"], &[]).unwrap_err();
-        assert!(problems.to_string().contains("leave out all 4 modules"), "{problems}");
+    fn problems_show_similar_names_and_come_together() {
+        let refused = |targets: &[&str], include: &[&str], exclude: &[&str]| {
+            shown(&selected(targets, include, exclude).unwrap_err(), Path::new("-"))
+        };
+        expect![[r#"
+            Usage: --target: no module is named "q_porj"; similar names are "q_proj", "k_proj", "q"
+                help: give the name of a module, or the end of its name, such as q_proj or self_attn.q_proj
+            Usage: --target: no module is named "proj"; similar names are "k_proj", "q_proj", "q"
+                help: give the name of a module, or the end of its name, such as q_proj or self_attn.q_proj
+            Usage: --target: no module is named "0.v_proj"; similar names are "0.k_proj", "0.q_proj", "1.q_proj"
+                help: give the name of a module, or the end of its name, such as q_proj or self_attn.q_proj
+        "#]].assert_eq(&refused(&["q_porj", "proj", "0.v_proj"], &[], &[]));
+        expect![[r#"
+            Usage: --include: "(" is not a regular expression: unclosed group
+                help: write a backslash before a literal dot or bracket
+            Usage: --exclude: "[" is not a regular expression: unclosed character class
+                help: write a backslash before a literal dot or bracket
+        "#]]
+        .assert_eq(&refused(&[], &["("], &["[", "layers"]));
+        expect![[r#"
+            Usage: no module is selected: --target, --include and --exclude together exclude all 4 modules
+                help: relax one of them
+        "#]]
+        .assert_eq(&refused(&["q_proj"], &["k_proj"], &[]));
     }
 }

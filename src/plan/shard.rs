@@ -1,4 +1,4 @@
-//! The parts of a job that is divided, and where rows are cut.
+//! The parts of a divided job, and the borders between them.
 
 use super::{Plan, PlannedSite, SiteRows, cost};
 use crate::activations::Site;
@@ -7,13 +7,13 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
-/// One of several parts of a job, counted from 0.
+/// One of several parts of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Shard {
-    /// Which one, below `count`.
+    /// Index of the part, from 0.
     pub index: u64,
-    /// How many there are, at least one.
+    /// Number of parts, at least one.
     pub count: u64,
 }
 
@@ -23,7 +23,7 @@ impl Shard {
         (index < count).then_some(Self { index, count })
     }
 
-    /// The name of its output, such that parts are in order of name.
+    /// The name of its output. The names of all parts sort by index.
     pub fn file_name(self, ending: &str) -> String {
         format!("part-{:05}-of-{:05}{ending}", self.index, self.count)
     }
@@ -43,16 +43,16 @@ impl FromStr for Shard {
         let numbers =
             text.split_once('/').and_then(|(index, count)| Some((index.parse().ok()?, count.parse().ok()?)));
         let shard = numbers.and_then(|(index, count)| Self::new(index, count));
-        shard.ok_or_else(|| "expected I/N with I from 0 to N - 1, such as 0/4".into())
+        shard.ok_or_else(|| "expected I/N with I from 0 to N - 1, for example 0/4".into())
     }
 }
 
-/// A place between two blocks: a site, and the first of its rows that is behind it.
+/// A border between two blocks: a site, and the first row after the border.
 type Cut = (usize, u64);
 
-/// What a part does of the work on these sites: rows from one cut to the next, so that all parts have about the same work, counted as
-/// rows times the square of their width. Sites stay in order, and a site without rows in this part is left out. Counts of tokens are
-/// no work, and all of a site are of one part.
+/// The rows of one part: from one cut to the next. All parts have about the same work, which is the number of rows times the square of
+/// the width. Sites keep their order. Sites without rows in this part are omitted. Token counts need no work, and those of a site
+/// belong to one part.
 pub(super) fn part_of(shard: Shard, sites: &[&Site]) -> Vec<SiteRows> {
     let (first, end) = (cut(shard.index, shard.count, sites), cut(shard.index + 1, shard.count, sites));
     let mut part = Vec::new();
@@ -62,7 +62,7 @@ pub(super) fn part_of(shard: Shard, sites: &[&Site]) -> Vec<SiteRows> {
             std::cmp::Ordering::Equal => cut.1,
             std::cmp::Ordering::Greater => 0,
         };
-        // Rows that come before a cut, less those that come before the one in front of it.
+        // Rows before the end of the part, without the rows before its start.
         let rows = row_at(first)..row_at(end);
         if !rows.is_empty() {
             part.push(SiteRows::of(site, rows));
@@ -71,8 +71,8 @@ pub(super) fn part_of(shard: Shard, sites: &[&Site]) -> Vec<SiteRows> {
     part
 }
 
-/// The first place between two blocks with at least `index / count` of the work before it; the first and the last have all sites between
-/// them, also those that are no work.
+/// The first border with at least `index / count` of the work before it. The first and the last border enclose all sites, also those
+/// without work.
 fn cut(index: u64, count: u64, sites: &[&Site]) -> Cut {
     match index {
         0 => return (0, 0),
@@ -83,7 +83,7 @@ fn cut(index: u64, count: u64, sites: &[&Site]) -> Cut {
     let rows = |site: &Site| site.parts().iter().map(|part| u128::from(part.rows)).sum::<u128>();
     let cost = |site: &&Site| cost_of_row(site).saturating_mul(rows(site));
     let total = sites.iter().map(cost).fold(0, u128::saturating_add);
-    // Not by multiplication first: the total may be any u128.
+    // Division comes first, because the product can overflow.
     let (whole, rest) = (total / u128::from(count), total % u128::from(count));
     let target = whole * u128::from(index) + rest * u128::from(index) / u128::from(count);
     let mut before = 0u128;
@@ -103,16 +103,16 @@ fn cut(index: u64, count: u64, sites: &[&Site]) -> Cut {
     (sites.len(), 0)
 }
 
-/// The sites of a part: those with most work are dealt out first, each to the part that has least so far.
+/// The sites of a part. Sites are assigned in order of decreasing work, each to the part with the least work so far.
 pub(super) fn sites_of(plan: &Plan, shard: Shard) -> Vec<&PlannedSite> {
     let work = |site: &PlannedSite| {
         let work = cost::work(std::slice::from_ref(site), &plan.method);
         work.moments + work.factors
     };
     let mut sites: Vec<(f64, &PlannedSite)> = plan.sites.iter().map(|site| (work(site), site)).collect();
-    // Stable: equal work in order of name.
+    // The sort is stable: sites with equal work keep the order of their names.
     sites.sort_by(|a, b| b.0.total_cmp(&a.0));
-    // There are never more parts with work than there are sites.
+    // The number of parts with work is at most the number of sites.
     let parts = usize::try_from(shard.count).map_or(sites.len(), |count| count.min(sites.len()));
     let mut loads = vec![0.0; parts];
     let mut part = Vec::new();
@@ -132,9 +132,10 @@ mod tests {
     use super::*;
     use crate::activations::ActivationSet;
     use crate::storage::{Source, safetensors};
+    use expect_test::expect;
     use quickcheck::quickcheck;
 
-    /// Files in which sites of these widths have these rows, and those of width 0 have counts of three tokens.
+    /// Files with sites of these widths and numbers of rows. A site of width 0 has counts of three tokens.
     fn set(widths: &[u64], files: &[u64]) -> ActivationSet {
         let file = |(index, rows): (usize, &u64)| {
             let tensors = widths.iter().enumerate().map(|(site, width)| {
@@ -152,9 +153,9 @@ mod tests {
     }
 
     quickcheck! {
-        /// The parts are all rows, each once and in order; they begin and end where blocks do; none has more than its share
-        /// but for a block; and counts of tokens are in one piece.
-        fn parts_are_the_whole(widths: Vec<u8>, files: Vec<u16>, count: u8) -> bool {
+        /// The parts contain every row exactly once, in order. They start and end at borders of blocks. No part has more than its
+        /// share and one block. Token counts are not divided.
+        fn parts_contain_every_row_once(widths: Vec<u8>, files: Vec<u16>, count: u8) -> bool {
             let widths: Vec<u64> = widths.iter().take(5).map(|width| u64::from(width % 7)).chain([3]).collect();
             let files: Vec<u64> = files.iter().take(4).map(|rows| u64::from(rows % 3000)).chain([600]).collect();
             let set = set(&widths, &files);
@@ -199,12 +200,13 @@ mod tests {
     }
 
     #[test]
-    fn shards_are_written_as_i_of_n() {
+    fn shards_have_the_form_i_of_n() {
         assert_eq!("2/3".parse(), Ok(Shard { index: 2, count: 3 }));
         assert_eq!(Shard { index: 2, count: 3 }.to_string(), "2/3");
         assert_eq!(Shard { index: 2, count: 30 }.file_name(".x"), "part-00002-of-00030.x");
-        for text in ["", "3", "3/3", "0/0", "-1/2", "1/2/3", "a/b"] {
-            assert!(text.parse::<Shard>().unwrap_err().starts_with("expected I/N"), "{text}");
-        }
+        let errors =
+            ["", "3", "3/3", "0/0", "-1/2", "1/2/3", "a/b"].map(|text| text.parse::<Shard>().unwrap_err());
+        assert!(errors.iter().all(|error| *error == errors[0]), "{errors:?}");
+        expect!["expected I/N with I from 0 to N - 1, for example 0/4"].assert_eq(&errors[0]);
     }
 }

@@ -1,36 +1,36 @@
-//! Where the weight of a module is: in a tensor of its own, in a share of one, or, of experts, in one or in many.
+//! The place of a module's weight: its own tensor, a share of a tensor, or, for experts, one or several tensors.
 //!
-//! What transformers splits or joins when it loads a checkpoint is undone here, as `presets` undoes its renames.
+//! This undoes the splits and joins that transformers makes when it loads a checkpoint. `presets` undoes its renames.
 //!
 //! Source: `conversion_mapping.py` of transformers 5.23.
 
 use super::names::{Names, Unresolved};
 
-/// Where a weight is.
+/// The place of a weight.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Stored<'a> {
-    /// In a tensor of its own.
+    /// Its own tensor.
     Own(&'a str),
-    /// In one of several equal shares of the rows of a tensor.
+    /// One of several equal shares of the rows of a tensor.
     Share {
         /// The tensor.
         tensor: &'a str,
-        /// Which share.
+        /// Index of the share.
         index: u64,
-        /// Of how many.
+        /// Number of shares.
         of: u64,
     },
-    /// In a parameter that has the name of the module.
+    /// A parameter with the name of the module.
     Parameter(&'a str),
-    /// For each expert, the tensors whose rows make up its matrix, one after the other.
+    /// For each expert, the tensors whose concatenated rows are its matrix.
     Experts(Vec<Vec<&'a str>>),
 }
 
-/// A module, the tensor that holds it among others, its share, and how many there are.
+/// End of the module name, end of the tensor name, index of the share, number of shares.
 const SHARES: [(&str, &str, u64, u64); 2] =
     [(".mlp.gate_proj", ".mlp.weights_in", 0, 2), (".mlp.up_proj", ".mlp.weights_in", 1, 2)];
 
-/// A parameter of fused experts, and what each of them is called on disk.
+/// A parameter of fused experts, and the names of its parts on disk.
 const EXPERTS: [(&str, &[&str]); 5] = [
     ("gate_up_proj", &["gate_proj", "up_proj"]),
     ("gate_up_proj", &["w1", "w3"]),
@@ -58,7 +58,7 @@ pub(super) fn locate<'a>(names: &Names<'a>, module: &str) -> Result<Stored<'a>, 
     experts(names, module).map_or(Err(unresolved), |experts| Ok(Stored::Experts(experts)))
 }
 
-/// The tensors of experts that each have their own.
+/// The tensors of experts that are stored separately.
 fn experts<'a>(names: &Names<'a>, module: &str) -> Option<Vec<Vec<&'a str>>> {
     let (parent, last) = module.rsplit_once('.')?;
     let found = |parts: &[&str]| -> Vec<Vec<&'a str>> {
@@ -106,9 +106,9 @@ mod tests {
         );
     }
 
-    /// A layer that has a tensor of its own is no share of another.
+    /// A tensor of the layer's own name has precedence over a share.
     #[test]
-    fn a_tensor_of_its_own_comes_first() {
+    fn own_tensor_has_precedence() {
         let tensors = ["layers.0.mlp.gate_proj.weight", "layers.0.mlp.weights_in.weight"];
         check(&tensors, &[("layers.0.mlp.gate_proj", Some(Stored::Own("layers.0.mlp.gate_proj.weight")))]);
     }

@@ -1,11 +1,11 @@
-//! Why a weight gets no adapter.
+//! Reasons against an adapter.
 
 use crate::storage::Problem;
 
-/// Why a weight gets no adapter.
+/// The reason why a weight gets no adapter.
 pub(super) enum Unfit {
-    /// Its kind is none that can be adapted: left out, unless the user names it.
+    /// Weights of its kind cannot be adapted. It is skipped, unless the user named it.
     Kind(String),
-    /// Something is wrong with it.
+    /// The weight is wrong.
     Wrong(Problem),
 }

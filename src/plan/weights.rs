@@ -1,7 +1,7 @@
-//! Layers without activations: what a checkpoint alone tells of its linear layers, for methods that look at weights only.
+//! Layers of a checkpoint without activations, for methods that use only weights.
 //!
-//! Nothing in a checkpoint says which matrices are linear layers, so the user names them, or leaves it to the names: what is
-//! called an embedding, or the output head, is no candidate, as in PEFT's `all-linear`. An embedding that the user names is one.
+//! A checkpoint does not tell which matrices are linear layers. The user names them, or selects all. Matrices with the name of an
+//! embedding or of the output head are excluded, as in PEFT's `all-linear`, unless the user names an embedding explicitly.
 
 use super::Selection;
 use super::select::Selector;
@@ -11,7 +11,7 @@ use crate::storage::{Checkpoint, Problem, Problems};
 const NO_LINEAR_LAYERS: [&str; 7] =
     ["embed", "wte", "wpe", "lm_head", "shared", "relative_attention_bias", "score"];
 
-/// What the last parts of the names of embedding tables end in. Other matrices are called embedders, and are linear layers.
+/// Ends of the names of embedding tables. Matrices called "embedder" are linear layers.
 const TABLES: [&str; 10] = [
     "embed_tokens",
     "embed_positions",
@@ -25,16 +25,16 @@ const TABLES: [&str; 10] = [
     "embedding_table",
 ];
 
-/// A weight that stands in for a site: what the module of its name reads.
+/// A weight that stands for the site of its module.
 pub(super) struct StandIn {
     pub module: String,
     /// Input features, or tokens.
     pub inputs: usize,
-    /// Whether it is the table of an embedding.
+    /// True if it is the table of an embedding.
     pub is_table: bool,
 }
 
-/// Every matrix that may be the weight of a linear layer, and the tables that are named.
+/// All matrices that can be weights of linear layers, and the embedding tables that the user names.
 pub(super) fn stand_ins(checkpoint: &Checkpoint, selector: &Selector<'_>) -> Vec<StandIn> {
     let stand_in = |name: &str| {
         let module = name.strip_suffix(".weight")?;
@@ -52,7 +52,7 @@ pub(super) fn stand_ins(checkpoint: &Checkpoint, selector: &Selector<'_>) -> Vec
     checkpoint.names().filter_map(stand_in).collect()
 }
 
-/// Whether a module is one of the Conv1D layers of GPT-2 and its relatives, whose weights are stored as `[inputs, outputs]`: a
+/// Returns whether a module is a Conv1D layer of a model like GPT-2, whose weights are stored as `[inputs, outputs]`. The shape of a
 /// square weight does not tell.
 pub(super) fn is_transposed(checkpoint: &Checkpoint, module: &str) -> bool {
     const FAMILIES: [&str; 4] = ["gpt2", "openai-gpt", "imagegpt", "decision_transformer"];
@@ -62,12 +62,12 @@ pub(super) fn is_transposed(checkpoint: &Checkpoint, module: &str) -> bool {
     model_type.is_some_and(|model_type| FAMILIES.contains(&model_type)) && LAYERS.contains(&last)
 }
 
-/// Wants the user to say which layers.
+/// Requires a selection of layers.
 pub(super) fn check_selection(selection: &Selection, problems: &mut Problems) {
     if selection.targets.is_empty() && selection.include.is_empty() {
         problems.push(
-            Problem::usage("expected the names of the layers, because there are no activations to name them")
-                .help("give --target q_proj,v_proj, or --target all-linear; or --activations, whose headers name them"),
+            Problem::usage("without activations, the layers must be named")
+                .help("give --target q_proj,v_proj or --target all-linear, or give --activations, which name the layers"),
         );
     }
 }

@@ -1,24 +1,30 @@
-//! Text tables within 80 columns, and the few number formats that they share.
+//! Text tables, within 80 columns if the names in the first column have enough room.
 
-/// Width that a table keeps within, as long as its columns but the first leave room.
+pub use super::format::{bytes, count, number, percent};
+
+/// Largest width of a table, unless the first column would be too narrow.
 const WIDTH: usize = 80;
 
-/// Columns between two cells.
+/// Spaces between two cells.
 const GAP: usize = 2;
 
-/// The first column is not shortened below this.
-const LEAST_FIRST: usize = 12;
+/// Least width to which the first column is shortened. Most names of modules fit.
+const LEAST_FIRST: usize = 40;
 
-/// Where a column's cells stand.
+/// A cell without a value.
+pub const NONE: &str = "–";
+
+/// The alignment of a column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Align {
-    /// At the left: words.
+    /// Left, for words.
     Left,
-    /// At the right: numbers.
+    /// Right, for numbers.
     Right,
 }
 
-/// A table of `N` columns with a header. Cells of the first column are shortened in the middle to keep the width.
+/// A table of `N` columns with a header. Long cells of the first column are shortened in the middle. A column in which no row
+/// has a value ([`NONE`]) is left out.
 #[derive(Clone, Debug)]
 pub struct Table<const N: usize> {
     alignment: [Align; N],
@@ -36,26 +42,30 @@ impl<const N: usize> Table<N> {
         self.rows.push(cells);
     }
 
-    /// One line for the header and each row, without spaces at their ends.
+    /// One line for the header and one for each row, without trailing spaces.
     pub fn render(&self) -> String {
+        let has_value = |column| {
+            column == 0 || self.rows.len() == 1 || self.rows[1..].iter().any(|row| row[column] != NONE)
+        };
+        let columns: Vec<usize> = (0..N).filter(|column| has_value(*column)).collect();
         let mut widths = [0; N];
         for row in &self.rows {
-            for (width, cell) in widths.iter_mut().zip(row) {
-                *width = (*width).max(cell.chars().count());
+            for &column in &columns {
+                widths[column] = widths[column].max(row[column].chars().count());
             }
         }
-        if let Some((first, others)) = widths.split_first_mut() {
-            let taken: usize = others.iter().map(|width| width + GAP).sum();
-            *first = (*first).min(WIDTH.saturating_sub(taken).max(LEAST_FIRST));
+        if let Some((first, others)) = columns.split_first() {
+            let taken: usize = others.iter().map(|column| widths[*column] + GAP).sum();
+            widths[*first] = widths[*first].min(WIDTH.saturating_sub(taken).max(LEAST_FIRST));
         }
         let mut text = String::new();
         for row in &self.rows {
             let mut line = String::new();
-            for (column, cell) in row.iter().enumerate() {
+            for &column in &columns {
                 if column > 0 {
                     line.push_str(&" ".repeat(GAP));
                 }
-                let (cell, width) = (shortened(cell, widths[column]), widths[column]);
+                let (cell, width) = (shortened(&row[column], widths[column]), widths[column]);
                 match self.alignment[column] {
                     Align::Left => line.push_str(&format!("{cell:<width$}")),
                     Align::Right => line.push_str(&format!("{cell:>width$}")),
@@ -68,7 +78,7 @@ impl<const N: usize> Table<N> {
     }
 }
 
-/// `text` in at most `width` characters, its middle replaced by an ellipsis.
+/// `text` in at most `width` characters; an ellipsis replaces the middle of a longer text.
 pub(super) fn shortened(text: &str, width: usize) -> String {
     let characters: Vec<char> = text.chars().collect();
     if characters.len() <= width {
@@ -80,54 +90,13 @@ pub(super) fn shortened(text: &str, width: usize) -> String {
     head.iter().chain(['…'].iter()).chain(&characters[characters.len() - tail..]).collect()
 }
 
-/// A number of bytes with its decimal unit, such as `1.2 MB`.
-pub fn bytes(bytes: u64) -> String {
-    const UNITS: [&str; 5] = ["kB", "MB", "GB", "TB", "PB"];
-    if bytes < 1000 {
-        return format!("{bytes} B");
-    }
-    let mut value = bytes as f64 / 1000.0;
-    let mut units = UNITS.iter();
-    let mut unit = units.next();
-    // A value that would be rounded to 1000.0 belongs to the next unit.
-    while value >= 999.95 && units.len() > 0 {
-        value /= 1000.0;
-        unit = units.next();
-    }
-    format!("{value:.1} {}", unit.unwrap_or(&"PB"))
-}
-
-/// `1 layer`, `2 layers`.
-pub fn count(number: u64, noun: &str) -> String {
-    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
-}
-
-/// Three significant digits, in scientific notation where zeros would hide them.
-pub fn number(value: f64) -> String {
-    let size = value.abs();
-    match size {
-        _ if value == 0.0 => "0".into(),
-        0.001..1.0 => format!("{value:.4}"),
-        1.0..10.0 => format!("{value:.3}"),
-        10.0..100.0 => format!("{value:.2}"),
-        100.0..10_000.0 => format!("{value:.1}"),
-        _ => format!("{value:.2e}"),
-    }
-}
-
-/// A share as per cent.
-pub fn percent(share: f64) -> String {
-    format!("{:.1} %", share * 100.0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use quickcheck::quickcheck;
 
     quickcheck! {
-        /// Whatever the names, lines keep the width.
-        fn lines_keep_the_width(names: Vec<String>) -> bool {
+        fn lines_fit_the_width_for_any_names(names: Vec<String>) -> bool {
             let mut table = Table::new([("module", Align::Left), ("rank", Align::Right)]);
             for name in &names {
                 table.row([name.escape_debug().to_string(), "16".into()]);
@@ -136,8 +105,7 @@ mod tests {
             text.lines().count() == names.len() + 1 && text.lines().all(|line| line.chars().count() <= WIDTH)
         }
 
-        /// Shortening keeps short texts, and both ends of long ones.
-        fn both_ends_stay(text: String, width: u8) -> bool {
+        fn shortening_keeps_short_texts_and_both_ends_of_long_ones(text: String, width: u8) -> bool {
             let (long, width) = (text.chars().count(), usize::from(width).max(3));
             let short = shortened(&text, width);
             if long <= width {
@@ -150,9 +118,8 @@ mod tests {
         }
     }
 
-    /// Words stand at the left, numbers at the right, long names lose their middle.
     #[test]
-    fn columns_are_aligned() {
+    fn columns_are_aligned_and_long_names_shortened() {
         let mut table = Table::new([("module", Align::Left), ("rank", Align::Right)]);
         table.row(["q".into(), "8".into()]);
         table.row(["a".repeat(80) + "z", "16".into()]);
@@ -163,17 +130,14 @@ mod tests {
         assert_eq!(table.render(), expected);
     }
 
-    /// Units are decimal, and rounding never shows 1000.0.
     #[test]
-    fn bytes_have_units() {
-        let shown = [0, 999, 1000, 999_949, 999_950, 1_180_000, u64::MAX].map(bytes);
-        assert_eq!(shown, ["0 B", "999 B", "1.0 kB", "999.9 kB", "1.0 MB", "1.2 MB", "18446.7 PB"]);
-    }
-
-    /// Numbers keep three digits that say something.
-    #[test]
-    fn numbers_keep_their_digits() {
-        let shown = [0.0, 0.01234, 1.0, 25.0, 812.34, 1.5e-7, 2.0e9, f64::NAN].map(number);
-        assert_eq!(shown, ["0", "0.0123", "1.000", "25.00", "812.3", "1.50e-7", "2.00e9", "NaN"]);
+    fn columns_without_values_are_left_out() {
+        let mut table =
+            Table::new([("module", Align::Left), ("shift", Align::Right), ("rank", Align::Right)]);
+        assert_eq!(table.render(), "module  shift  rank\n");
+        table.row(["q".into(), NONE.into(), "8".into()]);
+        assert_eq!(table.render(), "module  rank\nq          8\n");
+        table.row(["k".into(), "5.0 %".into(), NONE.into()]);
+        assert_eq!(table.render(), "module  shift  rank\nq           –     8\nk       5.0 %     –\n");
     }
 }

@@ -4,7 +4,6 @@ use super::{InputFile, InputFiles, LayerReport, Report, SCHEMA_VERSION, SiteRepo
 use crate::element::Element;
 use crate::factors::{Start, Strength};
 use crate::method::Options;
-use crate::plan::Skipped;
 use crate::rank::{Limits, Policy};
 use crate::simd::Precision;
 use crate::spread::Spread;
@@ -12,6 +11,7 @@ use crate::spread::Spread;
 pub(super) fn layer(module: &str, rank: usize) -> LayerReport {
     LayerReport {
         module: module.into(),
+        block: None,
         tensor: format!("{module}.weight"),
         site: "in".into(),
         outputs: 1536,
@@ -29,6 +29,23 @@ pub(super) fn layer(module: &str, rank: usize) -> LayerReport {
     }
 }
 
+/// A block of a module, such as an expert.
+pub(super) fn block(module: &str, block: usize) -> LayerReport {
+    LayerReport { block: Some(block), ..layer(module, 8) }
+}
+
+/// A layer with these singular values and this energy. The share that its rank keeps follows from them.
+pub(super) fn spectrum(module: &str, rank: usize, values: &[f64], energy: f64) -> LayerReport {
+    let kept: f64 = values.iter().take(rank).map(|value| value * value).sum();
+    LayerReport {
+        singular_values: values.to_vec(),
+        energy,
+        energy_kept: kept / energy,
+        ..layer(module, rank)
+    }
+}
+
+/// A report with one site of enough rows.
 pub(super) fn report(layers: Vec<LayerReport>) -> Report {
     let file = |path: &str| InputFile { path: path.into(), bytes: 1000, modified: Some(0), sha256: None };
     Report {
@@ -55,10 +72,11 @@ pub(super) fn report(layers: Vec<LayerReport>) -> Report {
         },
         sites: vec![SiteReport {
             name: "in".into(),
+            embedding: false,
             width: 384,
-            rows: 97,
+            rows: 2048,
             source_rows: None,
-            skipped_rows: 3,
+            skipped_rows: 0,
             damping: 0.01,
             spread: Some(Spread { mean_square: 4.0, variance: 3.0, effective_rank: 12.5, top_share: 0.25 }),
             source_spread: None,
@@ -67,7 +85,7 @@ pub(super) fn report(layers: Vec<LayerReport>) -> Report {
             constraint_seconds: 0.25,
         }],
         layers,
-        skipped: vec![Skipped { name: "conv\u{1b}[31m".into(), reason: "its weight is not a matrix".into() }],
+        skipped: vec![],
         unusable: vec![],
         trust_region: None,
         element: Element::F32,

@@ -1,118 +1,169 @@
-//! The report as a table for a terminal.
+//! The report as text for a terminal.
 
-use super::table::{Align, Table, bytes, count, number, percent};
-use super::{LayerReport, Report, TrustRegion};
-use crate::factors::Start;
+use super::advice::advice;
+use super::figures::{self, Figures, rows_in_words};
+use super::format::{bytes, count, duration, number, percent};
+use super::groups::{self, Figure};
+use super::table::{Align, NONE, Table};
+use super::{Report, TrustRegion, kept, tokens};
 use crate::method::Method;
 use crate::simd::Precision;
 use std::fmt::Write as _;
 
-/// A line per layer, a summary, and what was left out, within 80 columns.
+/// A line per module, a summary, the layers and rows that were left out, and one sentence of advice.
 pub fn render(report: &Report) -> String {
     let mut text = table(report);
     let _ = writeln!(text, "\n{}", summary(report));
-    if let Some(trust_region) = &report.trust_region {
-        let _ = writeln!(text, "{}", shift(trust_region));
-    }
-    for line in all_left_out(report) {
+    let lines = tokens_and_rows(report).into_iter().chain(kept_on_average(report));
+    let lines = lines.chain(report.trust_region.as_ref().map(shift));
+    for line in lines.chain(all_left_out(report)).chain(empty_units(report)) {
         let _ = writeln!(text, "{line}");
     }
-    if let Some(line) = empty_units(report) {
-        let _ = writeln!(text, "{line}");
+    let _ = writeln!(text, "\n{}", wrap(&format!("Advice: {}", advice(report))));
+    text
+}
+
+/// A row per module. Modules with blocks show ranges of ranks and rows, and the medians of the other figures.
+fn table(report: &Report) -> String {
+    let right = |name| (name, Align::Right);
+    let mut table = Table::new([
+        ("module", Align::Left),
+        right("blocks"),
+        right("shape"),
+        right("rows"),
+        right("rank"),
+        right("kept"),
+        right("at 2×"),
+        right("at 4×"),
+        right("strength"),
+        right("shift"),
+    ]);
+    let sites = figures::sites(report);
+    let rows_differ = rows_differ(report);
+    let groups = groups::of_layers(&report.layers);
+    for group in &groups {
+        let layer = group.members[0];
+        let figures = Figures::of(group, &report.method, &sites);
+        let median = |figure: Option<Figure>, words: fn(f64) -> String| {
+            figure.map_or(NONE.into(), |figure| words(figure.median))
+        };
+        let rows = figures.rows.filter(|_| rows_differ);
+        let in_words = |rows| rows_in_words(rows, figures.embedding, |rows| rows.to_string());
+        let [own, twice, four_times] = figures.kept;
+        table.row([
+            group.name.escape_debug().to_string(),
+            group.blocks().map_or(NONE.into(), |blocks| blocks.to_string()),
+            format!("{}×{}", layer.outputs, layer.inputs),
+            rows.map_or(NONE.into(), |rows| rows.range(in_words)),
+            figures.rank.map_or(NONE.into(), |ranks| ranks.range(|rank| rank.to_string())),
+            median(own, percent),
+            median(twice, percent),
+            median(four_times, percent),
+            median(figures.strength, number),
+            median(figures.shift, percent),
+        ]);
+    }
+    let mut text = table.render();
+    if groups.iter().any(|group| group.blocks().is_some()) {
+        text.push_str("Modules with blocks: ranges of rows and ranks, medians of the other figures.\n");
     }
     text
 }
 
-/// Strength and shift are columns for the start that has them.
-fn table(report: &Report) -> String {
-    let adapted = |layer: &LayerReport, cell: String| if layer.rank > 0 { cell } else { "–".into() };
-    let name = |layer: &LayerReport| layer.module.escape_debug().to_string();
-    let shape = |layer: &LayerReport| format!("{}×{}", layer.outputs, layer.inputs);
-    let kept = |layer: &LayerReport| adapted(layer, percent(layer.energy_kept));
-    let first =
-        |layer: &LayerReport| layer.singular_values.first().map_or("–".into(), |value| number(*value));
-    let left = |name| (name, Align::Left);
-    let right = |name| (name, Align::Right);
-    if report.method.start != Start::Update {
-        let mut table =
-            Table::new([left("module"), right("shape"), right("rank"), right("kept"), right("σ₁")]);
-        for layer in &report.layers {
-            table.row([name(layer), shape(layer), layer.rank.to_string(), kept(layer), first(layer)]);
+/// Breaks a sentence at spaces into lines of at most 80 characters, where its words allow it.
+fn wrap(sentence: &str) -> String {
+    let mut text = String::new();
+    let mut length = 0;
+    for word in sentence.split(' ') {
+        let characters = word.chars().count();
+        let fits = length + 1 + characters <= 80;
+        if length > 0 {
+            text.push(if fits { ' ' } else { '\n' });
         }
-        return table.render();
+        length = if length > 0 && fits { length + 1 + characters } else { characters };
+        text.push_str(word);
     }
-    let mut table = Table::new([
-        left("module"),
-        right("shape"),
-        right("rank"),
-        right("kept"),
-        right("strength"),
-        right("shift"),
-        right("σ₁"),
-    ]);
-    for layer in &report.layers {
-        table.row([
-            name(layer),
-            shape(layer),
-            layer.rank.to_string(),
-            kept(layer),
-            adapted(layer, number(layer.strength)),
-            adapted(layer, percent(layer.shift)),
-            first(layer),
-        ]);
-    }
-    table.render()
+    text
 }
 
-/// The units of rank that start without a singular value, if there are any.
-pub(super) fn empty_units(report: &Report) -> Option<String> {
-    let empty: usize = report.layers.iter().map(|layer| layer.empty_units).sum();
-    let layers = report.layers.iter().filter(|layer| layer.empty_units > 0).count();
-    let units = count(empty as u64, "unit");
-    (empty > 0).then(|| {
-        format!(
-            "{units} of rank in {} without a singular value: zero in B, an orthonormal row in A",
-            count(layers as u64, "layer")
-        )
-    })
-}
-
-/// How far the update may move the model and each layer.
-fn shift(TrustRegion { model, depth, layer }: &TrustRegion) -> String {
-    let depth = count(*depth, "layer");
-    format!(
-        "shift of the model about {} at most: {} for each of {depth} in depth",
-        percent(*model),
-        percent(*layer)
-    )
+fn rows_differ(report: &Report) -> bool {
+    report
+        .sites
+        .iter()
+        .any(|site| site.rows != report.sites[0].rows || site.embedding != report.sites[0].embedding)
 }
 
 fn summary(report: &Report) -> String {
-    let ranks = || report.layers.iter().map(|layer| layer.rank).filter(|rank| *rank > 0);
-    let ranks = match (ranks().min(), ranks().max()) {
-        (Some(least), Some(largest)) if least < largest => format!("ranks {least} to {largest}"),
-        (Some(rank), _) => format!("rank {rank}"),
-        (None, _) => "no ranks".into(),
+    let ranks = match rank_range(report) {
+        None => "no ranks".into(),
+        Some((least, largest)) if least < largest => format!("ranks {least} to {largest}"),
+        Some((rank, _)) => format!("rank {rank}"),
     };
     let precision = match report.precision {
         Precision::F32 => "",
         Precision::Bf16 => ", bf16 dot products",
     };
     let method = match report.method.method {
-        Method::Cntlora => String::new(),
-        method => format!(", {}", method.name()),
+        method if method == Method::default() => String::new(),
+        method => format!(", {method}"),
     };
     format!(
-        "{}, {}, {}, {ranks}, {} start, {:.1} s{precision}{method}",
+        "{}, {}, {}, {ranks}, {} start, {}{precision}{method}",
         count(report.layers.iter().filter(|layer| layer.rank > 0).count() as u64, "layer"),
         count(report.parameters, "parameter"),
         bytes(report.parameters.saturating_mul(report.element.size() as u64)),
         report.method.start.name(),
-        report.seconds,
+        duration(report.seconds),
     )
 }
 
-/// A site that is left out, the modules that have no adapter for that, and the reason.
+/// The least and the largest rank of the layers with an adapter.
+pub(super) fn rank_range(report: &Report) -> Option<(usize, usize)> {
+    let ranks = || report.layers.iter().map(|layer| layer.rank).filter(|rank| *rank > 0);
+    ranks().min().zip(ranks().max())
+}
+
+/// The number of tokens. If all sites have as many rows, the table has no column of rows, and this line says so.
+fn tokens_and_rows(report: &Report) -> Option<String> {
+    let tokens = tokens::words(report, |tokens| tokens.to_string())?;
+    let sites = if rows_differ(report) { "" } else { ", a row per token at every site" };
+    Some(format!("{tokens}{sites}"))
+}
+
+/// The mean share that the ranks keep, and that higher ranks would keep.
+fn kept_on_average(report: &Report) -> Option<String> {
+    let own = percent(kept::mean_own(report)?);
+    let known = kept::MULTIPLES.into_iter().filter_map(|factor| {
+        Some(format!(", {} at {factor}× the rank", percent(kept::mean_at_multiple(report, factor)?)))
+    });
+    let unknown = kept::unknown_multiples(report).map(|words| format!("\n{words}")).unwrap_or_default();
+    Some(format!("update kept on average: {own}{}{unknown}", known.collect::<String>()))
+}
+
+/// How far the update may move the model and each layer.
+fn shift(TrustRegion { model, depth, layer }: &TrustRegion) -> String {
+    let depth = count(*depth, "layer");
+    format!(
+        "shift of the model: about {} at most, {} for each of {depth} that follow one another",
+        percent(*model),
+        percent(*layer)
+    )
+}
+
+/// The units of rank without a singular value, if there are any.
+pub(super) fn empty_units(report: &Report) -> Option<String> {
+    let empty: usize = report.layers.iter().map(|layer| layer.empty_units).sum();
+    let layers = report.layers.iter().filter(|layer| layer.empty_units > 0).count();
+    (empty > 0).then(|| {
+        format!(
+            "{} of rank in {} without a singular value: a zero column in B, an orthonormal row in A",
+            count(empty as u64, "unit"),
+            count(layers as u64, "layer")
+        )
+    })
+}
+
+/// A site that is left out, its modules, which have no adapter, and the reason.
 pub fn left_out(site: &str, modules: &[String], reason: &str) -> String {
     let modules: Vec<String> = modules.iter().map(|module| module.escape_debug().to_string()).collect();
     format!("{}: site {}: {}", modules.join(", "), site.escape_debug(), reason.escape_debug())
@@ -120,93 +171,28 @@ pub fn left_out(site: &str, modules: &[String], reason: &str) -> String {
 
 fn all_left_out(report: &Report) -> impl Iterator<Item = String> {
     let without_rank =
-        report.layers.iter().filter(|layer| layer.rank == 0).map(|layer| (&layer.module, "rank 0"));
-    let skipped = report.skipped.iter().map(|skipped| (&skipped.name, skipped.reason.as_str()));
-    let names = without_rank
-        .chain(skipped)
-        .map(|(name, reason)| format!("left out: {}: {}", name.escape_debug(), reason.escape_debug()));
-    let unusable = report
-        .unusable
-        .iter()
-        .map(|site| format!("left out: {}", left_out(&site.name, &site.modules, &site.reason)));
+        without_rank(report).map(|(name, reason)| format!("{}: {reason}", name.escape_debug()));
+    let skipped = report.skipped.iter();
+    let skipped =
+        skipped.map(|skipped| format!("{}: {}", skipped.name.escape_debug(), skipped.reason.escape_debug()));
+    let unusable = report.unusable.iter().map(|site| left_out(&site.name, &site.modules, &site.reason));
     let rows = report.sites.iter().filter(|site| site.skipped_rows > 0).map(|site| {
-        let rows = count(site.skipped_rows, "row");
-        format!("left out: {} of {} with NaN or infinity", rows, site.name.escape_debug())
+        format!("{} of site {}: NaN or infinity", count(site.skipped_rows, "row"), site.name.escape_debug())
     });
-    names.chain(unusable).chain(rows)
+    without_rank.chain(skipped).chain(unusable).chain(rows).map(|line| format!("left out: {line}"))
+}
+
+/// The modules with layers of rank 0, with the reason.
+pub(super) fn without_rank(report: &Report) -> impl Iterator<Item = (String, String)> {
+    groups::of_layers(&report.layers).into_iter().filter_map(|group| {
+        let without = group.members.iter().filter(|layer| layer.rank == 0).count();
+        let reason = match group.blocks() {
+            Some(blocks) => format!("rank 0 in {without} of {blocks} blocks"),
+            None => "rank 0".into(),
+        };
+        (without > 0).then_some((group.name, reason))
+    })
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::UnusableSite;
-    use super::super::testing::{layer, report};
-    use super::*;
-    use crate::element::Element;
-
-    /// The whole text, byte for byte: what a user sees, and what is left out is said.
-    #[test]
-    fn the_text_is_this() {
-        let mut report = report(vec![
-            layer("encoder.layer.0.attention.self.query", 8),
-            layer("encoder.layer.11.intermediate.dense", 4),
-            layer("x", 0),
-        ]);
-        report.trust_region = Some(TrustRegion { model: 0.1, depth: 4, layer: 0.05 });
-        report.unusable = vec![UnusableSite {
-            name: "0.in".into(),
-            modules: vec!["0.q".into(), "0.k\n".into()],
-            reason: "all activations are zero".into(),
-            remedy: "record more".into(),
-        }];
-        let expected = "\
-module                               shape  rank    kept  strength  shift     σ₁
-encoder.layer.0…ntion.self.query  1536×384     8  81.2 %    0.0625  5.0 %  12.50
-encoder.layer.1…termediate.dense  1536×384     4  81.2 %    0.0625  5.0 %  12.50
-x                                 1536×384     0       –         –      –  12.50
-
-2 layers, 23040 parameters, 92.2 kB, ranks 4 to 8, update start, 1.2 s
-shift of the model about 10.0 % at most: 5.0 % for each of 4 layers in depth
-left out: x: rank 0
-left out: conv\\u{1b}[31m: its weight is not a matrix
-left out: 0.q, 0.k\\n: site 0.in: all activations are zero
-left out: 3 rows of in with NaN or infinity
-";
-        assert_eq!(render(&report), expected);
-    }
-
-    /// Only the start that moves the output has a strength and a shift. Units without a singular value are counted.
-    #[test]
-    fn other_starts_have_fewer_columns() {
-        let mut report = report(vec![LayerReport { empty_units: 6, ..layer("q", 8) }, layer("v", 4)]);
-        report.method.start = Start::Mirrored;
-        let expected = "\
-module     shape  rank    kept     σ₁
-q       1536×384     8  81.2 %  12.50
-v       1536×384     4  81.2 %  12.50
-
-2 layers, 23040 parameters, 92.2 kB, ranks 4 to 8, mirrored start, 1.2 s
-left out: conv\\u{1b}[31m: its weight is not a matrix
-left out: 3 rows of in with NaN or infinity
-6 units of rank in 1 layer without a singular value: zero in B, an orthonormal row in A
-";
-        assert_eq!(render(&report), expected);
-    }
-
-    /// Another method than the usual one is named.
-    #[test]
-    fn the_summary_names_other_methods() {
-        let mut report = report(vec![layer("q", 8)]);
-        report.method.method = Method::Pissa;
-        assert!(render(&report).contains(", 1.2 s, pissa\n"));
-    }
-
-    /// Half the bytes in half precision, and one rank is not a range.
-    #[test]
-    fn the_summary_follows_format_and_ranks() {
-        let text = render(&Report { element: Element::F16, ..report(vec![layer("q", 8)]) });
-        assert!(
-            text.contains("\n1 layer, 23040 parameters, 46.1 kB, rank 8, update start, 1.2 s\n"),
-            "{text}"
-        );
-    }
-}
+mod tests;

@@ -1,5 +1,5 @@
-//! Runs in which every operation on a file fails in turn, once and from then on: each ends in an error that names the file, leaves no
-//! half of an output, and goes on from what it saved to the same bytes.
+//! Runs in which each operation on a file fails in turn, once or permanently. Each run ends with an error that names the file, leaves no
+//! incomplete output, and continues from its saved progress to the same bytes.
 
 use super::{
     Event, Job, Observer, Output, Part, PartialRun, Parts, Writing, measure, progress_folder, run_part,
@@ -29,14 +29,14 @@ const WIDTH: usize = 3;
 /// The rows of a site in each of two files.
 const ROWS: usize = 5;
 
-/// Two layers with a site each, recorded in two files of different formats, in a folder in which work fails as it is told to.
-struct Small {
+/// Two layers with one site each, recorded in two files of different formats, in a folder with injected failures.
+pub(super) struct Small {
     folder: TempDir,
 }
 
 type Files = BTreeMap<PathBuf, Vec<u8>>;
 
-/// What belongs to an adapter.
+/// The outputs beside an adapter.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     /// Nothing.
@@ -48,7 +48,7 @@ enum Kind {
 }
 
 impl Small {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let small = Self { folder: folder() };
         let tensors = |rows, names: [&str; 2]| {
             names.map(|name| {
@@ -80,11 +80,11 @@ impl Small {
         small
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    fn request(&self) -> Request {
+    pub(super) fn request(&self) -> Request {
         let mut request = Request::new(self.path("model.safetensors"), vec![self.path("rows")]);
         request.method.ranks = Policy::Fixed(2);
         request.method.limits = Limits { min: 0, max: 2, multiple: 1 };
@@ -121,7 +121,7 @@ impl Small {
     }
 
     /// The moments of all rows.
-    fn moments(&self, out: &str, observer: &dyn Observer) -> Result<(), Problems> {
+    pub(super) fn moments(&self, out: &str, observer: &dyn Observer) -> Result<(), Problems> {
         let (measurement, set) = plan_measurement(&MeasurementRequest {
             activations: vec![self.path("rows")],
             selection: Selection::default(),
@@ -138,7 +138,7 @@ impl Small {
     }
 
     /// An adapter in two parts, which are joined. Parts that are complete are left as they are.
-    fn parts(&self) -> Result<(), Problems> {
+    pub(super) fn parts(&self) -> Result<(), Problems> {
         let request = self.request();
         let (plan, inputs) = plan(&request)?;
         let job = Job::of_run(&plan, &inputs);
@@ -279,7 +279,7 @@ fn all_faults(
     }
 }
 
-/// What `work` leaves when it is stopped after one block, two, …, all.
+/// The files that `work` leaves if it is stopped after one block, two blocks, and so on.
 fn stopped(small: &Small, work: &dyn Fn(&dyn Observer) -> Result<(), Problems>) -> Vec<Files> {
     let mut states = Vec::new();
     for blocks in 1.. {
@@ -346,7 +346,7 @@ fn reads_of_a_measurement_fail() {
     all_faults(&small, &states, reads, &READING, &|| small.moments("out", &()));
 }
 
-/// What the tests above count on: the thread that reads ahead is among those whose reads fail.
+/// The tests above need this: injected failures also reach the thread that reads ahead.
 #[test]
 fn reads_ahead_count() {
     let small = Small::new();

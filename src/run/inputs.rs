@@ -1,12 +1,12 @@
-//! Which versions of which files a run read.
+//! The versions of the files that a run read.
 
 use crate::adapter::FileRecord;
 use crate::plan::{Inputs, Recording};
 use crate::report::{InputFile, InputFiles};
 use crate::storage::{Problem, Source};
 
-/// The files of a kind are hashed if they have at most this many bytes together: a fraction of a second. Recordings can be
-/// far larger, and are not read twice.
+/// The files of one kind are hashed if their total length in bytes is at most this, which takes a fraction of a second. Larger
+/// recordings are not read twice.
 const HASHED: u64 = 1 << 28;
 
 pub(super) fn files(inputs: &Inputs) -> Result<InputFiles, Problem> {
@@ -37,7 +37,7 @@ mod tests {
     use crate::storage::ReadAt;
     use std::io;
 
-    /// A file that is as large as it says, and must not be read.
+    /// A large file that must not be read.
     struct Large;
 
     impl ReadAt for Large {
@@ -45,11 +45,11 @@ mod tests {
             HASHED
         }
         fn read_exact_at(&self, _buffer: &mut [u8], _offset: u64) -> io::Result<()> {
-            Err(io::Error::other("read in spite of its size"))
+            Err(io::Error::other("read although it is large"))
         }
     }
 
-    /// Small files have a hash; where they are large together, none is read.
+    /// Small files have a hash. If the files are large together, none is read.
     #[test]
     fn only_small_files_are_hashed() {
         let small = Source::from_bytes("small", b"abc".into());

@@ -1,20 +1,17 @@
-//! What a run is about, so that progress is never continued with other inputs or options.
+//! The identity of a run, so that saved progress is never continued with other inputs or options.
 
 use crate::activations::ActivationSet;
 use crate::plan::{Inputs, Measurement, Nonfinite, Plan, Recording};
-use crate::storage::{Hashing, Problem, Source};
+use crate::storage::{Hashing, Problem, Source, read_json};
 use serde_json::{Map, Value, json};
 
-/// Version of what runs save. From 2 on the rows of pairs are differences and fine-tuning rows, and sums within a block are centred.
+/// Version of saved progress. Since version 2, the rows of pairs are differences and fine-tuning rows, and sums within a block are centred.
 const VERSION: u64 = 2;
 
-/// Where a job says what happens to rows that are not finite.
+/// The place of the treatment of rows that are not finite, in a job.
 const NONFINITE: &str = "/options/nonfinite";
 
-/// The longest `job.json`, in bytes.
-const LONGEST: u64 = 1 << 30;
-
-/// Everything that decides what a run computes: its inputs, by path, length and time of modification, and its options.
+/// Everything that determines the result of a run: its inputs, by path, length and time of modification, and its options.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Job(Value);
 
@@ -25,7 +22,7 @@ impl Job {
         let [activations, source] = [&inputs.target, &inputs.source]
             .map(|side| side.as_ref().map(Recording::files).unwrap_or_default());
         let sites = plan.sites.iter().map(|site| {
-            let layers = site.layers.iter().map(|layer| (layer.module.clone(), json!(layer)));
+            let layers = site.layers.iter().map(|layer| (layer.name.to_string(), json!(layer)));
             let rows = json!([site.rows, site.source_rows]);
             (site.name.clone(), json!({ "rows": rows, "layers": Map::from_iter(layers) }))
         });
@@ -68,7 +65,7 @@ impl Job {
         }))
     }
 
-    /// As it is saved.
+    /// The text of the saved file.
     pub(super) fn text(&self) -> String {
         format!("{:#}\n", self.0)
     }
@@ -78,8 +75,8 @@ impl Job {
         hash(&self.measured())
     }
 
-    /// Identifies what the saved layers of a site depend on: what its sums depend on, the method, the model, and the layers of the
-    /// site. The other sites do not matter.
+    /// Identifies what the saved layers of a site depend on: the dependencies of its sums, the method, the model, and the layers of the
+    /// site. Other sites have no influence.
     pub(super) fn of_layers(&self, site: &str) -> String {
         let part = |place: &str| self.0.pointer(place).cloned();
         hash(&json!({
@@ -91,7 +88,7 @@ impl Job {
         }))
     }
 
-    /// The part that sums depend on, without the treatment of rows that are not finite: `obstacles` compares that.
+    /// The dependencies of sums, without the treatment of rows that are not finite, which `obstacles` compares.
     fn measured(&self) -> Value {
         let keep = |object: &Value, names: &[&str]| -> Value {
             let entries = object.as_object().into_iter().flatten();
@@ -110,24 +107,14 @@ impl Job {
     /// Reads a saved job.
     ///
     /// # Errors
-    /// An I/O problem if it cannot be read, a data problem if it cannot be understood.
+    /// An I/O problem if the file cannot be read, a data problem if it is invalid.
     pub fn read(source: &Source) -> Result<Self, Problem> {
-        let refused = |what: String| {
-            Problem::data(format!("cannot be understood: {what}"))
-                .in_file(source.path())
-                .help("give --restart to begin anew")
-        };
-        if source.length() > LONGEST {
-            return Err(refused(format!("it has {} bytes", source.length())));
-        }
-        match serde_json::from_slice(&source.read_vec(0, source.length())?) {
-            Ok(job @ Value::Object(_)) => Ok(Self(job)),
-            Ok(_) => Err(refused("expected an object".into())),
-            Err(error) => Err(refused(error.to_string())),
-        }
+        let job =
+            read_json(source, "job file").map_err(|problem| problem.help("give --restart to start again"))?;
+        Ok(Self(Value::Object(job)))
     }
 
-    /// The reasons not to use the sums of an earlier job, in words. Jobs of other methods, models and layers use the same sums.
+    /// The reasons not to use the sums of an earlier job, in words. Jobs with other methods, models and layers can use the same sums.
     pub(super) fn obstacles(&self, earlier: &Self) -> Vec<String> {
         let with_nonfinite = |job: &Self, nonfinite: Option<&Value>| {
             let mut measured = job.measured();
@@ -137,19 +124,19 @@ impl Job {
             Self(measured)
         };
         let (before, now) = (earlier.0.pointer(NONFINITE), self.0.pointer(NONFINITE));
-        // Rows that were all finite are the same rows where others may be left out.
+        // If all rows were finite, skipping rows makes no difference.
         let before = if before == Some(&json!(Nonfinite::Refuse)) { now } else { before };
         with_nonfinite(self, now).differences(&with_nonfinite(earlier, before))
     }
 
-    /// What differs from an earlier job, in words; the first few things of many.
+    /// The differences from an earlier job, in words; only the first ones if there are many.
     pub(super) fn differences(&self, earlier: &Self) -> Vec<String> {
         const SHOWN: usize = 5;
         let mut found = differences(&earlier.0, &self.0);
         if found.len() > SHOWN {
             let more = found.len() - SHOWN;
             found.truncate(SHOWN);
-            found.push(format!("{more} other things differ as well"));
+            found.push(format!("and {more} more differences"));
         }
         found
     }
@@ -161,7 +148,7 @@ fn hash(value: &Value) -> String {
     hashing.finish()
 }
 
-/// Input files by path, each with what changes when it is written to.
+/// Input files by path, each with its length and time of modification.
 fn files(kind: &str, sources: Vec<&Source>) -> (String, Value) {
     let entry = |source: &&Source| {
         let modified = source.identity().map(|identity| identity.modified.to_string());
@@ -171,14 +158,14 @@ fn files(kind: &str, sources: Vec<&Source>) -> (String, Value) {
     (kind.into(), Value::Object(sources.iter().map(entry).collect()))
 }
 
-/// What differs between two values, in words.
+/// The differences between two values, in words.
 pub(super) fn differences(before: &Value, now: &Value) -> Vec<String> {
     let mut found = Vec::new();
     compare("", Some(before), Some(now), &mut found);
     found
 }
 
-/// Adds what differs between two values at a place.
+/// Adds the differences between two values at a place.
 fn compare(place: &str, before: Option<&Value>, now: Option<&Value>, found: &mut Vec<String>) {
     let name = || place.escape_debug();
     match (before, now) {
@@ -192,16 +179,16 @@ fn compare(place: &str, before: Option<&Value>, now: Option<&Value>, found: &mut
             }
         }
         (Some(before), Some(now)) if before == now => {}
-        (Some(before), Some(now)) => found.push(format!("{} was {before}, and is {now} now", name())),
-        (Some(_), None) => found.push(format!("{} is missing now", name())),
-        (None, Some(_)) => found.push(format!("{} was not there", name())),
+        (Some(before), Some(now)) => found.push(format!("{} was {before} and is now {now}", name())),
+        (Some(_), None) => found.push(format!("{} is now missing", name())),
+        (None, Some(_)) => found.push(format!("{} is new", name())),
         (None, None) => {}
     }
 }
 
 #[cfg(test)]
 impl Job {
-    /// Jobs of other recordings have other sums.
+    /// A job whose recording has this length in bytes.
     pub(super) fn example(recording: u64) -> Self {
         let files = ("activations".to_owned(), json!({ "a.npy": { "bytes": recording } }));
         Self::new("init", json!({ "method": { "ridge": 0.1 } }), Map::new(), [files])
@@ -215,6 +202,9 @@ impl Job {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::testing::shown;
+    use expect_test::expect;
+    use std::path::Path;
 
     fn job(inputs: &[(&str, usize)], options: Value) -> Job {
         let sources: Vec<Source> =
@@ -223,37 +213,36 @@ mod tests {
     }
 
     #[test]
-    fn every_difference_is_named() {
+    fn differences_have_names() {
         let before = job(&[("a.npy", 10), ("b.npy", 10)], json!({ "method": { "ridge": 0.1, "seed": 1 } }));
         let now = job(&[("a.npy", 12), ("c\n.npy", 10)], json!({ "method": { "ridge": 0.2, "seed": 1 } }));
-        let expected = [
-            "inputs.activations.a.npy.bytes was 10, and is 12 now",
-            "inputs.activations.b.npy is missing now",
-            r"inputs.activations.c\n.npy was not there",
-            "options.method.ridge was 0.1, and is 0.2 now",
-        ];
-        assert_eq!(now.differences(&before), expected);
+        expect![[r#"
+            inputs.activations.a.npy.bytes was 10 and is now 12
+            inputs.activations.b.npy is now missing
+            inputs.activations.c\n.npy is new
+            options.method.ridge was 0.1 and is now 0.2"#]]
+        .assert_eq(&now.differences(&before).join("\n"));
         assert!(now.differences(&now).is_empty());
         let many: Vec<String> = (0..9).map(|index| format!("{index}.npy")).collect();
         let many: Vec<(&str, usize)> = many.iter().map(|name| (name.as_str(), 1)).collect();
         let differences = job(&many, Value::Null).differences(&job(&[], Value::Null));
         assert_eq!(differences.len(), 6);
-        assert_eq!(differences[5], "4 other things differ as well");
+        expect!["and 4 more differences"].assert_eq(&differences[5]);
     }
 
-    /// Sums of an older version mean something else, and are not continued.
+    /// Sums of an older version have another meaning and are not continued.
     #[test]
     fn progress_of_an_older_version_is_refused() {
         let now = job(&[], json!({ "ridge": 0.1 }));
         let mut older = now.clone();
         older.0["version"] = json!(1);
-        assert_eq!(now.obstacles(&older), ["version was 1, and is 2 now"]);
+        expect!["version was 1 and is now 2"].assert_eq(&now.obstacles(&older).join("\n"));
         assert_ne!(now.of_sums(), older.of_sums());
     }
 
-    /// A job that was saved is the same job again, whatever its numbers.
+    /// A saved job reads back equal, for all numbers.
     #[test]
-    fn jobs_survive_their_text() {
+    fn saved_jobs_read_back_equal() {
         for ridge in [0.1, 1e-300, 0.3 - 0.1, f64::MIN_POSITIVE] {
             let job = job(&[("a.npy", 10)], json!({ "ridge": ridge }));
             let read = Job::read(&Source::from_bytes("job.json", job.text().into_bytes())).unwrap();
@@ -262,9 +251,9 @@ mod tests {
         }
     }
 
-    /// Sums depend on recordings and precision. Layers depend on the method, the model and their own site as well, and on no other site.
+    /// Sums depend on recordings and precision. Layers also depend on the method, the model and their own site, but not on other sites.
     #[test]
-    fn saved_files_depend_on_this() {
+    fn identities_depend_on_the_right_inputs() {
         let job = |options: Value, sites: Value, model: u64, rows: u64| {
             let file = |kind: &str, bytes: u64| (kind.to_owned(), json!({ "file": { "bytes": bytes } }));
             let Value::Object(sites) = sites else { panic!("expected sites") };
@@ -291,11 +280,19 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_job_is_refused() {
-        for text in ["", "[1]", "{\"a\":"] {
+    fn invalid_job_files_are_refused() {
+        let problems = ["", "[1]", "{\"a\":"].map(|text| {
             let problem = Job::read(&Source::from_bytes("job.json", text.into())).unwrap_err();
-            assert!(problem.to_string().starts_with("job.json: cannot be understood: "), "{problem}");
-            assert_eq!(problem.next_step(), Some("give --restart to begin anew"));
-        }
+            shown(&problem.into(), Path::new("-"))
+        });
+        expect![[r#"
+            Data: job.json: invalid job file: EOF while parsing a value at line 1 column 0
+                help: give --restart to start again
+            Data: job.json: invalid job file: invalid type: sequence, expected a map at line 1 column 0
+                help: give --restart to start again
+            Data: job.json: invalid job file: EOF while parsing a value at line 1 column 5
+                help: give --restart to start again
+        "#]]
+        .assert_eq(&problems.concat());
     }
 }

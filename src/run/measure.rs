@@ -1,9 +1,12 @@
-//! Carries a measurement out: rows to a moments file, without a model.
+//! Carries out a measurement: reads rows and writes a moments file, without a model.
 
 use super::moments::Reading;
+use super::observer::check_stop;
 use super::partial::PartialRun;
 use super::saved_sums::Extent;
-use super::{Event, Observer, Threads, interrupted, work_side_by_side};
+use super::side_by_side::{Threads, with_threads, work_side_by_side};
+use super::site_statistics::site_of;
+use super::{Event, Observer};
 use crate::activations::{ActivationSet, Site};
 use crate::moments_file::{Content, MeasuredSite, write};
 use crate::plan::{Measurement, SiteRows};
@@ -12,10 +15,10 @@ use crate::storage::{Problem, Problems};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Measures the moments of all sites and writes them to a moments file. Returns what the file says of itself.
+/// Measures the moments of all sites and writes them to a moments file. Returns the content of the file.
 ///
-/// The moments of a site stay in memory while it is measured, and in `partial` after that; counts of tokens were read when the files were
-/// opened. `partial` is left to the caller to discard.
+/// The moments of a site are in memory while it is measured, and then in `partial`. Token counts were read when the files were opened.
+/// The caller discards `partial`.
 ///
 /// # Errors
 /// As [`run`](super::run()), and I/O problems of writing.
@@ -36,9 +39,8 @@ pub fn measure(
     let work = |site, threads| measure_site(reading(threads), set, site);
     let threads = Threads { all: measurement.threads, side_by_side: measurement.side_by_side };
     let sites: Vec<&SiteRows> = measurement.sites.iter().collect();
-    let measured = super::with_threads(measurement.threads, || {
-        work_side_by_side(&sites, |site| site.width, threads, work)
-    })?;
+    let measured =
+        with_threads(measurement.threads, || work_side_by_side(&sites, |site| site.width, threads, work))?;
     set.check_unchanged()?;
     let content = Content {
         precision: measurement.precision,
@@ -58,7 +60,7 @@ pub fn measure(
         }
         let sums = partial.sums(site, KIND).load(&extents[site])?;
         let sums = sums.ok_or_else(|| {
-            Problem::environment("the moments of a site that was measured are gone")
+            Problem::environment("the saved moments of a measured site are missing")
                 .in_file(partial.folder())
                 .in_tensor(site)
         })?;
@@ -75,15 +77,13 @@ fn extent(site: &SiteRows, precision: Precision) -> Extent<'_> {
     Extent { site: name, width: *width, rows: rows.clone(), precision }
 }
 
-/// Measures a site and saves its sums. Counts of tokens are sums already.
+/// Measures a site and saves its sums. Token counts need no measurement.
 fn measure_site(
     reading: Reading<'_>,
     set: &ActivationSet,
     planned: &SiteRows,
 ) -> Result<(String, MeasuredSite), Problem> {
-    if reading.observer.stop_requested() {
-        return Err(interrupted());
-    }
+    check_stop(reading.observer)?;
     let SiteRows { name, width, counts, modules, rows, .. } = planned;
     reading.observer.event(Event::SiteStarted { site: name, rows: planned.rows_to_read() });
     let measured = |skipped_rows| MeasuredSite {
@@ -96,7 +96,7 @@ fn measure_site(
         reading.observer.event(Event::MomentsReady { site: name });
         return Ok((name.clone(), measured(0)));
     }
-    let site = super::site_of(set, name)?;
+    let site = site_of(set, name)?;
     let sums = reading.measure(set, site, rows.clone(), KIND)?;
     if let (Some(partial), false) = (reading.partial, sums.saved) {
         let extent = extent(planned, reading.precision);

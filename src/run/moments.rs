@@ -1,4 +1,4 @@
-//! Streams of row blocks into moments.
+//! Adds streams of row blocks to moments.
 
 use super::partial::PartialRun;
 use super::saved_sums::{Extent, Keeper, SavedSums, Sums};
@@ -6,33 +6,33 @@ use super::{Event, Observer};
 use crate::activations::{ActivationSet, Block, Site};
 use crate::element::Element;
 use crate::error::Error;
-use crate::moments::{Moments, PairedMoments};
+use crate::moments::{Moments, PairedMoments, join_pairs};
 use crate::plan::Nonfinite;
 use crate::simd::{BLOCK_ROWS, Precision, Rows, Tier, Values, Workspace};
 use crate::storage::{Problem, quoted};
 use std::ops::Range;
 
-/// How rows are read and added.
+/// Options for reading and adding rows.
 #[derive(Clone, Copy)]
 pub(super) struct Reading<'a> {
     pub nonfinite: Nonfinite,
     pub precision: Precision,
     pub threads: usize,
     pub observer: &'a dyn Observer,
-    /// Where progress is saved, if it is.
+    /// The folder for saved progress, if there is one.
     pub partial: Option<&'a PartialRun>,
 }
 
-/// Sums, and how many rows were left out of them.
+/// Sums, and the number of skipped rows.
 pub(super) struct Measured<T> {
     pub moments: T,
     pub skipped_rows: u64,
-    /// Whether they are saved with all rows.
+    /// True if the saved sums contain all rows.
     pub saved: bool,
 }
 
 impl Reading<'_> {
-    /// The moments of rows of a site, which begin and end where blocks do. `kind` names the saved sums.
+    /// Measures the given rows of a site. The range starts and ends at borders of blocks. `kind` names the saved sums.
     pub(super) fn measure(
         self,
         set: &ActivationSet,
@@ -58,15 +58,14 @@ impl Reading<'_> {
             keeper.block_added(&moments, next_row, skipped_rows)?;
         }
         let saved = keeper.all_added(&moments, next_row, skipped_rows)?;
-        // Rows of other formats are not multiplied as bf16.
+        // Only rows in BF16 are multiplied as bf16.
         if site.parts().iter().any(|part| part.element == Element::Bf16) {
             self.warn_of_lost_digits(&site.name, &moments);
         }
         Ok(Measured { moments, skipped_rows, saved })
     }
 
-    /// The moments of pairs: row i of the source and row i of the target are the same input. A pair is left out
-    /// if either side is.
+    /// Measures pairs: row i of the source and row i of the target come from the same input. A pair is skipped if a row of it is.
     pub(super) fn measure_pairs(
         self,
         (source, source_site): (&ActivationSet, &Site),
@@ -81,26 +80,16 @@ impl Reading<'_> {
             PairedMoments::from_joint(moments).map_err(|error| Problem::data(error.to_string()))?;
         let mut keeper = Keeper::new(saved.as_ref(), &extent, self.observer);
         let mut workspace = self.workspace()?;
-        // Parts of both sides may be cut differently: a block ends where either side ends.
+        // Both sides can have different parts. A block ends at the end of a part of either side.
         let rows = next_row..extent.rows.end;
         let z_spans = source_site.spans(rows.clone(), BLOCK_ROWS, target_site.borders());
         let x_spans = target_site.spans(rows, BLOCK_ROWS, source_site.borders());
         let mut z_blocks = source.blocks(source_site, z_spans);
         let mut x_blocks = target.blocks(target_site, x_spans);
-        // In f64, where the difference of two numbers of any shorter format loses nothing that f32 would keep.
         let mut pairs: Vec<f64> = Vec::new();
         while let (Some(z), Some(x)) = (z_blocks.next()?, x_blocks.next()?) {
             let rows = x.rows.rows;
-            pairs.resize(rows * 2 * width, 0.0);
-            for (row, pair) in pairs.chunks_exact_mut(2 * width).enumerate() {
-                let (change, right) = pair.split_at_mut(width);
-                z.rows.copy_row(row, change);
-                x.rows.copy_row(row, right);
-                for (change, x) in change.iter_mut().zip(right) {
-                    // A number that is not finite as an f32 on either side is not finite here.
-                    *change = if is_finite(change) { *change - *x } else { f64::NAN };
-                }
-            }
+            join_pairs(z.rows, x.rows, &mut pairs);
             let joined = Rows { values: Values::F64(&pairs), rows, width: 2 * width, stride: 2 * width };
             skipped_rows += self.add(
                 joined,
@@ -124,7 +113,7 @@ impl Reading<'_> {
         Ok(Measured { moments, skipped_rows, saved })
     }
 
-    /// The sums that were saved, or those of no rows. `sides` is how many rows of files make up one that is added.
+    /// Loads the saved sums, or starts with empty ones. `sides` is the number of rows in files for each added row.
     fn begin(self, saved: Option<&SavedSums>, extent: &Extent<'_>, sides: u64) -> Result<Sums, Problem> {
         let loaded = match saved {
             Some(saved) => saved.load(extent)?,
@@ -138,13 +127,14 @@ impl Reading<'_> {
             return Ok(loaded);
         }
         let moments = Moments::try_new(extent.width).ok_or_else(|| {
-            let what = format!("no memory for {} bytes of moments", Moments::memory(extent.width as u64));
+            let what =
+                format!("not enough memory for {} bytes of moments", Moments::memory(extent.width as u64));
             Problem::environment(what).in_tensor(extent.site)
         })?;
         Ok(Sums { moments, next_row: extent.rows.start, skipped_rows: 0 })
     }
 
-    /// Warns of a site whose covariance the precision does not resolve. `moments` are of rows that may all have been bf16.
+    /// Warns if the precision is too low for the covariance of a site. All rows can have been in BF16.
     pub(super) fn warn_of_lost_digits(self, site: &str, moments: &Moments) {
         if self.precision != Precision::Bf16 {
             return;
@@ -152,20 +142,20 @@ impl Reading<'_> {
         if let Some((column, ratio)) = moments.lost_in_bf16() {
             let site = quoted(site);
             let message = format!(
-                "site {site}: the mean of channel {column} is {ratio:.0} times its standard deviation or more, and its \
-                 covariances from --precision bf16 are not accurate; use --precision f32"
+                "site {site}: the mean of channel {column} is at least {ratio:.0} times its standard deviation, so its \
+                 covariances are inaccurate with --precision bf16; use --precision f32"
             );
             self.observer.event(Event::Warning { message });
         }
     }
 
-    /// Refuses moments that say nothing in this precision. `moments` are of rows that may all have been bf16.
+    /// Refuses moments without any variation at this precision. All rows can have been in BF16.
     ///
     /// # Errors
     /// [`Error::NoVariation`].
     pub(super) fn check_variation(self, moments: &Moments) -> crate::error::Result<()> {
         if self.precision == Precision::Bf16 && moments.all_lost_in_bf16() {
-            let what = "all rows of activations are equal, as far as --precision bf16 can tell";
+            let what = "all rows of activations are equal at --precision bf16";
             return Err(Error::NoVariation { what });
         }
         Ok(())
@@ -175,8 +165,8 @@ impl Reading<'_> {
         Workspace::new(Tier::best(), self.precision).map_err(|error| Problem::usage(error.to_string()))
     }
 
-    /// Adds rows, or, where some are not finite and may be skipped, the others. Returns how many were skipped.
-    /// `refusal` says what is wrong with a row and column.
+    /// Adds rows. Skips rows that are not finite, if that is allowed. Returns the number of skipped rows.
+    /// `refusal` gives the problem for a row and column.
     fn add(
         self,
         rows: Rows<'_>,
@@ -199,24 +189,24 @@ impl Reading<'_> {
     }
 }
 
-/// Whether a number is finite as an f32.
+/// Returns whether a number is finite as an f32.
 fn is_finite(number: &f64) -> bool {
     (*number as f32).is_finite()
 }
 
-/// Refuses a number of a block that is not finite.
+/// The problem of a number that is not finite.
 fn not_finite(block: &Block<'_>, row: usize, column: usize) -> Problem {
     let row = block.first_row + row as u64;
     Problem::data(format!("row {row}, column {column} is not a finite f32 number"))
         .in_file(block.path)
         .in_tensor(block.tensor)
         .help(
-            "record these activations again, or leave such rows out with --nonfinite skip-rows; `cntlora inspect \
-             --values` counts such numbers",
+            "record these activations again, or skip such rows with --nonfinite skip-rows; `cntlora inspect --values` counts \
+             such numbers",
         )
 }
 
-/// Refuses a number of a block whose difference from that of the pre-training row overflows.
+/// The problem of a number whose difference from the pre-training row overflows.
 fn too_far(block: &Block<'_>, row: usize, column: usize) -> Problem {
     let row = block.first_row + row as u64;
     Problem::data(format!(
@@ -224,10 +214,10 @@ fn too_far(block: &Block<'_>, row: usize, column: usize) -> Problem {
     ))
     .in_file(block.path)
     .in_tensor(block.tensor)
-    .help("check that both recordings are of the same inputs, or leave such rows out with --nonfinite skip-rows")
+    .help("check that both recordings come from the same inputs, or skip such rows with --nonfinite skip-rows")
 }
 
-/// The rows that are finite in every column. As f64 they are the numbers that they were, and their statistics have the same bits.
+/// The rows that are finite in every column, as f64. This conversion is exact, so that the statistics keep their bits.
 fn finite_rows(rows: Rows<'_>) -> Vec<f64> {
     let mut finite = Vec::with_capacity(rows.rows * rows.width);
     let mut numbers = vec![0.0; rows.width];

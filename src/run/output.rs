@@ -1,4 +1,4 @@
-//! Where the results of a run go, and how they get there.
+//! The outputs of a run, and writing them.
 
 use super::Outcome;
 use crate::adapter::{
@@ -9,37 +9,36 @@ use crate::plan::{Inputs, Plan, PlannedLayer};
 use crate::report::{Report, html};
 use crate::storage::{AtomicFile, Problem, Problems, StagedFile};
 use serde_json::{Map, Value};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// Where the results of a run go, and how they are written.
+/// The outputs of a run: paths and format.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Output {
     /// Folder of the adapter.
     pub folder: PathBuf,
-    /// Folder of the changed base, if it is changed.
+    /// Folder of the changed base, if the run changes the base.
     pub base: Option<PathBuf>,
-    /// Folder of the adapter that takes the update away, in place of a changed base.
+    /// Folder of the adapter that subtracts the initial update, in place of a changed base.
     pub anchor: Option<PathBuf>,
-    /// How the adapter is written.
+    /// Format of the adapter.
     pub format: Format,
-    /// Page about the run.
+    /// Path of the HTML report.
     pub page: Option<PathBuf>,
 }
 
 impl Output {
-    /// The folders that are written to.
+    /// The folders to write to.
     pub fn folders(&self) -> Vec<&Path> {
         let folders = [Some(&self.folder), self.base.as_ref(), self.anchor.as_ref()];
         folders.into_iter().flatten().map(PathBuf::as_path).collect()
     }
 
-    /// The files and folders that are written.
+    /// The files and folders to write.
     pub fn all(&self) -> Vec<&Path> {
         self.folders().into_iter().chain(self.page.as_deref()).collect()
     }
 
-    /// The folders in which anything changes: also those from which an earlier run's base and anchor go.
+    /// The folders that change, including those of the base and the anchor of an earlier run, which are removed.
     pub fn changed_folders(&self) -> Vec<PathBuf> {
         let mut folders = vec![default_base(&self.folder), anchor_of(&self.folder)];
         folders.extend(self.folders().into_iter().map(Path::to_path_buf));
@@ -48,19 +47,19 @@ impl Output {
         folders
     }
 
-    /// What is written outside of the folder of the adapter.
+    /// The outputs outside of the folder of the adapter.
     pub fn elsewhere(&self) -> Vec<&Path> {
         let base = self.base.as_ref().filter(|base| **base != default_base(&self.folder));
         base.into_iter().chain(&self.page).map(PathBuf::as_path).collect()
     }
 }
 
-/// Writes what a run gave: the changed base or the anchor, if there is one, the page, if it is asked for, and the adapter, whose presence
-/// says that all is there. Everything is on the disk before anything old is replaced. `provenance` is the record of the adapter. Returns
-/// what was left out of the base.
+/// Writes the result of a run: the changed base or the anchor if there is one, the HTML report if requested, and last the adapter. Its
+/// presence means that the output is complete. All new files are on the disk before an old file is replaced. `provenance` is the record
+/// of the adapter. Returns the files that were not copied to the base.
 ///
 /// # Errors
-/// A data problem if no layer has a rank, or a number does not fit its format; I/O problems of reading the checkpoint and of writing.
+/// A data problem if all ranks are 0, or a number is too large for its format; I/O problems of reading the checkpoint and of writing.
 pub fn write(
     outcome: &mut Outcome,
     mut provenance: Map<String, Value>,
@@ -70,7 +69,7 @@ pub fn write(
 ) -> Result<Vec<String>, Problems> {
     let Outcome { adapter, report } = outcome;
     if adapter.layers.is_empty() {
-        return Err(Problem::data("every layer got rank 0, so there is no adapter to write")
+        return Err(Problem::data("all layers have rank 0, so there is no adapter to write")
             .help("give --min-rank 1, or a larger --energy, at most 1")
             .into());
     }
@@ -79,11 +78,11 @@ pub fn write(
     if output.anchor.is_some() {
         provenance.insert("residual".into(), "anchor".into());
     }
-    // Layers that are planned and got no adapter are among the others: PEFT must not adapt them.
-    let adapted = plan.layers().filter(|layer| adapter.layers.contains_key(&layer.module));
+    // Planned layers without an adapter count as other modules: PEFT must not adapt them.
+    let adapted = plan.layers().filter(|layer| adapter.layers.contains_key(&layer.name));
     let tensors = adapted.flat_map(|layer| &layer.weight).map(|piece| piece.tensor.as_str()).collect();
     let others = other_modules(&inputs.checkpoint, &tensors);
-    // Numbers and words of our own always become JSON.
+    // The report consists of numbers and text, which always become JSON.
     let json = serde_json::to_vec_pretty(report).map_err(|error| Problem::data(error.to_string()))?;
     let contents = Contents {
         adapter,
@@ -92,7 +91,7 @@ pub fn write(
         other_modules: &others,
         beside: &[(REPORT_FILE, json.as_slice())],
     };
-    // First, since the folders of the others may be in its own.
+    // The adapter comes first, because its folder can contain the other folders.
     let staged_adapter = stage_adapter(&output.folder, &contents, output.format)?;
     let staged = Staged {
         adapter: staged_adapter,
@@ -114,7 +113,7 @@ fn stage_base<'a>(
     inputs: &Inputs,
 ) -> Result<StagedBase<'a>, Problems> {
     let adapted = |layer: &PlannedLayer| {
-        let factors = layer.shape.of_stored_weight(adapter.layers.get(&layer.module)?);
+        let factors = layer.shape.of_stored_weight(adapter.layers.get(&layer.name)?);
         Some(AdaptedWeight { pieces: layer.weight.clone(), factors })
     };
     let weights: Vec<_> = plan.layers().filter_map(adapted).collect();
@@ -132,7 +131,6 @@ fn stage_anchor<'a>(
 
 fn stage_page(path: &Path, report: &Report) -> Result<StagedFile, Problem> {
     let mut file = AtomicFile::create(path)?;
-    file.write_all(html::render(report).as_bytes())
-        .map_err(|error| Problem::io("cannot write", &error).in_file(path))?;
+    file.put(html::render(report).as_bytes())?;
     file.stage()
 }

@@ -1,8 +1,8 @@
-//! What a part of a divided run says of itself: `part.json`.
+//! The description of a part of a divided run: `part.json`.
 
 use crate::adapter::Format;
 use crate::plan::{Request, Shard};
-use crate::storage::{Problem, Source, quoted};
+use crate::storage::{Problem, Schema, Source};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::path::PathBuf;
@@ -10,82 +10,124 @@ use std::path::PathBuf;
 /// The file that makes a folder a part.
 pub(super) const PART: &str = "part.json";
 
-const FORMAT: &str = "adapter-part";
-const VERSION: u64 = 1;
+const SCHEMA: Schema = Schema {
+    format: "adapter-part",
+    newest: 1,
+    name: "description of a part",
+    help: "give the folders that `cntlora init --shard` wrote",
+};
 
-/// What `part.json` says: which part it is, and how the whole goes on from there.
+/// The content of `part.json`: the part, the request, and the output format.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Part {
     format: String,
     version: u64,
-    /// Which part.
+    /// Index and number of parts.
     pub shard: Shard,
-    /// What was asked for, of all parts alike.
+    /// The request, which is the same for all parts.
     pub request: Request,
-    /// How the adapter is written, when the parts are joined.
+    /// The output of the joined parts.
     pub writing: Writing,
 }
 
-/// How an adapter is written.
+/// The output of a run.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Writing {
-    /// In which format.
+    /// Format of the adapter.
     pub format: Format,
-    /// Folder for the changed base, if one was named.
+    /// Folder of the changed base, if the user named one.
     pub base: Option<PathBuf>,
-    /// Whether a second adapter takes the update away, in place of a changed base.
+    /// True if a second adapter subtracts the initial update, in place of a changed base.
     pub anchored: bool,
 }
 
 impl Part {
-    /// What a part says of itself.
+    /// The description of a part.
     pub fn new(shard: Shard, request: Request, writing: Writing) -> Self {
-        Self { format: FORMAT.into(), version: VERSION, shard, request, writing }
+        Self { format: SCHEMA.format.into(), version: SCHEMA.newest, shard, request, writing }
     }
 
     /// Reads `part.json`.
     ///
     /// # Errors
-    /// An I/O problem if it cannot be read; a data problem if it is another file, or of a newer version.
+    /// An I/O problem if it cannot be read; a data problem if it is another kind of file, or has another version.
     pub fn read(source: &Source) -> Result<Self, Problem> {
-        #[derive(Deserialize)]
-        struct Kind {
-            format: String,
-            version: u64,
-        }
-        let refused = |what: String| Problem::data(what).in_file(source.path());
-        let malformed =
-            |error: serde_json::Error| refused(format!("expected the description of a part: {error}"));
-        let bytes = source.read_vec(0, source.length())?;
-        let kind: Kind = serde_json::from_slice(&bytes).map_err(malformed)?;
-        if (kind.format.as_str(), kind.version) != (FORMAT, VERSION) {
-            let (format, version) = (quoted(&kind.format), kind.version);
-            let what =
-                format!("expected version {VERSION} of \"{FORMAT}\", found version {version} of {format}");
-            return Err(refused(what).help("join parts with the version of cntlora that made them"));
-        }
-        let part: Self = serde_json::from_slice(&bytes).map_err(malformed)?;
+        let part: Self = SCHEMA.read(source)?;
         match Shard::new(part.shard.index, part.shard.count) {
             Some(_) => Ok(part),
-            None => Err(refused(format!("expected a part I/N with I below N, found {}", part.shard))),
+            None => {
+                let what = format!("expected a part I/N with I below N, found {}", part.shard);
+                Err(Problem::data(what).in_file(source.path()))
+            }
         }
     }
 
-    /// What another part of the same job says otherwise of the adapter that both are for, in words.
+    /// The differences of two parts of the same job in the output of the adapter, in words.
     pub(super) fn differences(&self, other: &Self) -> Vec<String> {
         let written = |part: &Self| json!({ "element": part.request.element, "writing": part.writing });
         super::job::differences(&written(self), &written(other))
     }
 
-    /// As it is written.
+    /// The text of the file.
     ///
     /// # Errors
     /// A usage problem for paths that are not UTF-8.
     pub(super) fn text(&self) -> Result<String, Problem> {
         serde_json::to_string_pretty(self).map_err(|error| {
-            Problem::usage(format!("a part cannot be described: {error}")).help("give paths of UTF-8 text")
+            Problem::usage(format!("cannot write the description of the part: {error}"))
+                .help("use paths that are valid UTF-8")
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::testing::shown;
+    use crate::storage::{Problems, snapshot};
+    use expect_test::expect;
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    use std::path::Path;
+
+    #[test]
+    fn paths_that_are_not_utf8_are_refused() {
+        let path = OsStr::from_bytes(b"\xff").into();
+        let part =
+            Part::new(Shard { index: 0, count: 2 }, Request::new(path, Vec::new()), Writing::default());
+        expect![[r#"
+            cannot write the description of the part: path contains invalid UTF-8 characters; help: use paths that are valid UTF-8
+        "#]].assert_eq(&snapshot(part.text().unwrap_err()));
+    }
+
+    #[test]
+    fn descriptions_read_back_and_invalid_ones_are_refused() {
+        let request = Request::new("model".into(), vec!["acts".into()]);
+        let part = Part::new(Shard { index: 1, count: 2 }, request, Writing::default());
+        let text = part.text().unwrap();
+        let read = |text: &str| Part::read(&Source::from_bytes("part.json", text.into()));
+        assert_eq!(read(&text).unwrap().text().unwrap(), text);
+        let mut problems = Problems::default();
+        for (from, to) in [
+            ("{", "["),
+            ("adapter-part", "moments"),
+            ("\"version\": 1", "\"version\": 2"),
+            ("\"index\": 1", "\"index\": 2"),
+        ] {
+            assert!(text.contains(from), "{text}");
+            problems.push(read(&text.replacen(from, to, 1)).unwrap_err());
+        }
+        expect![[r#"
+            Data: part.json: invalid description of a part: expected `,` or `]` at line 2 column 11
+                help: give the folders that `cntlora init --shard` wrote
+            Data: part.json: invalid description of a part: expected format "adapter-part", found "moments"
+                help: give the folders that `cntlora init --shard` wrote
+            Data: part.json: unsupported version 2 of the description of a part: the newest known version is 1
+                help: use the version of cntlora that wrote it, or a newer one
+            Data: part.json: expected a part I/N with I below N, found 2/2
+        "#]]
+        .assert_eq(&shown(&problems, Path::new("-")));
     }
 }

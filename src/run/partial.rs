@@ -1,15 +1,14 @@
-//! The folder in which an unfinished run keeps its progress: who works in it, for which job, and how it goes away.
+//! The folder with the progress of an unfinished run.
 //!
 //! | file | holds |
 //! |---|---|
-//! | `lock` | nothing; it is locked while a run works in the folder |
+//! | `lock` | nothing; it is locked while a run uses the folder |
 //! | `job.json` | the inputs and options of the run (`job`) |
-//! | `writing` | the paths of the outputs, each with a zero byte behind it, once they are being written: what is there is this run's own |
-//! | `<site>.….moments.safetensors` | the sums of a site that is being measured, and how far they go (`saved_sums`) |
+//! | `writing` | the paths of the outputs, each followed by a zero byte, once the run writes them; so the run may replace them later |
+//! | `<site>.….moments.safetensors` | the sums of a site that is being measured (`saved_sums`) |
 //! | `<site>.layers.safetensors` | the decomposed layers of a finished site (`saved_layers`) |
 //!
-//! `<site>` stands for the first digits of the hash of a site's name. Every file is written atomically, and hashes tell whether it is
-//! still what was written.
+//! `<site>` stands for the first digits of the hash of a site's name. Every file is written atomically. Checksums detect damage.
 
 use super::job::Job;
 use super::lock::{LOCK, lock};
@@ -29,29 +28,28 @@ const WRITING: &str = "writing";
 const SUMS: &str = ".moments.safetensors";
 const LAYERS: &str = ".layers.safetensors";
 
-/// How many digits of a hash stand for the name of a site.
+/// Number of digits of the hash of a site's name.
 const DIGITS: usize = 16;
 
-/// Progress that outlives the process, in a folder of its own that no other run works in meanwhile.
+/// Saved progress in a folder that no other run uses at the same time.
 #[derive(Debug)]
 pub struct PartialRun {
     folder: PathBuf,
-    /// Locked until it is dropped, also by the end of the process.
+    /// Locked until this is dropped, or the process ends.
     _lock: File,
     job: Job,
-    /// How the job differs from the one that the progress was begun for.
+    /// The differences from the job that started the progress.
     differences: Vec<String>,
     interval: Duration,
 }
 
 impl PartialRun {
-    /// Whether the folder holds the progress of some run.
+    /// Returns whether the folder contains the progress of a run.
     pub fn is_there(folder: &Path) -> bool {
         folder.join(JOB).is_file()
     }
 
-    /// Whether the folder holds the progress of a run that began to write this output. What is there of it may be replaced by the same
-    /// run.
+    /// Returns whether the folder contains the progress of a run that started to write this output. The same run may replace it.
     pub fn is_writing(folder: &Path, output: &Path) -> bool {
         let (true, Ok(written), Ok(output)) =
             (Self::is_there(folder), fs::read(folder.join(WRITING)), fs::canonicalize(output))
@@ -62,31 +60,31 @@ impl PartialRun {
         written.any(|path| fs::canonicalize(OsStr::from_bytes(path)).is_ok_and(|path| path == output))
     }
 
-    /// Opens the folder to begin a job, or to continue it where an earlier run stopped. Progress is saved after a block of rows
-    /// if `interval` has passed since the last time, and when a site is finished.
+    /// Opens the folder to start a job, or to continue an earlier run. Progress is saved when a site is finished, and after a block of
+    /// rows if `interval` has passed since the last save.
     ///
-    /// A job may have another method, model or selection of layers than the earlier one. It then uses the saved sums, and those
-    /// saved layers that do not depend on what differs. With `restart`, the progress of an earlier run is thrown away.
+    /// If the method, the model or the selection of layers differs from the earlier job, the run uses the saved sums, and the saved
+    /// layers that do not depend on the differences. With `restart`, the progress of an earlier run is removed.
     ///
     /// # Errors
-    /// A usage problem that names what differs if the progress is of other recordings, or rows are added in another way; an I/O problem
-    /// if another run works in the folder, or it cannot be written to; a data problem if it cannot be understood.
+    /// Saved progress from other recordings, or with another way to add rows, is refused with usage problems that list the differences.
+    /// An I/O problem if another run uses the folder, or it cannot be written; a data problem if the saved job is invalid.
     pub fn open(folder: &Path, job: &Job, interval: Duration, restart: bool) -> Result<Self, Problems> {
         let failed = |doing| move |error: io::Error| Problem::io(doing, &error).in_file(folder);
         step(Step::CreateFolder, folder)
             .and_then(|()| fs::create_dir_all(folder))
-            .map_err(failed("cannot make the folder for the progress of this run"))?;
+            .map_err(failed("cannot create the folder for the progress of this run"))?;
         let lock = lock(folder)?;
         let mut partial =
             Self { folder: folder.into(), _lock: lock, job: job.clone(), differences: Vec::new(), interval };
         partial.remove_files(is_unfinished)?;
         let path = folder.join(JOB);
         if !path.exists() {
-            // A run that has ended may have left it.
+            // A finished run can have left it behind.
             partial.remove_files(|name| name == WRITING)?;
         }
         if restart {
-            // What was being written is still this output's own.
+            // The run still owns outputs that it started to write.
             partial.remove_files(|name| is_ours(name) && ![LOCK, WRITING].contains(&name))?;
         }
         if path.exists() {
@@ -94,15 +92,15 @@ impl PartialRun {
             let differences = job.obstacles(&earlier);
             if !differences.is_empty() {
                 let problem = |difference: &String| {
-                    Problem::usage(format!("holds the progress of another run: {difference}"))
+                    Problem::usage(format!("contains the progress of another run: {difference}"))
                         .in_file(folder)
-                        .help("give the options and inputs of that run to continue it, or --restart to begin anew")
+                        .help("give the options and inputs of that run to continue it, or --restart to start again")
                 };
                 return Err(Problems(differences.iter().map(problem).collect()));
             }
             if *job != earlier {
                 partial.differences = job.differences(&earlier);
-                // Only the job that began to write an output may replace it without being told to.
+                // Only the job that started to write an output may replace it without --force.
                 partial.remove_files(|name| name == WRITING)?;
                 write_atomically(&path, job.text().as_bytes())?;
             }
@@ -113,17 +111,17 @@ impl PartialRun {
         Ok(partial)
     }
 
-    /// Where it is.
+    /// The folder.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// How the job differs from the one that the progress was begun for, in words.
+    /// The differences from the job that started the progress, in words.
     pub fn differences(&self) -> &[String] {
         &self.differences
     }
 
-    /// Whether there is anything to go on from.
+    /// Returns whether the folder contains saved sums or layers.
     ///
     /// # Errors
     /// An I/O problem if the folder cannot be listed.
@@ -131,7 +129,7 @@ impl PartialRun {
         Ok(names(&self.folder)?.iter().any(|name| name.ends_with(SUMS) || name.ends_with(LAYERS)))
     }
 
-    /// Says that these outputs, files or folders, are going to be written: [`is_writing`](Self::is_writing).
+    /// Records that the run starts to write these outputs, files or folders. See [`is_writing`](Self::is_writing).
     ///
     /// # Errors
     /// I/O problems of writing.
@@ -140,7 +138,7 @@ impl PartialRun {
         let mut paths = Vec::new();
         for output in outputs {
             let output = std::path::absolute(output)
-                .map_err(|error| Problem::io("cannot find out where it is", &error).in_file(output))?;
+                .map_err(|error| Problem::io("cannot make the path absolute", &error).in_file(output))?;
             paths.extend_from_slice(output.as_os_str().as_bytes());
             paths.push(0);
         }
@@ -152,20 +150,20 @@ impl PartialRun {
     /// # Errors
     /// An I/O problem if a file cannot be removed.
     pub fn discard(self) -> Result<(), Problem> {
-        // The job stays as long as there is something of it, and the lock to the end: until then no other run can begin.
+        // The job file is removed after its progress, and the lock last, so that no other run can start before.
         self.remove_files(|name| is_ours(name) && ![LOCK, JOB, WRITING].contains(&name))?;
         self.remove_files(|name| name == JOB)?;
         self.remove_files(|name| name == WRITING)?;
         self.remove_files(|name| name == LOCK)?;
-        // What is not ours stays, and keeps the folder.
+        // Other files stay, and then the folder stays as well.
         let _ = fs::remove_dir(&self.folder);
         Ok(())
     }
 
-    /// Makes the folder the output of a part of a run, `to`, which is absent or complete, and replaced if it is there.
+    /// Turns the folder into the output of a part of a run at `to`. A complete part at `to` is replaced.
     ///
     /// # Errors
-    /// I/O problems of writing and renaming; a usage problem if something other than a part is in its place.
+    /// I/O problems of writing and renaming; a usage problem if `to` exists and is not a part.
     pub fn complete(self, part: &Part, to: &Path) -> Result<(), Problem> {
         write_atomically(&self.folder.join(PART), part.text()?.as_bytes())?;
         if to.join(PART).is_file() {
@@ -173,38 +171,38 @@ impl PartialRun {
         }
         let failed = |error: io::Error| match error.kind() {
             io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotADirectory => {
-                Problem::usage("expected a part of a run or nothing, found something else")
+                Problem::usage("already exists, and is not a part of a run")
                     .in_file(to)
                     .help("choose another folder for the parts")
             }
-            _ => Problem::io("cannot rename to it", &error).in_file(to),
+            _ => Problem::io("cannot rename the progress folder to this name", &error).in_file(to),
         };
         step(Step::Rename, to).and_then(|()| fs::rename(&self.folder, to)).map_err(failed)?;
         remove_files(to, |name| name == LOCK)
     }
 
-    /// Where the layers of a finished site are kept in a folder.
+    /// The path of the layers of a finished site in a folder.
     pub(super) fn layers_in(folder: &Path, site: &str) -> PathBuf {
         folder.join(format!("{}{LAYERS}", digits(site)))
     }
 
-    /// Where the sums of a site are kept. `kind` tells those of the same site from each other.
+    /// The saved sums of a site. `kind` distinguishes several sums of the same site.
     pub(super) fn sums(&self, site: &str, kind: &str) -> SavedSums {
         let path = self.folder.join(format!("{}.{kind}{SUMS}", digits(site)));
         SavedSums { path, job: self.job.of_sums(), interval: self.interval }
     }
 
-    /// Where the layers of a finished site are kept.
+    /// The path of the layers of a finished site.
     pub(super) fn layers(&self, site: &str) -> PathBuf {
         Self::layers_in(&self.folder, site)
     }
 
-    /// The job that the progress is of.
+    /// The job of this progress.
     pub(super) fn job(&self) -> &Job {
         &self.job
     }
 
-    /// Removes the sums of a site, once its layers are saved.
+    /// Removes the sums of a site after its layers are saved.
     pub(super) fn forget_sums(&self, site: &str) -> Result<(), Problem> {
         let digits = digits(site);
         self.remove_files(|name| name.starts_with(&digits) && name.ends_with(SUMS))
@@ -214,16 +212,16 @@ impl PartialRun {
         remove_files(&self.folder, unwanted)
     }
 
-    /// A folder that holds something else is not ours to fill.
+    /// Refuses a folder that contains other files.
     fn refuse_strangers(&self) -> Result<(), Problem> {
         match names(&self.folder)?.into_iter().find(|name| ![LOCK, WRITING].contains(&name.as_str())) {
             None => Ok(()),
             Some(name) => Err(Problem::usage(format!(
-                "the progress of this run is kept in this folder, but it holds something else, {}",
+                "this folder is needed for the progress of the run, but it contains other files, such as {}",
                 crate::storage::quoted(&name)
             ))
             .in_file(&self.folder)
-            .help("move it away, or choose another name for the output")),
+            .help("move them away, or choose another name for the output")),
         }
     }
 }
@@ -242,7 +240,7 @@ fn remove_files(folder: &Path, unwanted: impl Fn(&str) -> bool) -> Result<(), Pr
         let path = folder.join(name);
         match step(Step::Remove, &path).and_then(|()| fs::remove_file(&path)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(Problem::io("cannot remove it", &error).in_file(&path));
+                return Err(Problem::io("cannot remove the file", &error).in_file(&path));
             }
             _ => {}
         }
@@ -258,7 +256,7 @@ fn digits(site: &str) -> String {
     digits
 }
 
-/// Whether a file name is one that this module gives.
+/// Returns whether a file name is one of this module's names.
 fn is_ours(name: &str) -> bool {
     let of_a_site = || {
         let digits = name.bytes().take_while(u8::is_ascii_hexdigit).count();
@@ -270,8 +268,12 @@ fn is_ours(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::Nonfinite;
-    use crate::storage::Category;
+    use crate::plan::testing::shown;
+    use crate::plan::{Nonfinite, Request, Shard};
+    use crate::run::Writing;
+    use crate::storage::faults::{self, Faults};
+    use crate::storage::{Category, snapshot};
+    use expect_test::expect;
 
     const INTERVAL: Duration = Duration::from_secs(1);
 
@@ -280,16 +282,19 @@ mod tests {
     }
 
     #[test]
-    fn two_runs_do_not_share_a_folder() {
+    fn second_run_in_a_folder_is_refused() {
         let parent = tempfile::tempdir().unwrap();
         let folder = parent.path().join("out.partial");
         let job = Job::example(1);
         let first = open(&folder, &job, false).unwrap();
-        for restart in [false, true] {
-            let problems = open(&folder, &job, restart).unwrap_err();
-            assert_eq!(problems.category(), Category::Io);
-            assert!(problems.to_string().contains("out.partial: another run is at work"), "{problems}");
-        }
+        let refusals =
+            [false, true].map(|restart| shown(&open(&folder, &job, restart).unwrap_err(), parent.path()));
+        assert_eq!(refusals[0], refusals[1]);
+        expect![[r#"
+            Io: out.partial: another run is using this output
+                help: wait until it ends, or choose another name for the output
+        "#]]
+        .assert_eq(&refusals[0]);
         drop(first);
         let second = open(&folder, &job, false).unwrap();
         second.discard().unwrap();
@@ -297,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn other_jobs_are_refused_by_what_differs_unless_the_run_begins_anew() {
+    fn progress_of_another_job_is_refused_unless_restarted() {
         let parent = tempfile::tempdir().unwrap();
         let folder = parent.path().join("out.partial");
         let partial = open(&folder, &Job::example(1), false).unwrap();
@@ -306,12 +311,13 @@ mod tests {
         drop(partial);
         assert!(PartialRun::is_there(&folder));
         let problems = open(&folder, &Job::example(2), false).unwrap_err();
-        assert_eq!((problems.0.len(), problems.category()), (1, Category::Usage));
-        let words = "out.partial: holds the progress of another run: inputs.activations.a.npy.bytes was 1, and is 2 now";
-        assert!(problems.to_string().contains(words), "{problems}");
+        expect![[r#"
+            Usage: out.partial: contains the progress of another run: inputs.activations.a.npy.bytes was 1 and is now 2
+                help: give the options and inputs of that run to continue it, or --restart to start again
+        "#]].assert_eq(&shown(&problems, parent.path()));
 
         let partial = open(&folder, &Job::example(1), false).unwrap();
-        assert!(partial.layers("site").exists(), "the same job goes on");
+        assert!(partial.layers("site").exists(), "the same job continues");
         assert!(!folder.join(".job.json.tmpAb12cd").exists());
         drop(partial);
         let partial = open(&folder, &Job::example(2), true).unwrap();
@@ -320,9 +326,9 @@ mod tests {
         assert!(open(&folder, &Job::example(2), false).is_ok());
     }
 
-    /// Only what the run began to write is its own, from then on and until it has ended.
+    /// A run owns the outputs that it started to write, until it is finished.
     #[test]
-    fn outputs_that_are_being_written_are_known() {
+    fn started_outputs_belong_to_the_run() {
         let parent = tempfile::tempdir().unwrap();
         let [folder, out, other] = ["out.partial", "out", "other"].map(|name| parent.path().join(name));
         let own = |output: &Path| PartialRun::is_writing(&folder, output);
@@ -336,16 +342,16 @@ mod tests {
         drop(open(&folder, &Job::example(1), false).unwrap());
         assert!(own(&out));
         drop(open(&folder, &Job::example(2), true).unwrap());
-        assert!(own(&out), "what is there is none the less half written");
+        assert!(own(&out), "the output is still incomplete");
         fs::remove_file(folder.join(JOB)).unwrap();
         assert!(!own(&out));
         drop(open(&folder, &Job::example(1), false).unwrap());
-        assert!(!own(&out), "it is of a run that has ended");
+        assert!(!own(&out), "the run is finished");
     }
 
-    /// Sums of rows that were all finite are good for a run that leaves others out, but not the other way round.
+    /// A run that skips rows can use the sums of a run that refuses them, but not vice versa.
     #[test]
-    fn a_run_that_skips_rows_goes_on_from_one_that_refused_them() {
+    fn run_that_skips_rows_continues_one_that_refuses_them() {
         let parent = tempfile::tempdir().unwrap();
         let folder = parent.path().join("out.partial");
         let [refuse, skip] = [Nonfinite::Refuse, Nonfinite::SkipRows].map(Job::example_of);
@@ -357,20 +363,48 @@ mod tests {
         drop(partial);
         assert_eq!(open(&folder, &skip, false).unwrap().job().of_sums(), identity);
         let problems = open(&folder, &refuse, false).unwrap_err();
-        assert!(
-            problems.to_string().contains("nonfinite was \"skip-rows\", and is \"refuse\" now"),
-            "{problems}"
-        );
+        expect![[r#"
+            Usage: out.partial: contains the progress of another run: options.nonfinite was "skip-rows" and is now "refuse"
+                help: give the options and inputs of that run to continue it, or --restart to start again
+        "#]].assert_eq(&shown(&problems, parent.path()));
     }
 
     #[test]
-    fn files_of_others_are_neither_mixed_with_nor_removed() {
+    fn failures_of_the_last_steps_name_the_file() {
+        let parent = faults::folder();
+        let [folder, to] = ["out.partial", "out"].map(|name| parent.path().join(name));
+        let partial = open(&folder, &Job::example(1), false).unwrap();
+        let mut texts = snapshot(partial.begin_writing(&[Path::new("")]).unwrap_err());
+        let of = |counts| Faults { counts, ..Faults::after(0, false, io::ErrorKind::PermissionDenied) };
+        let remove = of(|step| step == Step::Remove);
+        texts += &snapshot(faults::inject(remove, parent.path(), || partial.discard()).0.unwrap_err());
+
+        let request = Request::new("model".into(), vec!["acts".into()]);
+        let part = Part::new(Shard::new(0, 2).unwrap(), request, Writing::default());
+        let partial = open(&folder, &Job::example(1), false).unwrap();
+        let complete = || partial.complete(&part, &to);
+        // The file in the folder is renamed first.
+        let rename = Faults { pass: 1, ..of(|step| step == Step::Rename) };
+        texts += &snapshot(faults::inject(rename, parent.path(), complete).0.unwrap_err());
+        expect![[r#"
+            : cannot make the path absolute: cannot make an empty path absolute
+            FOLDER/out.partial/job.json: cannot remove the file: permission denied
+            FOLDER/out: cannot rename the progress folder to this name: permission denied
+        "#]]
+        .assert_eq(&texts);
+    }
+
+    #[test]
+    fn other_files_are_refused_and_never_removed() {
         let parent = tempfile::tempdir().unwrap();
         let folder = parent.path().join("out.partial");
         fs::create_dir(&folder).unwrap();
         fs::write(folder.join("notes"), "mine").unwrap();
         let problems = open(&folder, &Job::example(1), false).unwrap_err();
-        assert!(problems.to_string().contains("it holds something else, \"notes\""), "{problems}");
+        expect![[r#"
+            Usage: out.partial: this folder is needed for the progress of the run, but it contains other files, such as "notes"
+                help: move them away, or choose another name for the output
+        "#]].assert_eq(&shown(&problems, parent.path()));
         fs::rename(folder.join("notes"), parent.path().join("notes")).unwrap();
         let partial = open(&folder, &Job::example(1), false).unwrap();
         fs::write(folder.join("notes"), "mine").unwrap();
@@ -384,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_in_the_way_and_a_damaged_job_are_told() {
+    fn file_in_place_of_the_folder_and_damaged_job_are_reported() {
         let parent = tempfile::tempdir().unwrap();
         let folder = parent.path().join("out.partial");
         fs::write(&folder, "").unwrap();
@@ -393,7 +427,11 @@ mod tests {
         fs::create_dir(&folder).unwrap();
         fs::write(folder.join(JOB), "{").unwrap();
         let problems = open(&folder, &Job::example(1), false).unwrap_err();
-        assert!(problems.to_string().contains("job.json: cannot be understood"), "{problems}");
+        expect![[r#"
+            Data: out.partial/job.json: invalid job file: EOF while parsing an object at line 1 column 1
+                help: give --restart to start again
+        "#]]
+        .assert_eq(&shown(&problems, parent.path()));
         assert!(open(&folder, &Job::example(1), true).is_ok());
     }
 }

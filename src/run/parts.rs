@@ -1,24 +1,25 @@
-//! A run that is divided by sites: each part decomposes the layers of some, and joining them does the rest.
+//! A run that is divided by sites.
 //!
-//! Ranks can depend on the spectra of all layers, so a divided run has two phases. A part keeps as many components of each layer as
-//! its largest rank needs; joining the parts chooses the ranks and makes the factors, and reads neither activations nor weights
-//! for that. A part is a folder: what its run saved ([`PartialRun`]), and `part.json`.
+//! Ranks can depend on the spectra of all layers, so a divided run has two phases. Each part decomposes the layers of some sites, and
+//! keeps as many components as the largest rank needs. Joining the parts chooses the ranks and makes the factors, without activations
+//! and weights. A part is a folder with the saved progress of its run ([`PartialRun`]) and `part.json`.
 
+use super::assemble::assemble;
 use super::job::Job;
 use super::part::{PART, Part};
 use super::partial::{JOB, PartialRun};
-use super::{Observer, Outcome, Threads};
-use super::{assemble, check_unchanged, inputs, rows, site, with_threads, work_side_by_side};
+use super::side_by_side::{Threads, with_threads, work_side_by_side};
+use super::whole::check_unchanged;
+use super::{Observer, Outcome, inputs, rows, site};
+use crate::moments_file::check_all_once;
 use crate::plan::{Inputs, Plan, Shard};
 use crate::report::UnusableSite;
 use crate::storage::{Access, Problem, Problems, Source, quoted};
-use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
-/// Decomposes the layers of a part, and leaves them in `partial`. Returns the sites of the part whose activations cannot be used, in
-/// order of name.
+/// Decomposes the layers of a part, and saves them in `partial`. Returns the unusable sites of the part, sorted by name.
 ///
 /// # Errors
 /// As [`run_resumable`](super::run_resumable).
@@ -51,7 +52,7 @@ pub struct Parts {
 }
 
 impl Parts {
-    /// The folders among `paths`, and in folders among them, that are parts, whole or not.
+    /// The folders in `paths`, and directly inside these folders, that are parts, complete or not.
     pub fn folders(paths: &[PathBuf]) -> Vec<PathBuf> {
         let is_part = |folder: &PathBuf| folder.join(PART).is_file();
         let mut folders = Vec::new();
@@ -76,75 +77,53 @@ impl Parts {
     /// Opens the parts of one run, in any order.
     ///
     /// # Errors
-    /// I/O and data problems of each; data problems if parts are missing, given twice, or of different runs.
+    /// I/O and data problems of each part; data problems for parts that are missing, given twice, or from different runs.
     pub fn open(folders: &[PathBuf]) -> Result<Self, Problems> {
         let mut problems = Problems::default();
         let parts: Vec<(&PathBuf, Part, Job)> =
             folders.iter().filter_map(|folder| problems.collect(read(folder))).collect();
         problems.or_ok(())?;
         let Some((first, first_part, job)) = parts.first() else {
-            return Err(Problem::usage("expected the parts of a run, found none").into());
+            return Err(Problem::usage("no parts of a run were given").into());
         };
-        let Shard { count, .. } = &first_part.shard;
+        let count = first_part.shard.count;
+        let first = quoted(&first.to_string_lossy());
         let mut problems = Problems::default();
-        let mut found: BTreeMap<u64, &PathBuf> = BTreeMap::new();
-        let shown = |path: &Path| quoted(&path.to_string_lossy());
         for (folder, part, other) in &parts {
             let refuse = |what: String| Problem::data(what).in_file(folder);
-            if part.shard.count != *count {
-                problems.push(refuse(format!(
-                    "expected one of {count} parts as {}, found part {}",
-                    shown(first),
-                    part.shard
-                )));
+            if part.shard.count != count {
+                let found = part.shard;
+                problems.push(refuse(format!("is part {found}, but {first} is one of {count} parts")));
             } else if let Some(difference) =
                 other.differences(job).into_iter().chain(first_part.differences(part)).next()
             {
-                problems
-                    .push(refuse(format!("is a part of another run than {}: {difference}", shown(first))));
-            } else if let Some(earlier) = found.insert(part.shard.index, folder) {
-                problems.push(refuse(format!(
-                    "part {} is given twice, also as {}",
-                    part.shard,
-                    shown(earlier)
-                )));
+                problems.push(refuse(format!("is a part of another run than {first}: {difference}")));
             }
         }
         problems.or_ok(())?;
-        let missing = count - found.len() as u64;
-        if missing > 0 {
-            const SHOWN: usize = 10;
-            let names = (0..*count)
-                .filter(|index| !found.contains_key(index))
-                .take(SHOWN)
-                .map(|index| index.to_string());
-            let names = names.collect::<Vec<_>>().join(", ");
-            let what =
-                format!("of its {count} parts, counted from 0, {missing} are missing, such as {names}");
-            let help = "make the missing parts by the same command with --shard, and give all of them";
-            return Err(Problem::data(what).in_file(first).help(help).into());
-        }
-        let folders = found.into_values().cloned().collect();
-        let (_, part, job) =
-            parts.into_iter().next().ok_or_else(|| Problem::usage("expected parts, found none"))?;
+        check_all_once(count, parts.iter().map(|(folder, part, _)| (part.shard.index, folder.as_path())))?;
+        let mut parts = parts;
+        parts.sort_by_key(|(_, part, _)| part.shard.index);
+        let folders = parts.iter().map(|(folder, ..)| (*folder).clone()).collect();
+        let (_, part, job) = parts.swap_remove(0);
         Ok(Self { folders, part, job })
     }
 
-    /// What the parts have in common.
+    /// The description that is common to all parts.
     pub fn common(&self) -> &Part {
         &self.part
     }
 
-    /// Chooses the ranks and makes the factors of all layers. The result has the bits of a run that was not divided.
+    /// Chooses the ranks and makes the factors of all layers. The result has the same bits as that of an undivided run.
     ///
     /// # Errors
-    /// A usage problem if the plan is not that of the parts; data problems of what the parts hold; what choosing ranks returns.
+    /// Data problems if the plan differs from that of the parts, or if a part is damaged; errors of the choice of ranks.
     pub fn join(&self, plan: &Plan, inputs: &Inputs) -> Result<Outcome, Problems> {
         let started = Instant::now();
         let job = Job::of_run(plan, inputs);
         let mut problems = Problems::default();
         for difference in job.differences(&self.job) {
-            let what = format!("the inputs are not those of the parts any more: {difference}");
+            let what = format!("the inputs have changed since the parts were made: {difference}");
             problems.push(Problem::data(what).help("make the parts again"));
         }
         problems.or_ok(())?;
@@ -152,13 +131,9 @@ impl Parts {
         for planned in &plan.sites {
             let mut paths = self.folders.iter().map(|folder| PartialRun::layers_in(folder, &planned.name));
             let path = paths.find(|path| path.exists()).ok_or_else(|| {
-                damaged(
-                    Problem::data("expected the layers of this site in one of the parts, found none")
-                        .in_tensor(&planned.name),
-                )
+                damaged(Problem::data("no part contains the layers of this site").in_tensor(&planned.name))
             })?;
-            let foreign =
-                || Problem::data("expected the layers of this run, found other ones").in_file(&path);
+            let foreign = || Problem::data("contains layers of another run").in_file(&path);
             let loaded = site::load(planned, &path, &job).and_then(|site| site.ok_or_else(foreign));
             finished.push(loaded.map_err(damaged)?);
         }
@@ -171,7 +146,7 @@ fn read(folder: &PathBuf) -> Result<(&PathBuf, Part, Job), Problem> {
     Ok((folder, Part::read(&open(PART)?)?, Job::read(&open(JOB)?).map_err(damaged)?))
 }
 
-/// What to make of a file of a part that is not what was saved.
+/// The problem of a damaged file of a part.
 fn damaged(problem: Problem) -> Problem {
     Problem::environment(problem.to_string())
         .help("remove this part, make it again by the same command with --shard, and give all of them")

@@ -1,14 +1,13 @@
-//! One warning per run about sites with few rows for their width.
+//! One warning per run about sites with few rows relative to their width.
 
 use super::{Event, Observer};
 use crate::constraint::rows_wanted;
-use crate::method::Method;
 use crate::plan::Plan;
 use crate::report::SiteReport;
 use crate::storage::quoted;
 use std::collections::BTreeSet;
 
-/// Warns of sites whose statistics come from fewer rows than they should. Counts of tokens have no width in this sense.
+/// Warns about sites with too few rows for accurate statistics. This does not apply to token counts.
 pub(super) fn warn_of_few<'a>(
     plan: &Plan,
     sites: impl Iterator<Item = &'a SiteReport>,
@@ -20,7 +19,7 @@ pub(super) fn warn_of_few<'a>(
     let embeddings: BTreeSet<&str> =
         plan.sites.iter().filter(|site| site.classes.is_some()).map(|site| site.name.as_str()).collect();
     let sites: Vec<&SiteReport> = sites.filter(|site| !embeddings.contains(site.name.as_str())).collect();
-    let shrinks = plan.method.method == Method::Cntlora;
+    let shrinks = plan.method.method.reads_source();
     for message in few("fine-tuning", shrinks, &sites, |site| Some(site.rows)).into_iter().chain(few(
         "pre-training",
         shrinks,
@@ -31,7 +30,7 @@ pub(super) fn warn_of_few<'a>(
     }
 }
 
-/// The warning for one kind of rows, if any site has too few of them.
+/// The warning for one kind of rows, if a site has too few.
 fn few(
     kind: &str,
     shrinks: bool,
@@ -48,8 +47,8 @@ fn few(
     let (name, width, wanted) = (quoted(&worst.name), worst.width, rows_wanted(worst.width));
     let advice = if shrinks { ", or try --shrinkage oas" } else { "" };
     Some(format!(
-        "{} of {} sites have fewer {kind} rows than 4 times their width, so that part of their statistics is noise; fewest for its \
-         width has site {name}: {found} rows of width {width}, where {wanted} would do. Record more rows{advice}",
+        "{} of {} sites have fewer {kind} rows than 4 times their width, so their statistics are partly noise; the worst is site \
+         {name}: {found} rows of width {width}, but {wanted} are recommended. Record more rows{advice}",
         few.len(),
         sites.len(),
     ))
@@ -58,10 +57,12 @@ fn few(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use expect_test::expect;
 
     fn site(name: &str, width: usize, rows: u64, source_rows: Option<u64>) -> SiteReport {
         SiteReport {
             name: name.into(),
+            embedding: false,
             width,
             rows,
             source_rows,
@@ -75,21 +76,15 @@ mod tests {
         }
     }
 
-    /// One line, whatever the number of sites: how many there are, and the worst of them.
+    /// One line with the number of affected sites, and the worst site.
     #[test]
-    fn the_worst_site_is_named() {
+    fn warning_names_the_worst_site() {
         let sites = [site("a", 10, 39, Some(40)), site("b", 100, 300, None), site("c", 10, 40, Some(7))];
         let sites: Vec<&SiteReport> = sites.iter().collect();
         let message = few("fine-tuning", true, &sites, |site| Some(site.rows)).unwrap();
-        assert_eq!(
-            message,
-            "2 of 3 sites have fewer fine-tuning rows than 4 times their width, so that part of their statistics is noise; \
-             fewest for its width has site \"b\": 300 rows of width 100, where 400 would do. Record more rows, or try \
-             --shrinkage oas"
-        );
+        expect![[r#"2 of 3 sites have fewer fine-tuning rows than 4 times their width, so their statistics are partly noise; the worst is site "b": 300 rows of width 100, but 400 are recommended. Record more rows, or try --shrinkage oas"#]].assert_eq(&message);
         let message = few("pre-training", false, &sites, |site| site.source_rows).unwrap();
-        assert!(message.starts_with("1 of 3 sites have fewer pre-training rows"), "{message}");
-        assert!(message.contains("site \"c\": 7 rows") && message.ends_with("Record more rows"), "{message}");
+        expect![[r#"1 of 3 sites have fewer pre-training rows than 4 times their width, so their statistics are partly noise; the worst is site "c": 7 rows of width 10, but 40 are recommended. Record more rows"#]].assert_eq(&message);
         assert_eq!(few("fine-tuning", true, &sites[2..], |site| Some(site.rows)), None);
     }
 }

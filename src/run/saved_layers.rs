@@ -1,17 +1,19 @@
-//! The decomposed layers of a finished site, saved: a safetensors file.
+//! Saved layers of a finished site: a safetensors file.
 //!
-//! Of each layer that is the components of an update, `<module>/u` and `<module>/a` (F32), `<module>/sigma` and
-//! `<module>/activation_energy` (F64), and `<module>/figures` (F64): energy, residual, output energy and seconds. Of each layer whose
-//! factors are known, `<module>/b` and `<module>/a` (F32), `<module>/spectrum` (F64), and `<module>/figures` (F64): energy and
-//! seconds. The metadata entry `cntlora` is JSON: the identity of the job, the
-//! report of the site, and of each layer what is no number of its own. The entry `sha256` is the hash of that text and of the
-//! data of all tensors in order of name. A site that cannot be used has no layers, and in place of the report the reason.
+//! | layer | tensors |
+//! |---|---|
+//! | components of an update | `<layer>/u` and `<layer>/a` (F32), `<layer>/sigma` and `<layer>/activation_energy` (F64), `<layer>/figures` (F64): energy, residual, output energy, seconds |
+//! | known factors | `<layer>/b` and `<layer>/a` (F32), `<layer>/spectrum` (F64), `<layer>/figures` (F64): energy, seconds |
+//!
+//! The metadata entry `cntlora` is JSON: the identity of the job, the report of the site, and the other data of each layer. The entry
+//! `sha256` is the hash of this text and of the data of all tensors, sorted by name. The file of an unusable site has no layers, and the
+//! reason in place of the report.
 
 use crate::factors::{Components, Factors};
 use crate::method::{Decomposition, Draft, Nested};
 use crate::report::{SiteReport, UnusableSite};
 use crate::storage::safetensors::{Header, write};
-use crate::storage::{AtomicFile, Hashing, Problem, Source, quoted};
+use crate::storage::{AtomicFile, Hashing, Problem, Schema, Source};
 use faer::{Mat, MatRef};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,17 +21,17 @@ use std::path::Path;
 
 const METADATA: &str = "cntlora";
 const HASH: &str = "sha256";
-const FORMAT: &str = "decomposed-site";
-const VERSION: u64 = 1;
+const SCHEMA: Schema =
+    Schema { format: "decomposed-site", newest: 1, name: "saved layers", help: "run again with --restart" };
 
-/// What a finished site gave.
+/// The saved result of a site.
 #[derive(Debug)]
 pub struct SavedLayers {
-    /// Identifies what they depend on.
+    /// Identifies the inputs and options that the layers depend on.
     pub job: String,
-    /// The report of the site, or the reason why the site cannot be used.
+    /// The report of the site, or the reason why it cannot be used.
     pub found: Result<SiteReport, UnusableSite>,
-    /// The layers by module, and how many seconds each took.
+    /// The layers by the text of their names, each with its time in seconds.
     pub layers: BTreeMap<String, (Draft, f64)>,
 }
 
@@ -43,9 +45,9 @@ struct Text {
     report: Option<SiteReport>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     unusable: Option<UnusableSite>,
-    /// Whether the energy of each update is exact.
+    /// For each update, whether its energy is exact.
     energy_exact: BTreeMap<String, bool>,
-    /// The layers whose factors are known.
+    /// The layers with known factors.
     #[serde(default)]
     nested: BTreeSet<String>,
 }
@@ -59,8 +61,8 @@ impl SavedLayers {
     /// I/O problems of writing.
     pub fn write(&self, path: &Path) -> Result<(), Problem> {
         let mut text = Text {
-            format: FORMAT.into(),
-            version: VERSION,
+            format: SCHEMA.format.into(),
+            version: SCHEMA.newest,
             job: self.job.clone(),
             report: self.found.as_ref().ok().cloned(),
             unusable: self.found.as_ref().err().cloned(),
@@ -99,35 +101,28 @@ impl SavedLayers {
         file.commit()
     }
 
-    /// Reads a file, and checks that it is what was written.
+    /// Reads a file and verifies its checksum.
     ///
     /// # Errors
-    /// An I/O problem if it cannot be read; a data problem if it is another kind of file, or its hash is another.
+    /// An I/O problem if it cannot be read; a data problem for another kind of file, or a checksum mismatch.
     pub fn read(source: &Source) -> Result<Self, Problem> {
         let header = Header::read(source)?;
         let refused = |what: String| Problem::data(what).in_file(source.path());
         let (Some(text), Some(expected)) = (header.metadata.get(METADATA), header.metadata.get(HASH)) else {
-            return Err(refused("expected the layers of a run, found another safetensors file".into()));
+            return Err(refused("not a file of saved layers".into()));
         };
         let mut data = BTreeMap::new();
         for (name, tensor) in &header.tensors {
             data.insert(name.as_str(), source.read_vec(tensor.offset, tensor.length)?);
         }
         if hash(text, data.values().map(Vec::as_slice)) != *expected {
-            return Err(refused("it is not what was written: its hash is another".into()));
+            return Err(refused("checksum mismatch: the file is damaged".into()));
         }
-        let text: Text = serde_json::from_str(text)
-            .map_err(|error| refused(format!("its metadata cannot be understood: {error}")))?;
-        if (text.format.as_str(), text.version) != (FORMAT, VERSION) {
-            let (format, version) = (quoted(&text.format), text.version);
-            return Err(refused(format!(
-                "expected version {VERSION} of \"{FORMAT}\", found version {version} of {format}"
-            )));
-        }
+        let text: Text = SCHEMA.parse(text.as_bytes()).map_err(|problem| problem.in_file(source.path()))?;
         let stored = Stored { header: &header, data: &data };
         let mut layers = BTreeMap::new();
         let misfit = |module: &str, tensors: &str| {
-            refused(format!("expected the {tensors} tensors of a layer, and shapes that fit together"))
+            refused(format!("expected the {tensors} tensors of a layer, with matching shapes"))
                 .in_tensor(module)
         };
         for (module, energy_exact) in text.energy_exact {
@@ -141,7 +136,11 @@ impl SavedLayers {
         let found = match (text.report, text.unusable) {
             (Some(report), None) => Ok(report),
             (None, Some(unusable)) if layers.is_empty() => Err(unusable),
-            _ => return Err(refused("expected either the report of a site or why it cannot be used".into())),
+            _ => {
+                return Err(refused(
+                    "expected either the report of a site, or the reason why it cannot be used".into(),
+                ));
+            }
         };
         Ok(Self { job: text.job, found, layers })
     }
@@ -153,7 +152,7 @@ struct Stored<'a> {
 }
 
 impl Stored<'_> {
-    /// `None` if tensors are missing or do not fit.
+    /// `None` if tensors are missing or have wrong shapes.
     fn update(&self, module: &str, energy_exact: bool) -> Option<(Draft, f64)> {
         let [u, a] = ["u", "a"].map(|name| self.matrix(&format!("{module}/{name}")));
         let [sigma, activation_energy, figures] =
@@ -161,7 +160,7 @@ impl Stored<'_> {
         let (u, a, sigma, activation_energy) = (u?, a?, sigma?, activation_energy?);
         let [energy, residual, output_energy, seconds] = figures?.try_into().ok()?;
         let components = sigma.len();
-        // Methods that take all of an update have no use for its energies.
+        // Methods that take the whole update do not need the energies.
         let energies = [0, components].contains(&activation_energy.len());
         if [u.ncols(), a.ncols()] != [components; 2] || !energies {
             return None;
@@ -170,7 +169,7 @@ impl Stored<'_> {
         Some((Draft::Update(Decomposition { components, energy, energy_exact, residual }), seconds))
     }
 
-    /// `None` if tensors are missing or do not fit.
+    /// `None` if tensors are missing or have wrong shapes.
     fn nested(&self, module: &str) -> Option<(Draft, f64)> {
         let [b, a] = ["b", "a"].map(|name| self.matrix(&format!("{module}/{name}")));
         let [spectrum, figures] =
@@ -193,7 +192,7 @@ impl Stored<'_> {
     fn matrix(&self, name: &str) -> Option<Mat<f32>> {
         let numbers = self.numbers(name, "F32")?;
         let &[rows, columns] = self.header.tensors.get(name)?.shape.as_slice() else { return None };
-        // The header was checked: there are this many numbers. A side may still be any, where the other is zero.
+        // The header was checked, so the number of values is right. If one side is zero, the other can be arbitrary.
         let (rows, columns) = (usize::try_from(rows).ok()?, usize::try_from(columns).ok()?);
         if numbers.is_empty() {
             return None;
@@ -228,8 +227,10 @@ fn hash<'a>(text: &str, data: impl Iterator<Item = &'a [u8]>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::testing::shown;
     use crate::random::gaussian;
     use crate::spread::Spread;
+    use expect_test::{Expect, expect};
     use quickcheck::quickcheck;
     use std::fs;
 
@@ -254,6 +255,7 @@ mod tests {
         };
         let report = SiteReport {
             name: "site".into(),
+            embedding: false,
             width: 5,
             rows: 10,
             source_rows: Some(7),
@@ -292,8 +294,8 @@ mod tests {
     }
 
     quickcheck! {
-        /// Every bit comes back.
-        fn what_is_written_reads_back(seed: u64) -> bool {
+        /// All bits read back.
+        fn written_layers_read_back(seed: u64) -> bool {
             let (saved, read) = (example(seed), read(written(&example(seed))).unwrap());
             saved.job == read.job && saved.found == read.found && saved.layers.len() == read.layers.len()
                 && saved.layers.iter().zip(&read.layers).all(|((m, (a, s)), (n, (b, t)))| {
@@ -316,8 +318,8 @@ mod tests {
                 })
         }
 
-        /// No change of what was written goes unnoticed, save in how the header is written, and none panics.
-        fn damage_is_noticed(at: usize, bit: u8) -> bool {
+        /// Every change of the data is detected. A change of the header can be harmless. No change causes a panic.
+        fn damage_is_detected(at: usize, bit: u8) -> bool {
             let mut bytes = written(&if bit < 128 { example(0) } else { unusable() });
             let data = Header::read(&Source::from_bytes("x", bytes.clone())).unwrap().data_start as usize;
             let at = at % bytes.len();
@@ -327,16 +329,16 @@ mod tests {
     }
 
     #[test]
-    fn the_reason_of_an_unusable_site_reads_back() {
+    fn reason_of_an_unusable_site_reads_back() {
         let read = read(written(&unusable())).unwrap();
         assert_eq!((read.found, read.layers.len()), (unusable().found, 0));
     }
 
     #[test]
     fn other_files_are_refused() {
-        let refused = |bytes: Vec<u8>, words: &str| {
-            let problem = read(bytes).map(|_| ()).expect_err(words);
-            assert!(problem.to_string().contains(words), "expected {words:?} in: {problem}");
+        let refused = |bytes: Vec<u8>, expected: &Expect| {
+            let problem = read(bytes).map(|_| ()).unwrap_err();
+            expected.assert_eq(&shown(&problem.into(), Path::new("-")));
         };
         let file = |text: &str, tensors: Tensors| {
             let data = tensors.values().map(|(_, _, data)| data.as_slice());
@@ -348,8 +350,19 @@ mod tests {
         };
         let mut bytes = Vec::new();
         write(&mut bytes, &BTreeMap::new(), &Tensors::new()).unwrap();
-        refused(bytes, "expected the layers of a run");
-        refused(file("{}", Tensors::new()), "its metadata cannot be understood: missing field `format`");
+        refused(
+            bytes,
+            &expect![[r#"
+                Data: x.safetensors: not a file of saved layers
+            "#]],
+        );
+        refused(
+            file("{}", Tensors::new()),
+            &expect![[r#"
+                Data: x.safetensors: invalid saved layers: missing field `format` at line 1 column 2
+                    help: run again with --restart
+            "#]],
+        );
         let text = |version: u64, layers: &str| {
             let report = serde_json::to_string(&example(0).found.unwrap()).unwrap();
             format!(
@@ -358,11 +371,16 @@ mod tests {
         };
         refused(
             file(&text(2, "{}"), Tensors::new()),
-            "expected version 1 of \"decomposed-site\", found version 2",
+            &expect![[r#"
+                Data: x.safetensors: unsupported version 2 of the saved layers: the newest known version is 1
+                    help: use the version of cntlora that wrote it, or a newer one
+            "#]],
         );
         refused(
             file(&text(1, r#"{"q":true}"#), Tensors::new()),
-            "tensor \"q\": expected the five tensors of a layer",
+            &expect![[r#"
+                Data: x.safetensors: tensor "q": expected the five tensors of a layer, with matching shapes
+            "#]],
         );
         let matrix = matrix(Mat::<f32>::zeros(2, 2).as_ref());
         let tensors = |sigma: &[f64]| {
@@ -376,22 +394,39 @@ mod tests {
         };
         let text = text(1, r#"{"q":true}"#);
         assert!(read(file(&text, tensors(&[1.0; 2]))).is_ok());
-        refused(file(&text, tensors(&[1.0; 3])), "shapes that fit together");
+        refused(
+            file(&text, tensors(&[1.0; 3])),
+            &expect![[r#"
+                Data: x.safetensors: tensor "q": expected the five tensors of a layer, with matching shapes
+            "#]],
+        );
         let reason = serde_json::to_string(&unusable().found.unwrap_err()).unwrap();
         let both = text.replace(r#""energy_exact""#, &format!(r#""unusable":{reason},"energy_exact""#));
         refused(
             file(&both, tensors(&[1.0; 2])),
-            "expected either the report of a site or why it cannot be used",
+            &expect![[r#"
+                Data: x.safetensors: expected either the report of a site, or the reason why it cannot be used
+            "#]],
         );
 
         let nested = text.replace(r#"{"q":true}"#, r#"{},"nested":["q"]"#);
-        refused(file(&nested, Tensors::new()), "tensor \"q\": expected the four tensors of a layer");
+        refused(
+            file(&nested, Tensors::new()),
+            &expect![[r#"
+                Data: x.safetensors: tensor "q": expected the four tensors of a layer, with matching shapes
+            "#]],
+        );
         let tensors = |spectrum: &[f64]| {
             let vectors = [("q/spectrum", vector(spectrum)), ("q/figures", vector(&[1.0; 2]))];
             let all = [("q/b", matrix.clone()), ("q/a", matrix.clone())].into_iter().chain(vectors);
             all.map(|(name, tensor)| (name.to_owned(), tensor)).collect::<Tensors>()
         };
         assert!(read(file(&nested, tensors(&[1.0; 2]))).is_ok());
-        refused(file(&nested, tensors(&[1.0; 3])), "shapes that fit together");
+        refused(
+            file(&nested, tensors(&[1.0; 3])),
+            &expect![[r#"
+                Data: x.safetensors: tensor "q": expected the four tensors of a layer, with matching shapes
+            "#]],
+        );
     }
 }

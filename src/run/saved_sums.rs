@@ -1,7 +1,8 @@
-//! The sums of a site that is being measured, saved from time to time: a moments file with one site, whose one source stands for
-//! all rows of the site together, and bears the identity of the job.
+//! Saved sums of a site that is being measured: a moments file with one site and one source. The source stands for all rows of the site,
+//! and its fingerprint is the identity of the job.
 
-use super::{Observer, damaged, interrupted};
+use super::Observer;
+use super::observer::check_stop;
 use crate::moments::Moments;
 use crate::moments_file::{Content, MeasuredSite, MeasuredSource, MomentsFile, write};
 use crate::simd::Precision;
@@ -11,7 +12,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// Where the sums of a site are kept, and how often.
+/// The place of the saved sums of a site, and the interval between saves.
 #[derive(Clone, Debug)]
 pub(super) struct SavedSums {
     pub path: PathBuf,
@@ -22,34 +23,30 @@ pub(super) struct SavedSums {
 /// Sums over the first rows of a range.
 pub(super) struct Sums {
     pub moments: Moments,
-    /// The first row that is not in them.
+    /// The first row that is not in the sums.
     pub next_row: u64,
     pub skipped_rows: u64,
 }
 
-/// What is measured: these rows of a site.
+/// The rows of a site to measure.
 #[derive(Clone)]
 pub(super) struct Extent<'a> {
     pub site: &'a str,
-    /// Numbers per row; those of both sides where pairs are measured.
+    /// Numbers per row; for pairs, those of both sides together.
     pub width: usize,
     pub rows: Range<u64>,
     pub precision: Precision,
 }
 
 impl SavedSums {
-    /// What was saved, if anything was.
+    /// Loads the saved sums. `None` if there are none.
     pub(super) fn load(&self, extent: &Extent<'_>) -> Result<Option<Sums>, Problem> {
         if !self.path.exists() {
             return Ok(None);
         }
         let file = MomentsFile::open(&self.path, Access::Read).map_err(damaged)?;
         let content = file.content();
-        let foreign = || {
-            damaged(
-                Problem::data("expected the progress of this run, found other moments").in_file(&self.path),
-            )
-        };
+        let foreign = || damaged(Problem::data("contains moments of another run").in_file(&self.path));
         let [MeasuredSource { fingerprint, .. }] = content.sources.as_slice() else { return Err(foreign()) };
         let Some(measured) = content.sites.get(extent.site) else { return Err(foreign()) };
         let next_row =
@@ -62,7 +59,7 @@ impl SavedSums {
         Ok(Some(Sums { moments, next_row, skipped_rows: measured.skipped_rows }))
     }
 
-    /// Saves sums over at least one row.
+    /// Saves the sums of at least one row.
     pub(super) fn save(
         &self,
         extent: &Extent<'_>,
@@ -90,18 +87,18 @@ impl SavedSums {
     }
 }
 
-/// Sums that took less than this to add are not saved at the end of their site: with many small sites, saving would take longer than
-/// adding again.
+/// Sums that took less time than this are not saved at the end of their site: with many small sites, saving would take longer than
+/// measuring again.
 const SHORT: Duration = Duration::from_millis(500);
 
-/// Saves sums when it is time, and ends the run when it is asked to.
+/// Saves sums at intervals, and stops the run on request.
 pub(super) struct Keeper<'a> {
     saved: Option<&'a SavedSums>,
     extent: &'a Extent<'a>,
     observer: &'a dyn Observer,
-    /// When they were saved last, or begun.
+    /// Time of the last save, or of the start.
     last: Instant,
-    /// Whether rows were added since.
+    /// True if rows were added since the last save.
     unsaved: bool,
 }
 
@@ -114,7 +111,7 @@ impl<'a> Keeper<'a> {
         Self { saved, extent, observer, last: Instant::now(), unsaved: false }
     }
 
-    /// To be called after every block.
+    /// Call this after every block.
     pub(super) fn block_added(
         &mut self,
         moments: &Moments,
@@ -122,16 +119,16 @@ impl<'a> Keeper<'a> {
         skipped_rows: u64,
     ) -> Result<(), Problem> {
         self.unsaved = true;
-        let stop = self.observer.stop_requested();
+        let stop = check_stop(self.observer);
         if let Some(saved) = self.saved
-            && (stop || self.last.elapsed() >= saved.interval)
+            && (stop.is_err() || self.last.elapsed() >= saved.interval)
         {
             self.save(saved, moments, next_row, skipped_rows)?;
         }
-        if stop { Err(interrupted()) } else { Ok(()) }
+        stop
     }
 
-    /// To be called after the last block, since what follows can take long. Returns whether these rows were added and are all saved.
+    /// Call this after the last block, because the next step can take long. Returns whether all rows are saved.
     pub(super) fn all_added(
         &mut self,
         moments: &Moments,
@@ -159,10 +156,18 @@ impl<'a> Keeper<'a> {
     }
 }
 
+/// The problem of a damaged saved file. Other saved files can still be used.
+pub(super) fn damaged(problem: Problem) -> Problem {
+    Problem::environment(problem.to_string())
+        .help("remove this file to process its site again, or give --restart to start again")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::testing::shown;
     use crate::random::gaussian;
+    use expect_test::expect;
     use std::fs;
 
     fn moments(rows: usize) -> Moments {
@@ -174,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn sums_are_taken_up_where_they_ended() {
+    fn saved_sums_are_loaded_with_their_next_row() {
         let folder = tempfile::tempdir().unwrap();
         let saved = SavedSums { path: folder.path().join("s"), job: "job".into(), interval: Duration::ZERO };
         let rows = extent(10..30, 3);
@@ -184,25 +189,35 @@ mod tests {
         assert_eq!((loaded, next_row, skipped_rows), (moments(5), 17, 2));
     }
 
-    /// Sums of another job, site or extent are never added to.
+    /// Sums of another job, site or range of rows are refused.
     #[test]
     fn other_sums_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         let saved = SavedSums { path: folder.path().join("s"), job: "job".into(), interval: Duration::ZERO };
         saved.save(&extent(10..30, 3), &moments(15), 25, 0).unwrap();
-        let refused = |saved: &SavedSums, extent: &Extent<'_>, words: &str| {
-            let problem = saved.load(extent).map(|_| ()).expect_err(words);
-            assert!(problem.to_string().contains(words), "{problem}");
-            assert!(problem.next_step().unwrap().starts_with("remove this file"), "{problem}");
+        let refused = |saved: &SavedSums, extent: &Extent<'_>| {
+            let problem = saved.load(extent).map(|_| ()).unwrap_err();
+            shown(&problem.into(), folder.path())
         };
-        let foreign = "expected the progress of this run, found other moments";
-        refused(&SavedSums { job: "other".into(), ..saved.clone() }, &extent(10..30, 3), foreign);
-        refused(&saved, &extent(10..30, 2), foreign);
-        refused(&saved, &extent(10..24, 3), foreign);
-        refused(&saved, &Extent { site: "t", ..extent(10..30, 3) }, foreign);
+        let refusals = [
+            refused(&SavedSums { job: "other".into(), ..saved.clone() }, &extent(10..30, 3)),
+            refused(&saved, &extent(10..30, 2)),
+            refused(&saved, &extent(10..24, 3)),
+            refused(&saved, &Extent { site: "t", ..extent(10..30, 3) }),
+        ];
+        assert!(refusals.iter().all(|refusal| *refusal == refusals[0]), "{refusals:?}");
+        expect![[r#"
+            Io: s: contains moments of another run
+                help: remove this file to process its site again, or give --restart to start again
+        "#]]
+        .assert_eq(&refusals[0]);
         let mut bytes = fs::read(&saved.path).unwrap();
         *bytes.last_mut().unwrap() ^= 1;
         fs::write(&saved.path, bytes).unwrap();
-        refused(&saved, &extent(10..30, 3), "their hash is another");
+        expect![[r#"
+            Io: s: tensor "s": checksum mismatch: the file is damaged
+                help: remove this file to process its site again, or give --restart to start again
+        "#]]
+        .assert_eq(&refused(&saved, &extent(10..30, 3)));
     }
 }

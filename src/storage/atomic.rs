@@ -1,7 +1,8 @@
-//! Files that are absent, old or complete, whatever happens.
+//! Writing files atomically: after a failure at any step, the path has no file, the old file or the complete new one.
 
 use super::Problem;
 use super::faults::{Step, step};
+use super::paths::folder_of;
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::{self, File, Permissions};
@@ -14,10 +15,10 @@ use tempfile::NamedTempFile;
 /// The temporary files of this process.
 static UNFINISHED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
-/// A file under construction: a temporary one in the same folder, renamed over `path` when it is complete.
+/// A file that is being written: a temporary file in the same folder, which is renamed to `path` when it is complete.
 ///
-/// Its name is `.NAME.tmp` and six random characters; a process that is killed leaves it behind. Where
-/// several files belong together, the caller commits last the one whose presence means that all are complete.
+/// The temporary name is `.NAME.tmp` and six random characters; a process that is killed leaves the file behind. If several files
+/// belong together, the caller commits last the file whose presence means that all are complete.
 #[derive(Debug)]
 pub struct AtomicFile {
     path: PathBuf,
@@ -25,7 +26,7 @@ pub struct AtomicFile {
     listed: Listed,
 }
 
-/// A file that is whole and on the disk, but not yet in its place. Dropping it leaves no trace.
+/// A file that is complete and synced to disk, but not yet renamed to its path. Dropping it removes it.
 #[derive(Debug)]
 pub struct StagedFile {
     path: PathBuf,
@@ -33,12 +34,12 @@ pub struct StagedFile {
     listed: Listed,
 }
 
-/// The path of a temporary file, as long as it is there.
+/// The path of a temporary file, listed while the file exists.
 #[derive(Debug)]
 struct Listed(PathBuf);
 
 impl Listed {
-    /// Makes a file that is listed from its first moment on.
+    /// Creates a file. The list is locked meanwhile, so the file is never missing from it.
     fn make(make: impl FnOnce() -> io::Result<NamedTempFile>) -> io::Result<(NamedTempFile, Self)> {
         let mut all = unfinished();
         let file = make()?;
@@ -58,8 +59,8 @@ fn unfinished() -> MutexGuard<'static, BTreeSet<PathBuf>> {
     UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Removes the unfinished files of this process, for a process that ends without unwinding. From then on, none is started: whoever
-/// tries waits for that end.
+/// Removes the unfinished files of this process. Call it immediately before the process exits without unwinding: threads that try to
+/// create another file then wait for the exit.
 pub fn abandon_unfinished() {
     let all = unfinished();
     for path in all.iter() {
@@ -69,23 +70,24 @@ pub fn abandon_unfinished() {
 }
 
 impl AtomicFile {
-    /// Starts a file. Its mode is that of the file it replaces, or what the umask leaves of 0666.
+    /// Creates the temporary file. It has the mode of the file that it replaces, or 0666 without the bits of the umask.
     ///
-    /// A link at `path` will be replaced itself; what it points to stays as it is. A folder, a pipe or a
-    /// device at `path` is refused.
+    /// A link at `path` will be replaced; the file that it points to stays as it is.
     ///
     /// # Errors
-    /// An I/O problem if the folder is missing or cannot be written to, or if `path` is no regular file.
+    /// An I/O problem if the folder is missing or not writable, or if there is a folder, a pipe or a device at `path`.
     pub fn create(path: &Path) -> Result<Self, Problem> {
         let name = path.file_name().ok_or_else(|| {
-            Problem::usage("expected the path of a file to write, found one without a name").in_file(path)
+            Problem::usage("the path of an output file must end with a file name").in_file(path)
         })?;
         let failed = |error: io::Error| Problem::io("cannot create", &error).in_file(path);
         let replaced = match fs::metadata(path) {
             Ok(metadata) if !metadata.is_file() => {
-                return Err(Problem::environment("expected a regular file or nothing, found something else")
-                    .in_file(path)
-                    .help("choose another name for the output"));
+                return Err(Problem::environment(
+                    "cannot replace it with a file, because it is not a regular file",
+                )
+                .in_file(path)
+                .help("choose another name for the output"));
             }
             Ok(metadata) => Some(metadata.permissions()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
@@ -109,10 +111,18 @@ impl AtomicFile {
         Ok(Self { path: path.into(), writer: BufWriter::new(file), listed })
     }
 
-    /// Flushes and syncs: whatever the disk may refuse, it refuses here, before anything is replaced.
+    /// Writes bytes.
     ///
     /// # Errors
-    /// An I/O problem if either step fails.
+    /// An I/O problem that names the file.
+    pub(crate) fn put(&mut self, bytes: &[u8]) -> Result<(), Problem> {
+        self.write_all(bytes).map_err(|error| Problem::io("cannot write", &error).in_file(&self.path))
+    }
+
+    /// Flushes and syncs, so that errors of the disk appear before a file is replaced.
+    ///
+    /// # Errors
+    /// An I/O problem if flushing or syncing fails.
     pub fn stage(self) -> Result<StagedFile, Problem> {
         let Self { path, writer, listed } = self;
         let failed = |doing, error: io::Error| Problem::io(doing, &error).in_file(&path);
@@ -120,41 +130,43 @@ impl AtomicFile {
         let file = writer.into_inner().map_err(|error| failed("cannot write", error.into_error()))?;
         step(Step::Sync, &path)
             .and_then(|()| file.as_file().sync_all())
-            .map_err(|error| failed("cannot bring it to the disk", error))?;
+            .map_err(|error| failed("cannot sync to disk", error))?;
         Ok(StagedFile { path, file, listed })
     }
 
-    /// Flushes, syncs, renames, and syncs the folder. Dropping without this leaves no trace.
+    /// Flushes and syncs the file, renames it, and syncs the folder. Without this call, dropping removes the temporary file.
     ///
     /// # Errors
-    /// An I/O problem if any of these steps fails; the file that was there before is still there then.
+    /// An I/O problem if one of these steps fails. Up to the rename, an old file stays in place.
     pub fn commit(self) -> Result<(), Problem> {
         self.stage()?.commit()
     }
 
-    /// Where it will be.
+    /// The path that the file will have.
     pub fn path(&self) -> &Path {
         &self.path
     }
 }
 
 impl StagedFile {
-    /// Renames, and syncs the folder.
+    /// Renames the file, and syncs the folder.
     ///
     /// # Errors
-    /// An I/O problem if either step fails; before the rename, the file that was there before is still there.
+    /// An I/O problem if one of these steps fails. Up to the rename, an old file stays in place.
     pub fn commit(self) -> Result<(), Problem> {
         let Self { path, file, listed } = self;
         let failed = |doing, error: io::Error| Problem::io(doing, &error).in_file(&path);
-        step(Step::Rename, &path).map_err(|error| failed("cannot rename to it", error))?;
-        file.persist(&path).map_err(|error| failed("cannot rename to it", error.error))?;
+        step(Step::Rename, &path).map_err(|error| failed("cannot rename the temporary file", error))?;
+        let file =
+            file.persist(&path).map_err(|error| failed("cannot rename the temporary file", error.error))?;
         drop(listed);
+        tracing::info!(file = ?path, bytes = file.metadata().map_or(0, |metadata| metadata.len()), "wrote");
         step(Step::SyncFolder, &path)
             .and_then(|()| File::open(folder_of(&path))?.sync_all())
-            .map_err(|error| failed("cannot bring its folder to the disk", error))
+            .map_err(|error| failed("cannot sync its folder to disk", error))
     }
 
-    /// Where it will be.
+    /// The path that the file will have.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -171,18 +183,17 @@ impl Write for AtomicFile {
     }
 }
 
-/// Writes a whole file through [`AtomicFile`].
+/// Writes a complete file with [`AtomicFile`].
 ///
 /// # Errors
-/// As [`AtomicFile::create`] and [`AtomicFile::commit`].
+/// Those of [`AtomicFile::create`] and [`AtomicFile::commit`].
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), Problem> {
     let mut file = AtomicFile::create(path)?;
-    file.write_all(bytes).map_err(|error| Problem::io("cannot write", &error).in_file(path))?;
+    file.put(bytes)?;
     file.commit()
 }
 
-/// Whether a file name is that of an unfinished [`AtomicFile`], `.NAME.tmp` and six random characters, which a process that was killed
-/// leaves behind.
+/// True if a file name is that of an unfinished [`AtomicFile`]: `.NAME.tmp` and six random characters.
 pub fn is_unfinished(name: &str) -> bool {
     name.starts_with('.')
         && name.rsplit_once(".tmp").is_some_and(|(_, random)| {
@@ -190,17 +201,12 @@ pub fn is_unfinished(name: &str) -> bool {
         })
 }
 
-fn folder_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::Category;
+    use super::super::faults::{self, Faults};
+    use super::super::{Category, snapshot};
     use super::*;
+    use expect_test::expect;
     use quickcheck::quickcheck;
     use std::os::unix::fs::symlink;
 
@@ -223,9 +229,9 @@ mod tests {
         }
     }
 
-    /// A file of mode 0600 could not be read by the user that serves it.
+    /// With mode 0600, another user could not read the file to serve it.
     #[test]
-    fn a_new_file_has_the_mode_that_the_umask_leaves() {
+    fn the_mode_of_a_new_file_follows_the_umask() {
         let folder = tempfile::tempdir().unwrap();
         let plain = folder.path().join("plain");
         File::create(&plain).unwrap();
@@ -247,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn until_the_commit_the_old_file_stands_and_a_drop_leaves_no_trace() {
+    fn the_old_file_stays_until_the_commit_and_dropping_removes_the_temporary_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("content");
         fs::write(&path, b"old").unwrap();
@@ -262,7 +268,6 @@ mod tests {
         assert_eq!(fs::read(&path).unwrap(), b"old");
     }
 
-    /// What is staged is whole, and still not in place.
     #[test]
     fn a_staged_file_changes_nothing_until_it_is_committed() {
         let folder = tempfile::tempdir().unwrap();
@@ -286,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_is_replaced_and_what_it_points_to_is_not() {
+    fn a_link_is_replaced_and_its_target_stays() {
         let folder = tempfile::tempdir().unwrap();
         let input = folder.path().join("input");
         let link = folder.path().join("link");
@@ -298,15 +303,43 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_replaced_is_refused_before_anything_is_written() {
+    fn paths_that_cannot_be_written_are_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let nowhere = folder.path().join("missing").join("content");
-        for path in [folder.path(), Path::new("/dev/null"), &nowhere] {
+        let nowhere = AtomicFile::create(&folder.path().join("missing").join("content")).unwrap_err();
+        assert_eq!(nowhere.category(), Category::Io);
+        let mut texts = String::new();
+        for path in [folder.path(), Path::new("/dev/null"), Path::new("..")] {
             let problem = AtomicFile::create(path).unwrap_err();
-            assert_eq!(problem.category(), Category::Io);
-            assert!(problem.to_string().starts_with(path.to_str().unwrap()), "{problem}");
+            texts += &format!("{:?}: {}", problem.category(), snapshot(problem));
         }
-        assert_eq!(AtomicFile::create(Path::new("..")).unwrap_err().category(), Category::Usage);
+        expect![[r#"
+            Io: FOLDER: cannot replace it with a file, because it is not a regular file; help: choose another name for the output
+            Io: /dev/null: cannot replace it with a file, because it is not a regular file; help: choose another name for the output
+            Usage: ..: the path of an output file must end with a file name
+        "#]]
+        .assert_eq(&texts);
         assert!(names(folder.path()).is_empty());
+    }
+
+    #[test]
+    fn every_step_that_fails_is_named() {
+        let folder = faults::folder();
+        let path = folder.path().join("content");
+        fs::write(&path, b"old").unwrap();
+        let write = |pass| {
+            let faults = Faults::after(pass, false, io::ErrorKind::StorageFull);
+            faults::inject(faults, folder.path(), || write_atomically(&path, b"new")).0
+        };
+        let texts: String = (0..).map_while(|pass| write(pass).err()).map(snapshot).collect();
+        expect![[r#"
+            FOLDER/content: cannot create: no storage space
+            FOLDER/content: cannot create: no storage space
+            FOLDER/content: cannot write: no storage space
+            FOLDER/content: cannot write: no storage space
+            FOLDER/content: cannot sync to disk: no storage space
+            FOLDER/content: cannot rename the temporary file: no storage space
+            FOLDER/content: cannot sync its folder to disk: no storage space
+        "#]]
+        .assert_eq(&texts);
     }
 }

@@ -1,4 +1,4 @@
-//! The steps of writing and reading at which a test makes an operation fail. Outside of unit tests there is nothing here.
+//! Fault injection: unit tests make chosen file operations fail. In other builds every operation passes.
 
 use std::io;
 use std::path::Path;
@@ -7,12 +7,13 @@ use std::path::Path;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
     Open,
+    Map,
     Read,
     CreateFolder,
     Create,
     Permissions,
     Write,
-    /// What is left in a buffer is written.
+    /// Writes the rest of a buffer.
     Flush,
     Sync,
     Rename,
@@ -20,7 +21,7 @@ pub(crate) enum Step {
     Remove,
 }
 
-/// Passes every step.
+/// Lets every step pass.
 #[cfg(not(test))]
 #[inline(always)]
 pub(crate) fn step(_: Step, _: &Path) -> io::Result<()> {
@@ -37,41 +38,41 @@ mod injector {
     use std::sync::{Mutex, MutexGuard, PoisonError};
     use tempfile::TempDir;
 
-    /// Each test has its faults in a folder of its own, whichever thread works there.
+    /// The faults by folder. Each test has its own folder, so threads of other tests are not affected.
     static FAULTS: Mutex<Vec<(PathBuf, Faults)>> = Mutex::new(Vec::new());
 
-    /// Which steps in a folder fail, and which were met.
+    /// Says which steps in a folder fail, and records the steps.
     #[derive(Clone, Debug)]
     pub(crate) struct Faults {
-        /// Which steps count.
+        /// Selects the steps that count. Other steps pass.
         pub(crate) counts: fn(Step) -> bool,
-        /// How many of them pass before the first failure.
+        /// Number of counted steps that pass before the first failure.
         pub(crate) pass: usize,
-        /// Whether all steps after it fail too.
+        /// True if all counted steps after the first failure fail too.
         pub(crate) sticky: bool,
         pub(crate) kind: io::ErrorKind,
-        /// What was met, and at which file.
+        /// The counted steps, with their files.
         pub(crate) met: Vec<(Step, PathBuf)>,
     }
 
     impl Faults {
-        /// Those of the one step after the first `pass` ones, or of all.
+        /// Lets `pass` steps pass; then one step fails, or all if `sticky`.
         pub(crate) fn after(pass: usize, sticky: bool, kind: io::ErrorKind) -> Self {
             Self { counts: |_| true, pass, sticky, kind, met: Vec::new() }
         }
 
-        /// None.
+        /// No step fails.
         pub(crate) fn none() -> Self {
             Self::after(usize::MAX, false, io::ErrorKind::Other)
         }
 
-        /// The step that failed first, if one did.
+        /// The first step that failed, if any.
         pub(crate) fn first(&self) -> Option<&(Step, PathBuf)> {
             self.met.get(self.pass)
         }
     }
 
-    /// Passes a step, or fails it as the test asks in whose folder it is.
+    /// Lets a step pass or fail, as the test with this folder demands.
     pub(crate) fn step(step: Step, path: &Path) -> io::Result<()> {
         let mut all = lock();
         let Some((_, faults)) = all.iter_mut().find(|(folder, _)| path.starts_with(folder)) else {
@@ -88,18 +89,23 @@ mod injector {
         Ok(())
     }
 
-    /// Does `work` with these faults in a folder. Returns what it gave and what was met.
+    /// Calls `work` with these faults in a folder. Returns its result, and the faults with the recorded steps.
     pub(crate) fn inject<T>(faults: Faults, folder: &Path, work: impl FnOnce() -> T) -> (T, Faults) {
         lock().push((folder.into(), faults));
         let result = work();
         let mut all = lock();
-        let index = all.iter().position(|(known, _)| known == folder).expect("it was installed");
+        let index = all
+            .iter()
+            .position(|(known, _)| known == folder)
+            .expect("the faults of this folder are installed");
         (result, all.swap_remove(index).1)
     }
 
-    /// A new folder to work in: in memory, where that is known to be, since bringing files to a disk would take most of the time.
+    /// Creates a temporary folder: in memory where possible, because syncing to a disk would take most of the time.
     pub(crate) fn folder() -> TempDir {
-        tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("there is a place for files")
+        tempfile::tempdir_in("/dev/shm")
+            .or_else(|_| tempfile::tempdir())
+            .expect("a temporary folder can be created")
     }
 
     fn lock() -> MutexGuard<'static, Vec<(PathBuf, Faults)>> {

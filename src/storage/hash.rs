@@ -1,10 +1,10 @@
-//! Hashes: of what is written, and what tells one input file from another.
+//! SHA-256 of written data, and fingerprints of input files.
 
 use super::{Problem, Source};
 use sha2::{Digest, Sha256};
 use std::fmt::Write;
 
-/// The length and the SHA-256 of bytes that come one piece after the other.
+/// Computes the length and the SHA-256 of bytes that arrive in pieces.
 #[derive(Default)]
 pub(crate) struct Hashing {
     bytes: u64,
@@ -17,16 +17,16 @@ impl Hashing {
         self.digest.update(bytes);
     }
 
-    /// How many bytes there were.
+    /// Number of bytes so far.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// SHA-256 in lower-case hexadecimal digits.
+    /// The SHA-256 in lower-case hexadecimal digits.
     pub(crate) fn finish(self) -> String {
         let mut digits = String::new();
         for byte in self.digest.finalize() {
-            write!(digits, "{byte:02x}").expect("a string takes every text");
+            write!(digits, "{byte:02x}").expect("writing to a string does not fail");
         }
         digits
     }
@@ -34,14 +34,14 @@ impl Hashing {
 
 /// Length of a sample of [`fingerprint`].
 const SAMPLE: u64 = 1 << 16;
-/// How many samples it takes, so that files of up to 1 MiB are hashed whole.
+/// Number of samples of [`fingerprint`]. Files of up to 1 MiB are hashed whole.
 const SAMPLES: u64 = 16;
 
-/// What tells the content of one large file from that of another without reading all of it: SHA-256, in hexadecimal digits,
-/// of its length and of 16 samples of 64 KiB spread evenly from its first byte to its last.
+/// A fingerprint of the content of a file, computed without reading all of a large file: the SHA-256, in hexadecimal digits, of
+/// its length and of 16 samples of 64 KiB, spread evenly from the first byte to the last.
 ///
-/// Equal files have equal fingerprints, wherever they are. Files of recorded numbers that differ have different ones, unless
-/// one is an edited copy of the other. It is no protection against damage.
+/// Equal files have equal fingerprints at every path. Different recordings have different fingerprints, unless one is an edited copy
+/// of the other. A fingerprint does not detect damage.
 ///
 /// # Errors
 /// An I/O problem if the file cannot be read.
@@ -54,7 +54,7 @@ pub fn fingerprint(source: &Source) -> Result<String, Problem> {
     } else {
         for sample in 0..SAMPLES {
             let last = u128::from(length - SAMPLE);
-            // In range: at most the last sample's place.
+            // In range: at most the offset of the last sample.
             let offset = (last * u128::from(sample) / u128::from(SAMPLES - 1)) as u64;
             hashing.update(&source.read_vec(offset, SAMPLE)?);
         }
@@ -82,7 +82,7 @@ mod tests {
     }
 
     quickcheck! {
-        /// Small files are told apart by every byte.
+        /// Every byte of a small file changes the fingerprint.
         fn small_files_are_hashed_whole(bytes: Vec<u8>, at: usize, more: u8) -> bool {
             let mut other = bytes.clone();
             match other.len() {
@@ -93,7 +93,7 @@ mod tests {
         }
     }
 
-    /// Large files are told apart by their length, and by what happens at either end and throughout.
+    /// The length, changes at both ends and changes throughout a large file change the fingerprint.
     #[test]
     fn large_files_are_sampled_from_end_to_end() {
         let length = 3 << 20;

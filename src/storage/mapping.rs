@@ -1,30 +1,15 @@
-//! The mapping of a file: the one place of this room that needs `unsafe`.
+//! Memory-mapped files. Only this file of the room needs `unsafe`.
 
-use super::read_at::{ReadAt, copy_at};
 use memmap2::Mmap;
 use std::fs::File;
 use std::io;
 
-/// A file mapped read-only. Its bytes are only ever copied out.
-pub(super) struct Mapping(Mmap);
-
-impl Mapping {
-    #[allow(unsafe_code, reason = "a mapping cannot be made without it")]
-    pub(super) fn new(file: &File) -> io::Result<Self> {
-        // SAFETY: the mapping is read-only, and no reference into it outlives `read_exact_at`, which copies
-        // plain bytes that may have any value. What no program can ensure is that nobody else writes to the
-        // file or truncates it meanwhile. Whoever chooses `Access::Mmap` promises that;
-        // `Source::check_unchanged` tells when it was broken, unless a truncation ended the process before.
-        unsafe { Mmap::map(file) }.map(Self)
-    }
-}
-
-impl ReadAt for Mapping {
-    fn len(&self) -> u64 {
-        self.0.len() as u64
-    }
-
-    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        copy_at(&self.0, buffer, offset)
-    }
+/// Maps a file read-only. Callers must only copy bytes out of the mapping.
+#[allow(unsafe_code, reason = "a mapping cannot be made without it")]
+pub(super) fn map(file: &File) -> io::Result<Mmap> {
+    // SAFETY: the mapping is read-only, and its only user is `Source`, through `ReadAt::read_exact_at`. That copies plain bytes that may
+    // have any value, and keeps no reference. No program can prevent others from writing to the file or truncating it meanwhile. The
+    // user who chooses `Access::Mmap` promises that nobody does so. `Source::check_unchanged` detects a write; a truncation may end the
+    // process before.
+    unsafe { Mmap::map(file) }
 }

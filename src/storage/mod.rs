@@ -1,4 +1,8 @@
-//! Bytes from outside, and back. Knows nothing of numbers.
+//! Files: reading and writing them, the formats safetensors, npy and JSON, and Hugging Face checkpoints.
+//!
+//! - [`Source`] is an input file, [`AtomicFile`] an output file.
+//! - [`Checkpoint`] is a model: one or more safetensors files.
+//! - [`Problem`] is the error type of all modules that use files.
 
 mod atomic;
 mod checkpoint;
@@ -8,6 +12,7 @@ pub(crate) mod json;
 mod mapping;
 pub mod npy;
 mod number;
+mod paths;
 mod problem;
 mod read_at;
 mod recognize;
@@ -18,13 +23,13 @@ pub use atomic::{AtomicFile, StagedFile, abandon_unfinished, is_unfinished, writ
 pub use checkpoint::{Checkpoint, Piece, StoredTensor};
 pub(crate) use hash::Hashing;
 pub use hash::fingerprint;
+pub(crate) use json::Schema;
+pub use json::read_json;
 pub use number::Number;
+pub(crate) use number::product;
+pub(crate) use paths::{folder_of, is_missing, is_plain_name, is_same_file, names_in};
+#[cfg(test)]
+pub(crate) use problem::snapshot;
 pub use problem::{Category, Problem, Problems, quoted};
 pub use read_at::ReadAt;
-pub(crate) use source::is_missing;
 pub use source::{Access, Identity, Source};
-
-/// How many numbers a shape holds, if a u64 can count them.
-fn product(shape: &[u64]) -> Option<u64> {
-    shape.iter().try_fold(1u64, |product, &length| product.checked_mul(length))
-}

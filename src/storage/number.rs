@@ -1,54 +1,54 @@
-//! Numbers that count something: whole ones, in whatever format they are stored.
+//! Number formats of stored counts, and the numbers in a shape.
 
 use crate::element::Element;
 
-/// A number format that a count may have.
+/// A number format in which counts can be stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Number {
     /// Floating point.
     Float(Element),
-    /// Whole numbers of this many bytes: 1, 2, 4 or 8.
+    /// Integers.
     Integer {
-        /// Bytes per number.
+        /// Bytes per number: 1, 2, 4 or 8.
         bytes: usize,
-        /// Whether there are negative ones.
+        /// True if negative numbers can be stored.
         signed: bool,
     },
 }
 
+/// The integer formats by their safetensors names.
+const INTEGERS: [(&str, Number); 8] = [
+    ("I8", Number::Integer { bytes: 1, signed: true }),
+    ("I16", Number::Integer { bytes: 2, signed: true }),
+    ("I32", Number::Integer { bytes: 4, signed: true }),
+    ("I64", Number::Integer { bytes: 8, signed: true }),
+    ("U8", Number::Integer { bytes: 1, signed: false }),
+    ("U16", Number::Integer { bytes: 2, signed: false }),
+    ("U32", Number::Integer { bytes: 4, signed: false }),
+    ("U64", Number::Integer { bytes: 8, signed: false }),
+];
+
+/// How many numbers an array of this shape has. `None` if there are more than a u64 can count.
+pub(crate) fn product(shape: &[u64]) -> Option<u64> {
+    shape.iter().try_fold(1u64, |product, &length| product.checked_mul(length))
+}
+
 impl Number {
-    /// The format of that safetensors name, such as `I64` or `F32`.
+    /// The format with this safetensors name, such as `I64` or `F32`.
     pub fn from_name(name: &str) -> Option<Self> {
         if let Some(element) = Element::from_name(name) {
             return Some(Self::Float(element));
         }
-        let (signed, bits) = match name.split_at_checked(1)? {
-            ("I", bits) => (true, bits),
-            ("U", bits) => (false, bits),
-            _ => return None,
-        };
-        let bytes = match bits {
-            "8" => 1,
-            "16" => 2,
-            "32" => 4,
-            "64" => 8,
-            _ => return None,
-        };
-        Some(Self::Integer { bytes, signed })
+        INTEGERS.into_iter().find(|(known, _)| *known == name).map(|(_, number)| number)
     }
 
-    /// The name that safetensors uses.
+    /// The name in safetensors files.
     pub fn name(self) -> &'static str {
         match self {
             Self::Float(element) => element.name(),
-            Self::Integer { bytes: 1, signed: true } => "I8",
-            Self::Integer { bytes: 2, signed: true } => "I16",
-            Self::Integer { bytes: 4, signed: true } => "I32",
-            Self::Integer { signed: true, .. } => "I64",
-            Self::Integer { bytes: 1, signed: false } => "U8",
-            Self::Integer { bytes: 2, signed: false } => "U16",
-            Self::Integer { bytes: 4, signed: false } => "U32",
-            Self::Integer { signed: false, .. } => "U64",
+            Self::Integer { .. } => {
+                INTEGERS.iter().find(|(_, known)| *known == self).map_or("", |(name, _)| name)
+            }
         }
     }
 
@@ -60,24 +60,24 @@ impl Number {
         }
     }
 
-    /// Reads one number from its little-endian bytes.
+    /// Reads one count from its little-endian bytes.
     ///
     /// # Errors
-    /// What was found, in words, if it is no whole number from 0 to 2⁶⁴ − 1.
+    /// The number as text, if it is not a whole number from 0 to 2⁶⁴ − 1.
     ///
     /// # Panics
-    /// If there are not [`size`](Self::size) bytes.
+    /// If the number of bytes is not [`size`](Self::size).
     pub fn whole(self, bytes: &[u8]) -> Result<u64, String> {
-        assert_eq!(bytes.len(), self.size(), "the bytes of one number");
+        assert_eq!(bytes.len(), self.size(), "exactly one number");
         match self {
             Self::Float(element) => {
-                /// The least number that no u64 holds.
+                /// The smallest number that is too large for u64.
                 const LIMIT: f64 = 18_446_744_073_709_551_616.0;
                 let mut value = [0.0];
                 element.decode_f64(bytes, &mut value);
                 let [value] = value;
                 let is_count = (0.0..LIMIT).contains(&value) && value.fract() == 0.0;
-                // It was compared with the limits of the type.
+                // In the range of u64, as was just checked.
                 if is_count { Ok(value as u64) } else { Err(value.to_string()) }
             }
             Self::Integer { signed, .. } => {
@@ -103,8 +103,8 @@ mod tests {
     }
 
     quickcheck! {
-        /// Every integer of every width is read as what it is, or refused as what it is.
-        fn integers_are_what_they_are(value: i64) -> bool {
+        /// Integers of every width are read exactly, and negative ones are refused.
+        fn integers_are_exact(value: i64) -> bool {
             let read = |name: &str, bytes: &[u8]| format(name).whole(bytes);
             let signed = |wide: i64| u64::try_from(wide).map_err(|_| wide.to_string());
             let (narrow, short, byte) = (value as i32, value as i16, value as i8);

@@ -1,117 +1,160 @@
-//! What is wrong with an input or an option, in words for the person who can mend it.
+//! `Problem`, the error type of everything that reads or writes files.
 
+use std::error::Error;
 use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-/// Who has to act, and so with which code the tool exits.
+/// The kind of a problem. It decides the exit code of the tool.
+///
+/// A higher category is more severe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Category {
-    /// Data was refused: exit code 1.
+    /// The content of an input is refused: exit code 1.
     Data,
-    /// The command or its options: exit code 2.
+    /// The command or its options are refused: exit code 2.
     Usage,
-    /// Reading, writing or the environment: exit code 3.
+    /// The file system or the environment failed: exit code 3.
     Io,
-    /// Nobody: it was asked to stop. Exit code 130.
+    /// The user interrupted the run: exit code 130.
     Interrupted,
 }
 
-/// One complaint: where, what was expected and found, and the next step.
+/// One error: its category, its message, the file and the tensor it is about, and the next step for the user.
+///
+/// The text of [`Display`](fmt::Display) is file, tensor and message, without the next step; the tool prints that on a line of its own.
+/// [`source`](Error::source) is the [`io::Error`] if one caused the problem; the message contains its text.
+///
+/// ```
+/// use cntlora::storage::{Access, Category, Source};
+/// use std::{error::Error, io, path::Path};
+///
+/// let problem = Source::open(Path::new("missing.npy"), Access::Auto).unwrap_err();
+/// assert_eq!((problem.category(), problem.next_step()), (Category::Io, Some("check the path")));
+/// let cause = problem.source().and_then(|cause| cause.downcast_ref::<io::Error>());
+/// assert_eq!(cause.unwrap().kind(), io::ErrorKind::NotFound);
+/// ```
 #[derive(Clone, Debug)]
 pub struct Problem {
     category: Category,
     file: Option<PathBuf>,
     tensor: Option<String>,
-    what: String,
+    message: String,
     help: Option<String>,
+    cause: Option<Arc<io::Error>>,
     is_change: bool,
 }
 
 impl Problem {
-    /// Data that cannot be used. `what` says what was expected and what was found.
-    pub fn data(what: impl Into<String>) -> Self {
-        Self::new(Category::Data, what.into())
+    /// An input whose content cannot be used.
+    pub fn data(message: impl Into<String>) -> Self {
+        Self::new(Category::Data, message.into())
     }
+
     /// A command or option that cannot be carried out.
-    pub fn usage(what: impl Into<String>) -> Self {
-        Self::new(Category::Usage, what.into())
-    }
-    /// A failure of reading, writing or the environment.
-    pub fn io(doing: &str, error: &std::io::Error) -> Self {
-        Self::new(Category::Io, format!("{doing}: {error}"))
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self::new(Category::Usage, message.into())
     }
 
-    /// A failure of the environment that was not met as an [`std::io::Error`], such as a folder where a file
-    /// is needed.
-    pub fn environment(what: impl Into<String>) -> Self {
-        Self::new(Category::Io, what.into())
+    /// A failed operation of the file system. `doing` says which one, for example "cannot open".
+    pub fn io(doing: &str, error: &io::Error) -> Self {
+        let cause = match error.raw_os_error() {
+            Some(code) => io::Error::from_raw_os_error(code),
+            None => io::Error::new(error.kind(), error.to_string()),
+        };
+        Self { cause: Some(Arc::new(cause)), ..Self::environment(format!("{doing}: {error}")) }
     }
 
-    /// An input that was written to while it was read: data, and what was made of it is of no use.
-    pub fn change(what: impl Into<String>) -> Self {
-        Self { is_change: true, ..Self::data(what) }
+    /// A failure of the environment without an [`io::Error`], for example a folder in place of a file.
+    pub fn environment(message: impl Into<String>) -> Self {
+        Self::new(Category::Io, message.into())
     }
 
-    /// An end before the work was done, because it was asked for.
-    pub fn interrupted(what: impl Into<String>) -> Self {
-        Self::new(Category::Interrupted, what.into())
+    /// A data problem: an input changed while it was read, so that results computed from it are invalid.
+    pub fn change(message: impl Into<String>) -> Self {
+        Self { is_change: true, ..Self::data(message) }
     }
 
-    fn new(category: Category, what: String) -> Self {
-        Self { category, file: None, tensor: None, what, help: None, is_change: false }
+    /// The user interrupted the run.
+    pub fn interrupted(message: impl Into<String>) -> Self {
+        Self::new(Category::Interrupted, message.into())
     }
-    /// Names the file.
+
+    fn new(category: Category, message: String) -> Self {
+        Self { category, file: None, tensor: None, message, help: None, cause: None, is_change: false }
+    }
+
+    /// Sets the file that the problem is about.
     #[must_use]
     pub fn in_file(mut self, path: &Path) -> Self {
         self.file = Some(path.into());
         self
     }
-    /// Names the tensor.
+
+    /// Sets the tensor that the problem is about.
     #[must_use]
     pub fn in_tensor(mut self, name: &str) -> Self {
         self.tensor = Some(name.into());
         self
     }
-    /// Says what to do next.
+
+    /// Sets the next step for the user.
     #[must_use]
     pub fn help(mut self, help: impl Into<String>) -> Self {
         self.help = Some(help.into());
         self
     }
-    /// Who has to act.
+
+    /// The kind of the problem.
     pub fn category(&self) -> Category {
         self.category
     }
-    /// Whether it is a [`change`](Self::change).
+
+    /// True if an input [changed](Self::change) while it was read.
     pub fn is_change(&self) -> bool {
         self.is_change
     }
-    /// The next step, if one is known.
+
+    /// The file that the problem is about.
+    pub fn file(&self) -> Option<&Path> {
+        self.file.as_deref()
+    }
+
+    /// The tensor, site or module that the problem is about.
+    pub fn tensor(&self) -> Option<&str> {
+        self.tensor.as_deref()
+    }
+
+    /// The message, without file and tensor.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// The next step for the user, if one is known.
     pub fn next_step(&self) -> Option<&str> {
         self.help.as_deref()
     }
 }
 
-/// A name from outside between quotes, with control characters escaped.
+/// A name from a file or from the user in double quotes, with control characters escaped.
 pub fn quoted(name: &str) -> String {
     format!("\"{}\"", name.escape_debug())
 }
 
-/// Words that quote a file, such as a parser's complaint: control characters escaped, and cut after 300
-/// characters.
+/// A text that quotes a file, such as a message of a parser: control characters are escaped, and text after 300 characters is cut.
 pub(super) fn printable(text: &str) -> String {
     const LONGEST: usize = 300;
     let mut printable = String::new();
-    for (count, character) in text.chars().enumerate() {
-        if count == LONGEST {
-            printable.push('…');
-            break;
-        }
+    for character in text.chars().take(LONGEST) {
         if character.is_control() {
             printable.extend(character.escape_debug());
         } else {
             printable.push(character);
         }
+    }
+    if text.chars().nth(LONGEST).is_some() {
+        printable.push('…');
     }
     printable
 }
@@ -124,25 +167,32 @@ impl fmt::Display for Problem {
         if let Some(tensor) = &self.tensor {
             write!(f, "tensor {}: ", quoted(tensor))?;
         }
-        f.write_str(&self.what)
+        f.write_str(&self.message)
     }
 }
-impl std::error::Error for Problem {}
 
-/// Several complaints, found together. Never empty when returned as an error.
+impl Error for Problem {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.cause.as_deref().map(|cause| cause as _)
+    }
+}
+
+/// Several problems that were found together. Never empty if it is returned as an error.
 #[derive(Clone, Debug, Default)]
 pub struct Problems(pub Vec<Problem>);
 
 impl Problems {
-    /// The most severe category: an interruption over I/O over usage over data.
+    /// The most severe category of the problems.
     pub fn category(&self) -> Category {
         self.0.iter().map(Problem::category).max().unwrap_or(Category::Data)
     }
-    /// Adds a complaint.
+
+    /// Adds a problem.
     pub fn push(&mut self, problem: Problem) {
         self.0.push(problem);
     }
-    /// Keeps the value of a success, or the complaints of a failure.
+
+    /// Returns the value of a success, or adds the problems of a failure.
     pub fn collect<T>(&mut self, result: Result<T, impl Into<Problems>>) -> Option<T> {
         match result {
             Ok(value) => Some(value),
@@ -152,19 +202,22 @@ impl Problems {
             }
         }
     }
-    /// `value` if there was no complaint.
+
+    /// Returns `value` if there are no problems.
     ///
     /// # Errors
-    /// The complaints, if there are any.
+    /// All problems, if there are any.
     pub fn or_ok<T>(self, value: T) -> Result<T, Self> {
         if self.0.is_empty() { Ok(value) } else { Err(self) }
     }
 }
+
 impl From<Problem> for Problems {
-    fn from(p: Problem) -> Self {
-        Self(vec![p])
+    fn from(problem: Problem) -> Self {
+        Self(vec![problem])
     }
 }
+
 impl fmt::Display for Problems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (i, problem) in self.0.iter().enumerate() {
@@ -176,7 +229,20 @@ impl fmt::Display for Problems {
         Ok(())
     }
 }
-impl std::error::Error for Problems {}
+
+impl Error for Problems {}
+
+/// Problems with their next steps, one per line, for snapshot tests. `FOLDER` replaces temporary folders.
+#[cfg(test)]
+pub(crate) fn snapshot(problems: impl Into<Problems>) -> String {
+    let line = |problem: &Problem| match problem.next_step() {
+        Some(help) => format!("{problem}; help: {help}\n"),
+        None => format!("{problem}\n"),
+    };
+    let text: String = problems.into().0.iter().map(line).collect();
+    let temporary = regex::Regex::new(r#"[^\s"]*/\.tmp\w{6}"#).expect("a valid expression");
+    temporary.replace_all(&text, "FOLDER").into_owned()
+}
 
 #[cfg(test)]
 mod tests {
@@ -184,29 +250,40 @@ mod tests {
     use quickcheck::quickcheck;
 
     #[test]
-    fn a_problem_says_where_then_what_and_keeps_the_next_step_apart() {
+    fn the_text_is_file_tensor_and_message_without_the_next_step() {
         let problem = Problem::data("expected 2, found 3").help("count again");
         assert_eq!(problem.to_string(), "expected 2, found 3");
         let problem = problem.in_tensor("a\tb").in_file(Path::new("x.npy"));
         assert_eq!(problem.to_string(), r#"x.npy: tensor "a\tb": expected 2, found 3"#);
-        assert_eq!(problem.next_step(), Some("count again"));
+        assert_eq!((problem.file(), problem.tensor()), (Some(Path::new("x.npy")), Some("a\tb")));
+        assert_eq!((problem.message(), problem.next_step()), ("expected 2, found 3", Some("count again")));
         assert_eq!(Problem::usage("no").next_step(), None);
     }
 
     #[test]
     fn constructors_set_the_category() {
-        let error = std::io::Error::other("disk on fire");
         assert_eq!(Problem::data("").category(), Category::Data);
         assert_eq!(Problem::usage("").category(), Category::Usage);
         assert_eq!(Problem::environment("").category(), Category::Io);
         assert_eq!(Problem::interrupted("").category(), Category::Interrupted);
-        assert_eq!(Problem::io("cannot read", &error).category(), Category::Io);
-        assert_eq!(Problem::io("cannot read", &error).to_string(), "cannot read: disk on fire");
+        assert!(Problem::change("").is_change() && !Problem::data("").is_change());
+    }
+
+    #[test]
+    fn the_source_is_the_io_error() {
+        for error in [io::Error::other("disk on fire"), io::Error::from_raw_os_error(28)] {
+            let problem = Problem::io("cannot read", &error);
+            assert_eq!(problem.category(), Category::Io);
+            assert_eq!(problem.to_string(), format!("cannot read: {error}"));
+            let source = problem.source().unwrap().downcast_ref::<io::Error>().unwrap();
+            assert_eq!((source.kind(), source.to_string()), (error.kind(), error.to_string()));
+        }
+        assert!(Problem::environment("").source().is_none());
     }
 
     quickcheck! {
         /// A tensor name must not move the cursor of a terminal or start a new line of a log.
-        fn no_control_character_of_a_name_reaches_the_message(name: String) -> bool {
+        fn messages_have_no_control_characters(name: String) -> bool {
             let problem = Problem::data("bad").in_tensor(&name).in_file(Path::new(&name));
             !problem.to_string().contains(char::is_control) && !printable(&name).contains(char::is_control)
         }
@@ -220,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn problems_are_collected_and_the_most_severe_decides() {
+    fn problems_are_collected_and_have_the_most_severe_category() {
         let mut problems = Problems::default();
         assert_eq!(problems.collect(Ok::<_, Problem>(1)), Some(1));
         assert!(problems.clone().or_ok(()).is_ok());

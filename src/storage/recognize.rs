@@ -1,19 +1,19 @@
-//! What a file is that is not what its name says, judged from its first bytes.
+//! Recognizes files of another kind than their name says, by their first bytes.
 
-/// How many bytes [`recognize`] wants to see.
+/// Number of bytes that [`recognize`] needs.
 pub(super) const PREFIX: u64 = 256;
 
-/// What a file is known to be, and how to come by the right one.
+/// The kind of a file, and the next step for the user.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Recognized {
     pub(super) found: &'static str,
     pub(super) help: &'static str,
 }
 
-/// Recognizes what is often met in place of a tensor file.
+/// Recognizes files that users often give in place of a tensor file.
 ///
-/// To be asked after the file was found to be nothing else: two bytes of a gzip or pickle file can also be
-/// the header length of a sound safetensors file.
+/// Call it only after reading the file as a tensor file failed: the first two bytes of a gzip or pickle file can also be the header
+/// length of a valid safetensors file.
 pub(super) fn recognize(prefix: &[u8]) -> Option<Recognized> {
     const AGAIN: &str = "download it again";
     const UNPACK: &str = "unpack it first";
@@ -21,13 +21,13 @@ pub(super) fn recognize(prefix: &[u8]) -> Option<Recognized> {
     let text = prefix.trim_ascii_start();
     let html = |tag: &[u8]| text.get(..tag.len()).is_some_and(|start| start.eq_ignore_ascii_case(tag));
     let (found, help) = if prefix.starts_with(b"version https://git-lfs") {
-        ("a Git LFS pointer, not the file it stands for", "run `git lfs pull` in its repository")
+        ("a Git LFS pointer in place of the file", "run `git lfs pull` in its repository")
     } else if html(b"<!doctype html") || html(b"<html") {
-        ("a web page, perhaps the message of a server that refused the download", AGAIN)
+        ("a web page, perhaps an error page of the download server", AGAIN)
     } else if prefix.starts_with(b"\x93NUMPY") {
-        ("a NumPy array", "give it the extension .npy")
+        ("a NumPy array", "rename it to end in .npy")
     } else if prefix.len() >= 10 && prefix[6..9] == *b"\0\0{" {
-        ("a safetensors file", "give it the extension .safetensors")
+        ("a safetensors file", "rename it to end in .safetensors")
     } else if prefix.starts_with(b"\x1f\x8b") {
         ("a gzip archive", UNPACK)
     } else if prefix.starts_with(b"PK\x03\x04") {
@@ -36,13 +36,13 @@ pub(super) fn recognize(prefix: &[u8]) -> Option<Recognized> {
             "unpack an .npz file into its .npy files; save a PyTorch checkpoint as safetensors",
         )
     } else if matches!(prefix, [0x80, 2..=5, ..]) {
-        ("a Python pickle, which could run any code when it is loaded", CONVERT)
+        ("a Python pickle, which can run arbitrary code when it is loaded", CONVERT)
     } else if prefix.starts_with(b"GGUF") {
-        ("a GGUF file", "give the safetensors checkpoint that it was made from")
+        ("a GGUF file", "give the safetensors checkpoint that it was converted from")
     } else if prefix.starts_with(b"\x89HDF") {
         ("an HDF5 file", CONVERT)
     } else if text.starts_with(b"{") {
-        ("JSON text", "give the file that holds the tensors, or its folder")
+        ("JSON text", "give the file that contains the tensors, or its folder")
     } else {
         return None;
     };
@@ -52,26 +52,42 @@ pub(super) fn recognize(prefix: &[u8]) -> Option<Recognized> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use expect_test::expect;
 
     #[test]
-    fn every_known_stranger_is_recognized() {
-        for (prefix, found) in [
-            (b"version https://git-lfs.github.com/spec/v1\noid sha256:".as_slice(), "Git LFS pointer"),
-            (b"\n<!DOCTYPE html><html>", "web page"),
-            (b"<HTML><body>403", "web page"),
-            (b"\x93NUMPY\x01\x00", "NumPy"),
-            (b"\x02\0\0\0\0\0\0\0{}", "safetensors"),
-            (b"\x1f\x8b\x08\0\0", "gzip"),
-            (b"PK\x03\x04\x14", "zip"),
-            (b"\x80\x02}q\x00.", "pickle"),
-            (b"\x80\x05\x95", "pickle"),
-            (b"GGUF\x03", "GGUF"),
-            (b"\x89HDF\r\n", "HDF5"),
-            (b" {\"weight_map\": {", "JSON"),
-        ] {
-            let recognized = recognize(prefix).expect(found);
-            assert!(recognized.found.contains(found), "{recognized:?}");
-        }
+    fn known_kinds_are_recognized() {
+        let prefixes = [
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:".as_slice(),
+            b"\n<!DOCTYPE html><html>",
+            b"<HTML><body>403",
+            b"\x93NUMPY\x01\x00",
+            b"\x02\0\0\0\0\0\0\0{}",
+            b"\x1f\x8b\x08\0\0",
+            b"PK\x03\x04\x14",
+            b"\x80\x02}q\x00.",
+            b"\x80\x05\x95",
+            b"GGUF\x03",
+            b"\x89HDF\r\n",
+            b" {\"weight_map\": {",
+        ];
+        let lines = prefixes.map(|prefix| {
+            let Recognized { found, help } = recognize(prefix).unwrap();
+            format!("{found}; {help}\n")
+        });
+        expect![[r#"
+            a Git LFS pointer in place of the file; run `git lfs pull` in its repository
+            a web page, perhaps an error page of the download server; download it again
+            a web page, perhaps an error page of the download server; download it again
+            a NumPy array; rename it to end in .npy
+            a safetensors file; rename it to end in .safetensors
+            a gzip archive; unpack it first
+            a zip archive, such as an .npz file or a PyTorch checkpoint; unpack an .npz file into its .npy files; save a PyTorch checkpoint as safetensors
+            a Python pickle, which can run arbitrary code when it is loaded; save the tensors as safetensors
+            a Python pickle, which can run arbitrary code when it is loaded; save the tensors as safetensors
+            a GGUF file; give the safetensors checkpoint that it was converted from
+            an HDF5 file; save the tensors as safetensors
+            JSON text; give the file that contains the tensors, or its folder
+        "#]].assert_eq(&lines.concat());
         assert_eq!(recognize(b""), None);
         assert_eq!(recognize(b"\0\0\0\0\0\0\0\0\0\0"), None);
     }

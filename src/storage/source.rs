@@ -1,9 +1,9 @@
-//! Input files: opened with reasons where they cannot be, read at offsets, and checked to have stayed the same.
+//! Input files: opening, reading at offsets, and detecting changes during a run.
 
 use super::Problem;
 use super::faults::{Step, step};
-use super::mapping::Mapping;
-use super::read_at::ReadAt;
+use super::mapping::map;
+use super::read_at::{InMemory, ReadAt};
 use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
@@ -13,16 +13,16 @@ use std::path::{Path, PathBuf};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Access {
-    /// The default: see `Read`.
+    /// The default: the same as `Read`.
     #[default]
     Auto,
     /// `pread` into a buffer.
     Read,
-    /// A memory mapping. A file that is truncated meanwhile kills the process.
+    /// A memory mapping. If the file is truncated meanwhile, the process is killed.
     Mmap,
 }
 
-/// What identifies a version of a file: a change between two looks means that it was written to.
+/// Identifies a version of a file. If it differs between two calls, the file was changed or replaced.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// Device and inode.
@@ -51,18 +51,19 @@ pub struct Source {
 }
 
 impl Source {
-    /// Opens a regular file, or a link to one. Refuses folders, pipes and devices with a reason.
+    /// Opens a regular file, or a link to one.
     ///
-    /// The file is looked at before it is opened, because opening a pipe would wait for a writer.
+    /// The kind of the file is checked before it is opened, because opening a pipe would wait for a writer.
     ///
     /// # Errors
-    /// An I/O problem if there is no such file, it is not a regular one, or it cannot be opened or mapped.
+    /// An I/O problem if the file is missing, is not a regular file, or cannot be opened or mapped.
     pub fn open(path: &Path, access: Access) -> Result<Self, Problem> {
         let failed = |error: io::Error| {
             let problem = Problem::io("cannot open", &error).in_file(path);
             match error.kind() {
-                io::ErrorKind::NotFound if path.to_string_lossy().contains(['*', '?']) => problem
-                    .help("the shell expands patterns: give it without quotes, and see that files match"),
+                io::ErrorKind::NotFound if path.to_string_lossy().contains(['*', '?']) => {
+                    problem.help("the shell expands patterns: remove the quotes, and check that files match")
+                }
                 io::ErrorKind::NotFound => problem.help("check the path"),
                 io::ErrorKind::PermissionDenied => {
                     problem.help("give this user read permission to the file and its folder")
@@ -76,24 +77,29 @@ impl Source {
         refuse_irregular(path, &metadata)?;
         let bytes: Box<dyn ReadAt> = match access {
             Access::Auto | Access::Read => Box::new(Positioned { file, length: metadata.len() }),
-            Access::Mmap => Box::new(Mapping::new(&file).map_err(|error| {
-                Problem::io("cannot map", &error).in_file(path).help("read it without a mapping")
-            })?),
+            Access::Mmap => {
+                Box::new(InMemory(step(Step::Map, path).and_then(|()| map(&file)).map_err(|error| {
+                    Problem::io("cannot map the file into memory", &error)
+                        .in_file(path)
+                        .help("read it with --io read")
+                })?))
+            }
         };
+        tracing::info!(file = ?path, bytes = metadata.len(), "opened");
         Ok(Self { path: path.into(), bytes, identity: Some(Identity::of(&metadata)) })
     }
 
-    /// Bytes in memory under a name, for tests and embedders.
+    /// Creates a source of bytes in memory. `name` takes the place of the path in messages.
     pub fn from_bytes(name: &str, bytes: Vec<u8>) -> Self {
-        Self::from_reader(name.into(), Box::new(bytes))
+        Self::from_reader(name.into(), Box::new(InMemory(bytes)))
     }
 
-    /// Anything that reads, under a name. The fault injector of tests comes in here.
+    /// Creates a source from a reader. `path` is used in messages.
     pub fn from_reader(path: PathBuf, bytes: Box<dyn ReadAt>) -> Self {
         Self { path, bytes, identity: None }
     }
 
-    /// The path it was opened by.
+    /// The path that it was opened with.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -103,25 +109,24 @@ impl Source {
         self.bytes.len()
     }
 
-    /// Which version of which file this is; `None` for what is not a file.
+    /// Identifies the version of the file; `None` if it was not opened as a file.
     pub fn identity(&self) -> Option<&Identity> {
         self.identity.as_ref()
     }
 
-    /// Fills `buffer` from `offset`. A file that ended meanwhile is an I/O problem that says so.
+    /// Fills `buffer` with the bytes from `offset` on.
     ///
     /// # Errors
-    /// An I/O problem that names the file.
+    /// An I/O problem if the file cannot be read, or was truncated after it was opened.
     pub fn read(&self, buffer: &mut [u8], offset: u64) -> Result<(), Problem> {
+        tracing::debug!(file = ?self.path, offset, bytes = buffer.len(), "read");
         let read = step(Step::Read, &self.path).and_then(|()| self.bytes.read_exact_at(buffer, offset));
         read.map_err(|error| {
             let problem = match error.kind() {
                 io::ErrorKind::UnexpectedEof => {
                     let length = fs::metadata(&self.path).map_or(self.length(), |metadata| metadata.len());
-                    let needed = offset.saturating_add(buffer.len() as u64);
-                    Problem::environment(format!(
-                        "ended at {length} bytes, expected at least {needed}: was it truncated during the run?"
-                    ))
+                    let what = too_short(length, offset, buffer.len() as u64);
+                    Problem::environment(format!("{what}; perhaps it was truncated during the run"))
                 }
                 _ => Problem::io("cannot read", &error),
             };
@@ -129,18 +134,16 @@ impl Source {
         })
     }
 
-    /// `length` bytes from `offset`. Allocates nothing if the file is shorter than that.
+    /// Reads `length` bytes from `offset` on. Allocates nothing if the file is shorter than that.
     ///
     /// # Errors
     /// A data problem if the file is shorter, an I/O problem if it cannot be read or there is no memory.
     pub fn read_vec(&self, offset: u64, length: u64) -> Result<Vec<u8>, Problem> {
         if offset.checked_add(length).is_none_or(|end| end > self.length()) {
-            let what =
-                format!("expected {length} bytes from byte {offset} on, but it has {} bytes", self.length());
-            return Err(Problem::data(what).in_file(&self.path));
+            return Err(Problem::data(too_short(self.length(), offset, length)).in_file(&self.path));
         }
         let out_of_memory =
-            || Problem::environment(format!("no memory for {length} bytes of it")).in_file(&self.path);
+            || Problem::environment(format!("not enough memory to read {length} bytes")).in_file(&self.path);
         let length = usize::try_from(length).map_err(|_| out_of_memory())?;
         let mut bytes = Vec::new();
         bytes.try_reserve_exact(length).map_err(|_| out_of_memory())?;
@@ -149,32 +152,31 @@ impl Source {
         Ok(bytes)
     }
 
-    /// Refuses a file that changed since it was opened (inode, length or time of modification).
+    /// Checks that the file has not changed since it was opened (inode, length and time of modification).
     ///
-    /// What was not opened as a file does not change.
+    /// Bytes in memory and other readers pass.
     ///
     /// # Errors
-    /// A data problem that says what changed; an I/O problem if the file cannot be looked at any more.
+    /// A data problem that says what changed; an I/O problem if the file is not accessible any more.
     pub fn check_unchanged(&self) -> Result<(), Problem> {
         let Some(before) = &self.identity else { return Ok(()) };
         let now = fs::metadata(&self.path).map_err(|error| {
-            Problem::io("cannot check that it stayed unchanged while it was being read", &error)
-                .in_file(&self.path)
+            Problem::io("cannot check whether the file changed while it was read", &error).in_file(&self.path)
         })?;
         let now = Identity::of(&now);
         if now == *before {
             return Ok(());
         }
         let how = if now.file != before.file {
-            "another file took its place".into()
+            "it was replaced by another file".into()
         } else if now.length != before.length {
-            format!("it had {} bytes, and now has {}", before.length, now.length)
+            format!("its length changed from {} to {} bytes", before.length, now.length)
         } else {
-            "it was written to".into()
+            "its time of modification changed".into()
         };
-        Err(Problem::change(format!("changed while it was being read: {how}"))
+        Err(Problem::change(format!("file changed while it was read: {how}"))
             .in_file(&self.path)
-            .help("run again when nothing writes to it"))
+            .help("make sure that no program writes to it, and run again"))
     }
 }
 
@@ -195,18 +197,23 @@ fn refuse_irregular(path: &Path, metadata: &Metadata) -> Result<(), Problem> {
     } else if kind.is_dir() {
         "a folder"
     } else if kind.is_fifo() {
-        "a pipe, which cannot be read at an offset"
+        "a pipe"
     } else if kind.is_socket() {
         "a socket"
     } else {
         "a device"
     };
-    Err(Problem::environment(format!("expected a regular file, found {found}"))
+    Err(Problem::environment(format!("not a regular file but {found}"))
         .in_file(path)
         .help("give the path of a regular file"))
 }
 
-/// A file read by `pread`, which std repeats when a signal interrupts it or it gives less than was asked for.
+fn too_short(length: u64, offset: u64, count: u64) -> String {
+    let needed = offset.saturating_add(count);
+    format!("file is too short: it has {length} bytes, but at least {needed} are needed")
+}
+
+/// A file that is read with `pread`. The standard library repeats calls that a signal interrupts or that return too few bytes.
 struct Positioned<F> {
     file: F,
     length: u64,
@@ -222,15 +229,12 @@ impl<F: FileExt + Send + Sync> ReadAt for Positioned<F> {
     }
 }
 
-/// Whether nothing is there. What is there and cannot be opened is another complaint.
-pub(crate) fn is_missing(path: &Path) -> bool {
-    fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::Category;
+    use super::super::faults::{Faults, inject};
+    use super::super::{Category, snapshot};
     use super::*;
+    use expect_test::expect;
     use quickcheck::quickcheck;
     use std::os::unix::fs::symlink;
     use std::sync::atomic::{AtomicUsize, Ordering};
@@ -267,48 +271,94 @@ mod tests {
     }
 
     #[test]
-    fn offsets_beyond_any_file_are_errors() {
+    fn offsets_beyond_the_end_are_errors() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("content");
         fs::write(&path, b"12345").unwrap();
+        let mut texts = String::new();
         for access in [Access::Read, Access::Mmap] {
             let source = Source::open(&path, access).unwrap();
             assert!(source.read(&mut [0; 1], u64::MAX).is_err());
-            assert!(source.read_vec(u64::MAX, 2).is_err());
-            assert!(source.read_vec(0, u64::MAX).is_err());
+            for read in [source.read_vec(3, 3), source.read_vec(u64::MAX, 2)] {
+                texts += &snapshot(read.unwrap_err());
+            }
         }
+        expect![[r#"
+            FOLDER/content: file is too short: it has 5 bytes, but at least 6 are needed
+            FOLDER/content: file is too short: it has 5 bytes, but at least 18446744073709551615 are needed
+            FOLDER/content: file is too short: it has 5 bytes, but at least 6 are needed
+            FOLDER/content: file is too short: it has 5 bytes, but at least 18446744073709551615 are needed
+        "#]]
+        .assert_eq(&texts);
     }
 
     #[test]
-    fn irregular_files_are_refused_without_blocking() {
+    fn irregular_and_missing_files_are_refused_without_blocking() {
         let folder = tempfile::tempdir().unwrap();
         let pipe = folder.path().join("pipe");
         assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
         let socket = folder.path().join("socket");
         let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
-        for (path, found) in [
-            (folder.path(), "expected a regular file, found a folder"),
-            (&pipe, "expected a regular file, found a pipe"),
-            (&socket, "expected a regular file, found a socket"),
-            (Path::new("/dev/null"), "expected a regular file, found a device"),
-        ] {
+        let circle = folder.path().join("circle");
+        symlink(&circle, &circle).unwrap();
+        let (missing, pattern) = (folder.path().join("missing"), folder.path().join("*.npy"));
+        let mut texts = String::new();
+        for path in [folder.path(), &pipe, &socket, Path::new("/dev/null"), &missing, &pattern, &circle] {
             let problem = refused(path);
-            assert!(problem.to_string().contains(found), "{problem}");
             assert_eq!(problem.category(), Category::Io);
+            texts += &snapshot(problem);
         }
+        expect![[r#"
+            FOLDER: not a regular file but a folder; help: give the path of a regular file
+            FOLDER/pipe: not a regular file but a pipe; help: give the path of a regular file
+            FOLDER/socket: not a regular file but a socket; help: give the path of a regular file
+            /dev/null: not a regular file but a device; help: give the path of a regular file
+            FOLDER/missing: cannot open: No such file or directory (os error 2); help: check the path
+            FOLDER/*.npy: cannot open: No such file or directory (os error 2); help: the shell expands patterns: remove the quotes, and check that files match
+            FOLDER/circle: cannot open: Too many levels of symbolic links (os error 40)
+        "#]].assert_eq(&texts);
     }
 
     #[test]
-    fn what_cannot_be_opened_is_an_environment_problem_that_names_the_path() {
+    fn files_that_cannot_be_opened_or_mapped_are_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let missing = refused(&folder.path().join("missing"));
-        assert!(missing.to_string().contains("missing: cannot open: No such file"), "{missing}");
-        assert_eq!(missing.next_step(), Some("check the path"));
-        let pattern = refused(&folder.path().join("*.npy"));
-        assert!(pattern.next_step().is_some_and(|help| help.contains("the shell expands patterns")));
-        let circle = folder.path().join("circle");
-        symlink(&circle, &circle).unwrap();
-        assert_eq!(refused(&circle).category(), Category::Io);
+        let path = folder.path().join("content");
+        fs::write(&path, b"12345").unwrap();
+        let faults = [
+            (io::ErrorKind::PermissionDenied, Access::Read, 0),
+            (io::ErrorKind::Other, Access::Read, 0),
+            (io::ErrorKind::Unsupported, Access::Mmap, 1),
+        ];
+        let texts = faults.map(|(kind, access, pass)| {
+            let faults = Faults::after(pass, false, kind);
+            let (opened, _) = inject(faults, folder.path(), || Source::open(&path, access));
+            snapshot(opened.unwrap_err())
+        });
+        expect![[r#"
+            FOLDER/content: cannot open: permission denied; help: give this user read permission to the file and its folder
+            FOLDER/content: cannot open: other error
+            FOLDER/content: cannot map the file into memory: unsupported; help: read it with --io read
+        "#]].assert_eq(&texts.concat());
+    }
+
+    #[test]
+    fn missing_memory_is_reported() {
+        struct Huge;
+        impl ReadAt for Huge {
+            fn len(&self) -> u64 {
+                u64::MAX
+            }
+            fn read_exact_at(&self, _: &mut [u8], _: u64) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let source = Source::from_reader("huge".into(), Box::new(Huge));
+        let problem = source.read_vec(0, u64::MAX).unwrap_err();
+        assert_eq!(problem.category(), Category::Io);
+        expect![[r#"
+            huge: not enough memory to read 18446744073709551615 bytes
+        "#]]
+        .assert_eq(&snapshot(problem));
     }
 
     #[test]
@@ -330,11 +380,11 @@ mod tests {
         File::options().write(true).open(&path).unwrap().set_len(4).unwrap();
         let problem = source.read(&mut [0; 3], 2).unwrap_err();
         assert_eq!(problem.category(), Category::Io);
-        let expected = "ended at 4 bytes, expected at least 5: was it truncated during the run?";
-        assert!(problem.to_string().ends_with(expected), "{problem}");
+        expect![[r#"
+            FOLDER/content: file is too short: it has 4 bytes, but at least 5 are needed; perhaps it was truncated during the run
+        "#]].assert_eq(&snapshot(problem));
     }
 
-    /// A signal, and a system that gives less than it was asked for, end no run.
     #[test]
     fn interrupted_and_short_reads_are_repeated() {
         struct Halting {
@@ -359,42 +409,44 @@ mod tests {
         let reader = Positioned { file, length: 20 };
         let source = Source::from_reader("halting".into(), Box::new(reader));
         assert_eq!(source.read_vec(2, 18).unwrap(), (2..20).collect::<Vec<u8>>());
-        let problem = source.read(&mut [0; 4], 18).unwrap_err();
-        assert!(
-            problem.to_string().starts_with("halting: ended at 20 bytes, expected at least 22"),
-            "{problem}"
-        );
+        assert!(source.read(&mut [0; 4], 18).is_err());
     }
 
     #[test]
-    fn every_change_of_a_file_is_noticed() {
+    fn every_change_of_a_file_is_detected() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("content");
         let another = folder.path().join("another");
-        let changes: [(&dyn Fn(), &str); 3] = [
-            (&|| fs::write(&path, b"123456").unwrap(), "it had 5 bytes, and now has 6"),
-            (
-                &|| {
-                    let file = File::options().write(true).open(&path).unwrap();
-                    file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
-                },
-                "it was written to",
-            ),
-            (&|| fs::rename(&another, &path).unwrap(), "another file took its place"),
+        let changes: [&dyn Fn(); 3] = [
+            &|| fs::write(&path, b"123456").unwrap(),
+            &|| {
+                let file = File::options().write(true).open(&path).unwrap();
+                file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+            },
+            &|| fs::rename(&another, &path).unwrap(),
         ];
-        for (change, how) in changes {
+        let mut texts = String::new();
+        for change in changes {
             fs::write(&path, b"12345").unwrap();
             fs::write(&another, b"12345").unwrap();
             let source = Source::open(&path, Access::Auto).unwrap();
             source.check_unchanged().unwrap();
             change();
             let problem = source.check_unchanged().unwrap_err();
-            assert!(problem.to_string().contains(how), "{problem}");
-            assert_eq!(problem.category(), Category::Data);
+            assert!(problem.category() == Category::Data && problem.is_change());
+            texts += &snapshot(problem);
         }
         let source = Source::open(&path, Access::Auto).unwrap();
         fs::remove_file(&path).unwrap();
-        assert_eq!(source.check_unchanged().unwrap_err().category(), Category::Io);
+        let problem = source.check_unchanged().unwrap_err();
+        assert_eq!(problem.category(), Category::Io);
+        texts += &snapshot(problem);
+        expect![[r#"
+            FOLDER/content: file changed while it was read: its length changed from 5 to 6 bytes; help: make sure that no program writes to it, and run again
+            FOLDER/content: file changed while it was read: its time of modification changed; help: make sure that no program writes to it, and run again
+            FOLDER/content: file changed while it was read: it was replaced by another file; help: make sure that no program writes to it, and run again
+            FOLDER/content: cannot check whether the file changed while it was read: No such file or directory (os error 2)
+        "#]].assert_eq(&texts);
     }
 
     #[test]

@@ -1,7 +1,8 @@
-//! Faulty inputs, options and surroundings, as the real tool meets them: each ends in its exit code and says what is wrong, or does the work.
+//! Tests of the real binary with faulty inputs, options and environments. Each run fails with the right exit code and message, or it
+//! succeeds.
 //!
-//! Faults of reading and writing at every operation, and runs that are killed, stopped or damaged, have tests of their own:
-//! `src/run/faults.rs`, `src/adapter/faults.rs` and `tests/resume.rs`.
+//! Other tests check read and write errors at every operation, and runs that are killed, stopped or damaged: `src/run/faults.rs`,
+//! `src/adapter/faults.rs` and `tests/resume.rs`.
 
 #[path = "../small/progress.rs"]
 mod progress;
@@ -21,7 +22,7 @@ use expect_test::Expect;
 use small::Small;
 use std::fs;
 
-/// Plans with these bytes as the activations of `block.mlp`, which must be refused for them.
+/// Runs `plan` with these bytes as the activations of `block.mlp`. The command must be refused with this message.
 #[track_caller]
 fn activations_refused(small: &Small, name: &str, bytes: &[u8], message: Expect) {
     fs::write(small.path(name), bytes).unwrap();
@@ -29,13 +30,13 @@ fn activations_refused(small: &Small, name: &str, bytes: &[u8], message: Expect)
     fs::remove_file(small.path(name)).unwrap();
 }
 
-/// A safetensors file of this header, followed by zeros.
+/// Returns a safetensors file with this header, followed by zeros.
 fn safetensors(header: impl AsRef<[u8]>, zeros: usize) -> Vec<u8> {
     let header = header.as_ref();
     [&(header.len() as u64).to_le_bytes(), header, &vec![0; zeros]].concat()
 }
 
-/// A safetensors file of one F32 matrix.
+/// Returns a safetensors file with one F32 matrix.
 fn matrix(name: &str, columns: usize, values: &[f32]) -> Vec<u8> {
     let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
     let header = serde_json::json!({ name: {
@@ -44,7 +45,7 @@ fn matrix(name: &str, columns: usize, values: &[f32]) -> Vec<u8> {
     [safetensors(header.to_string(), 0), bytes].concat()
 }
 
-/// A `.npy` file of version 1 with this dictionary, followed by zeros.
+/// Returns a `.npy` file of version 1 with this dictionary, followed by zeros.
 fn npy(dictionary: &str, zeros: usize) -> Vec<u8> {
     let length = (dictionary.len() as u16).to_le_bytes();
     [b"\x93NUMPY\x01\0", &length[..], dictionary.as_bytes(), &vec![0; zeros]].concat()

@@ -1,56 +1,56 @@
-//! Files that are called `.npy`.
+//! Bad files whose names end in `.npy`.
 
 use super::{activations_refused, npy};
 use crate::small::{Small, WIDTH};
 use expect_test::expect;
 use std::fs;
 
-/// What stands in the place of an array is named.
+/// If a file is not an array, the message names its real kind.
 #[test]
-fn what_is_something_else_is_named() {
+fn other_kinds_of_files_are_recognized() {
     let small = Small::new();
     for (bytes, message) in [
         (
             b"".as_slice(),
             expect![[r#"
-            error: block.mlp.npy: expected a .npy file, found an empty one
-              help: write it with numpy.save, or download it again
-        "#]],
+                error: block.mlp.npy: the file is empty
+                  help: write it with numpy.save, or download it again
+            "#]],
         ),
         (
             b"\x93",
             expect![[r#"
-            error: block.mlp.npy: expected a .npy file, which begins with "\x93NUMPY"
-              help: write it with numpy.save, or download it again
-        "#]],
+                error: block.mlp.npy: not a .npy file: it does not begin with "\x93NUMPY"
+                  help: write it with numpy.save, or download it again
+            "#]],
         ),
         (
             b"\x93NUMPY",
             expect![[r#"
-            error: block.mlp.npy: the file has 6 bytes, but its header has at least 10
-              help: write it with numpy.save, or download it again
-        "#]],
+                error: block.mlp.npy: the file has 6 bytes, but its header needs at least 10 bytes
+                  help: write it with numpy.save, or download it again
+            "#]],
         ),
         (
             b"\x93NUMPY\x01\0\x10",
             expect![[r#"
-            error: block.mlp.npy: the file has 9 bytes, but its header has at least 10
-              help: write it with numpy.save, or download it again
-        "#]],
+                error: block.mlp.npy: the file has 9 bytes, but its header needs at least 10 bytes
+                  help: write it with numpy.save, or download it again
+            "#]],
         ),
         (
             b"version https://git-lfs.github.com/spec/v1\n",
             expect![[r#"
-            error: block.mlp.npy: expected a .npy file, found a Git LFS pointer, not the file it stands for
-              help: run `git lfs pull` in its repository
-        "#]],
+                error: block.mlp.npy: expected a .npy file, found a Git LFS pointer in place of the file
+                  help: run `git lfs pull` in its repository
+            "#]],
         ),
         (
             b"<html><body>404</body></html>",
             expect![[r#"
-            error: block.mlp.npy: expected a .npy file, found a web page, perhaps the message of a server that refused the download
-              help: download it again
-        "#]],
+                error: block.mlp.npy: expected a .npy file, found a web page, perhaps an error page of the download server
+                  help: download it again
+            "#]],
         ),
         (
             b"\x1f\x8b\x08\0\0\0\0\0",
@@ -69,36 +69,36 @@ fn what_is_something_else_is_named() {
         (
             b"\x80\x05\x95\0\0",
             expect![[r#"
-            error: block.mlp.npy: expected a .npy file, found a Python pickle, which could run any code when it is loaded
-              help: save the tensors as safetensors
-        "#]],
+                error: block.mlp.npy: expected a .npy file, found a Python pickle, which can run arbitrary code when it is loaded
+                  help: save the tensors as safetensors
+            "#]],
         ),
         (
             b"\x02\0\0\0\0\0\0\0{}",
             expect![[r#"
-            error: block.mlp.npy: expected a .npy file, found a safetensors file
-              help: give it the extension .safetensors
-        "#]],
+                error: block.mlp.npy: expected a .npy file, found a safetensors file
+                  help: rename it to end in .safetensors
+            "#]],
         ),
     ] {
         activations_refused(&small, "block.mlp.npy", bytes, message);
     }
-    // By its name, an archive of arrays is not opened at all: neither bombs nor paths in it matter.
+    // The tool never opens an `.npz` archive, so archive bombs and paths inside it do no harm.
     fs::write(small.path("block.npz"), b"PK\x03\x04\x14\0\0\0").unwrap();
     let words = "plan model.safetensors -a block.npz";
     small.refused(
         words,
         2,
         expect![[r#"
-        error: block.npz: expected a folder, a .safetensors file or a .npy file
-          help: save the activations with safetensors' save_file or numpy's save
-    "#]],
+            error: block.npz: not a folder, a .safetensors file or a .npy file
+              help: save the activations with safetensors' save_file or numpy's save
+        "#]],
     );
 }
 
-/// Headers that numpy does not write, or that ask for what is not there.
+/// Refuses headers that numpy does not write, and headers that need more data than the file contains.
 #[test]
-fn headers_that_cannot_be_read() {
+fn bad_headers_are_refused() {
     let small = Small::new();
     let of = |descr: &str, shape: &str| {
         npy(&format!("{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}\n"), 192)
@@ -109,30 +109,30 @@ fn headers_that_cannot_be_read() {
         (
             four_gibibytes,
             expect![[r#"
-            error: block.mlp.npy: its header has 4294967295 bytes, but the limit is 1048576
-              help: write it with numpy.save, or download it again
-        "#]],
+                error: block.mlp.npy: the header has 4294967295 bytes, the limit is 1048576
+                  help: write it with numpy.save, or download it again
+            "#]],
         ),
         (
             b"\x93NUMPY\x04\0\x02\0{}".into(),
             expect![[r#"
-            error: block.mlp.npy: expected version 1.0, 2.0 or 3.0 of the format, found 4.0
-              help: write it with numpy.save, or download it again
-        "#]],
+                error: block.mlp.npy: unsupported version 4.0 of the npy format: expected 1.0, 2.0 or 3.0
+                  help: write it with numpy.save, or download it again
+            "#]],
         ),
         (
             npy("{'descr': '<f4', 'fortran_order': False, 'shape': (2, 24), }", 0),
             expect![[r#"
-            error: block.mlp.npy: expected spaces and one newline to the end at byte 70 of the header, found its end
-              help: the file is damaged or incomplete: write it again with numpy.save, or download it again
-        "#]],
+                error: block.mlp.npy: expected spaces and one newline to the end at byte 70 of the header, found the end
+                  help: the file is damaged or incomplete: write it again with numpy.save, or download it again
+            "#]],
         ),
         (
             npy("{'descr': '<f4', 'descr': '<f4'}\n", 0),
             expect![[r#"
-            error: block.mlp.npy: expected each key once at byte 27 of the header, found "\'"
-              help: the file is damaged or incomplete: write it again with numpy.save, or download it again
-        "#]],
+                error: block.mlp.npy: expected no duplicate key at byte 27 of the header, found "\'"
+                  help: the file is damaged or incomplete: write it again with numpy.save, or download it again
+            "#]],
         ),
         (
             npy("{'descr': '<f4', 'align': True}\n", 0),
@@ -151,78 +151,78 @@ fn headers_that_cannot_be_read() {
         (
             of("'<f4'", &nested),
             expect![[r#"
-            error: block.mlp.npy: expected the length of an axis, from 0 to 2^63 - 1, at byte 61 of the header, found "("
-              help: the file is damaged or incomplete: write it again with numpy.save, or download it again
-        "#]],
+                error: block.mlp.npy: expected the length of an axis (0 to 2^63 - 1) at byte 61 of the header, found "("
+                  help: the file is damaged or incomplete: write it again with numpy.save, or download it again
+            "#]],
         ),
         (
             of("'<f4'", "(-2, 24)"),
             expect![[r#"
-            error: block.mlp.npy: expected the length of an axis, from 0 to 2^63 - 1, at byte 61 of the header, found "-"
-              help: the file is damaged or incomplete: write it again with numpy.save, or download it again
-        "#]],
+                error: block.mlp.npy: expected the length of an axis (0 to 2^63 - 1) at byte 61 of the header, found "-"
+                  help: the file is damaged or incomplete: write it again with numpy.save, or download it again
+            "#]],
         ),
         (
             of("'<f4'", "(99999999999999999999, 24)"),
             expect![[r#"
-            error: block.mlp.npy: expected the length of an axis, from 0 to 2^63 - 1, at byte 61 of the header, found "9"
-              help: the file is damaged or incomplete: write it again with numpy.save, or download it again
-        "#]],
+                error: block.mlp.npy: expected the length of an axis (0 to 2^63 - 1) at byte 61 of the header, found "9"
+                  help: the file is damaged or incomplete: write it again with numpy.save, or download it again
+            "#]],
         ),
         (
             of("'<f4'", "(4611686018427387904, 24)"),
             expect![[r#"
-            error: block.mlp.npy: its shape [4611686018427387904, 24] asks for more bytes than any file has
-              help: the file is damaged or incomplete: write it again with numpy.save, or download it again
-        "#]],
+                error: block.mlp.npy: shape [4611686018427387904, 24] is too large for a file
+                  help: the file is damaged or incomplete: write it again with numpy.save, or download it again
+            "#]],
         ),
         (
             of("'<f4'", "()"),
             expect![[r#"
-            error: block.mlp.npy: expected an array with at least one axis, found a single number
-              help: save an array of shape (rows, columns)
-        "#]],
+                error: block.mlp.npy: the file contains a single number, not an array with axes
+                  help: save an array of shape (rows, columns)
+            "#]],
         ),
         (
             of("'<f4'", "(48,)"),
             expect![[r#"
-            error: block.mlp.npy: tensor "block.mlp": expected at least one token in all files together, found none that was met
-        "#]],
+                error: block.mlp.npy: tensor "block.mlp": all token counts are zero in all files
+            "#]],
         ),
         (
             of("'|O'", "(2, 24)"),
             expect![[r#"
-            error: block.mlp.npy: expected floating point numbers (descr f8, f4, f2, or V2 for bfloat16), found descr |O, Python objects
-              help: convert the array with .astype("float32") before numpy.save
-        "#]],
+                error: block.mlp.npy: unsupported number format (descr) |O (Python objects): expected f8, f4, f2, or V2 for bfloat16
+                  help: convert the array with .astype("float32") before numpy.save
+            "#]],
         ),
         (
             of("'<i4'", "(2, 24)"),
             expect![[r#"
-            error: block.mlp.npy: expected floating point numbers (descr f8, f4, f2, or V2 for bfloat16), found descr <i4, integers
-              help: convert the array with .astype("float32") before numpy.save
-        "#]],
+                error: block.mlp.npy: unsupported number format (descr) <i4 (integers): expected f8, f4, f2, or V2 for bfloat16
+                  help: convert the array with .astype("float32") before numpy.save
+            "#]],
         ),
         (
             of("[('a', '<f4')]", "(2, 24)"),
             expect![[r#"
-            error: block.mlp.npy: expected floating point numbers (descr f8, f4, f2, or V2 for bfloat16), found descr [('a', '<f4')], 'fortran_order': False, 'shape': (2, 24), }, a structured type
-              help: convert the array with .astype("float32") before numpy.save
-        "#]],
+                error: block.mlp.npy: unsupported number format (descr) [('a', '<f4')], 'fortran_order': False, 'shape': (2, 24), } (a structured type): expected f8, f4, f2, or V2 for bfloat16
+                  help: convert the array with .astype("float32") before numpy.save
+            "#]],
         ),
         (
             of("'<f4'", "(3, 24)"),
             expect![[r#"
-            error: block.mlp.npy: its shape [3, 24] asks for 288 bytes, but 192 follow the header: expected 3 rows, found 2
-              help: the file is damaged or incomplete: write it again with numpy.save, or download it again
-        "#]],
+                error: block.mlp.npy: shape [3, 24] needs 288 bytes, but 192 bytes follow the header: expected 3 rows, found 2
+                  help: the file is damaged or incomplete: write it again with numpy.save, or download it again
+            "#]],
         ),
         (
             of("'<f4'", "(1, 24)"),
             expect![[r#"
-            error: block.mlp.npy: its shape [1, 24] asks for 96 bytes, but 192 follow the header: expected 1 rows, found 2
-              help: the file is damaged or incomplete: write it again with numpy.save, or download it again
-        "#]],
+                error: block.mlp.npy: shape [1, 24] needs 96 bytes, but 192 bytes follow the header: expected 1 rows, found 2
+                  help: the file is damaged or incomplete: write it again with numpy.save, or download it again
+            "#]],
         ),
     ] {
         activations_refused(&small, "block.mlp.npy", &bytes, message);
@@ -239,12 +239,12 @@ fn headers_that_cannot_be_read() {
     );
 }
 
-/// The same numbers, in every way in which numpy may lay them out, give the same adapter.
+/// The same numbers give the same adapter in every layout that numpy can write.
 #[test]
 fn other_layouts_are_read() {
     let small = Small::new();
     const ROWS: usize = 50;
-    // Numbers that are the same in every format.
+    // Every number format stores these numbers exactly.
     let value = |row: usize, column: usize| ((row * 7 + column * column * 3) % 23) as f32 - 11.0;
     let c_order = || (0..ROWS * WIDTH).map(|i| value(i / WIDTH, i % WIDTH));
     let fortran = (0..ROWS * WIDTH).map(|i| value(i % ROWS, i / ROWS));

@@ -1,13 +1,13 @@
-//! Options that cannot be carried out.
+//! Options with values that are not valid or have no effect.
 
 use super::matrix;
 use crate::small::Small;
 use expect_test::expect;
 use std::fs;
 
-/// Each is answered with what is legal, or with names that are similar.
+/// The message lists the valid values, or similar names.
 #[test]
-fn options_out_of_range_are_answered_with_what_is_legal() {
+fn messages_about_bad_options_list_the_valid_values() {
     let small = Small::new();
     for (options, message) in [
         (
@@ -20,9 +20,9 @@ fn options_out_of_range_are_answered_with_what_is_legal() {
         (
             "--rank 14",
             expect![[r#"
-            error: rank 14 is over the limit of "block.value"
-              help: the largest rank that all layers can have is 12: give --rank 12, or leave layers out with --exclude
-        "#]],
+                error: rank 14 is over the limit of "block.value"
+                  help: the largest rank that is possible for all layers is 12: give --rank 12, or exclude layers with --exclude
+            "#]],
         ),
         (
             "--rank 6 --rank-multiple 4",
@@ -42,9 +42,9 @@ fn options_out_of_range_are_answered_with_what_is_legal() {
         (
             "--budget=1",
             expect![[r#"
-            error: a budget of 1 parameters does not pay for the least ranks
-              help: give --budget=72 or more
-        "#]],
+                error: a budget of 1 parameters is too small for the smallest ranks
+                  help: give --budget=72 or more
+            "#]],
         ),
         (
             "--rank 4 --scale NaN",
@@ -73,49 +73,49 @@ fn options_out_of_range_are_answered_with_what_is_legal() {
         (
             "--rank 4 --target mpl",
             expect![[r#"
-            error: --target: no module is named "mpl"; the nearest names are "mlp", "value", "query"
-              help: give the name of a module, or its last parts, such as q_proj or self_attn.q_proj
-        "#]],
+                error: --target: no module is named "mpl"; similar names are "mlp", "value", "query"
+                  help: give the name of a module, or the end of its name, such as q_proj or self_attn.q_proj
+            "#]],
         ),
         (
             "--rank 4 --include nothing",
             expect![[r#"
-            error: nothing is selected: --target, --include and --exclude together leave out all 3 modules
-              help: loosen one of them
-        "#]],
+                error: no module is selected: --target, --include and --exclude together exclude all 3 modules
+                  help: relax one of them
+            "#]],
         ),
         (
             "--rank 4 --include (",
             expect![[r#"
-            error: --include: "(" is no regular expression: unclosed group
-              help: a dot or a bracket that stands for itself is written with a backslash before it
-        "#]],
+                error: --include: "(" is not a regular expression: unclosed group
+                  help: write a backslash before a literal dot or bracket
+            "#]],
         ),
         (
             "--rank 4 --coupling paired",
             expect![[r#"
-            error: the coupling paired needs pre-training activations, row for row
-              help: give them with --source, or choose --coupling uncorrelated
-        "#]],
+                error: the coupling paired needs pre-training activations, one row for each fine-tuning row
+                  help: give them with --source, or choose --coupling uncorrelated
+            "#]],
         ),
         (
             "--rank 4 --coupling transport --max-memory 1MiB",
             expect![[r#"
-                error: the run needs 81 MiB of memory even with one site at a time, but may use 1 MiB
+                error: the run needs at least 81 MiB of memory, but the limit is 1 MiB
                   help: give --max-memory [size] or more; --coupling uncorrelated and smaller ranks need less
             "#]],
         ),
         (
             "--rank 4 --coupling uncorrelated --max-memory 1MiB",
             expect![[r#"
-                error: the run needs 81 MiB of memory even with one site at a time, but may use 1 MiB
+                error: the run needs at least 81 MiB of memory, but the limit is 1 MiB
                   help: give --max-memory [size] or more; smaller ranks need less
             "#]],
         ),
         (
             "--method pissa --rank 4 --max-memory 1MiB",
             expect![[r#"
-                error: the run needs 81 MiB of memory even with one site at a time, but may use 1 MiB
+                error: the run needs at least 81 MiB of memory, but the limit is 1 MiB
                   help: give --max-memory [size] or more; smaller ranks need less
             "#]],
         ),
@@ -132,7 +132,7 @@ fn options_out_of_range_are_answered_with_what_is_legal() {
     }
 }
 
-/// Rules that double a name end before memory does.
+/// Rename rules that double a name again and again are refused before they fill the memory.
 #[test]
 fn renames_cannot_fill_the_memory() {
     let small = Small::new();
@@ -143,24 +143,24 @@ fn renames_cannot_fill_the_memory() {
         &words,
         2,
         expect![[r#"
-        error: model.safetensors: --rename makes a name of more than 4096 bytes of the module "q"
-          help: leave out the rules that repeat what they find
-    "#]],
+            error: model.safetensors: --rename turns the module "q" into a name of more than 4096 bytes
+              help: remove rules that repeat the matched text
+        "#]],
     );
 }
 
-/// A page is about the whole: options that would have no effect are refused.
+/// A report page describes a whole adapter. `--report` is refused for parts and moments, because it would have no effect.
 #[test]
-fn pages_are_of_adapters() {
+fn report_pages_exist_only_for_whole_adapters() {
     let small = Small::new();
     let words = "init model.safetensors -a target --rank 4 --shard 0/1 -o parts";
     small.refused(
         &format!("{words} --report page.html"),
         2,
         expect![[r#"
-        error: --report is given, but a page is about all parts together
-          help: give --report to the `cntlora merge` that joins the parts
-    "#]],
+            error: --report has no effect with --shard: the page is about all parts together
+              help: remove --report, and give it to the `cntlora merge` that joins the parts
+        "#]],
     );
     small.succeed(words);
     small.succeed("merge parts -o adapter --report page.html");
@@ -171,15 +171,15 @@ fn pages_are_of_adapters() {
         words,
         2,
         expect![[r#"
-        error: --report is given, but only adapters have a page, and these are no parts of one
-          help: leave --report out
-    "#]],
+            error: --report has no effect: only adapters have a report, and these files are moments
+              help: remove --report
+        "#]],
     );
 }
 
-/// No inputs at all, and one that is given twice.
+/// Refuses a command without inputs, and an input that is given twice.
 #[test]
-fn inputs_must_be_there_once() {
+fn missing_and_repeated_inputs_are_refused() {
     let small = Small::new();
     fs::create_dir(small.path("empty")).unwrap();
     fs::hard_link(small.path("target/0.safetensors"), small.path("again.safetensors")).unwrap();
@@ -187,35 +187,35 @@ fn inputs_must_be_there_once() {
         (
             "plan model.safetensors",
             expect![[r#"
-            error: expected at least one file or folder with activations, found none
-              help: give files or folders after --activations
-        "#]],
+                error: no files or folders with activations were given
+                  help: give files or folders with --activations
+            "#]],
         ),
         (
             "plan model.safetensors -a empty",
             expect![[r#"
-            error: empty: expected .safetensors or .npy files in the folder, found none
-              help: give the folder that holds the files themselves: folders in it are not searched
-        "#]],
+                error: empty: the folder contains no .safetensors or .npy files
+                  help: give the folder that directly contains the files: folders inside it are not searched
+            "#]],
         ),
         (
             "plan model.safetensors -a target target",
             expect![[r#"
-            error: target/0.safetensors: the same file is given twice: also as "target/0.safetensors"
-              help: leave one of the two out
-            error: target/1.safetensors: the same file is given twice: also as "target/1.safetensors"
-              help: leave one of the two out
-            error: target/2.safetensors: the same file is given twice: also as "target/2.safetensors"
-              help: leave one of the two out
-            3 problems were found
-        "#]],
+                error: target/0.safetensors: the same file is given twice, also as "target/0.safetensors"
+                  help: remove one of the two
+                error: target/1.safetensors: the same file is given twice, also as "target/1.safetensors"
+                  help: remove one of the two
+                error: target/2.safetensors: the same file is given twice, also as "target/2.safetensors"
+                  help: remove one of the two
+                3 problems were found
+            "#]],
         ),
         (
             "plan model.safetensors -a target again.safetensors",
             expect![[r#"
-            error: target/0.safetensors: the same file is given twice: also as "again.safetensors"
-              help: leave one of the two out
-        "#]],
+                error: target/0.safetensors: the same file is given twice, also as "again.safetensors"
+                  help: remove one of the two
+            "#]],
         ),
     ] {
         small.refused(words, 2, message);
@@ -229,28 +229,29 @@ fn inputs_must_be_there_once() {
     ];
     small.all_refused(commands, 1, expect![[r#"
         $ cntlora plan model.safetensors --rank 4 -a target copy.safetensors
-        error: target/0.safetensors: its rows would count twice: it has the content of "copy.safetensors"
-          help: leave one of the two out
+        error: target/0.safetensors: its rows would count twice: it is a copy of "copy.safetensors"
+          help: remove one of the two
         $ cntlora plan model.safetensors --rank 4 -a target --source source copy.safetensors target/0.safetensors
-        error: target/0.safetensors: its rows would count twice: it has the content of "copy.safetensors"
-          help: leave one of the two out
+        error: target/0.safetensors: its rows would count twice: it is a copy of "copy.safetensors"
+          help: remove one of the two
         $ cntlora init model.safetensors --rank 4 -a target copy.safetensors -o out
-        error: target/0.safetensors: its rows would count twice: it has the content of "copy.safetensors"
-          help: leave one of the two out
+        error: target/0.safetensors: its rows would count twice: it is a copy of "copy.safetensors"
+          help: remove one of the two
         $ cntlora moments target copy.safetensors -o out
-        error: target/0.safetensors: its rows would count twice: it has the content of "copy.safetensors"
-          help: leave one of the two out
+        error: target/0.safetensors: its rows would count twice: it is a copy of "copy.safetensors"
+          help: remove one of the two
     "#]]);
 }
 
-/// More threads than processors, and than sites, change no bit, and are told of; nor does a single processor for all of them.
+/// A run with more threads than processors and sites warns about this, but changes no bit. A run on a single processor also changes no
+/// bit.
 #[test]
 fn many_threads_change_nothing() {
     let small = Small::new();
     let words = "init model.safetensors -a target --rank 4";
     small.succeed(&format!("{words} --threads 1 -o one"));
     let output = small.succeed(&format!("{words} --threads 1000 -o many"));
-    let told = String::from_utf8_lossy(&output.stderr).contains("--threads 1000 is more than the processors");
+    let told = String::from_utf8_lossy(&output.stderr).contains("--threads 1000 is more than the ");
     assert_eq!(told, std::thread::available_parallelism().unwrap().get() < 1000);
     assert!(small.bytes("one") == small.bytes("many"));
     if cfg!(target_os = "linux") {
@@ -261,7 +262,8 @@ fn many_threads_change_nothing() {
     }
 }
 
-/// A site that is too wide for the memory is refused from headers, with the size that it needs; none is allocated.
+/// If a site is too wide for the memory, the plan refuses it from the headers and gives the memory that it needs. The memory is not
+/// allocated.
 #[test]
 fn wide_sites_are_refused_from_headers() {
     const WIDTH: u64 = 28_672;
@@ -287,15 +289,16 @@ fn wide_sites_are_refused_from_headers() {
         &format!("{words} --coupling transport --max-memory 2GiB"),
         2,
         expect![[r#"
-            error: the run needs 53397 MiB of memory even with one site at a time, but may use 2048 MiB
+            error: the run needs at least 53397 MiB of memory, but the limit is 2048 MiB
               help: give --max-memory [size] or more; --coupling uncorrelated and smaller ranks need less
         "#]],
     );
 }
 
-/// Experts and groups of convolutions go where there is a place for them, and are refused before the work elsewhere.
+/// Experts and groups of convolutions are written in the formats that support them. For other formats, the command is refused before
+/// the work.
 #[test]
-fn blocks_have_a_place_in_some_outputs() {
+fn formats_without_experts_or_groups_refuse_them() {
     let small = Small::new();
     let header = |tensors: &[(&str, &[usize])]| {
         let mut end = 0;
@@ -321,18 +324,18 @@ fn blocks_have_a_place_in_some_outputs() {
         &format!("{experts} a --format kohya"),
         2,
         expect![[r#"
-        error: module "mlp.experts.down_proj.0" is one of fused experts, which have no place in this format
-          help: give --format peft, or make the adapter without it, with --exclude
-    "#]],
+            error: this format does not support module "mlp.experts.down_proj.0": it is one of several fused experts
+              help: give --format peft, or leave the module out with --exclude
+        "#]],
     );
     small.succeed(&format!("{experts} a"));
     small.refused(
         "convert a --format diffusers -o c",
         2,
         expect![[r#"
-        error: module "mlp.experts.down_proj.0" is one of fused experts, which have no place in this format
-          help: give --format peft, or make the adapter without it, with --exclude
-    "#]],
+            error: this format does not support module "mlp.experts.down_proj.0": it is one of several fused experts
+              help: give --format peft, or leave the module out with --exclude
+        "#]],
     );
     small.succeed("convert a --rank 1 -o c");
     assert!(told("inspect c").contains("mlp.experts.down_proj.1"));
@@ -341,39 +344,39 @@ fn blocks_have_a_place_in_some_outputs() {
         &format!("{groups} b --format diffusers --method lora"),
         2,
         expect![[r#"
-        error: module "patches.0" is one of the groups of a convolution, which have no place in this format
-          help: give --format peft, or make the adapter without it, with --exclude
-    "#]],
+            error: this format does not support module "patches.0": it is a group of a convolution
+              help: give --format peft, or leave the module out with --exclude
+        "#]],
     );
     small.refused(&format!("{groups} b --method olora"), 2, expect![[r#"
-        error: "patches.0": the weight of a convolution in groups reads the channels of its group, but the update reads all: no base can hold what is left
-          help: give --residual anchor, or leave it out with --exclude
+        error: "patches.0": a changed base cannot hold the update of a convolution in groups, because the update reads the channels of all groups
+          help: give --residual anchor, or leave the layer out with --exclude
     "#]]);
     small.refused(
         "init groups.safetensors -a group-rows.safetensors --rank 3 -o b --method lora --target patches",
         1,
         expect![[r#"
-            error: groups.safetensors: module "patches" cannot be adapted: it is a convolution in 2 groups, whose rank must be a multiple of 2 and at most 4
-              help: leave it out of --target, or name it to --exclude
+            error: groups.safetensors: module "patches" cannot be adapted: it is a convolution in 2 groups: its rank must be a multiple of 2 and at most 4
+              help: remove it from --target, or add it to --exclude
         "#]],
     );
     assert!(!small.path("b").exists());
     let orthogonal = "init groups.safetensors -a group-rows.safetensors --rank 2 -o b --method orthogonal";
     small.refused(&format!("{orthogonal} --target patches"), 1, expect![[r#"
-        error: groups.safetensors: module "patches" cannot be adapted: it is a convolution in 2 groups, whose rank must be a multiple of 4 and at most 4, because each group needs an even rank
-          help: leave it out of --target, or name it to --exclude
+        error: groups.safetensors: module "patches" cannot be adapted: it is a convolution in 2 groups: its rank must be a multiple of 4 and at most 4, because each group needs an even rank
+          help: remove it from --target, or add it to --exclude
     "#]]);
     small.succeed(&format!("{groups} b --method lora"));
     small.refused(
         "convert b --format kohya -o d",
         2,
         expect![[r#"
-        error: module "patches.0" is one of the groups of a convolution, which have no place in this format
-          help: give --format peft, or make the adapter without it, with --exclude
-    "#]],
+            error: this format does not support module "patches.0": it is a group of a convolution
+              help: give --format peft, or leave the module out with --exclude
+        "#]],
     );
     small.refused("convert b --rank 1 -o d", 2, expect![[r#"
-        error: b/adapter_model.safetensors: module "patches" is a convolution in 2 groups: expected a rank that they can share, found 1
+        error: b/adapter_model.safetensors: rank 1 is not divisible by the 2 groups of the convolution "patches"
           help: give --rank 2
     "#]]);
     assert!(!small.path("d").exists());

@@ -1,4 +1,4 @@
-//! What is in the place of outputs, and what happens to it.
+//! Files and folders that already exist in the place of an output.
 
 use super::npy;
 use crate::small::{Small, names};
@@ -20,9 +20,10 @@ fn limited(small: &Small, blocks: u32, words: &str) -> (Option<i32>, String) {
     (output.status.code(), String::from_utf8(output.stderr).unwrap())
 }
 
-/// The base of an earlier adapter goes with it, but not if it is the model of this run, be it by force or by another name.
+/// A run removes the old adapter together with its base. It is refused if that base is the model of the run, even with `--force` and
+/// under another name.
 #[test]
-fn the_base_that_would_be_removed_is_no_input() {
+fn a_base_that_is_an_input_is_not_removed() {
     let small = Small::new();
     small.succeed(&format!("{INIT} --start residual"));
     symlink("out/base", small.path("same")).unwrap();
@@ -33,25 +34,25 @@ fn the_base_that_would_be_removed_is_no_input() {
         commands,
         2,
         expect![[r#"
-        $ cntlora init out/base -a target --rank 4 -o out --force
-        error: out/base: this folder holds an input, out/base
-          help: write to a folder of its own
-        $ cntlora init same -a target --rank 4 -o out --force
-        error: out/base: this folder holds an input, same
-          help: write to a folder of its own
-        $ cntlora init out/base/model.safetensors -a target --rank 4 -o out --force
-        error: out/base: this folder holds an input, out/base/model.safetensors
-          help: write to a folder of its own
-    "#]],
+            $ cntlora init out/base -a target --rank 4 -o out --force
+            error: out/base: this folder is or holds an input, out/base
+              help: write to another folder
+            $ cntlora init same -a target --rank 4 -o out --force
+            error: out/base: this folder is or holds an input, same
+              help: write to another folder
+            $ cntlora init out/base/model.safetensors -a target --rank 4 -o out --force
+            error: out/base: this folder is or holds an input, out/base/model.safetensors
+              help: write to another folder
+        "#]],
     );
     small.succeed("init out/base -a target --rank 4 -o parts --shard 0/1");
     small.refused(
         "merge parts -o out --force",
         2,
         expect![[r#"
-        error: out/base: this folder holds an input, out/base
-          help: write to a folder of its own
-    "#]],
+            error: out/base: this folder is or holds an input, out/base
+              help: write to another folder
+        "#]],
     );
     for name in ["adapter_config.json", "adapter_model.safetensors"] {
         fs::remove_file(small.path("out").join(name)).unwrap();
@@ -60,34 +61,34 @@ fn the_base_that_would_be_removed_is_no_input() {
         "init out/base -a target --rank 4 -o out",
         2,
         expect![[r#"
-        error: out/base: this folder holds an input, out/base
-          help: write to a folder of its own
-    "#]],
+            error: out/base: this folder is or holds an input, out/base
+              help: write to another folder
+        "#]],
     );
     assert!(fs::read(small.path("out/base/model.safetensors")).unwrap() == model);
 }
 
-/// An adapter that cannot be written takes nothing away from the one in its place. Here files may not grow beyond ever more kilobytes.
+/// If a new adapter cannot be written, the old adapter stays complete. The test limits the size of files, and raises the limit by one
+/// block in each round.
 #[test]
-fn an_old_adapter_outlives_a_full_disk() {
+fn a_full_disk_leaves_the_old_adapter() {
     let small = Small::new();
     small.succeed(&format!("{INIT} --start residual"));
-    // All but the adapter is on the disk already.
+    // After this refused run, everything except the adapter is on the disk.
     let words = format!("{INIT} --force --scale 1e-14");
     small.refused(&format!("{words} --dtype f16"), 1, expect![[r#"
         3 layers at 2 sites, 787.2 kB of activations to read, about [size] of memory
-        The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
-        error: tensor "base_model.model.block.mlp.lora_A.weight": row 0, column 0: expected a finite F16 number, found [number], which is too large for it
+        error: tensor "base_model.model.block.mlp.lora_A.weight": row 0, column 0: [number] is too large for F16
           help: write the factors as f32 or bf16
-        error: tensor "base_model.model.block.mlp.lora_B.weight": row 0, column 0: expected a finite F16 number, found [number], which is too large for it
+        error: tensor "base_model.model.block.mlp.lora_B.weight": row 0, column 0: [number] is too large for F16
           help: write the factors as f32 or bf16
-        error: tensor "base_model.model.block.query.lora_A.weight": row 0, column 0: expected a finite F16 number, found [number], which is too large for it
+        error: tensor "base_model.model.block.query.lora_A.weight": row 0, column 0: [number] is too large for F16
           help: write the factors as f32 or bf16
-        error: tensor "base_model.model.block.query.lora_B.weight": row 0, column 0: expected a finite F16 number, found [number], which is too large for it
+        error: tensor "base_model.model.block.query.lora_B.weight": row 0, column 0: [number] is too large for F16
           help: write the factors as f32 or bf16
-        error: tensor "base_model.model.block.value.lora_A.weight": row 0, column 0: expected a finite F16 number, found [number], which is too large for it
+        error: tensor "base_model.model.block.value.lora_A.weight": row 0, column 0: [number] is too large for F16
           help: write the factors as f32 or bf16
-        error: tensor "base_model.model.block.value.lora_B.weight": row 0, column 0: expected a finite F16 number, found [number], which is too large for it
+        error: tensor "base_model.model.block.value.lora_B.weight": row 0, column 0: [number] is too large for F16
           help: write the factors as f32 or bf16
         6 problems were found
     "#]]);
@@ -107,7 +108,7 @@ fn an_old_adapter_outlives_a_full_disk() {
     assert!(!small.path("out/base").exists());
 }
 
-/// Whoever writes an output has it for itself, by whatever name, whether progress is saved or not.
+/// A run locks its output, under every name of the output, even if it saves no progress.
 #[test]
 fn outputs_are_locked() {
     let small = Small::new();
@@ -158,9 +159,9 @@ fn outputs_are_locked() {
     assert!(!small.path("other.partial").exists(), "nothing is left of a lock");
 }
 
-/// A log is neither begun by a run that is refused, nor written over an input.
+/// A refused run does not write its events file. An events file never replaces an input.
 #[test]
-fn events_keep_off() {
+fn events_files_do_not_replace_inputs_or_other_files() {
     let small = Small::new();
     fs::create_dir(small.path("out.partial")).unwrap();
     fs::write(small.path("run.jsonl"), "of the first run").unwrap();
@@ -171,8 +172,8 @@ fn events_keep_off() {
         3,
         expect![[r#"
             3 layers at 2 sites, 787.2 kB of activations to read, about [size] of memory
-            error: out.partial: another run is at work on this output
-              help: wait until it has ended, or choose another name for the output
+            error: out.partial: another run is using this output
+              help: wait until it ends, or choose another name for the output
         "#]],
     );
     assert_eq!(fs::read(small.path("run.jsonl")).unwrap(), b"of the first run");
@@ -184,31 +185,31 @@ fn events_keep_off() {
         &format!("{INIT} --events soft.jsonl"),
         2,
         expect![[r#"
-        error: soft.jsonl: there is a file of this name, and it is not one of events
-          help: give --events a new name, or one that ends in .jsonl, or - for stdout
-    "#]],
+            error: soft.jsonl: this file exists, and its name does not end in .jsonl
+              help: give --events a new name, or one that ends in .jsonl, or - for stdout
+        "#]],
     );
     let commands = ["", " --shard 0/2"].map(|options| format!("{INIT}{options} --events hard.jsonl"));
     small.all_refused(
         commands,
         2,
         expect![[r#"
-        $ cntlora init model.safetensors -a target --rank 4 -o out --events hard.jsonl
-        error: hard.jsonl: events would be written over an input
-          help: give --events a new name, or - for stdout
-        $ cntlora init model.safetensors -a target --rank 4 -o out --shard 0/2 --events hard.jsonl
-        error: hard.jsonl: events would be written over an input
-          help: give --events a new name, or - for stdout
-    "#]],
+            $ cntlora init model.safetensors -a target --rank 4 -o out --events hard.jsonl
+            error: hard.jsonl: the events file is an input
+              help: give --events a new name, or - for stdout
+            $ cntlora init model.safetensors -a target --rank 4 -o out --shard 0/2 --events hard.jsonl
+            error: hard.jsonl: the events file is an input
+              help: give --events a new name, or - for stdout
+        "#]],
     );
     assert!(fs::read(small.path("model.safetensors")).unwrap() == model);
     small.succeed(&format!("{INIT} --events run.jsonl"));
     assert!(fs::read_to_string(small.path("run.jsonl")).unwrap().starts_with('{'));
 }
 
-/// What a killed process left unfinished goes wherever it wrote; files of the user stay.
+/// A run removes the temporary files that a killed process left in the output folders. Files of the user stay.
 #[test]
-fn what_was_left_unfinished_goes() {
+fn leftover_temporary_files_are_removed() {
     let small = Small::new();
     let left = [
         "out/.cntlora.json.tmpAbC123",
@@ -232,9 +233,9 @@ fn what_was_left_unfinished_goes() {
     assert!(!small.path("out/.adapter_model.safetensors.tmpAbC123").exists());
 }
 
-/// An adapter that takes the place of another leaves nothing beside itself that speaks of that.
+/// An adapter that replaces another one removes all files of the old adapter. Files of the user stay.
 #[test]
-fn a_replaced_adapter_goes_with_all_that_belongs_to_it() {
+fn all_files_of_a_replaced_adapter_are_removed() {
     let small = Small::new();
     small.succeed("init model.safetensors -a target --rank 4 -o plain");
     for options in ["--start residual", "--start residual --residual anchor", "--format kohya"] {
@@ -255,9 +256,9 @@ fn a_replaced_adapter_goes_with_all_that_belongs_to_it() {
     );
 }
 
-/// What no output can replace is refused before the work.
+/// If a file, pipe or device is in the place of an output and cannot be replaced, the command is refused before the work.
 #[test]
-fn what_cannot_be_replaced_is_refused_early() {
+fn outputs_that_cannot_replace_a_file_are_refused_early() {
     let small = Small::new();
     fs::write(small.path("file"), "mine").unwrap();
     assert!(Command::new("mkfifo").arg(small.path("pipe")).status().unwrap().success());
@@ -267,51 +268,51 @@ fn what_cannot_be_replaced_is_refused_early() {
             "init model.safetensors -a target --rank 4 -o file --force",
             3,
             expect![[r#"
-            error: file: expected a folder to write to, or nothing; found something else
-              help: choose another name for the output
-        "#]],
+                error: file: the output folder exists and is not a folder
+                  help: choose another name
+            "#]],
         ),
         (
             "convert target --rank 2 -o file --force",
             3,
             expect![[r#"
-            error: file: expected a folder to write to, or nothing; found something else
-              help: choose another name for the output
-            error: target/adapter_config.json: expected the configuration of a PEFT adapter, found no file
-              help: it is written last: if the rest is there, the adapter was not completed, so write it again
-            error: target/adapter_model.safetensors: expected the tensors of a PEFT adapter, found no file
-            3 problems were found
-        "#]],
+                error: file: the output folder exists and is not a folder
+                  help: choose another name
+                error: target/adapter_config.json: the configuration of the PEFT adapter is missing
+                  help: this file is written last: if the other files are present, writing was interrupted, so write the adapter again
+                error: target/adapter_model.safetensors: the tensors of the PEFT adapter are missing
+                3 problems were found
+            "#]],
         ),
         (
             "moments target -o pipe --force",
             2,
             expect![[r#"
-            error: pipe: expected the name of a file to write, found a pipe or a device
-              help: give the name of a file
-        "#]],
+                error: pipe: the output file is a pipe or a device
+                  help: choose another name
+            "#]],
         ),
         (
             "moments target -o /dev/stdout --force",
             2,
             expect![[r#"
-            error: /dev/stdout: expected the name of a file to write, found a pipe or a device
-              help: give the name of a file
-        "#]],
+                error: /dev/stdout: the output file is a pipe or a device
+                  help: choose another name
+            "#]],
         ),
         (
             "init model.safetensors -a target --rank 4 -o out --report pipe.html --force",
             2,
             expect![[r#"
-            error: pipe.html: expected the name of a file to write, found a pipe or a device
-              help: give the name of a file
-        "#]],
+                error: pipe.html: the output file is a pipe or a device
+                  help: choose another name
+            "#]],
         ),
     ] {
         small.refused(words, code, message);
         assert!(!small.path("file.partial").exists() && !small.path("pipe.partial").exists(), "{words}");
     }
-    // A record that nobody ever writes is not waited for.
+    // A pipe in the place of a record does not block the run.
     fs::create_dir_all(small.path("out/base")).unwrap();
     fs::rename(small.path("pipe"), small.path("out/base/cntlora.json")).unwrap();
     small.refused(
@@ -319,13 +320,13 @@ fn what_cannot_be_replaced_is_refused_early() {
         3,
         expect![[r#"
             3 layers at 2 sites, 787.2 kB of activations to read, about [size] of memory
-            error: out/base/cntlora.json: expected a regular file, found a pipe, which cannot be read at an offset
+            error: out/base/cntlora.json: not a regular file but a pipe
               help: give the path of a regular file
         "#]],
     );
 }
 
-/// Runs a command and changes an input while `temporary` is being written. It must be refused, and leave nothing.
+/// Runs a command and changes an input while `temporary` is being written. The command must be refused and leave no output.
 fn changed_meanwhile(small: &Small, words: &str, input: &str, folder: &str, temporary: &str) {
     let written = || {
         let path = small.path(folder);
@@ -349,7 +350,10 @@ fn changed_meanwhile(small: &Small, words: &str, input: &str, folder: &str, temp
         let stderr = String::from_utf8_lossy(&output.stderr);
         if met && !output.status.success() {
             assert_eq!(output.status.code(), Some(1), "{stderr}");
-            assert!(stderr.contains("changed while it was being read: it was written to"), "{stderr}");
+            assert!(
+                stderr.contains("file changed while it was read: its time of modification changed"),
+                "{stderr}"
+            );
             return;
         }
         let renew = File::options().append(true).open(small.path(input)).unwrap();
@@ -360,9 +364,9 @@ fn changed_meanwhile(small: &Small, words: &str, input: &str, folder: &str, temp
     panic!("{words}: every run ended before its input was changed");
 }
 
-/// An input that changes while the output is written is noticed before that comes into its place.
+/// If an input changes while the output is being written, the run is refused before the output is renamed to its place.
 #[test]
-fn inputs_that_change_are_noticed() {
+fn inputs_that_change_during_writing_are_refused() {
     let small = Small::new();
     fs::create_dir(small.path("wide")).unwrap();
     let dictionary = "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 1500), }\n";

@@ -1,12 +1,12 @@
-//! Files that are called `.safetensors`.
+//! Bad files whose names end in `.safetensors`.
 
 use super::{activations_refused, safetensors};
 use crate::small::Small;
 use expect_test::expect;
 
-/// What a download leaves when it fails, and what has the wrong name, is told apart from damage.
+/// The message distinguishes remains of failed downloads and files of other kinds from damaged files.
 #[test]
-fn what_is_something_else_is_named() {
+fn other_kinds_of_files_are_recognized() {
     let small = Small::new();
     for (bytes, message) in [
         (
@@ -33,16 +33,16 @@ fn what_is_something_else_is_named() {
         (
             b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
             expect![[r#"
-            error: a.safetensors: expected a safetensors file, found a Git LFS pointer, not the file it stands for
-              help: run `git lfs pull` in its repository
-        "#]],
+                error: a.safetensors: expected a safetensors file, found a Git LFS pointer in place of the file
+                  help: run `git lfs pull` in its repository
+            "#]],
         ),
         (
             b"<!DOCTYPE html><html><body>403 Forbidden</body></html>",
             expect![[r#"
-            error: a.safetensors: expected a safetensors file, found a web page, perhaps the message of a server that refused the download
-              help: download it again
-        "#]],
+                error: a.safetensors: expected a safetensors file, found a web page, perhaps an error page of the download server
+                  help: download it again
+            "#]],
         ),
         (
             b"\x1f\x8b\x08\0\0\0\0\0\0\x03\0\0",
@@ -61,25 +61,25 @@ fn what_is_something_else_is_named() {
         (
             b"\x80\x02}q\0X\x01\0\0\0aq\x01.",
             expect![[r#"
-            error: a.safetensors: expected a safetensors file, found a Python pickle, which could run any code when it is loaded
-              help: save the tensors as safetensors
-        "#]],
+                error: a.safetensors: expected a safetensors file, found a Python pickle, which can run arbitrary code when it is loaded
+                  help: save the tensors as safetensors
+            "#]],
         ),
         (
             b"\x93NUMPY\x01\0\x76\0{'descr'",
             expect![[r#"
-            error: a.safetensors: expected a safetensors file, found a NumPy array
-              help: give it the extension .npy
-        "#]],
+                error: a.safetensors: expected a safetensors file, found a NumPy array
+                  help: rename it to end in .npy
+            "#]],
         ),
     ] {
         activations_refused(&small, "a.safetensors", bytes, message);
     }
 }
 
-/// Lengths and texts of headers, without memory for what is not there.
+/// Refuses headers with a wrong length or text. The tool allocates no memory for bytes that the file does not have.
 #[test]
-fn headers_that_cannot_be_read() {
+fn bad_headers_are_refused() {
     let small = Small::new();
     let claiming = |length: u64, text: &[u8]| [&length.to_le_bytes(), text].concat();
     let deep = format!(r#"{{"a":{}{}}}"#, "[".repeat(200_000), "]".repeat(200_000));
@@ -88,87 +88,87 @@ fn headers_that_cannot_be_read() {
         (
             claiming(u64::MAX, b"{}"),
             expect![[r#"
-            error: a.safetensors: its header has 18446744073709551615 bytes, but the limit is 100000000
-              help: the file is damaged or incomplete: download it again, or write it with a safetensors library
-        "#]],
+                error: a.safetensors: the header has 18446744073709551615 bytes, the limit is 100000000
+                  help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+            "#]],
         ),
         (
             claiming(100_000_001, b"{}"),
             expect![[r#"
-            error: a.safetensors: its header has 100000001 bytes, but the limit is 100000000
-              help: the file is damaged or incomplete: download it again, or write it with a safetensors library
-        "#]],
+                error: a.safetensors: the header has 100000001 bytes, the limit is 100000000
+                  help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+            "#]],
         ),
         (
             claiming(3, b"{}"),
             expect![[r#"
-            error: a.safetensors: its header has 3 bytes, but only 2 bytes follow
-              help: the file is damaged or incomplete: download it again, or write it with a safetensors library
-        "#]],
+                error: a.safetensors: the header should have 3 bytes, but only 2 bytes follow its length
+                  help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+            "#]],
         ),
         (
             safetensors(b"{\"\xff\":1}", 0),
             expect![[r#"
-            error: a.safetensors: its header is not UTF-8 at byte 10
-              help: the file is damaged or incomplete: download it again, or write it with a safetensors library
-        "#]],
+                error: a.safetensors: the header is not valid UTF-8 at byte 10
+                  help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+            "#]],
         ),
         (
             safetensors("{broken}", 0),
             expect![[r#"
-            error: a.safetensors: the header is not that of a safetensors file: key must be a string at line 1 column 2
-              help: the file is damaged or incomplete: download it again, or write it with a safetensors library
-        "#]],
+                error: a.safetensors: invalid safetensors header: key must be a string at line 1 column 2
+                  help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+            "#]],
         ),
         (
             safetensors(&deep, 0),
             expect![[r#"
-            error: a.safetensors: the header is not that of a safetensors file: "a": invalid type: sequence, expected an object with dtype, shape and data_offsets at line 1 column 5
-              help: the file is damaged or incomplete: download it again, or write it with a safetensors library
-        "#]],
+                error: a.safetensors: invalid safetensors header: "a": invalid type: sequence, expected an object with dtype, shape and data_offsets at line 1 column 5
+                  help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+            "#]],
         ),
         (
             safetensors(&deep_objects, 0),
             expect![[r#"
-            error: a.safetensors: the header is not that of a safetensors file: "a": unknown field `a`, expected one of `dtype`, `shape`, `data_offsets` at line 1 column 9
-              help: the file is damaged or incomplete: download it again, or write it with a safetensors library
-        "#]],
+                error: a.safetensors: invalid safetensors header: "a": unknown field `a`, expected one of `dtype`, `shape`, `data_offsets` at line 1 column 9
+                  help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+            "#]],
         ),
         (
             safetensors("\u{feff}{}", 0),
             expect![[r#"
-            error: a.safetensors: expected a safetensors header, which begins with "{" at byte 8
-              help: the file is damaged or incomplete: download it again, or write it with a safetensors library
-        "#]],
+                error: a.safetensors: not a safetensors file: its header does not begin with "{" at byte 8
+                  help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+            "#]],
         ),
         (
             safetensors(" {}", 0),
             expect![[r#"
-            error: a.safetensors: expected a safetensors header, which begins with "{" at byte 8
-              help: the file is damaged or incomplete: download it again, or write it with a safetensors library
-        "#]],
+                error: a.safetensors: not a safetensors file: its header does not begin with "{" at byte 8
+                  help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+            "#]],
         ),
         (
             safetensors("{}\n", 0),
             expect![[r#"
-            error: a.safetensors: its header does not end with "}" and padding by spaces
-              help: the file is damaged or incomplete: download it again, or write it with a safetensors library
-        "#]],
+                error: a.safetensors: the header does not end with "}" and spaces
+                  help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+            "#]],
         ),
         (
             safetensors("{}", 0),
             expect![[r#"
-            error: a.safetensors: expected activations, found no tensor in any file
-        "#]],
+                error: a.safetensors: the files contain no tensors
+            "#]],
         ),
     ] {
         activations_refused(&small, "a.safetensors", &bytes, message);
     }
 }
 
-/// Offsets, shapes and keys that contradict each other: the tensor and the two numbers.
+/// Refuses offsets, shapes and keys that contradict each other. The message names the tensor and both numbers.
 #[test]
-fn headers_that_contradict_themselves() {
+fn inconsistent_headers_are_refused() {
     let small = Small::new();
     let a = r#""a":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]}"#;
     let b = |begin: u64, end: u64| {
@@ -182,106 +182,106 @@ fn headers_that_contradict_themselves() {
             b(8, 24),
             24,
             expect![[r#"
-            error: a.safetensors: tensor "b": its data begin at 8, within "a", which ends at 16
-              help: the file is damaged or incomplete: download it again, or write it with a safetensors library
-        "#]],
+                error: a.safetensors: tensor "b": data begin at 8 and overlap with "a", which ends at 16
+                  help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+            "#]],
         ),
         (
             b(20, 36),
             36,
             expect![[r#"
-            error: a.safetensors: tensor "b": its data begin at 20, but the data before end at 16
-              help: the file is damaged or incomplete: download it again, or write it with a safetensors library
-        "#]],
+                error: a.safetensors: tensor "b": data begin at 20, but the data before them end at 16
+                  help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+            "#]],
         ),
         (
             b(16, 32),
             33,
             expect![[r#"
-            error: a.safetensors: its tensors have 32 bytes, but 33 follow the header: bytes follow
-              help: the file is damaged or incomplete: download it again, or write it with a safetensors library
-        "#]],
+                error: a.safetensors: the file is too long: its tensors have 32 bytes, but 33 follow the header
+                  help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+            "#]],
         ),
         (
             b(16, 32),
             31,
             expect![[r#"
-            error: a.safetensors: its tensors have 32 bytes, but 31 follow the header: the file ends too early
-              help: the file is damaged or incomplete: download it again, or write it with a safetensors library
-        "#]],
+                error: a.safetensors: the file is truncated: its tensors have 32 bytes, but 31 follow the header
+                  help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+            "#]],
         ),
         (
             b(32, 16),
             32,
             expect![[r#"
-            error: a.safetensors: tensor "b": its data_offsets decrease from 32 to 16
-              help: the file is damaged or incomplete: download it again, or write it with a safetensors library
-        "#]],
+                error: a.safetensors: tensor "b": data_offsets decrease from 32 to 16
+                  help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+            "#]],
         ),
         (
             b(u64::MAX - 16, u64::MAX),
             16,
             expect![[r#"
-            error: a.safetensors: tensor "b": its data begin at 18446744073709551599, but the data before end at 16
-              help: the file is damaged or incomplete: download it again, or write it with a safetensors library
-        "#]],
+                error: a.safetensors: tensor "b": data begin at 18446744073709551599, but the data before them end at 16
+                  help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+            "#]],
         ),
         (
             one("[2,2]", 12),
             12,
             expect![[r#"
-            error: a.safetensors: tensor "a": F32 of shape [2, 2] has 16 bytes, but its data_offsets span 12
-              help: the file is damaged or incomplete: download it again, or write it with a safetensors library
-        "#]],
+                error: a.safetensors: tensor "a": F32 of shape [2, 2] needs 16 bytes, but data_offsets span 12
+                  help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+            "#]],
         ),
         (
             one("[4294967296,4294967296]", 0),
             0,
             expect![[r#"
-            error: a.safetensors: tensor "a": its shape [4294967296, 4294967296] asks for more bytes than any file has
-              help: the file is damaged or incomplete: download it again, or write it with a safetensors library
-        "#]],
+                error: a.safetensors: tensor "a": shape [4294967296, 4294967296] is too large for a file
+                  help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+            "#]],
         ),
         (
             one("[18446744073709551616]", 0),
             0,
             expect![[r#"
-            error: a.safetensors: the header is not that of a safetensors file: "a": invalid type: floating point `1.8446744073709552e+19`, expected u64 at line 1 column 49
-              help: the file is damaged or incomplete: download it again, or write it with a safetensors library
-        "#]],
+                error: a.safetensors: invalid safetensors header: "a": invalid type: floating point `1.8446744073709552e+19`, expected u64 at line 1 column 49
+                  help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+            "#]],
         ),
         (
             one("[-1]", 0),
             0,
             expect![[r#"
-            error: a.safetensors: the header is not that of a safetensors file: "a": invalid value: integer `-1`, expected u64 at line 1 column 31
-              help: the file is damaged or incomplete: download it again, or write it with a safetensors library
-        "#]],
+                error: a.safetensors: invalid safetensors header: "a": invalid value: integer `-1`, expected u64 at line 1 column 31
+                  help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+            "#]],
         ),
         (
             format!("{{{a},{a}}}"),
             16,
             expect![[r#"
-            error: a.safetensors: the header is not that of a safetensors file: duplicate key "a" at line 1 column 113
-              help: the file is damaged or incomplete: download it again, or write it with a safetensors library
-        "#]],
+                error: a.safetensors: invalid safetensors header: duplicate key "a" at line 1 column 113
+                  help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+            "#]],
         ),
         (
             format!(r#"{{"__metadata__":{{"k":1}},{a}}}"#),
             16,
             expect![[r#"
-            error: a.safetensors: the header is not that of a safetensors file: "__metadata__": "k": invalid type: integer `1`, expected a string at line 1 column 22
-              help: the file is damaged or incomplete: download it again, or write it with a safetensors library
-        "#]],
+                error: a.safetensors: invalid safetensors header: "__metadata__": "k": invalid type: integer `1`, expected a string at line 1 column 22
+                  help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+            "#]],
         ),
     ] {
         activations_refused(&small, "a.safetensors", &safetensors(header, zeros), message);
     }
 }
 
-/// Number formats and shapes that are no rows of activations.
+/// Refuses number formats and shapes that cannot be rows of activations.
 #[test]
-fn tensors_that_are_no_activations() {
+fn tensors_that_are_no_activations_are_refused() {
     let small = Small::new();
     for (dtype, shape, bytes, message) in [
         (
@@ -325,9 +325,9 @@ fn tensors_that_are_no_activations() {
             "[2,24]",
             198,
             expect![[r#"
-            error: a.safetensors: tensor "block.mlp": expected a number format of safetensors, such as F32 or BF16, found "F33"
-              help: the file is damaged or incomplete: download it again, or write it with a safetensors library
-        "#]],
+                error: a.safetensors: tensor "block.mlp": unknown number format "F33": expected one of safetensors, such as F32 or BF16
+                  help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+            "#]],
         ),
         (
             "F32",
@@ -343,17 +343,17 @@ fn tensors_that_are_no_activations() {
             "[24]",
             96,
             expect![[r#"
-            error: a.safetensors: tensor "block.mlp": expected at least one token in all files together, found none that was met
-        "#]],
+                error: a.safetensors: tensor "block.mlp": all token counts are zero in all files
+            "#]],
         ),
         (
             "C64",
             "[24]",
             192,
             expect![[r#"
-            error: a.safetensors: tensor "block.mlp": expected counts of tokens as whole numbers, since it has one axis, found "C64"
-              help: record them as I64, and keep other tensors in another file
-        "#]],
+                error: a.safetensors: tensor "block.mlp": a tensor with one axis contains token counts: expected a format of numbers, found "C64"
+                  help: record them as I64, and keep other tensors in another file
+            "#]],
         ),
         (
             "F32",
@@ -378,8 +378,8 @@ fn tensors_that_are_no_activations() {
             "[0,24]",
             0,
             expect![[r#"
-            error: a.safetensors: tensor "block.mlp": expected at least one row in all files together, found none
-        "#]],
+                error: a.safetensors: tensor "block.mlp": this site has no rows in any file
+            "#]],
         ),
     ] {
         let header =
@@ -388,7 +388,7 @@ fn tensors_that_are_no_activations() {
     }
 }
 
-/// What a later version may mean is not guessed.
+/// The tool does not guess the meaning of a later version.
 #[test]
 fn metadata_of_a_newer_version_is_refused() {
     let small = Small::new();
@@ -401,8 +401,8 @@ fn metadata_of_a_newer_version_is_refused() {
         "a.safetensors",
         &safetensors(header, 4),
         expect![[r#"
-        error: a.safetensors: expected version 1 of the activation metadata, found 2: it was written by a newer version
-          help: update cntlora
-    "#]],
+            error: a.safetensors: unsupported version 2 of the activation metadata: the newest known version is 1
+              help: use the version of cntlora that wrote it, or a newer one
+        "#]],
     );
 }

@@ -1,4 +1,4 @@
-//! Paths, names and streams that are not what they should be.
+//! Unusual paths, names and streams.
 
 use super::{matrix, safetensors};
 use crate::progress::leave_progress;
@@ -11,7 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
 use std::process::Command;
 
-/// What cannot be read at an offset is refused with what it is; nothing waits for a writer.
+/// Inputs that cannot be read at an offset are refused, and the message names their kind. The tool does not wait for the writer of a pipe.
 #[test]
 fn irregular_inputs_are_refused() {
     let small = Small::new();
@@ -24,9 +24,9 @@ fn irregular_inputs_are_refused() {
             "pipe.npy",
             3,
             expect![[r#"
-            error: pipe.npy: expected a regular file, found a pipe, which cannot be read at an offset
-              help: give the path of a regular file
-        "#]],
+                error: pipe.npy: not a regular file but a pipe
+                  help: give the path of a regular file
+            "#]],
         ),
         (
             "circle.npy",
@@ -39,9 +39,9 @@ fn irregular_inputs_are_refused() {
             "device.npy",
             3,
             expect![[r#"
-            error: device.npy: expected a regular file, found a device
-              help: give the path of a regular file
-        "#]],
+                error: device.npy: not a regular file but a device
+                  help: give the path of a regular file
+            "#]],
         ),
         (
             "broken.npy",
@@ -55,39 +55,43 @@ fn irregular_inputs_are_refused() {
         small.refused(&format!("plan model.safetensors -a {name}"), code, message);
     }
     fs::create_dir(small.path("model.npy")).unwrap();
-    small.refused("plan model.npy -a target", 1, expect![[r#"
-        error: model.npy: expected model.safetensors or model.safetensors.index.json, found no .safetensors file
-          help: give the folder that holds the weights, or a .safetensors file
-    "#]]);
+    small.refused(
+        "plan model.npy -a target",
+        1,
+        expect![[r#"
+        error: model.npy: the folder has no .safetensors file
+          help: give the folder that contains the weights, or a .safetensors file
+    "#]],
+    );
     small.refused(
         "plan model.safetensors -a model.npy",
         2,
         expect![[r#"
-        error: model.npy: expected .safetensors or .npy files in the folder, found none
-          help: give the folder that holds the files themselves: folders in it are not searched
-    "#]],
+            error: model.npy: the folder contains no .safetensors or .npy files
+              help: give the folder that directly contains the files: folders inside it are not searched
+        "#]],
     );
     small.refused(
         "inspect pipe.npy",
         3,
         expect![[r#"
-        error: pipe.npy: expected a regular file, found a pipe, which cannot be read at an offset
-          help: give the path of a regular file
-    "#]],
+            error: pipe.npy: not a regular file but a pipe
+              help: give the path of a regular file
+        "#]],
     );
     small.refused(
         "plan pipe.npy -a target",
         3,
         expect![[r#"
-        error: pipe.npy: expected a regular file, found a pipe, which cannot be read at an offset
-          help: give the path of a regular file
-    "#]],
+            error: pipe.npy: not a regular file but a pipe
+              help: give the path of a regular file
+        "#]],
     );
 }
 
-/// Names from files reach the terminal without control characters, and long ones do no harm.
+/// Names from files are printed without control characters. Long names do no harm.
 #[test]
-fn names_cannot_take_over_the_terminal() {
+fn names_are_printed_without_control_characters() {
     let small = Small::new();
     let long = "x".repeat(100_000);
     for name in ["\u{1b}[2J\u{7}evil", "a/../../b", "line\nbreak", &long] {
@@ -103,10 +107,10 @@ fn names_cannot_take_over_the_terminal() {
     }
 }
 
-/// A path of other bytes than UTF-8 is read, unless it has to name a module.
+/// A path that is not UTF-8 can be read, unless it must be the name of a module.
 #[test]
 #[cfg(target_os = "linux")]
-fn paths_need_not_be_text() {
+fn paths_need_not_be_utf8() {
     let small = Small::new();
     let folder = small.path("").join(OsStr::from_bytes(b"r\xf6ws"));
     fs::rename(small.path("target"), &folder).unwrap();
@@ -117,12 +121,15 @@ fn paths_need_not_be_text() {
     let output = plan(unnamed.as_os_str());
     assert_eq!(output.status.code(), Some(1));
     let text = String::from_utf8(output.stderr).unwrap();
-    assert!(text.contains("expected a file name of UTF-8 text, since it names the module"), "{text}");
+    assert!(
+        text.contains("the file name is not valid UTF-8, but it must be the name of the module"),
+        "{text}"
+    );
 }
 
-/// No output takes the place of an input, by whatever name, or of something else without being told to.
+/// No output replaces an input, not even under another name of the input. An output replaces other files only with `--force`.
 #[test]
-fn outputs_keep_off() {
+fn outputs_do_not_replace_inputs_or_other_files() {
     let small = Small::new();
     symlink("target", small.path("same")).unwrap();
     fs::hard_link(small.path("target/0.safetensors"), small.path("hard.safetensors")).unwrap();
@@ -133,44 +140,44 @@ fn outputs_keep_off() {
             "init model.safetensors -a target -o same --force",
             2,
             expect![[r#"
-            error: same: this folder holds an input, target
-              help: write to a folder of its own
-            error: rank 16 is over the limit of "block.value"
-              help: the largest rank that all layers can have is 12: give --rank 12, or leave layers out with --exclude
-            2 problems were found
-        "#]],
+                error: same: this folder is or holds an input, target
+                  help: write to another folder
+                error: rank 16 is over the limit of "block.value"
+                  help: the largest rank that is possible for all layers is 12: give --rank 12, or exclude layers with --exclude
+                2 problems were found
+            "#]],
         ),
         (
             "moments target/0.safetensors --out target/0.safetensors --force",
             2,
             expect![[r#"
-            error: target/0.safetensors: the output is one of the inputs
-              help: write to another file
-        "#]],
+                error: target/0.safetensors: the output file is an input
+                  help: write to another file
+            "#]],
         ),
         (
             "moments target/0.safetensors --out soft.safetensors --force",
             2,
             expect![[r#"
-            error: soft.safetensors: the output is one of the inputs
-              help: write to another file
-        "#]],
+                error: soft.safetensors: the output file is an input
+                  help: write to another file
+            "#]],
         ),
         (
             "moments target/0.safetensors --out file",
             2,
             expect![[r#"
-            error: file: is there already
-              help: choose another name, or give --force to replace it
-        "#]],
+                error: file: this file exists
+                  help: choose another name, or give --force to replace it
+            "#]],
         ),
         (
             "moments target/0.safetensors --out source",
             2,
             expect![[r#"
-            error: source: expected the name of a file to write, found a folder
-              help: give the name of a file
-        "#]],
+                error: source: the output file is a folder
+                  help: choose another name
+            "#]],
         ),
         (
             "moments target/0.safetensors --out file/moments",
@@ -184,31 +191,31 @@ fn outputs_keep_off() {
             "init model.safetensors -a target --rank 4 -o file",
             3,
             expect![[r#"
-            error: file: cannot look into this folder: Not a directory (os error 20)
-              help: choose another name for the output
-        "#]],
+                error: file: cannot list the folder: Not a directory (os error 20)
+                  help: choose another name for the output
+            "#]],
         ),
         (
             "init model.safetensors -a target --rank 4 -o /proc/adapter",
             3,
             expect![[r#"
-            error: /proc: cannot write here: No such file or directory (os error 2)
-              help: give a folder that can be written to
-        "#]],
+                error: /proc: cannot write here: No such file or directory (os error 2)
+                  help: choose a folder that you can write to
+            "#]],
         ),
     ] {
         small.refused(words, code, message);
     }
     assert_eq!(fs::read(small.path("file")).unwrap(), b"mine");
-    // A hard link is replaced by the output; the input of the other name stays.
+    // The output replaces a hard link. The input, which has the other name, stays.
     let input = fs::read(small.path("target/0.safetensors")).unwrap();
     small.succeed("moments target/0.safetensors --out hard.safetensors --force");
     assert!(fs::read(small.path("target/0.safetensors")).unwrap() == input);
 }
 
-/// An adapter that is replaced leaves no anchor beside one that needs none; files of the user stay.
+/// If a new adapter needs no anchor, the anchor of the old adapter is removed. Files of the user stay.
 #[test]
-fn an_anchor_goes_with_its_adapter() {
+fn the_anchor_of_a_replaced_adapter_is_removed() {
     let small = Small::new();
     let words = "init model.safetensors -a target --rank 4 -o out";
     let anchored = format!("{words} --force --start residual --residual anchor");
@@ -222,10 +229,10 @@ fn an_anchor_goes_with_its_adapter() {
     assert_eq!(names(&small.path("out/anchor")), ["notes"]);
 }
 
-/// A run that cannot save its progress says which file it was, and keeps what was saved before. Here files may not grow beyond a few
+/// A run that cannot save its progress names the file and keeps the progress that was saved before. The test limits files to a few
 /// kilobytes, and the sums of pairs are larger.
 #[test]
-fn progress_that_cannot_be_saved_costs_nothing_of_what_was() {
+fn a_failed_save_keeps_the_earlier_progress() {
     let words = "init model.safetensors -a target --source source --coupling paired --rank 4 -o out --checkpoint-every 0";
     let whole = Small::new();
     whole.succeed(words);
@@ -241,7 +248,7 @@ fn progress_that_cannot_be_saved_costs_nothing_of_what_was() {
         let names = names(&partial).into_iter().filter(|name| name.ends_with(".safetensors"));
         names.map(|name| fs::read(partial.join(name)).unwrap()).collect::<Vec<_>>()
     };
-    // Once with nothing to go on from, and once from sums.
+    // The first round has no saved progress. The second round continues from saved sums.
     for blocks in [0, 1] {
         let before = if partial.exists() { saved() } else { Vec::new() };
         assert_eq!(before.is_empty(), blocks == 0);
@@ -249,7 +256,10 @@ fn progress_that_cannot_be_saved_costs_nothing_of_what_was() {
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(3), "{stderr}");
         assert!(stderr.contains("out.partial/") && stderr.contains("File too large"), "{stderr}");
-        assert!(stderr.contains("what was saved before is kept: give the same command again"), "{stderr}");
+        assert!(
+            stderr.contains("the saved progress is kept: correct this and give the same command again"),
+            "{stderr}"
+        );
         assert!(saved().is_empty() == before.is_empty() && !small.path("out").exists());
         if blocks == 0 {
             leave_progress(&small, words, "out");
@@ -259,7 +269,7 @@ fn progress_that_cannot_be_saved_costs_nothing_of_what_was() {
     assert!(small.bytes("out") == whole.bytes("out"));
 }
 
-/// Results that cannot be printed are a failure, not a success without them.
+/// A command fails if it cannot print its results.
 #[test]
 #[cfg(target_os = "linux")]
 fn a_full_stdout_is_an_io_error() {
@@ -272,7 +282,7 @@ fn a_full_stdout_is_an_io_error() {
     assert!(text.contains("No space left on device"), "{text}");
 }
 
-/// Rows beyond the first four gibibytes of a file, and beyond 2^31 numbers, are the same as those of a small one.
+/// Rows beyond the first four gibibytes of a file, and beyond 2^31 numbers, give the same result as the rows of a small file.
 #[test]
 fn offsets_beyond_32_bits_are_exact() {
     const HOLE: u64 = 9 << 30;

@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::process::Stdio;
 
-/// The beginning of a file of so many rows.
+/// Returns the header of a file with this number of rows.
 type Header = fn(rows: usize) -> Vec<u8>;
 
 fn npy_header(rows: usize) -> Vec<u8> {
@@ -21,10 +21,9 @@ fn safetensors_header(rows: usize) -> Vec<u8> {
     safetensors(header, 0)
 }
 
-/// Changes a file while a run reads it, which must end with this code and message, and without an output.
+/// Changes a file while a run reads it. The run must end with this code and message, and without an output.
 ///
-/// The events of the run tell when it has begun to read. Should it have read everything before the file was changed, a larger
-/// file is tried.
+/// The events of the run show when it has begun to read. If it read everything before the file was changed, a larger file is tried.
 #[track_caller]
 fn caught(name: &str, header: Header, change: fn(&File), code: i32, message: &str) {
     let small = Small::new();
@@ -32,7 +31,7 @@ fn caught(name: &str, header: Header, change: fn(&File), code: i32, message: &st
         let header = header(rows);
         let mut file = File::create(small.path(name)).unwrap();
         file.write_all(&header).unwrap();
-        // The first row is not zero; the others are a hole in the file.
+        // The first number is not zero. The rest is a hole in the file.
         file.write_all(&1.0_f32.to_le_bytes()).unwrap();
         file.set_len((header.len() + 4 * rows * WIDTH) as u64).unwrap();
 
@@ -52,26 +51,26 @@ fn caught(name: &str, header: Header, change: fn(&File), code: i32, message: &st
             assert!(!complete);
             return;
         }
-        // It was done before, or had read every row before the file was cut, and finds one that has changed.
+        // The run ended before the change, or it had read every row and then noticed that the file has changed.
         assert!(matches!(status.code(), Some(0 | 1)), "{status}: {stderr}");
         let _ = fs::remove_dir_all(small.path("out"));
     }
     panic!("no run was caught in the middle");
 }
 
-/// With the default reader it is an error that says so, not a signal.
+/// With the default reader, a truncated file causes an error with a clear message, not a signal.
 #[test]
-fn a_truncated_input_is_an_error_and_no_signal() {
+fn a_truncated_input_is_an_error_and_not_a_signal() {
     let cut = |file: &File| file.set_len(1000).unwrap();
-    let message = "was it truncated during the run?";
+    let message = "perhaps it was truncated during the run";
     caught("block.mlp.npy", npy_header, cut, 3, message);
     caught("rows.safetensors", safetensors_header, cut, 3, message);
 }
 
-/// An adapter of half the old and half the new rows would be of neither.
+/// The run is refused, because its adapter would mix old and new rows.
 #[test]
 fn an_input_that_is_written_to_is_an_error() {
     let write = |file: &File| file.write_all_at(&2.0_f32.to_le_bytes(), 4096).unwrap();
-    let message = "changed while it was being read: it was written to";
+    let message = "file changed while it was read: its time of modification changed";
     caught("block.mlp.npy", npy_header, write, 1, message);
 }

@@ -1,4 +1,4 @@
-//! Numbers that are hard to compute with.
+//! Unusual numbers in activations and weights.
 
 use super::{matrix, npy, safetensors};
 use crate::small::{ROWS, Small, WIDTH};
@@ -6,7 +6,7 @@ use expect_test::{Expect, expect};
 use serde_json::Value;
 use std::fs;
 
-/// Rows without a pattern, but always the same.
+/// Returns rows that look random but are always the same.
 fn rows(count: usize) -> Vec<f32> {
     let mut state = 1_u32;
     let mut next = || {
@@ -16,7 +16,7 @@ fn rows(count: usize) -> Vec<f32> {
     (0..count * WIDTH).map(|_| next()).collect()
 }
 
-/// What becomes of activations: an adapter that verifies, and so is finite, or a refusal.
+/// Unusual activations give an adapter that `verify` accepts, and that is therefore finite, or the run is refused with a reason.
 #[test]
 fn unusual_activations_give_a_finite_adapter_or_a_reason() {
     let small = Small::new();
@@ -38,7 +38,6 @@ fn unusual_activations_give_a_finite_adapter_or_a_reason() {
             Some(expect![[r#"
                 1 layer at 1 site, 96 B of activations to read, about [size] of memory
                 warning: left out: block.mlp: site block.mlp: all rows of activations are equal: there is nothing to initialize from
-                The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
                 error: tensor "block.mlp": all rows of activations are equal: there is nothing to initialize from
                   help: record more and different inputs
             "#]]),
@@ -47,8 +46,8 @@ fn unusual_activations_give_a_finite_adapter_or_a_reason() {
             "no rows",
             vec![],
             Some(expect![[r#"
-            error: a.safetensors: tensor "block.mlp": expected at least one row in all files together, found none
-        "#]]),
+                error: a.safetensors: tensor "block.mlp": this site has no rows in any file
+            "#]]),
         ),
         (
             "nothing but zeros",
@@ -56,7 +55,6 @@ fn unusual_activations_give_a_finite_adapter_or_a_reason() {
             Some(expect![[r#"
                 1 layer at 1 site, 4.8 kB of activations to read, about [size] of memory
                 warning: left out: block.mlp: site block.mlp: all activations are zero: there is nothing to initialize from
-                The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
                 error: tensor "block.mlp": all activations are zero: there is nothing to initialize from
                   help: record more and different inputs
             "#]]),
@@ -67,7 +65,6 @@ fn unusual_activations_give_a_finite_adapter_or_a_reason() {
             Some(expect![[r#"
                 1 layer at 1 site, 19.2 kB of activations to read, about [size] of memory
                 warning: left out: block.mlp: site block.mlp: the squares of the activations are too small for f32: there is nothing to initialize from
-                The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
                 error: tensor "block.mlp": the squares of the activations are too small for f32: there is nothing to initialize from
                   help: record more and different inputs
             "#]]),
@@ -78,9 +75,8 @@ fn unusual_activations_give_a_finite_adapter_or_a_reason() {
             Some(expect![[r#"
                 1 layer at 1 site, 19.2 kB of activations to read, about [size] of memory
                 warning: left out: block.mlp: site block.mlp: second moment of the activations holds a value that is not finite
-                The progress is kept in "out.partial": a run of the same activations goes on from it; for others give --restart
                 error: tensor "block.mlp": second moment of the activations holds a value that is not finite
-                  help: look at the recorded numbers with `cntlora inspect FILE --values`
+                  help: inspect the recorded numbers with `cntlora inspect FILE --values`
             "#]]),
         ),
         (
@@ -89,7 +85,7 @@ fn unusual_activations_give_a_finite_adapter_or_a_reason() {
             Some(expect![[r#"
                 1 layer at 1 site, 19.2 kB of activations to read, about [size] of memory
                 error: a.safetensors: tensor "block.mlp": row 0, column 0 is not a finite f32 number
-                  help: record these activations again, or leave such rows out with --nonfinite skip-rows; `cntlora inspect --values` counts such numbers
+                  help: record these activations again, or skip such rows with --nonfinite skip-rows; `cntlora inspect --values` counts such numbers
             "#]]),
         ),
     ];
@@ -107,7 +103,8 @@ fn unusual_activations_give_a_finite_adapter_or_a_reason() {
     }
 }
 
-/// A number beyond f32 counts as infinite, as does what overflowed when it was recorded in f16, and its place is said.
+/// A number beyond f32 counts as infinite, and so does a number that overflowed when it was recorded in f16. The message gives its row
+/// and column.
 #[test]
 fn numbers_beyond_f32_are_refused_with_their_place() {
     let small = Small::new();
@@ -116,19 +113,19 @@ fn numbers_beyond_f32_are_refused_with_their_place() {
             "<f8",
             &1e300_f64.to_le_bytes()[..],
             expect![[r#"
-            1 layer at 1 site, 384 B of activations to read, about [size] of memory
-            error: block.mlp.npy: tensor "block.mlp": row 1, column 23 is not a finite f32 number
-              help: record these activations again, or leave such rows out with --nonfinite skip-rows; `cntlora inspect --values` counts such numbers
-        "#]],
+                1 layer at 1 site, 384 B of activations to read, about [size] of memory
+                error: block.mlp.npy: tensor "block.mlp": row 1, column 23 is not a finite f32 number
+                  help: record these activations again, or skip such rows with --nonfinite skip-rows; `cntlora inspect --values` counts such numbers
+            "#]],
         ),
         (
             "<f2",
             &[0x00, 0x7c],
             expect![[r#"
-            1 layer at 1 site, 96 B of activations to read, about [size] of memory
-            error: block.mlp.npy: tensor "block.mlp": row 1, column 23 is not a finite f32 number
-              help: record these activations again, or leave such rows out with --nonfinite skip-rows; `cntlora inspect --values` counts such numbers
-        "#]],
+                1 layer at 1 site, 96 B of activations to read, about [size] of memory
+                error: block.mlp.npy: tensor "block.mlp": row 1, column 23 is not a finite f32 number
+                  help: record these activations again, or skip such rows with --nonfinite skip-rows; `cntlora inspect --values` counts such numbers
+            "#]],
         ),
     ] {
         let dictionary =
@@ -142,7 +139,7 @@ fn numbers_beyond_f32_are_refused_with_their_place() {
     }
 }
 
-/// NaN ends the run with its place; rows with it can be left out, and are then counted.
+/// NaN ends the run with a message that gives its row and column. With `--nonfinite skip-rows`, rows with NaN are left out and counted.
 #[test]
 fn nan_is_refused_or_its_rows_are_left_out() {
     let small = Small::new();
@@ -153,7 +150,7 @@ fn nan_is_refused_or_its_rows_are_left_out() {
     small.refused(words, 1, expect![[r#"
         1 layer at 1 site, 403.2 kB of activations to read, about [size] of memory
         error: target/9.safetensors: tensor "block.mlp": row 7, column 5 is not a finite f32 number
-          help: record these activations again, or leave such rows out with --nonfinite skip-rows; `cntlora inspect --values` counts such numbers
+          help: record these activations again, or skip such rows with --nonfinite skip-rows; `cntlora inspect --values` counts such numbers
     "#]]);
     assert!(!small.path("out/adapter_config.json").exists());
     let report = small.succeed(&format!("{words} --nonfinite skip-rows --restart --json"));
@@ -163,9 +160,9 @@ fn nan_is_refused_or_its_rows_are_left_out() {
     assert_eq!(site["rows"], ROWS.iter().sum::<usize>() + 99);
 }
 
-/// Weights that are not finite, and factors that the format of the adapter cannot hold.
+/// Refuses weights that are not finite, and factors that the format of the adapter cannot hold.
 #[test]
-fn weights_that_cannot_be_used() {
+fn weights_that_cannot_be_used_are_refused() {
     let small = Small::new();
     let values = |value: f32| {
         let mut values = rows(40);
@@ -178,16 +175,16 @@ fn weights_that_cannot_be_used() {
             f32::NAN,
             expect![[r#"
                 1 layer at 1 site, 393.6 kB of activations to read, about [size] of memory
-                error: bad.safetensors: tensor "block.mlp.weight": the weight holds a value that is not finite: NaN in row 1, column 6 of module "block.mlp"; there are 1 more
-                  help: download or convert the checkpoint again, or leave this layer out with --exclude '^block\.mlp$'
+                error: bad.safetensors: tensor "block.mlp.weight": the weight contains a value that is not finite: NaN in row 1, column 6 of module "block.mlp", and 1 more
+                  help: download or convert the checkpoint again, or exclude this layer with --exclude '^block\.mlp$'
             "#]],
         ),
         (
             f32::NEG_INFINITY,
             expect![[r#"
                 1 layer at 1 site, 393.6 kB of activations to read, about [size] of memory
-                error: bad.safetensors: tensor "block.mlp.weight": the weight holds a value that is not finite: -inf in row 1, column 6 of module "block.mlp"; there are 1 more
-                  help: download or convert the checkpoint again, or leave this layer out with --exclude '^block\.mlp$'
+                error: bad.safetensors: tensor "block.mlp.weight": the weight contains a value that is not finite: -inf in row 1, column 6 of module "block.mlp", and 1 more
+                  help: download or convert the checkpoint again, or exclude this layer with --exclude '^block\.mlp$'
             "#]],
         ),
     ] {
@@ -199,16 +196,15 @@ fn weights_that_cannot_be_used() {
     let words = "init large.safetensors -a target --target mlp --rank 4 --dtype f16 -o large";
     small.refused(words, 1, expect![[r#"
         1 layer at 1 site, 393.6 kB of activations to read, about [size] of memory
-        The progress is kept in "large.partial": a run of the same activations goes on from it; for others give --restart
-        error: tensor "base_model.model.block.mlp.lora_A.weight": row 0, column 0: expected a finite F16 number, found [number], which is too large for it
+        error: tensor "base_model.model.block.mlp.lora_A.weight": row 0, column 0: [number] is too large for F16
           help: write the factors as f32 or bf16
-        error: tensor "base_model.model.block.mlp.lora_B.weight": row 1, column 0: expected a finite F16 number, found [number], which is too large for it
+        error: tensor "base_model.model.block.mlp.lora_B.weight": row 1, column 0: [number] is too large for F16
           help: write the factors as f32 or bf16
         2 problems were found
     "#]]);
 }
 
-/// Files of one recording may have different number formats: numbers count, not how they are stored.
+/// Files of one recording may have different number formats. Only the numbers matter.
 #[test]
 fn number_formats_may_differ_between_files() {
     let small = Small::new();

@@ -21,11 +21,11 @@ images = dict(pixel_values=torch.randn(12, 3, 16, 16))
 small = dict(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
 models = dict(
     llama=lambda: (LlamaForCausalLM(LlamaConfig(**small, num_key_value_heads=2, pad_token_id=0)), tokens),
-    # The embedding is the output head too.
+    # The embedding is also the output head.
     tied=lambda: (LlamaForCausalLM(LlamaConfig(**small, num_key_value_heads=2, pad_token_id=0, tie_word_embeddings=True)), tokens),
-    # As many layers as PEFT shortens the names of.
+    # This model has enough layers that PEFT shortens their names.
     deep=lambda: (LlamaForCausalLM(LlamaConfig(**{**small, "num_hidden_layers": 3}, num_key_value_heads=2, pad_token_id=0)), tokens),
-    # The embedding is multiplied.
+    # This model multiplies its embedding.
     gemma3=lambda: (Gemma3ForCausalLM(Gemma3TextConfig(**small, num_key_value_heads=2, head_dim=8, pad_token_id=0)), tokens),
     opt=lambda: (OPTForCausalLM(OPTConfig(
         vocab_size=64, hidden_size=32, word_embed_proj_dim=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4, pad_token_id=0,
@@ -60,7 +60,7 @@ for name in sys.argv[2:] or models:
     model.save_pretrained(out / name)
     save_file({key: value.contiguous() for key, value in inputs.items()}, out / f"{name}-inputs.safetensors")
 
-# A tokenizer of words, so that text can be recorded too.
+# The tokenizer splits text into words, so that text can also be recorded.
 words = [f"word{number}" for number in range(56)]
 vocabulary = {word: number for number, word in enumerate(["<pad>", "<s>", "</s>", "<unk>", *words])}
 tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))

@@ -1,10 +1,10 @@
-"""A small UNet and a text encoder of CLIP, their activations, and whether diffusers reads adapters of one file:
+"""Makes a small UNet, a CLIP text encoder and their activations, and checks that diffusers reads single-file adapters:
 
     python pipelines.py make DIR
     python pipelines.py check DIR METHOD...
 
-`check` loads the adapters in DIR/PART-METHOD-diffusers and DIR/PART-METHOD-kohya, for both parts, and compares what every adapted
-layer computes with W x + s B A x, with the factors of DIR/PART-METHOD-peft.
+For both parts, `check` loads the adapters in DIR/PART-METHOD-diffusers and DIR/PART-METHOD-kohya. It compares the output of every
+adapted layer with W x + s B A x, where the factors are those of DIR/PART-METHOD-peft.
 """
 import itertools
 import json
@@ -55,7 +55,7 @@ def inputs_of(part):
 
 
 def products(folder):
-    """s B A of every module, in the shape of its weight but for the axes of a kernel, read without PEFT."""
+    """Returns s B A of every module, read without PEFT. The shape is that of the weight, with the axes of a kernel flattened."""
     config = json.loads((folder / "adapter_config.json").read_text())
     tensors = load_file(folder / "adapter_model.safetensors")
     scale = config["lora_alpha"] / config["r"]
@@ -67,7 +67,7 @@ def products(folder):
 
 
 def check(name, model, inputs, updates):
-    """Compares what every adapted layer computes with what the base layer computes with its own weight and the update."""
+    """Compares the output of every adapted layer with the output of its base layer after the update is added to the weight."""
     worst, seen = 0.0, set()
 
     def hook(module_name):

@@ -1,11 +1,11 @@
-//! Runs that were killed, and what they saved.
+//! Runs that are killed after they saved progress.
 
 use crate::small::{Small, names};
 use std::process::Stdio;
 use std::thread::sleep;
 use std::time::Duration;
 
-/// Starts a run and kills it when it has saved something.
+/// Starts a run and kills it as soon as it has saved progress. Tries again if the run ends first.
 pub fn leave_progress(small: &Small, words: &str, out: &str) {
     let partial = small.path(&format!("{out}.partial"));
     let saved = || partial.is_dir() && names(&partial).iter().any(|name| name.ends_with(".safetensors"));

@@ -1,9 +1,11 @@
 //! From the statistics of a site to its factored constraints.
 
+use super::damped::Damped;
 use super::ladder::Ladder;
 use super::operands::{Operands, convert};
+use super::site::Matrices;
 use super::statistics::{Range, Statistics, noise};
-use super::{Constraint, Coupling, Damped, Dampings, Evidence, Matrices, Terms, transport};
+use super::{Constraint, Coupling, Dampings, Evidence, Terms, transport};
 use crate::dense;
 use crate::error::{Error, Result};
 use faer::Par;
@@ -13,13 +15,13 @@ pub(super) struct Site<'a> {
     pub(super) evidence: Evidence<'a>,
     pub(super) target: Statistics,
     pub(super) source: Option<Statistics>,
-    /// The range of the target, where the noise outside it was removed.
+    /// The range of the target, if the noise outside it was removed.
     pub(super) range: Option<Range>,
     pub(super) terms: Terms,
 }
 
 impl Site<'_> {
-    /// Factors the constraints. Without a [`Range`] every factorization is tried once, with the ridge as it is.
+    /// Factors the constraints. Without a [`Range`] every factorization is tried once, with the ridge.
     ///
     /// # Errors
     /// As [`Constraint::new`].
@@ -62,7 +64,7 @@ impl Site<'_> {
                 moved.cross - &target.covariance + &shift * target.mean.transpose()
             }
             Coupling::Paired => {
-                // Measured of the same rows as the second moment: not shrunk.
+                // It comes from the same rows as the second moment, and is not shrunk.
                 let change = evidence.change.ok_or(Error::MissingSource)?;
                 match (&range, &source) {
                     (Some(range), Some(_)) => {

@@ -1,16 +1,16 @@
 //! Matrices over a vocabulary that do not change when tokens with the same counts are exchanged.
 //!
 //! Tokens with the same counts form a class. Let `Q (V × k)` hold a unit vector for each class, constant on its tokens and zero
-//! elsewhere. A matrix that permutations within classes leave alone is `Q M Qᵀ` with a `k × k` matrix `M`, plus a number
-//! `o_c` times the identity on the vectors that live on class `c` and sum to zero there. Sums, products, inverses and roots of
-//! such matrices are taken of `M` and of each number `o_c` alone; nothing is ever of size `V × V`.
+//! elsewhere. A matrix that does not change under permutations within classes is `Q M Qᵀ` with a `k × k` matrix `M`, plus a number `o_c`
+//! times the identity on the vectors that are zero outside class `c` and sum to zero. Sums, products, inverses and roots of such matrices
+//! follow from `M` and the numbers `o_c`; no matrix of size `V × V` is formed.
 
 use crate::dense;
 use crate::moments::Counts;
 use faer::{Mat, MatMut, MatRef, Par};
 use std::collections::BTreeMap;
 
-/// The tokens of a vocabulary by what is known of them.
+/// The classes of the tokens of a vocabulary.
 #[derive(Clone, Debug)]
 pub(super) struct Classes {
     /// The class of each token.
@@ -21,13 +21,13 @@ pub(super) struct Classes {
     pub(super) sizes: Vec<f64>,
 }
 
-/// In how many classes tokens fall: those that were met equally often in both recordings are in one.
+/// The number of classes of tokens. Tokens that occurred equally often in both recordings are in one class.
 pub fn token_classes(target: &Counts, source: Option<&Counts>) -> usize {
     Classes::of(target, source).sizes.len()
 }
 
 impl Classes {
-    /// Of tokens with these counts, in their order.
+    /// The classes of tokens with these counts.
     pub(super) fn of(target: &Counts, source: Option<&Counts>) -> Self {
         let source = |token: usize| source.and_then(|source| source.counts().get(token)).copied();
         let key = |token: usize| (target.counts()[token], source(token));
@@ -43,7 +43,7 @@ impl Classes {
         Self { of_token, representatives, sizes }
     }
 
-    /// What each class has of something that is the same for all of its tokens.
+    /// The value of each class, of values that are the same for all tokens of a class.
     pub(super) fn values(&self, of_tokens: &[f64]) -> Vec<f64> {
         self.representatives.iter().map(|&token| of_tokens[token]).collect()
     }
@@ -54,7 +54,7 @@ impl Classes {
 pub(super) struct ClassMatrix {
     of_token: Vec<u32>,
     roots: Vec<f64>,
-    /// `M − diag(o)`: what the means of classes get beyond what every token gets.
+    /// `M − diag(o)`: the part that acts on the means of classes only.
     beyond: Mat<f64>,
     outside: Vec<f64>,
 }
@@ -84,7 +84,7 @@ impl ClassMatrix {
         folded
     }
 
-    /// What the columns of a folded block come to, to be handed out by [`Self::unfold`].
+    /// The product with a folded block, for [`Self::unfold`].
     pub(super) fn apply(&self, folded: &Mat<f64>, par: Par) -> Mat<f64> {
         dense::product(self.beyond.as_ref(), folded.as_ref(), par)
     }
@@ -101,7 +101,7 @@ impl ClassMatrix {
     }
 }
 
-/// Replaces each column of a block by what becomes of it, computed in f64.
+/// Applies a function to each column of a block, in f64.
 pub(super) fn map_columns(mut block: MatMut<'_, f32>, mut map: impl FnMut(usize, &mut [f64])) {
     let mut column = vec![0.0; block.nrows()];
     for j in 0..block.ncols() {

@@ -1,4 +1,4 @@
-//! Damping that is raised where a factorization fails.
+//! Damping that is raised when a factorization fails.
 
 use crate::error::{Error, Result};
 
@@ -22,13 +22,13 @@ pub(crate) fn check_ridge(ridge: f64) -> Result<()> {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ladder {
     ridge: f64,
-    /// Rungs below this are passed over: such a damping is lost in the rounding errors of f64.
+    /// Rungs below this are skipped: such a damping is lost in the rounding errors of f64.
     least: f64,
     climbs: bool,
 }
 
 impl Ladder {
-    /// The ladder of a matrix of this width, from a ridge in its range. Unless it `climbs`, the ridge alone is tried.
+    /// The ladder of a matrix of this width, from a legal ridge. Unless it `climbs`, only the ridge is tried.
     pub(super) fn new(ridge: f64, width: usize, climbs: bool) -> Self {
         const MARGIN: f64 = 4096.0;
         Self { ridge, least: MARGIN * f64::EPSILON * width as f64, climbs }
@@ -37,7 +37,7 @@ impl Ladder {
     /// The first result of an attempt, and its damping.
     ///
     /// # Errors
-    /// [`Error::NotPositiveDefinite`], naming `what`, if no attempt gives a result; what an attempt returns.
+    /// [`Error::NotPositiveDefinite`], naming `what`, if no attempt gives a result; the errors of an attempt.
     pub(super) fn climb<T>(
         self,
         what: &'static str,
@@ -62,9 +62,9 @@ impl Ladder {
 mod tests {
     use super::*;
 
-    /// Every ridge ends, the legal ones with as many attempts as there are rungs.
+    /// Every ridge terminates, and legal ones try each rung once.
     #[test]
-    fn every_ridge_ends() {
+    fn every_ridge_terminates() {
         for ridge in [0.0, -0.0, -1.0, f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 1e300, 1.5] {
             let refused = check_ridge(ridge).unwrap_err();
             assert!(matches!(refused, Error::Option { what: "the ridge", .. }), "{ridge}: {refused}");

@@ -1,4 +1,4 @@
-//! The matrices of a site that are applied to thin blocks, in the precision that they need.
+//! The matrices of a site that are applied to thin blocks, in f32 or f64.
 
 use super::Norm;
 use crate::dense::{self, Real};
@@ -43,7 +43,7 @@ pub(super) struct Operands<T> {
     change: Mat<T>,
     /// Lower `G` with `G Gᵀ = C + ρ_p S + λ I`.
     denominator: Mat<T>,
-    /// Lower `F` with `F Fᵀ = C + λ I`, where that is not `G`.
+    /// Lower `F` with `F Fᵀ = C + λ I`, if it differs from `G`.
     metric: Option<Mat<T>>,
 }
 
@@ -58,7 +58,7 @@ pub(super) fn convert<T: Number>(what: &'static str, matrix: &Mat<f64>) -> Resul
 }
 
 impl<T: Number> Operands<T> {
-    /// Takes the matrices over from f64.
+    /// Converts the matrices from f64.
     ///
     /// # Errors
     /// [`Error::NonFinite`](crate::error::Error::NonFinite) for a number that does not fit `T`.

@@ -1,5 +1,5 @@
-//! Mean and covariance of activations as the constraints use them: without the rounding noise of the sums, shrunk on
-//! request, and with one number for the scale of a channel.
+//! Mean and covariance of activations as the constraints use them: without the rounding noise of the sums, optionally shrunk, and with
+//! one number for the scale of a channel.
 //!
 //! Noise and shrinkage are judged channel by channel, on the correlation matrix `D^-½ Σ D^-½` with `D = diag Σ`: the rounding
 //! errors of a sum of products scale with both of its channels, and neither a loud nor a quiet channel decides for the others.
@@ -17,7 +17,7 @@ pub(crate) const RESOLUTION: f64 = 1e-10;
 /// Rounding error of a covariance, relative to the variances of its two channels: products are summed in f32 within a block.
 const ROUNDING: f64 = 4.0 * f32::EPSILON as f64;
 
-/// A channel whose mean square is below this share of the largest one has no say in the median.
+/// A channel whose mean square is below this share of the largest one does not count in the median.
 const SILENT: f64 = f32::EPSILON as f64 * f32::EPSILON as f64;
 
 /// Statistics of one kind of activations.
@@ -38,7 +38,7 @@ pub(super) struct Range {
 }
 
 impl Range {
-    /// `M D^-½ U Uᵀ D^½`: the rows of `M` without their parts that no centred activation has.
+    /// `M D^-½ U Uᵀ D^½`: the rows of `M` without the parts outside the range of centred activations.
     pub(super) fn restrict(&self, matrix: &Mat<f64>, par: Par) -> Mat<f64> {
         let inside = dense::product(matrix.as_ref(), self.unscaled.as_ref(), par);
         dense::product(inside.as_ref(), self.scaled.transpose(), par)
@@ -46,7 +46,7 @@ impl Range {
 }
 
 impl Statistics {
-    /// Those of the rows of a site.
+    /// The statistics of the rows of a site.
     ///
     /// # Errors
     /// [`Error::NoRows`]; [`Error::NonFinite`] if the squares are too large.
@@ -64,7 +64,7 @@ impl Statistics {
     /// [`Error::NoVariation`] for activations that are all zero, whose squares are too small for f32, or that are all equal.
     pub(super) fn check_variation(&self, moments: &Moments) -> Result<()> {
         let square = self.square();
-        // Squares of smaller numbers lose their digits in f32, and then vanish.
+        // Squares of smaller numbers lose digits in f32, and then underflow.
         if square < f64::from(f32::MIN_POSITIVE) * self.mean.nrows() as f64 {
             let is_zero = moments.abs_max().iter().all(|&value| value == 0.0);
             let tiny = "the squares of the activations are too small for f32";
@@ -96,11 +96,11 @@ impl Statistics {
         scale.of(self.variances().collect())
     }
 
-    /// Removes what is noise: eigenvalues of the correlation matrix below the rounding error of the sums become zero. Returns the
-    /// range that is left. `O(d³)` operations.
+    /// Removes noise: eigenvalues of the correlation matrix below the rounding error of the sums become zero. Returns the remaining
+    /// range. `O(d³)` operations.
     ///
     /// # Errors
-    /// Those of the eigendecomposition.
+    /// The errors of the eigendecomposition.
     pub(super) fn remove_noise(&mut self, par: Par) -> Result<Range> {
         let width = self.mean.nrows();
         let deviations = self.deviations();
@@ -167,7 +167,7 @@ pub(super) fn noise(width: usize) -> f64 {
     ROUNDING * (width as f64).sqrt().max(4.0)
 }
 
-/// Whether a relative damping is so small that the rounding errors of the sums would be felt beside it.
+/// True if a relative damping is so small that the rounding errors of the sums would matter beside it.
 pub(super) fn is_near_noise(ridge: f64, width: usize) -> bool {
     /// Errors below a hundredth of the damping do no harm.
     const MARGIN: f64 = 100.0;
@@ -198,4 +198,10 @@ impl ChannelScale {
             }
         }
     }
+}
+
+/// Rows that a site should have at least, for its width: with fewer, its covariance is partly noise, and so is the update.
+pub fn rows_wanted(width: usize) -> u64 {
+    const ROWS_PER_CHANNEL: u64 = 4;
+    ROWS_PER_CHANNEL * width as u64
 }

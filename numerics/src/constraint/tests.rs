@@ -1,7 +1,11 @@
-//! The identities of the method, each on a small problem whose answer follows from its definition.
+//! The identities of the method, on small problems with known answers.
 
+use super::damped::Damped;
 use super::*;
+use crate::error::Error;
+use crate::moments::Moments;
 use crate::random::gaussian;
+use faer::{Mat, Par};
 use quickcheck::quickcheck;
 
 const TERMS: Terms = Terms {
@@ -59,7 +63,7 @@ fn transport_takes_the_target_to_the_source() {
     assert!((image - z.second_moment().unwrap()).norm_max() < 1e-4);
 }
 
-/// Without source activations the transported inputs are white, with the mean variance that they had.
+/// Without source activations the transported inputs are white, with their original mean variance.
 #[test]
 fn transport_without_a_source_whitens() {
     let x = moments(&centred(&sample(400, 8, 1, 0.0)));
@@ -71,7 +75,7 @@ fn transport_without_a_source_whitens() {
     assert!((image - white).norm_max() < 1e-4);
 }
 
-/// Independent and centred: nothing of the target is wanted, so the layer's response is removed.
+/// Independent and centred activations: the best update removes the layer's response.
 #[test]
 fn uncorrelated_centred_activations_remove_the_layer() {
     let x = moments(&centred(&sample(400, 8, 1, 0.0)));
@@ -97,9 +101,9 @@ fn paired_activations_are_least_squares() {
     assert!((moved * x.second_moment().unwrap() - cross).norm_max() < 1e-4);
 }
 
-/// The more preservation counts, the less the update does to pre-training inputs.
+/// A larger weight of preservation reduces the change for pre-training inputs.
 #[test]
-fn preservation_leaves_the_source_alone() {
+fn preservation_reduces_the_change_of_the_source() {
     let (x, z) = (moments(&sample(400, 8, 1, 1.0)), moments(&sample(300, 8, 2, 0.5)));
     let second = z.second_moment().unwrap();
     let mut last = f64::INFINITY;
@@ -154,7 +158,7 @@ quickcheck! {
     }
 }
 
-/// Fewer rows than columns and almost no damping: the ladder is climbed, and the rung is recorded.
+/// Fewer rows than columns and almost no damping: the damping is raised and recorded.
 #[test]
 fn damping_is_raised_until_the_factorization_works() {
     let x = moments(&sample(5, 40, 1, 0.0));
@@ -165,9 +169,9 @@ fn damping_is_raised_until_the_factorization_works() {
     assert!(update(&constraint).norm_max().is_finite());
 }
 
-/// What nothing can be learned from is refused by name, not damped into an adapter of noise.
+/// Activations that give nothing to initialize from are refused with the reason, and do not give an adapter of noise.
 #[test]
-fn activations_without_content_are_refused() {
+fn activations_without_variation_are_refused() {
     let refusal = |rows: Mat<f32>, terms| {
         let target = moments(&rows);
         let evidence = Evidence { target: &target, source: None, change: None };
@@ -186,7 +190,7 @@ fn activations_without_content_are_refused() {
         refusal(sample(9, 4, 0, 0.3), Terms { coupling: Coupling::Paired, ..TERMS }),
         Error::MissingSource
     );
-    // In every coupling, also where a formula would give an update of zero.
+    // In every coupling, also if a formula would give an update of zero.
     for coupling in [Coupling::Transport, Coupling::Uncorrelated, Coupling::Paired] {
         let terms = Terms { coupling, ..TERMS };
         assert_eq!(refusal(Mat::from_fn(9, 4, |_, j| 0.1 + j as f32 / 3.0), terms), constant);
@@ -201,7 +205,7 @@ fn activations_without_content_are_refused() {
     assert_eq!(Constraint::new(evidence, TERMS, Par::Seq).unwrap_err(), Error::NoRows);
 }
 
-/// A column that is constant, or a copy of another, is no obstacle.
+/// Constant and copied columns are legal.
 #[test]
 fn degenerate_columns_are_damped() {
     let base = sample(200, 6, 3, 1.0);
@@ -217,8 +221,8 @@ fn degenerate_columns_are_damped() {
     }
 }
 
-/// The Fréchet distance is that of the definition where it is known in closed form: none from itself, the length of a
-/// shift, and the difference of the scales times the root of the variance. It is a by-product: other couplings have none.
+/// The Fréchet distance agrees with closed forms: zero to itself, the length of a shift, and the difference of the scales times the root
+/// of the variance. Other couplings do not compute it.
 #[test]
 fn frechet_distances_of_shifts_and_scales() {
     let rows = sample(400, 6, 1, 1.0);
@@ -239,9 +243,9 @@ fn frechet_distances_of_shifts_and_scales() {
     assert_eq!(constraint(&x, Some(&x), uncorrelated).frechet_distance(), None);
 }
 
-/// Every ridge ends: legal ones in a result, the others in a refusal; so does every weight of preservation.
+/// Every ridge terminates: legal ones give a result, the others are refused. The same holds for every weight of preservation.
 #[test]
-fn every_ridge_ends() {
+fn every_ridge_terminates() {
     let (few, many) = (moments(&sample(5, 12, 1, 0.5)), moments(&sample(90, 12, 1, 0.5)));
     for coupling in [Coupling::Transport, Coupling::Uncorrelated] {
         let make = |target, ridge, preserve| {
@@ -271,7 +275,7 @@ fn every_ridge_ends() {
     }
 }
 
-/// Each damping has the name of its matrix: the covariance where there is one, the metric where it is not the denominator.
+/// Each damping has the name of its matrix: the covariance if there is one, the metric if it is not the denominator.
 #[test]
 fn dampings_have_names() {
     let x = moments(&sample(90, 12, 1, 0.5));

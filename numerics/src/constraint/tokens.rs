@@ -1,21 +1,21 @@
 //! The constraints of an embedding, whose activations are unit vectors: one for each token of a vocabulary of size `V`.
 //!
 //! With the shares `p` of the tokens among the fine-tuning ones, `μ = p`, `C = diag(p)` and `Σ = diag(p) − p pᵀ`; with their
-//! shares `q` among the pre-training ones, `S` is diagonal as well, and so are `F` and `L = C + ρ_p S + λI`, but for a
-//! multiple of `p pᵀ` where the source is isotropic. What is no such matrix is the transport `T Σ`, and that is the same
-//! for all tokens with the same counts: [`ClassMatrix`] holds it. The formulas are those of [`Constraint`](super::Constraint) with
-//! [`ChannelScale::Mean`](super::ChannelScale::Mean) over all `V` tokens, whatever the terms say: most tokens of a vocabulary are
-//! never met, so that the median tells nothing. Counts are exact: there is no noise of sums to remove, and nothing is shrunk.
+//! shares `q` among the pre-training ones, `S` is diagonal as well, and so are `F` and `L = C + ρ_p S + λI`, except for a multiple of `p
+//! pᵀ` if the source is isotropic. Only the transport `T Σ` is dense. It is the same for all tokens with the same counts, and
+//! [`ClassMatrix`] holds it. The formulas are those of [`Constraint`](super::Constraint) with
+//! [`ChannelScale::Mean`](super::ChannelScale::Mean) over all `V` tokens, for all terms: most tokens of a vocabulary never occur, so the
+//! median means nothing. Counts are exact: there is no noise to remove, and nothing is shrunk.
 
 use super::classes::{ClassMatrix, Classes, map_columns};
+use super::damped::Damped;
 use super::ladder::Ladder;
-use super::{Coupling, Damped, Dampings, Norm, SiteOperator, Terms, transport};
+use super::{Coupling, Dampings, Norm, SiteOperator, Terms, TokenEvidence, transport};
 use crate::dense;
 use crate::error::{Error, Result};
-use crate::moments::Counts;
 use faer::{ColRef, Mat, MatMut, MatRef, Par};
 
-/// The constraints of an embedding, factored. In f64, since nothing of it is large.
+/// The constraints of an embedding, factored. In f64, since it is small.
 #[derive(Debug)]
 pub struct TokenConstraint {
     /// `p`: mean, and diagonal of `C`.
@@ -50,9 +50,10 @@ impl TokenConstraint {
     ///
     /// # Errors
     /// [`Error::Option`] for terms outside their ranges; [`Error::Shape`] for vocabularies of different size;
-    /// [`Error::NoVariation`] where one token alone was met; [`Error::NoPairs`] for [`Coupling::Paired`];
-    /// [`Error::NotPositiveDefinite`] when even the largest damping does not help.
-    pub fn new(target: &Counts, source: Option<&Counts>, terms: Terms, par: Par) -> Result<Self> {
+    /// [`Error::NoVariation`] if only one token occurred; [`Error::NoPairs`] for [`Coupling::Paired`];
+    /// [`Error::NotPositiveDefinite`] if even the largest damping does not help.
+    pub fn new(evidence: TokenEvidence<'_>, terms: Terms, par: Par) -> Result<Self> {
+        let TokenEvidence { target, source } = evidence;
         terms.check()?;
         if terms.coupling == Coupling::Paired {
             return Err(Error::NoPairs);
@@ -124,7 +125,7 @@ impl TokenConstraint {
             Coupling::Transport => 7,
             Coupling::Uncorrelated | Coupling::Paired => return (vectors, vectors),
         };
-        // While classes are told apart there is an entry of a map for each.
+        // While classes are determined, there is an entry of a map for each.
         (vectors + 8 * squares * classes * classes + 64 * classes, vectors + 8 * classes * classes)
     }
 
@@ -225,7 +226,7 @@ impl SiteOperator for TokenConstraint {
     }
 }
 
-/// `T Σ`, and the Fréchet distance where a source was measured. `None` if the damped covariance is not positive definite.
+/// `T Σ`, and the Fréchet distance if a source was measured. `None` if the damped covariance is not positive definite.
 fn move_classes(
     classes: Classes,
     shares: &[f64],

@@ -8,21 +8,21 @@ use crate::dense;
 use crate::error::Result;
 use faer::{Mat, MatRef, Par};
 
-/// What the transport gives.
+/// The result of the transport.
 pub(super) struct Transported {
     /// `T Σ`, the covariance between the transported and the given activations.
     pub(super) cross: Mat<f64>,
-    /// `tr T Σ̃ = tr (Σ̃^½ Σ_z Σ̃^½)^½`, with the damped covariance `Σ̃`: the cross term of the Fréchet distance. Only with a
+    /// `tr T Σ̃ = tr (Σ̃^½ Σ_z Σ̃^½)^½`, with the damped covariance `Σ̃`: the cross term of the Fréchet distance. Only with a measured
     /// source.
     pub(super) overlap: Option<f64>,
 }
 
 /// With `Σ_z = v I`, `T = √v (Σ + λI)^-½`: a function of the eigenvalues. `damped` is `Σ̃ = Σ + λI`; `None` if it is not positive
-/// definite. An eigenvalue of `Σ` counts as zero where it is below `noise`, the relative rounding error of the sums, times the
+/// definite. An eigenvalue of `Σ` counts as zero if it is below `noise`, the relative rounding error of the sums, times the
 /// variances of the channels in its eigenvector: `T` is largest there.
 ///
 /// # Errors
-/// Those of the eigendecomposition.
+/// The errors of the eigendecomposition.
 pub(super) fn isotropic(
     damped: Mat<f64>,
     lambda: f64,
@@ -53,7 +53,7 @@ pub(super) fn isotropic(
 /// With a measured `Σ_z`. `damped` is `Σ̃`; `None` if it is not positive definite.
 ///
 /// # Errors
-/// Those of the eigendecomposition.
+/// The errors of the eigendecomposition.
 pub(super) fn measured(
     covariance: &Mat<f64>,
     damped: Mat<f64>,

@@ -1,11 +1,11 @@
-//! Products of factors put together and cut again, without ever being formed.
+//! Differences and truncations of products of factors, without forming the products.
 
 use super::Factors;
 use crate::dense;
 use crate::error::Result;
 use faer::{Mat, MatRef, Par};
 
-/// `B A − B₀ A₀` as one pair of factors: `[B, −B₀]` and `[A; A₀]`. Exact, and of both ranks together.
+/// `B A − B₀ A₀` as one pair of factors: `[B, −B₀]` and `[A; A₀]`. Exact; the rank is the sum of both ranks.
 ///
 /// # Panics
 /// If the products have different shapes.
@@ -33,7 +33,7 @@ pub fn difference(trained: &Factors, initial: &Factors) -> Factors {
 }
 
 /// The best approximation of `B A` of this rank in the Frobenius norm, with balanced factors, and the share of `|B A|²` that it
-/// keeps; 1 for a product of zero. A rank above that of the product gives factors of the product's own.
+/// keeps; 1 for a product of zero. A rank above that of the product gives factors of the product's own rank.
 ///
 /// # Errors
 /// [`Error::NonFinite`](crate::error::Error::NonFinite), [`Error::NoConvergence`](crate::error::Error::NoConvergence).

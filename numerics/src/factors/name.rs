@@ -26,6 +26,20 @@ impl LayerName {
     }
 }
 
+/// The layer that is a whole module.
+impl From<&str> for LayerName {
+    fn from(module: &str) -> Self {
+        Self::of_module(module)
+    }
+}
+
+/// The layer that is a whole module.
+impl From<String> for LayerName {
+    fn from(module: String) -> Self {
+        Self::of_module(module)
+    }
+}
+
 /// The module; for a block, a dot and the number follow.
 impl fmt::Display for LayerName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

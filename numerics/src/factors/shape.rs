@@ -1,6 +1,6 @@
-//! What a layer's weight looks like where it is stored, and what the factors then look like in an adapter.
+//! The shape of a stored weight, and of its factors in an adapter.
 //!
-//! Everything else sees `W (m × d)`, `A (r × d)` and `B (m × r)`.
+//! All other code uses `W (m × d)`, `A (r × d)` and `B (m × r)`.
 
 use super::Factors;
 
@@ -11,7 +11,7 @@ pub enum LayerShape {
     /// As `[m, d]`: a linear layer.
     #[default]
     Linear,
-    /// As `[d, m]`: the Conv1D layers of GPT-2, which are linear layers for all that.
+    /// As `[d, m]`: a Conv1D layer of GPT-2, which is a linear layer.
     Transposed,
     /// As `[d, m]`: an embedding of `d` tokens, whose activations are unit vectors.
     Embedding,
@@ -19,7 +19,7 @@ pub enum LayerShape {
     /// the unfolded patches of its input. The kernel has one number for each axis of space.
     Convolution(Vec<u64>),
     /// As `[m, channels, kernel…]` with `d = count · channels · Π kernel`: one of `count` groups of a convolution. Its rows of
-    /// activations are patches of all channels, of which the weight reads its own and the factors read all, as in PEFT.
+    /// activations are patches of all channels. The weight reads its own channels and the factors read all, as in PEFT.
     Group {
         /// How many groups there are.
         count: usize,
@@ -30,13 +30,13 @@ pub enum LayerShape {
     Expert {
         /// How many experts there are.
         count: usize,
-        /// Whether it is stored as `[d, m]`.
+        /// True if it is stored as `[d, m]`.
         transposed: bool,
     },
 }
 
 impl LayerShape {
-    /// The shape of `W` where it is stored.
+    /// The shape of the stored `W`.
     pub fn of_weight(&self, outputs: u64, inputs: u64) -> Vec<u64> {
         match self {
             Self::Linear => vec![outputs, inputs],
@@ -66,12 +66,12 @@ impl LayerShape {
         }
     }
 
-    /// Whether `Wᵀ` is what is stored.
+    /// Returns whether `Wᵀ` is stored.
     pub fn is_transposed(&self) -> bool {
         matches!(self, Self::Transposed | Self::Embedding | Self::Expert { transposed: true, .. })
     }
 
-    /// Factors of the weight as it is stored: those of `Wᵀ` where that is what is stored.
+    /// Factors of the weight as it is stored: those of `Wᵀ` if that is stored.
     pub fn of_stored_weight(&self, factors: &Factors) -> Factors {
         match self.is_transposed() {
             false => factors.clone(),
@@ -79,7 +79,7 @@ impl LayerShape {
         }
     }
 
-    /// Of how many blocks the weight of the module is one: each has factors of its own, and all have one rank.
+    /// The number of blocks in the module, if it has blocks. Each block has factors of its own, and all have one rank.
     pub fn blocks(&self) -> Option<usize> {
         match self {
             Self::Linear | Self::Transposed | Self::Convolution(_) | Self::Embedding => None,
@@ -87,26 +87,13 @@ impl LayerShape {
         }
     }
 
-    /// Among how many blocks a rank of the module is divided: that of a convolution in groups is the sum of theirs.
+    /// The number of blocks that divide the rank of the module: the rank of a convolution in groups is the sum of the ranks of its groups.
     pub fn parts(&self) -> usize {
         match self {
             Self::Group { count, .. } => *count,
             _ => 1,
         }
     }
-}
-
-/// What a block of a module is called: the module, a dot, and its number.
-pub fn block_name(module: &str, block: usize) -> String {
-    format!("{module}.{block}")
-}
-
-/// The module and the number of a block.
-pub fn module_and_block(name: &str) -> Option<(&str, usize)> {
-    let (module, block) = name.rsplit_once('.')?;
-    // A number has one spelling.
-    let block = block.parse().ok().filter(|number: &usize| number.to_string() == block)?;
-    Some((module, block))
 }
 
 /// `[first, channels, kernel…]`.
@@ -135,15 +122,7 @@ mod tests {
         assert_eq!(expert(true), shapes(LayerShape::Transposed));
     }
 
-    #[test]
-    fn blocks_have_the_name_of_their_module_and_a_number() {
-        assert_eq!(module_and_block(&block_name("experts.down_proj", 12)), Some(("experts.down_proj", 12)));
-        for name in ["down_proj", "down_proj.", "down_proj.01", "down_proj.+1", "down_proj.x", ""] {
-            assert_eq!(module_and_block(name), None, "{name}");
-        }
-    }
-
-    /// What is taken from a stored weight is the product in the order in which the weight is stored.
+    /// The product for a stored weight has the order in which the weight is stored.
     #[test]
     fn factors_of_a_transposed_weight_multiply_to_the_transposed_product() {
         let factors = Factors { a: gaussian(2, 5, 0, "a"), b: gaussian(4, 2, 0, "b") };

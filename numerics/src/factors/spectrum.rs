@@ -1,4 +1,4 @@
-//! What a pair of factors adds to a layer, from the factors alone.
+//! The singular values of the product of a pair of factors.
 
 use super::Factors;
 use crate::dense;
@@ -6,8 +6,8 @@ use crate::error::Result;
 use faer::{Mat, Par};
 
 impl Factors {
-    /// Singular values of `B A`, as many as its rank, descending. The product is never formed: with `B = Q_b R_b` and
-    /// `Aᵀ = Q_a R_a` they are those of `R_b R_aᵀ`, which is as small as the rank. In f64.
+    /// Singular values of `B A`, as many as its rank, descending. In f64. The product is not formed: with `B = Q_b R_b` and `Aᵀ = Q_a
+    /// R_a` they are those of `R_b R_aᵀ`, whose sides are at most the rank.
     ///
     /// # Errors
     /// [`Error::NonFinite`](crate::error::Error::NonFinite) for factors with NaN or infinity,
@@ -21,7 +21,7 @@ impl Factors {
     }
 }
 
-/// What has the same inner products between its columns, and no more rows than columns.
+/// A matrix with the same inner products between its columns, and no more rows than columns.
 fn reduced(what: &'static str, matrix: Mat<f64>) -> Result<Mat<f64>> {
     if matrix.nrows() < matrix.ncols() {
         dense::check_finite(what, matrix.as_ref())?;

@@ -10,24 +10,29 @@
 //! until the first k residuals are small
 //! ```
 //!
-//! 1. Every product with `M` enlarges the space that the answer is taken from; a subspace iteration would throw the
-//!    previous blocks away. For slowly decaying spectra that saves half of the passes and more.
-//! 2. The residual that ends the iteration costs no further product: `S` is left over from the orthogonalization.
+//! 1. Every product with `M` enlarges the space that contains the result, whereas a subspace iteration discards the previous blocks. For
+//!    slowly decaying spectra that saves at least half of the passes.
+//! 2. The residual that ends the iteration costs no further product: `S` comes from the orthogonalization.
 //! 3. Orthogonalizing twice keeps the bases orthonormal to working precision, as long as the remainder of a block is
 //!    more than the rounding error of its product. Directions of the remainder that are rounding error are replaced by
-//!    random ones, with zeros in `B` or `S` (see [`orthonormalize`]). If they were kept, the bases would hold some
-//!    directions twice where the image of `M` lies in few coordinates, and singular values would come out too large.
+//!    random ones, with zeros in `B` or `S` (see [`orthonormalize`]). If they were kept and the image of `M` lies in few coordinates, the
+//!    bases would contain some directions twice, and singular values would be too large.
 //! 4. A block of width `b` finds at most `b` copies of a repeated singular value. If `b` copies are found and smaller
 //!    values follow among the first `k`, the matrix is decomposed densely, or, if it is too large for that, the iteration
 //!    starts again with a block of at least `k` columns.
 //! 5. The residual that is reported, and the orthonormality of the vectors, are computed from the result and the
-//!    operator (see [`check`]). They do not rely on `B`, nor on the orthogonalization.
+//!    operator (see [`check`]). They rely neither on `B` nor on the orthogonalization.
 
-use super::{FALLBACK_ENTRIES, Operator, TruncatedSvd};
+use super::{Operator, TruncatedSvd};
 use crate::dense;
 use crate::error::Result;
 use crate::random;
 use faer::{Mat, MatRef, Par};
+
+/// An operator of at most this many entries, 2048 × 2048, is decomposed densely if copies of singular values can be missing. Plans count
+/// the memory for that. Larger operators are iterated with a wider block. If a result does not pass its check, the operator is decomposed
+/// densely at any size.
+pub(super) const FALLBACK_ENTRIES: usize = 1 << 22;
 
 /// When the iteration stops.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -43,13 +48,13 @@ pub struct KrylovParams {
 impl KrylovParams {
     /// Good values for `k` triplets.
     pub fn auto(k: usize) -> Self {
-        // Narrower blocks take as long: what a product costs is to stream the operator through.
+        // Narrower blocks take as long: a product takes the time to read the operator.
         let block = 32;
         let max_dimension = (4 * k).max(k + 8 * block).next_multiple_of(block);
         Self { block, max_dimension, tolerance: 1e-2 }
     }
 
-    /// Columns of the widest block that is used for `k` triplets: no copy of a repeated singular value escapes it.
+    /// Columns of the widest block that is used for `k` triplets: it finds all copies of a repeated singular value.
     pub(super) fn widest(&self, k: usize) -> usize {
         k.next_multiple_of(self.block)
     }
@@ -76,8 +81,8 @@ const RESIDUAL: f64 = 1e-2;
 
 /// See [`super::truncated_svd`]. `params.max_dimension + params.widest(k)` must not exceed the smaller side.
 ///
-/// `None` for a result that does not pass the check, and where copies of singular values can be missing and a dense decomposition
-/// has its memory.
+/// `None` if the result does not pass the check, or if copies of singular values can be missing and there is memory for a dense
+/// decomposition.
 pub(super) fn truncated_svd(
     operator: &dyn Operator,
     k: usize,
@@ -97,7 +102,8 @@ pub(super) fn truncated_svd(
     check(operator, found, seed, name, par)
 }
 
-/// Whether copies of a repeated singular value can be missing before the last of these, found with a block of this width.
+/// Returns whether copies of a repeated singular value can be missing before the last of these values, which were found with a block of
+/// this width.
 fn may_miss_copies(s: &[f64], block: usize) -> bool {
     let last = s.last().copied().unwrap_or(0.0);
     s.iter().zip(s.iter().skip(block - 1)).any(|(first, copy)| {
@@ -134,7 +140,7 @@ fn iterate(
 
     let start = random::gaussian::<f32>(n, block, seed, name);
     v.as_mut().subcols_mut(0, block).copy_from(thin_qr("start block", &start, par)?.0);
-    // The largest norm of an image so far, which rounding errors are relative to.
+    // The largest norm of an image so far; rounding errors are relative to it.
     let mut scale = 0f32;
     let mut dimension = 0;
     loop {
@@ -160,14 +166,14 @@ fn iterate(
         if dimension < 2 * k && !last {
             continue;
         }
-        // In f64, since the vectors of the result are as orthonormal as its own.
+        // In f64, since the result can only be as orthonormal as this basis.
         let small = dense::to_f64(b.submatrix(0, 0, dimension, dimension));
         let small = dense::thin_svd("the update", small.as_ref(), par)?;
         let (left, right) = (dense::to_f32(small.u.subcols(0, k)), dense::to_f32(small.v.subcols(0, k)));
         let remainder =
             dense::product(step.remainder.as_ref(), left.subrows(dimension - block, block), Par::Seq);
         let residuals = (0..k).map(|i| (f64::from(remainder.col(i).norm_l2()), small.s[i]));
-        // Triplets of an operator of lower rank have no residual but noise.
+        // If the operator has a lower rank, residuals are noise.
         let noise = f64::from(NOISE * scale);
         if last || residuals.clone().all(|(residual, sigma)| residual <= noise.max(tolerance * sigma)) {
             let basis = v.subcols(0, dimension);
@@ -183,9 +189,9 @@ fn iterate(
     }
 }
 
-/// Computes `M V`, `Mᵀ U`, `UᵀU` and `VᵀV` of a result, independently of how it was found, and the energy outside the basis.
+/// Computes `M V`, `Mᵀ U`, `UᵀU` and `VᵀV` of a result, independently of the iteration, and the energy outside the basis.
 ///
-/// `None` if a basis is not orthonormal, or a residual is larger than the iteration says by more than the tolerance.
+/// `None` if a basis is not orthonormal, or if a residual exceeds that of the iteration by more than the tolerance.
 fn check(
     operator: &dyn Operator,
     found: Found,
@@ -195,7 +201,7 @@ fn check(
 ) -> Result<Option<TruncatedSvd>> {
     let Found { u, s, v, basis, captured, residual: expected } = found;
     let k = s.len();
-    // One product for the residual and for the probes: it costs as much to stream the operator through for either alone.
+    // One product for the residual and the probes together: reading the operator is the cost.
     let probes = random::gaussian(operator.columns(), PROBES, seed, &format!("{name} energy"));
     let (probes, _) = project_out(probes, basis.as_ref(), par);
     let mut block = Mat::zeros(operator.columns(), k + PROBES);
@@ -250,9 +256,9 @@ struct Orthonormalized {
 
 /// Classical Gram–Schmidt against the basis, twice, Householder QR within the block, and deflation.
 ///
-/// Directions are rounding error if the first projection leaves less of them than [`NOISE`] times `scale`, or if the second
-/// one shortens them below [`KEPT`], which means that they lie in the basis. What is lost of the block is as small as
-/// the rounding error of its product either way. Random directions from `fresh` take their place, orthogonalized twice,
+/// A direction is rounding error if it is shorter than [`NOISE`] times `scale` after the first projection, or if the second projection
+/// shortens it below [`KEPT`], which means that it lies in the basis. In both cases the lost part of the block is as small as the
+/// rounding error of its product. Random directions from `fresh` take their place, orthogonalized twice,
 /// with zeros in the remainder.
 fn orthonormalize(
     block: Mat<f32>,
@@ -266,7 +272,7 @@ fn orthonormalize(
     let (block, first) = project_out(block, basis, par);
     let (q, r) = thin_qr(WHAT, &block, par)?;
     let noise = NOISE * scale;
-    // As long as no diagonal entry is that small, what noise there is gets caught by the second projection.
+    // If no diagonal entry is that small, the second projection finds all noise.
     let has_noise = r.diagonal().column_vector().iter().any(|entry| entry.abs() <= noise);
     let (q, r) = if has_noise { leading(q, r, noise, par)? } else { (q, r) };
     let (q, second) = project_out(q, basis, par);
@@ -295,7 +301,7 @@ fn orthonormalize(
     Ok(Orthonormalized { q: whole, inside, remainder: padded })
 }
 
-/// QR decomposition by way of f64, see [`dense`].
+/// QR decomposition in f64, see [`dense`].
 fn thin_qr(what: &'static str, block: &Mat<f32>, par: Par) -> Result<(Mat<f32>, Mat<f32>)> {
     let (q, r) = dense::thin_qr(what, dense::to_f64(block.as_ref()), par)?;
     Ok((dense::to_f32(q.as_ref()), dense::to_f32(r.as_ref())))

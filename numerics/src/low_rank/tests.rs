@@ -1,7 +1,11 @@
 //! Both methods against the dense decomposition, on spectra whose answer is known.
 
+use super::krylov::FALLBACK_ENTRIES;
+use super::svd::*;
 use super::*;
+use crate::dense;
 use crate::random::gaussian;
+use faer::{Mat, MatRef, Par};
 use quickcheck::quickcheck;
 
 mod structured;
@@ -47,7 +51,7 @@ fn truncation_is_optimal_on_decaying_spectra() {
 }
 
 quickcheck! {
-    /// Small operators, of whatever shape: the dense decomposition, cut.
+    /// Small operators of any shape agree with the truncated dense decomposition.
     fn small_operators_agree_with_the_dense_decomposition(m: u8, n: u8, k: u8, seed: u64) -> bool {
         let (m, n) = (usize::from(m % 40) + 1, usize::from(n % 40) + 1);
         let k = usize::from(k) % m.min(n) + 1;
@@ -62,7 +66,7 @@ quickcheck! {
     }
 }
 
-/// The last triplets are those that the first ones leave.
+/// The last triplets are the rest after the first ones.
 #[test]
 fn first_and_last_components_make_the_whole() {
     for (m, n) in [(30, 20), (20, 30), (20, 20)] {
@@ -80,8 +84,8 @@ fn first_and_last_components_make_the_whole() {
     }
 }
 
-/// An operator whose rank is below that of the answer leaves blocks of rounding errors behind: the bases must stay
-/// orthonormal, and the missing singular values be zero.
+/// If the operator has a lower rank than the answer, the remaining blocks are rounding errors: the bases must stay orthonormal, and the
+/// missing singular values must be zero.
 #[test]
 fn operators_of_low_rank_and_zero_operators() {
     for rank in [0, 5] {
@@ -93,7 +97,7 @@ fn operators_of_low_rank_and_zero_operators() {
     }
 }
 
-/// A spectrum without decay does not converge, and must say so rather than go on.
+/// A spectrum without decay does not converge, and the iteration must report that and stop.
 #[test]
 fn a_flat_spectrum_is_returned_with_its_residual() {
     let matrix = gaussian::<f32>(600, 600, 0, "noise");
@@ -102,7 +106,7 @@ fn a_flat_spectrum_is_returned_with_its_residual() {
     assert!((svd.energy / 36e4 - 1.0).abs() < 0.02, "{}", svd.energy);
 }
 
-/// Same seed and name, same bits; another name, another start.
+/// The same seed and name give the same bits; another name gives another start.
 #[test]
 fn reproducible_for_a_seed_and_a_name() {
     let matrix = with_spectrum(600, 640, |i| 1.0 / i as f64);
@@ -120,7 +124,7 @@ fn operators_with_nan_are_refused() {
     }
 }
 
-/// A diagonal operator whose transpose is another one: no result can pass the check.
+/// A diagonal operator with a wrong transpose: no result can pass the check.
 struct Inconsistent {
     rows: usize,
     columns: usize,
@@ -149,9 +153,9 @@ impl Operator for Inconsistent {
     }
 }
 
-/// A result that does not pass the check is decomposed densely, whatever the size of the operator.
+/// If a result does not pass the check, the operator is decomposed densely at any size.
 #[test]
-fn a_failed_check_has_consequences() {
+fn a_failed_check_leads_to_a_dense_decomposition() {
     for (rows, columns) in [(600, 600), (7400, 580)] {
         assert_eq!(rows * columns > FALLBACK_ENTRIES, rows == 7400);
         let svd = truncated_svd(&Inconsistent { rows, columns }, 4, 0, "layer", Par::Seq).unwrap();
@@ -162,9 +166,9 @@ fn a_failed_check_has_consequences() {
     }
 }
 
-/// Plans count a dense decomposition only where it is likely.
+/// Plans count a dense decomposition only if it is likely.
 #[test]
-fn memory_counts_the_decomposition_that_is_likely() {
+fn memory_counts_likely_decompositions() {
     assert!(memory(600, 600, 4) >= dense_memory(600, 600));
     assert!(memory(2100, 2100, 4) < dense_memory(2100, 2100));
 }

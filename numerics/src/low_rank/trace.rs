@@ -1,4 +1,4 @@
-//! The trace of an operator that is only applied: Hutch++ (Meyer, Musco, Musco & Woodruff 2021).
+//! The trace of an operator from its products with vectors: Hutch++ (Meyer, Musco, Musco & Woodruff 2021).
 //!
 //! ```text
 //! Q = orthonormal basis of  M G            G: standard normal, n × DIRECTIONS
@@ -6,8 +6,8 @@
 //! ```
 //!
 //! The first term, which holds the large eigenvalues, is exact; the second is the mean of `hᵀ M h` over random
-//! vectors `h` outside `Q`. Its standard error is `√(2 / DIRECTIONS)` times the Frobenius norm of what is outside:
-//! for eigenvalues that decay like `1/i`, of 4096, about 0.3 % of the trace.
+//! vectors `h` outside `Q`. Its standard error is `√(2 / DIRECTIONS)` times the Frobenius norm of the part outside: about 0.3 % of the
+//! trace for 4096 eigenvalues that decay like `1/i`.
 
 use super::Operator;
 use super::krylov::project_out;
@@ -21,7 +21,7 @@ const DIRECTIONS: usize = 64;
 
 /// An estimate of the trace of a symmetric positive semidefinite `n × n` operator, `n ≥ 64`.
 ///
-/// Random vectors belong to `seed` and `name`.
+/// `seed` and `name` select the random vectors.
 ///
 /// # Errors
 /// [`Error::NonFinite`](crate::error::Error::NonFinite) for an operator with NaN or infinity.
@@ -72,7 +72,7 @@ mod tests {
         }
     }
 
-    /// Nothing is left to chance where the basis holds all of it.
+    /// The trace is exact if the basis spans the whole image.
     #[test]
     fn is_exact_for_low_rank() {
         let factor = random::gaussian::<f32>(300, 20, 1, "factor");

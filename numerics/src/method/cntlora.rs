@@ -5,13 +5,109 @@
 //! form of the update from pre-trained weights and fine-tuning activations; its decomposition into up and down matrices of
 //! variable rank. The equations are this project's own derivation from those statements, and are not the paper's.
 
-use super::{Decomposition, Options, check_width};
-use crate::constraint::{Constraint, Evidence, Norm, SiteOperator, energy_of_mean};
-use crate::error::Result;
-use crate::factors::{Components, Initialization};
+use super::definition::{Basis, Bytes, Definition, Form, RankRule, SiteSize, Uses, Weight, check_width};
+use super::{Decomposition, Draft, Options};
+use crate::constraint::{
+    Constraint, Coupling, Norm, SiteEvidence, SiteOperator, TokenConstraint, energy_of_mean,
+};
+use crate::error::{Error, Result};
+use crate::factors::{Components, LayerShape, Start};
 use crate::low_rank::{self, Operator, Product};
-use crate::rank;
+use crate::moments::RowsOrTokens;
 use faer::{Mat, MatRef, Par};
+
+/// The method.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cntlora;
+
+impl Definition for Cntlora {
+    fn description(&self) -> &'static str {
+        "Constraints between pre-training and fine-tuning activations; variable ranks"
+    }
+
+    fn starts(&self) -> &'static [Start] {
+        &[Start::Mirrored, Start::Update, Start::Residual, Start::Zero]
+    }
+
+    fn rank_rule(&self) -> RankRule {
+        RankRule::Spectrum
+    }
+
+    fn form(&self, start: Start, _: &LayerShape) -> Form {
+        if start == Start::Zero { Form::OrthonormalDown } else { Form::Balanced }
+    }
+
+    fn uses(&self) -> Uses {
+        Uses::TargetAndSource
+    }
+
+    fn has_ridge(&self) -> bool {
+        true
+    }
+
+    fn basis(
+        &self,
+        evidence: Option<SiteEvidence<'_>>,
+        _: &str,
+        options: &Options,
+        par: Par,
+    ) -> Result<Box<dyn Basis>> {
+        Ok(match evidence.ok_or(Error::NoRows)? {
+            RowsOrTokens::Rows(rows) => Box::new(Constraint::new(rows, options.terms(), par)?),
+            RowsOrTokens::Tokens(tokens) => Box::new(TokenConstraint::new(tokens, options.terms(), par)?),
+        })
+    }
+
+    fn basis_memory(&self, site: SiteSize, options: &Options) -> Bytes {
+        let SiteSize { width, classes, measured_source } = site;
+        let (peak, held) = match classes {
+            None => Constraint::memory(width, options.terms(), measured_source),
+            Some(classes) => TokenConstraint::memory(width, classes, options.terms(), measured_source),
+        };
+        Bytes { peak, held }
+    }
+
+    fn basis_cubes(&self, site: SiteSize, options: &Options) -> f64 {
+        match options.coupling {
+            Coupling::Transport => 22.0,
+            // All other matrices of tokens are diagonal.
+            _ if site.classes.is_some() => 0.0,
+            _ => 12.0,
+        }
+    }
+
+    fn layer_memory(&self, outputs: u64, inputs: u64, components: u64) -> u64 {
+        low_rank::memory(outputs, inputs, components)
+    }
+}
+
+impl Basis for Constraint {
+    fn decompose(&self, weight: Weight<'_>, options: &Options, par: Par) -> Result<Draft> {
+        decompose(self, weight, options, par).map(Draft::Update)
+    }
+
+    fn dampings(&self) -> Vec<(&'static str, f64)> {
+        self.dampings().named().collect()
+    }
+
+    fn frechet_distance(&self) -> Option<f64> {
+        self.frechet_distance()
+    }
+}
+
+impl Basis for TokenConstraint {
+    fn decompose(&self, weight: Weight<'_>, options: &Options, par: Par) -> Result<Draft> {
+        decompose(self, weight, options, par).map(Draft::Update)
+    }
+
+    fn dampings(&self) -> Vec<(&'static str, f64)> {
+        self.dampings().named().collect()
+    }
+
+    fn frechet_distance(&self) -> Option<f64> {
+        self.frechet_distance()
+    }
+}
 
 /// The update of a layer, `Δ F = W · (K − C) (C + ρ_p S + λI)⁻¹ F`, applied factor by factor.
 struct Update<'a> {
@@ -35,34 +131,19 @@ impl Operator for Update<'_> {
     }
 }
 
-/// Decomposes the update of one layer, `W (m × d)`. `name` gives its random stream.
+/// Decomposes the update of one layer.
 ///
 /// # Errors
-/// The first complaint of the options; [`Error::Shape`](crate::error::Error::Shape) if the weight does not read activations of this width;
-/// [`Error::NonFinite`](crate::error::Error::NonFinite) for a weight with NaN or infinity; what the decomposition returns.
-pub fn decompose(
+/// [`Error::Shape`] if the weight does not read activations of this width; the errors of the decomposition.
+fn decompose(
     constraint: &dyn SiteOperator,
-    weight: MatRef<'_, f32>,
-    name: &str,
+    weight: Weight<'_>,
     options: &Options,
     par: Par,
 ) -> Result<Decomposition> {
-    options.check()?;
-    decompose_part(constraint, weight, name, options, par)
-}
-
-/// As [`decompose`], with the options of a part of a layer: its share of the rank may be outside the limits.
-pub(super) fn decompose_part(
-    constraint: &dyn SiteOperator,
-    weight: MatRef<'_, f32>,
-    name: &str,
-    options: &Options,
-    par: Par,
-) -> Result<Decomposition> {
-    let width = constraint.width();
-    check_width(weight, width)?;
-    crate::dense::check_finite("the weight", weight)?;
-    let components = options.components(weight.nrows().min(width));
+    let components = options.components(weight.full_rank());
+    let Weight { numbers: weight, name, .. } = weight;
+    check_width(weight, constraint.width())?;
     let update = Update { weight, constraint, norm: options.norm };
     let svd = low_rank::truncated_svd(&update, components, options.seed, name, par)?;
     let mut a = svd.v;
@@ -77,8 +158,8 @@ pub(super) fn decompose_part(
     })
 }
 
-/// `E|W x|²`, which the trust region is a share of: exact up to a side that a product of `W` and `Σ` is cheap for, and
-/// beyond it estimated, to a fraction of a per cent.
+/// `E|W x|²`, the base of the trust region: exact if a product of `W` and `Σ` is cheap, otherwise estimated with an error well
+/// below one per cent.
 fn output_energy(
     constraint: &dyn SiteOperator,
     weight: MatRef<'_, f32>,
@@ -97,36 +178,15 @@ fn output_energy(
     Ok(varying + energy_of_mean(weight, mean))
 }
 
-/// The whole method for one layer on its own: from what was measured at its site to its factors.
-///
-/// Where several weights read one site, build its [`Constraint`] once and call [`decompose`] for each of them; where
-/// ranks are to be shared out among layers, decompose all of them before [`rank::allocate`].
-///
-/// # Errors
-/// The first complaint of the options; what [`Constraint::new`], [`decompose`], [`rank::allocate`] and [`Components::initialize`] return.
-pub fn initialize(
-    evidence: Evidence<'_>,
-    weight: MatRef<'_, f32>,
-    name: &str,
-    options: &Options,
-    par: Par,
-) -> Result<Initialization> {
-    options.check()?;
-    let constraint = Constraint::new(evidence, options.terms(), par)?;
-    let decomposition = decompose(&constraint, weight, name, options, par)?;
-    let rank = rank::allocate(options.ranks, options.limits, &[decomposition.as_layer(options.start)])?[0];
-    decomposition.components.initialize(rank, options.strength, options.start, options.scale)
-}
-
 #[cfg(test)]
 mod zero_features;
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::constraint::ChannelScale;
-    use crate::error::Error;
-    use crate::factors::{Start, Strength};
+    use crate::constraint::{ChannelScale, Evidence};
+    use crate::factors::Strength;
+    use crate::initializer::{Initializer, Layer};
     use crate::moments::Moments;
     use crate::random::gaussian;
     use crate::rank::{Limits, Policy};
@@ -147,10 +207,22 @@ mod tests {
         }
     }
 
+    /// The update of one layer.
+    pub(super) fn decomposed(evidence: Evidence<'_>, weight: &Mat<f32>, options: &Options) -> Decomposition {
+        match layer(evidence, weight, options).unwrap().into_draft() {
+            Draft::Update(update) => update,
+            Draft::Nested(_) => unreachable!("the method makes updates"),
+        }
+    }
+
+    pub(super) fn layer(evidence: Evidence<'_>, weight: &Mat<f32>, options: &Options) -> Result<Layer> {
+        Initializer::new(options.clone())?.site(evidence)?.layer("layer", weight.as_ref())
+    }
+
     quickcheck! {
-        /// Cutting in the activations' norm leaves the least error in it: what the singular values beyond the rank say, and no
-        /// more than cutting the update itself leaves.
-        fn the_norm_that_is_asked_for_is_minimized(width: u8, outputs: u8, rank: u8, seed: u64) -> bool {
+        /// Truncation in the activations' norm has the least error in that norm: the error is that of the singular values beyond the
+        /// rank, and at most that of truncating the update itself.
+        fn truncation_minimizes_the_error_in_its_norm(width: u8, outputs: u8, rank: u8, seed: u64) -> bool {
             let (width, outputs) = (usize::from(width % 10) + 3, usize::from(outputs % 10) + 2);
             let rank = usize::from(rank) % (width.min(outputs) - 1) + 1;
             let mixing = gaussian::<f32>(width, width, seed, "mixing");
@@ -166,12 +238,12 @@ mod tests {
 
             let error = |norm| {
                 let options = options(norm, rank);
-                let made = initialize(evidence, weight.as_ref(), "layer", &options, Par::Seq).unwrap();
-                let rest = &update - &made.factors.b * &made.factors.a;
+                let made = layer(evidence, &weight, &options).unwrap().factors().unwrap();
+                let rest = &update - &made.b * &made.a;
                 constraint.output_energy(rest.as_ref(), Par::Seq) + lambda * f64::from(rest.squared_norm_l2())
             };
             let options = options(Norm::Activations, rank);
-            let cut = decompose(&constraint, weight.as_ref(), "layer", &options, Par::Seq).unwrap();
+            let cut = decomposed(evidence, &weight, &options);
             let left = cut.energy - cut.components.sigma[..rank].iter().map(|sigma| sigma * sigma).sum::<f64>();
             let (least, other) = (error(Norm::Activations), error(Norm::Weights));
             let rounding = 1e-4 * cut.energy;
@@ -184,9 +256,7 @@ mod tests {
     fn weights_that_do_not_fit_are_refused() {
         let target = Moments::of(gaussian::<f32>(30, 5, 0, "rows").as_ref()).unwrap();
         let evidence = Evidence { target: &target, source: None, change: None };
-        let refusal = |weight: Mat<f32>| {
-            initialize(evidence, weight.as_ref(), "layer", &Options::default(), Par::Seq).unwrap_err()
-        };
+        let refusal = |weight: Mat<f32>| layer(evidence, &weight, &Options::default()).unwrap_err();
         let shape = Error::Shape { what: "input features of the weight", expected: 5, found: 4 };
         assert_eq!(refusal(Mat::zeros(3, 4)), shape);
         let nan = Mat::from_fn(3, 5, |_, _| f32::NAN);

@@ -1,4 +1,4 @@
-//! What is kept of a layer until its rank is known, and the factors of that rank.
+//! A decomposed layer, which gives the factors of every rank.
 
 use super::Options;
 use crate::dense;
@@ -6,23 +6,23 @@ use crate::error::Result;
 use crate::factors::{Components, Factors, Initialization, Start, mirrored};
 use crate::rank::Layer;
 
-/// A layer before its rank is known.
+/// A decomposed layer, before its rank is known.
 #[derive(Clone, Debug)]
 pub enum Draft {
-    /// The leading components of an update: balance, strength and start make factors of them.
+    /// The leading components of an update. Factors follow from them by balance, strength and start.
     Update(Decomposition),
-    /// Factors as the method itself defines them.
+    /// Factors that the method defines itself.
     Nested(Nested),
 }
 
-/// The part of a layer's update that factors are made from.
+/// The leading part of a layer's update.
 #[derive(Clone, Debug)]
 pub struct Decomposition {
-    /// What factors are made from.
+    /// The components.
     pub components: Components,
     /// Square of the Frobenius norm of the whole update, in the norm of the truncation.
     pub energy: f64,
-    /// Whether the energy is exact, or partly estimated from random probes.
+    /// True if the energy is exact; otherwise a part is estimated from random probes.
     pub energy_exact: bool,
     /// Largest residual of a component, relative to the first singular value.
     pub residual: f64,
@@ -49,7 +49,7 @@ impl Decomposition {
 }
 
 impl Nested {
-    /// Factors whose product is zero, and stays so whatever the rank.
+    /// Factors whose product is zero for every rank.
     pub(super) fn of_no_energy(factors: Factors) -> Self {
         let spectrum = vec![0.0; factors.a.nrows()];
         Self { factors, spectrum, energy: 0.0 }
@@ -92,7 +92,7 @@ impl Draft {
         }
     }
 
-    /// Leading singular values, or what the method ranks its directions by.
+    /// Leading singular values, or the values that the method orders its directions by.
     pub fn spectrum(&self) -> &[f64] {
         match self {
             Self::Update(update) => &update.components.sigma,
@@ -100,7 +100,7 @@ impl Draft {
         }
     }
 
-    /// Square of the norm of what is cut to low rank.
+    /// Square of the norm of the matrix that is cut to low rank.
     pub fn energy(&self) -> f64 {
         match self {
             Self::Update(update) => update.energy,
@@ -108,7 +108,7 @@ impl Draft {
         }
     }
 
-    /// Whether the energy is exact, or partly estimated from random probes.
+    /// True if the energy is exact; otherwise a part is estimated from random probes.
     pub fn energy_exact(&self) -> bool {
         match self {
             Self::Update(update) => update.energy_exact,
@@ -127,7 +127,7 @@ impl Draft {
     /// The factors of this rank.
     ///
     /// # Errors
-    /// The first complaint of the options; as [`Components::initialize`].
+    /// The first complaint of the options; the errors of [`Components::initialize`].
     ///
     /// # Panics
     /// If the spectrum is shorter than `rank`.

@@ -1,27 +1,79 @@
 //! EVA: Paischer, Hauzenberger, Schmied, Alkin, Deisenroth & Hochreiter, *Parameter Efficient Fine-tuning via Explained Variance
 //! Adaptation*, NeurIPS 2025, arXiv 2410.07170.
 //!
-//! The rows of `A` are the leading eigenvectors of the covariance `Σ` of the activations, `B = 0`. Ranks go where a direction
-//! explains the largest share of its site's variance: as many in all as `r` everywhere, and at most `ρ r` in a layer
-//! ([`Policy::Shared`](crate::rank::Policy::Shared)). The scale is the same for every rank.
+//! The rows of `A` are the leading eigenvectors of the covariance `Σ` of the activations, `B = 0`. Ranks go to the directions that
+//! explain the largest shares of the variance of their site. The total is that of rank `r` in every layer, and no layer gets more than
+//! `ρ r` ([`Policy::Shared`](crate::rank::Policy::Shared)). The scale is the same for every rank.
 //!
-//! Differs from PEFT's `eva`: the covariance of all rows is decomposed once, where PEFT follows it from batch to batch and stops
-//! when directions no longer change; where modules that read one input tie, the first by name gets the larger rank, in PEFT
-//! the first of the model; and no rank is above the smaller side of its weight. PEFT's `whiten` is not offered. PEFT has it for
-//! linear layers and Conv1D only; here also for convolutions and fused experts.
+//! Differs from PEFT's `eva`: the covariance of all rows is decomposed once, whereas PEFT updates it from batch to batch and stops when
+//! directions no longer change. If modules that read one input tie, the first by name gets the larger rank, in PEFT the first in the
+//! model. No rank is above the smaller side of its weight. PEFT's `whiten` is not offered. PEFT supports linear layers and Conv1D only;
+//! this crate also supports convolutions and fused experts.
 
-use super::{Nested, Options, check_width};
-use crate::constraint::RESOLUTION;
+use super::definition::{Basis, Bytes, Definition, Form, RankRule, SiteSize, Uses, Weight, check_width};
+use super::{Draft, Nested, Options};
+use crate::constraint::{RESOLUTION, SiteEvidence};
 use crate::dense;
 use crate::error::{Error, Result};
-use crate::factors::{Factors, sign_of_largest};
+use crate::factors::{Factors, LayerShape, Start, sign_of_largest};
 use crate::low_rank;
-use crate::moments::Moments;
-use faer::{Mat, MatRef, Par};
+use crate::moments::{Moments, RowsOrTokens};
+use faer::{Mat, Par};
+
+/// The method.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Eva;
+
+impl Definition for Eva {
+    fn description(&self) -> &'static str {
+        "The directions in which the activations vary most, with ranks by explained variance"
+    }
+
+    fn starts(&self) -> &'static [Start] {
+        &[Start::Zero]
+    }
+
+    fn rank_rule(&self) -> RankRule {
+        RankRule::Shared
+    }
+
+    fn form(&self, _: Start, _: &LayerShape) -> Form {
+        Form::OrthonormalDown
+    }
+
+    fn uses(&self) -> Uses {
+        Uses::Target
+    }
+
+    fn reason_against_embeddings(&self) -> Option<&'static str> {
+        Some("tokens that occur equally often vary alike, so they have no leading directions")
+    }
+
+    fn basis(
+        &self,
+        evidence: Option<SiteEvidence<'_>>,
+        name: &str,
+        options: &Options,
+        par: Par,
+    ) -> Result<Box<dyn Basis>> {
+        let rows = evidence.and_then(RowsOrTokens::rows).ok_or(Error::NoRows)?;
+        Ok(Box::new(Directions::new(rows.target, name, options, par)?))
+    }
+
+    fn basis_memory(&self, site: SiteSize, options: &Options) -> Bytes {
+        let components = options.components(site.width as usize) as u64;
+        let peak = 8 * 2 * site.width * site.width + low_rank::memory(site.width, site.width, components);
+        Bytes { peak, held: 4 * components * site.width }
+    }
+
+    fn basis_cubes(&self, _: SiteSize, _: &Options) -> f64 {
+        1.0
+    }
+}
 
 /// The leading directions of the activations of a site.
 #[derive(Debug)]
-pub struct Directions {
+struct Directions {
     /// Unit eigenvectors as rows, `k × d`, the entry of largest magnitude of each positive.
     rows: Mat<f32>,
     /// Standard deviation along each.
@@ -31,13 +83,11 @@ pub struct Directions {
 }
 
 impl Directions {
-    /// Decomposes the covariance of a site. `name` gives its random stream.
+    /// Decomposes the covariance of a site. `name` selects its random stream.
     ///
     /// # Errors
-    /// The first complaint of the options; [`Error::NoRows`]; [`Error::NoVariation`] if all rows are equal; what the decomposition
-    /// returns.
-    pub fn new(moments: &Moments, name: &str, options: &Options, par: Par) -> Result<Self> {
-        options.check()?;
+    /// [`Error::NoRows`]; [`Error::NoVariation`] if all rows are equal; the errors of the decomposition.
+    fn new(moments: &Moments, name: &str, options: &Options, par: Par) -> Result<Self> {
         let mean = moments.mean()?;
         let covariance = moments.covariance()?;
         let variance: f64 = covariance.diagonal().column_vector().iter().sum();
@@ -55,30 +105,18 @@ impl Directions {
         let deviations = svd.s.iter().map(|eigenvalue| (scale * eigenvalue).sqrt()).collect();
         Ok(Self { rows, deviations, variance })
     }
-
-    /// Bytes that [`Self::new`] needs at its peak for a site of width `d`, and bytes that its result holds.
-    pub fn memory(width: u64, options: &Options) -> (u64, u64) {
-        let components = options.components(width as usize) as u64;
-        let building = 8 * 2 * width * width + low_rank::memory(width, width, components);
-        (building, 4 * components * width)
-    }
 }
 
-/// The factors of one weight, `W (m × d)`, of which the shape alone matters.
-///
-/// # Errors
-/// [`Error::Shape`] for a weight of another width.
-pub(super) fn decompose(directions: &Directions, weight: MatRef<'_, f32>) -> Result<Nested> {
-    check_width(weight, directions.rows.ncols())?;
-    let components = directions.rows.nrows().min(weight.nrows());
-    Ok(Nested {
-        factors: Factors {
-            a: directions.rows.subrows(0, components).to_owned(),
-            b: Mat::zeros(weight.nrows(), components),
-        },
-        spectrum: directions.deviations[..components].to_vec(),
-        energy: directions.variance,
-    })
+impl Basis for Directions {
+    fn decompose(&self, weight: Weight<'_>, _: &Options, _: Par) -> Result<Draft> {
+        check_width(weight.numbers, self.rows.ncols())?;
+        let outputs = weight.numbers.nrows();
+        let components = self.rows.nrows().min(outputs);
+        let factors =
+            Factors { a: self.rows.subrows(0, components).to_owned(), b: Mat::zeros(outputs, components) };
+        let spectrum = self.deviations[..components].to_vec();
+        Ok(Draft::Nested(Nested { factors, spectrum, energy: self.variance }))
+    }
 }
 
 #[cfg(test)]
@@ -88,7 +126,7 @@ mod tests {
     use crate::random::gaussian;
     use crate::rank::{Limits, Policy};
 
-    /// Activations of any size have the same directions, of a width that is decomposed by the iteration too.
+    /// Activations of any size have the same directions, also at widths that the iteration decomposes.
     #[test]
     fn directions_of_any_scale() {
         for width in [24, 600] {

@@ -2,35 +2,66 @@
 //! Finetuning*, NAACL 2025, arXiv 2406.09044. The adapter takes over the minor part of the weight, and the base keeps the
 //! principal part.
 //!
-//! As PiSSA, with the last `r` singular triplets of `svd(W)`. The whole decomposition is computed, since nothing cheaper
-//! finds the smallest singular values, in f64: in f32 they drown in the rounding of the largest one. PEFT does not have it.
+//! As PiSSA, with the last `r` singular triplets of `svd(W)`. The whole decomposition is computed in f64: nothing cheaper finds the
+//! smallest singular values, and in f32 they would be lost in the rounding of the largest one. PEFT does not have it.
 
-use super::{Decomposition, Options, pissa};
+use super::definition::{Basis, Definition, Form, RankRule, Weight};
+use super::{Draft, Options, pissa};
+use crate::constraint::SiteEvidence;
 use crate::dense;
 use crate::error::Result;
+use crate::factors::{LayerShape, Start};
 use crate::low_rank::{self, TruncatedSvd};
-use faer::{MatRef, Par};
+use faer::Par;
 
-/// Decomposes one weight, `W (m × d)`.
-///
-/// # Errors
-/// What the decomposition returns.
-pub(super) fn decompose(weight: MatRef<'_, f32>, options: &Options, par: Par) -> Result<Decomposition> {
-    let rank = options.components(weight.nrows().min(weight.ncols()));
-    let TruncatedSvd { u, s, v, energy, energy_exact, residual } =
-        low_rank::last_components(dense::to_f64(weight).as_ref(), rank, par)?;
-    let (u, v) = (dense::to_f32(u.as_ref()), dense::to_f32(v.as_ref()));
-    Ok(pissa::of_weight(TruncatedSvd { u, s, v, energy, energy_exact, residual }))
+/// The method.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Milora;
+
+impl Definition for Milora {
+    fn description(&self) -> &'static str {
+        "The minor singular triplets of the weight; the base keeps the rest"
+    }
+
+    fn starts(&self) -> &'static [Start] {
+        &[Start::Residual, Start::Mirrored]
+    }
+
+    fn rank_rule(&self) -> RankRule {
+        RankRule::Fixed
+    }
+
+    fn form(&self, _: Start, _: &LayerShape) -> Form {
+        Form::Balanced
+    }
+
+    fn basis(&self, _: Option<SiteEvidence<'_>>, _: &str, _: &Options, _: Par) -> Result<Box<dyn Basis>> {
+        Ok(Box::new(*self))
+    }
+
+    fn layer_memory(&self, outputs: u64, inputs: u64, _: u64) -> u64 {
+        low_rank::dense_memory(outputs, inputs)
+    }
+}
+
+impl Basis for Milora {
+    fn decompose(&self, weight: Weight<'_>, options: &Options, par: Par) -> Result<Draft> {
+        let rank = options.components(weight.full_rank());
+        let TruncatedSvd { u, s, v, energy, energy_exact, residual } =
+            low_rank::last_components(dense::to_f64(weight.numbers).as_ref(), rank, par)?;
+        let (u, v) = (dense::to_f32(u.as_ref()), dense::to_f32(v.as_ref()));
+        Ok(Draft::Update(pissa::of_weight(TruncatedSvd { u, s, v, energy, energy_exact, residual })))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use crate::dense::{to_f32, to_f64};
-    use crate::factors::LayerShape;
-    use crate::method::{Basis, Method, Options};
+    use crate::initializer::Initializer;
+    use crate::method::{Method, Options};
     use crate::oracle::{jacobi, orthonormal};
     use crate::rank::{Limits, Policy};
-    use faer::{Mat, Par};
+    use faer::Mat;
 
     const RANK: usize = 4;
 
@@ -43,10 +74,10 @@ mod tests {
             limits: Limits { min: 0, max: RANK, multiple: 1 },
             ..Options::default()
         };
-        let draft =
-            Basis::None.decompose(weight.as_ref(), &LayerShape::Linear, "w", &options, Par::Seq).unwrap();
-        let factors = draft.initialize(RANK, &options).unwrap().factors;
-        (draft.spectrum().to_vec(), to_f64(factors.b.as_ref()) * to_f64(factors.a.as_ref()))
+        let site = Initializer::new(options).unwrap().site_without_activations().unwrap();
+        let layer = site.layer("w", weight.as_ref()).unwrap();
+        let factors = layer.factors().unwrap();
+        (layer.spectrum().to_vec(), to_f64(factors.b.as_ref()) * to_f64(factors.a.as_ref()))
     }
 
     fn same(label: &str, weight: &Mat<f32>, s: &[f64], product: &Mat<f64>) {
@@ -58,13 +89,13 @@ mod tests {
         assert!(error < 2e-5, "{label}: the product is off by {error:e}");
     }
 
-    /// Of `D Q`, with the rows of `Q` orthonormal, the last triplets are the rows that `D` scales least. Rounding to f32 changes
+    /// If the rows of `Q` are orthonormal, the last triplets of `D Q` are the rows that `D` scales least. Rounding to f32 changes
     /// no singular value by more than 1e-6 of itself.
     #[test]
     fn rows_of_very_different_size() {
         let q = orthonormal(36, 30, 0, "rows");
         for condition in [1e4f64, 1e6, 1e8] {
-            // Out of order, as no algorithm likes it.
+            // Out of order.
             let place = |i: usize| (7 * i + 3) % 30;
             let value = |i: usize| condition.powf(-(place(i) as f64) / 29.0);
             let weight = Mat::from_fn(30, 36, |i, j| (value(i) * q[(j, i)]) as f32);
@@ -86,7 +117,7 @@ mod tests {
         }
     }
 
-    /// Dense weights with random singular vectors, whose last singular values are partly those of the rounding to f32.
+    /// Dense weights with random singular vectors, whose last singular values come partly from rounding to f32.
     #[test]
     fn weights_of_large_condition() {
         for (condition, m, n) in [(1e4f64, 40, 30), (1e6, 30, 40), (1e8, 30, 30)] {

@@ -3,32 +3,57 @@
 //!
 //! With `U S Vᵀ = svd(W)`: `B = U_r √(S_r / s)`, `A = √(S_r / s) V_rᵀ`, base `W − s B A`.
 //!
-//! Differs from PEFT's `pissa` in the signs of the singular vectors, which no product feels, and in that large weights are
-//! decomposed by a Krylov method with a residual check in place of a full decomposition. PEFT has it for linear layers and Conv1D
-//! only; here also for convolutions, embeddings and fused experts.
+//! Differs from PEFT's `pissa` in the signs of the singular vectors, which do not change the product, and in that large weights are
+//! decomposed by a Krylov method with a residual check instead of a full decomposition. PEFT supports linear layers and Conv1D only; this
+//! crate also supports convolutions, embeddings and fused experts.
 
-use super::{Decomposition, Options};
+use super::definition::{Basis, Definition, Form, RankRule, Weight};
+use super::{Decomposition, Draft, Options};
+use crate::constraint::SiteEvidence;
 use crate::error::Result;
-use crate::factors::Components;
+use crate::factors::{Components, LayerShape, Start};
 use crate::low_rank::{self, TruncatedSvd};
-use faer::{MatRef, Par};
+use faer::Par;
 
-/// Decomposes one weight, `W (m × d)`. `name` gives its random stream.
-///
-/// # Errors
-/// What the decomposition returns.
-pub(super) fn decompose(
-    weight: MatRef<'_, f32>,
-    name: &str,
-    options: &Options,
-    par: Par,
-) -> Result<Decomposition> {
-    let components = options.components(weight.nrows().min(weight.ncols()));
-    let svd = low_rank::truncated_svd(&weight, components, options.seed, name, par)?;
-    Ok(of_weight(svd))
+/// The method.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pissa;
+
+impl Definition for Pissa {
+    fn description(&self) -> &'static str {
+        "The principal singular triplets of the weight; the base keeps the rest"
+    }
+
+    fn starts(&self) -> &'static [Start] {
+        &[Start::Residual, Start::Mirrored]
+    }
+
+    fn rank_rule(&self) -> RankRule {
+        RankRule::Spectrum
+    }
+
+    fn form(&self, _: Start, _: &LayerShape) -> Form {
+        Form::Balanced
+    }
+
+    fn basis(&self, _: Option<SiteEvidence<'_>>, _: &str, _: &Options, _: Par) -> Result<Box<dyn Basis>> {
+        Ok(Box::new(*self))
+    }
+
+    fn layer_memory(&self, outputs: u64, inputs: u64, components: u64) -> u64 {
+        low_rank::memory(outputs, inputs, components)
+    }
 }
 
-/// The components of a weight's own decomposition. No data were seen, so nothing is known of what a layer feels.
+impl Basis for Pissa {
+    fn decompose(&self, weight: Weight<'_>, options: &Options, par: Par) -> Result<Draft> {
+        let components = options.components(weight.full_rank());
+        let svd = low_rank::truncated_svd(&weight.numbers, components, options.seed, weight.name, par)?;
+        Ok(Draft::Update(of_weight(svd)))
+    }
+}
+
+/// The components of a weight's own decomposition. There are no data, and so no energies of activations.
 pub(super) fn of_weight(svd: TruncatedSvd) -> Decomposition {
     let TruncatedSvd { u, s, v, energy, energy_exact, residual } = svd;
     let components = Components { u, sigma: s, a: v, activation_energy: Vec::new(), output_energy: 0.0 };

@@ -1,10 +1,12 @@
 //! The accuracy of moments on activations far from zero, against sums in f64.
 
-use super::*;
+use super::Moments;
 use crate::random::gaussian;
+use crate::simd::{self, Rows, Values, Workspace};
+use faer::Mat;
 use half::{bf16, f16};
 
-/// The numbers of a matrix as a file of some format holds them.
+/// The numbers of a matrix in one number format.
 enum Recording {
     F64(Vec<f64>),
     F32(Vec<f32>),
@@ -12,7 +14,7 @@ enum Recording {
     Bf16(Vec<bf16>),
 }
 
-/// A number format: its name, the relative distance of neighbouring numbers, and how it holds numbers.
+/// A number format: its name, the relative distance of neighbouring numbers, and the conversion to it.
 type Format = (&'static str, f64, fn(&[f64]) -> Recording);
 
 const FORMATS: [Format; 4] = [
@@ -76,8 +78,8 @@ fn difference(found: &Mat<f64>, exact: &Mat<f64>) -> f64 {
     entries.map(error).fold(0.0, f64::max)
 }
 
-/// Correlated rows. Column `j` has a mean of `ratio(j)` standard deviations, as far as the format can tell that many apart; its
-/// scale is one of three.
+/// Correlated rows. Column `j` has a mean of `ratio(j)` standard deviations, as far as the format can represent that; its scale is one of
+/// three.
 fn recording((_, spacing, hold): Format, ratio: impl Fn(usize) -> f64) -> Recording {
     let mixing = gaussian::<f64>(WIDTH, WIDTH, 1, "mixing") * faer::Scale(0.1);
     let rows = gaussian::<f64>(ROWS, WIDTH, 1, "rows") * (mixing + Mat::<f64>::identity(WIDTH, WIDTH));
@@ -94,7 +96,7 @@ fn check(ratio: impl Fn(usize) -> f64 + Copy) {
     for format in FORMATS {
         let error = recording(format, ratio).error();
         println!("{} {error:.1e}", format.0);
-        // Far from zero short formats have few different numbers, and their products are all rounded alike.
+        // Far from zero, short formats have few different numbers, and all their products are rounded in the same way.
         let short = matches!(format.0, "f16" | "bf16");
         assert!(error < if short { 1e-5 } else { 2e-6 }, "{}: {error:e}", format.0);
     }
@@ -135,7 +137,7 @@ fn covariance_with_one_channel_at_1000_deviations() {
     check(|j| if j == 7 { 1000.0 } else { 0.0 });
 }
 
-/// f64 rows that differ in digits that f32 does not have.
+/// Rows of f64 that differ only beyond the digits of f32.
 #[test]
 fn covariance_of_f64_rows_at_means_of_100000_deviations() {
     let error = recording(FORMATS[0], |_| 1e5).error();
@@ -143,7 +145,7 @@ fn covariance_of_f64_rows_at_means_of_100000_deviations() {
     assert!(error < 1e-5, "{error:e}");
 }
 
-/// Moments of recordings with different means add up.
+/// Moments of recordings with different means can be merged.
 #[test]
 fn moments_with_different_means_merge() {
     let [near, far] = [100.0, -1e4].map(|ratio| recording(FORMATS[1], |_| ratio));
@@ -158,8 +160,8 @@ fn moments_with_different_means_merge() {
     let mean: Vec<f64> = (0..WIDTH).map(mean).collect();
     let centred = Mat::from_fn(2 * ROWS, WIDTH, |i, j| both[i * WIDTH + j] - mean[j]);
     let exact = centred.transpose() * &centred * faer::Scale(1.0 / (2 * ROWS) as f64);
-    // The means differ by so much that the entries are nearly 2.6e7 times those of the parts: what is left of the parts shows
-    // after the means of both are taken out.
+    // The means differ by so much that the entries are nearly 2.6e7 times those of the parts: the errors of the parts show after both
+    // means are subtracted.
     let error = difference(&merged.covariance().unwrap(), &exact);
     assert!(error < 1e-12, "{error:e}");
 }
@@ -182,7 +184,7 @@ fn columns_that_bf16_loses_are_named() {
     assert!(!Moments::new(3).all_lost_in_bf16());
 }
 
-/// Activations of which most are zero, as after a ReLU, are as accurate as others.
+/// Activations that are mostly zero, as after a ReLU, are as accurate as others.
 #[test]
 fn covariance_of_sparse_channels() {
     let rows = gaussian::<f64>(ROWS, WIDTH, 3, "rows");
@@ -195,7 +197,7 @@ fn covariance_of_sparse_channels() {
     }
 }
 
-/// A row of outliers in a block hides neither the other rows nor the other channels.
+/// A row of outliers in a block does not reduce the accuracy of other rows and channels.
 #[test]
 fn covariance_with_outlying_rows() {
     let rows = gaussian::<f64>(ROWS, WIDTH, 4, "rows");

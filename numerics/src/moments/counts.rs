@@ -1,11 +1,11 @@
-//! What is remembered of the tokens that an embedding met: how often each of them was.
+//! Counts of the tokens that an embedding read.
 //!
-//! An embedding answers token `i` with row `i` of its table, so its activations are the unit vectors `e_i`, and everything
-//! that moments hold follows from the frequencies `p`: the mean is `p`, and the second moment `diag(p)`.
+//! An embedding returns row `i` of its table for token `i`. So its activations are the unit vectors `e_i`, and their moments follow from
+//! the frequencies `p`: the mean is `p`, and the second moment `diag(p)`.
 
 use crate::error::{Error, Result};
 
-/// How often each token of a vocabulary was met.
+/// How often each token of a vocabulary occurred.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Counts {
     counts: Vec<u64>,
@@ -13,14 +13,13 @@ pub struct Counts {
 }
 
 impl Counts {
-    /// The most tokens that are counted: sixty times the vocabularies of language models. What is longer counts something else, and is
-    /// not read.
+    /// The largest vocabulary: sixty times that of language models. A longer file holds something else and is not read.
     pub const MOST: usize = 1 << 24;
 
     /// From the count of each token.
     ///
     /// # Errors
-    /// [`Error::NoRows`] if no token was met; [`Error::Option`] if their number is too large to be counted.
+    /// [`Error::NoRows`] if all counts are zero; [`Error::Option`] if their number is too large to be counted.
     pub fn new(counts: Vec<u64>) -> Result<Self> {
         let total = counts.iter().try_fold(0_u64, |sum, count| sum.checked_add(*count));
         match total {
@@ -46,7 +45,7 @@ impl Counts {
             .total
             .checked_add(other.total)
             .ok_or_else(|| too_many(self.total as f64 + other.total as f64))?;
-        // None of them is larger than the total.
+        // No count is larger than the total, so none overflows.
         for (mine, theirs) in self.counts.iter_mut().zip(&other.counts) {
             *mine += theirs;
         }
@@ -63,7 +62,7 @@ impl Counts {
         self.counts.len()
     }
 
-    /// Tokens that were met, each as often as it was.
+    /// The sum of all counts.
     pub fn total(&self) -> u64 {
         self.total
     }
@@ -79,7 +78,7 @@ impl Counts {
         self.counts.iter().map(|&count| count as f64 / total).collect()
     }
 
-    /// `tr Σ = 1 − |p|²`, without cancellation: exactly zero if one token alone was met.
+    /// `tr Σ = 1 − |p|²`, without cancellation: exactly zero if only one token occurred.
     pub fn variance(&self) -> f64 {
         let total = self.total as f64;
         let share = |&count: &u64| count as f64 / total * ((self.total - count) as f64 / total);
@@ -94,10 +93,11 @@ fn too_many(found: f64) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use expect_test::expect;
     use quickcheck::quickcheck;
 
     quickcheck! {
-        /// Whatever is added in whatever order: the sum of each token, and their total.
+        /// Merging adds the counts of each token and the totals.
         fn merging_adds(pairs: Vec<(u32, u32)>) -> bool {
             let of = |counts: Vec<u64>| Counts::new(counts);
             let (left, right): (Vec<u64>, Vec<u64>) =
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn shares_of_the_whole() {
+    fn frequencies_and_variance_of_counts() {
         let counts = Counts::new(vec![3, 0, 1]).unwrap();
         assert_eq!((counts.width(), counts.total()), (3, 4));
         assert_eq!(counts.frequencies(), [0.75, 0.0, 0.25]);
@@ -120,17 +120,15 @@ mod tests {
     }
 
     #[test]
-    fn nothing_and_too_much_are_refused() {
+    fn zero_and_overflowing_counts_are_refused() {
         assert_eq!(Counts::new(vec![0, 0]), Err(Error::NoRows));
-        let text = Counts::new(vec![u64::MAX, 1]).unwrap_err().to_string();
-        assert!(
-            text.starts_with("the number of tokens is 1844") && text.ends_with("must be below 2^64"),
-            "{text}"
-        );
+        expect!["the number of tokens is 18446744073709552000, but must be below 2^64"]
+            .assert_eq(&Counts::new(vec![u64::MAX, 1]).unwrap_err().to_string());
         let mut counts = Counts::new(vec![u64::MAX - 1, 1]).unwrap();
         let before = counts.clone();
-        let text = counts.merge(&Counts::new(vec![0, 1]).unwrap()).unwrap_err().to_string();
-        assert!(text.starts_with("the number of tokens is 1844"), "{text}");
+        let refused = counts.merge(&Counts::new(vec![0, 1]).unwrap()).unwrap_err();
+        expect!["the number of tokens is 18446744073709552000, but must be below 2^64"]
+            .assert_eq(&refused.to_string());
         let other = counts.merge(&Counts::new(vec![1]).unwrap());
         let what = "number of tokens that were counted";
         assert_eq!(other, Err(Error::Shape { what, expected: 2, found: 1 }));

@@ -5,10 +5,9 @@ use crate::error::{Error, Result};
 use crate::simd::{Rows, Workspace};
 use faer::Mat;
 
-/// Moments of pairs of rows `(z, x)`, from the Gram matrix of the rows `[z − x, x]`. That costs no more than three separate
-/// products would.
+/// Moments of pairs of rows `(z, x)`, from the Gram matrix of the rows `[z − x, x]`. That costs no more than three separate products.
 ///
-/// The change `E[(z − x) xᵀ]` is accumulated as it is. As a difference of `E[z xᵀ]` and `E[x xᵀ]` it would be lost where `z` is
+/// The change `E[(z − x) xᵀ]` is accumulated as it is. As a difference of `E[z xᵀ]` and `E[x xᵀ]` it would lose its digits if `z` is
 /// close to `x`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PairedMoments {
@@ -44,12 +43,12 @@ impl PairedMoments {
         self.joint.add(pairs, workspace, threads)
     }
 
-    /// The moments of rows of `2 d` numbers, from which [`from_joint`](Self::from_joint) goes on.
+    /// The moments of the rows of `2 d` numbers. [`from_joint`](Self::from_joint) reads them back.
     pub fn joint(&self) -> &Moments {
         &self.joint
     }
 
-    /// Pairs whose joint moments were computed before.
+    /// Pairs from joint moments that were computed before.
     ///
     /// # Errors
     /// [`Error::Shape`] for an odd width.
@@ -89,6 +88,26 @@ impl PairedMoments {
             },
         );
         Ok(Sides { source, target, change })
+    }
+}
+
+/// Fills `joint` with rows of `2 d` numbers for [`PairedMoments::add`]: the difference `z − x`, then `x`. In f64, where the
+/// difference of two numbers of any shorter format loses nothing that f32 would keep. A number of `z` that is not finite as an f32
+/// gives NaN.
+///
+/// # Panics
+/// If the two blocks differ in their number of rows or their width.
+pub fn join_pairs(z: Rows<'_>, x: Rows<'_>, joint: &mut Vec<f64>) {
+    assert_eq!((z.rows, z.width), (x.rows, x.width), "pairs of rows");
+    let width = x.width;
+    joint.resize(x.rows * 2 * width, 0.0);
+    for (row, pair) in joint.chunks_exact_mut((2 * width).max(1)).enumerate() {
+        let (change, right) = pair.split_at_mut(width);
+        z.copy_row(row, change);
+        x.copy_row(row, right);
+        for (change, x) in change.iter_mut().zip(right) {
+            *change = if (*change as f32).is_finite() { *change - *x } else { f64::NAN };
+        }
     }
 }
 

@@ -1,11 +1,11 @@
-//! The micro-kernel of bf16 rows: the dot product of AVX-512 BF16, `vdpbf16ps`, which pulp does not offer.
+//! The micro-kernel of bf16 rows: the dot product of AVX-512 BF16, `vdpbf16ps`, which pulp does not provide.
 //!
 //! A word holds the bf16 of two rows, so that one instruction multiplies and adds twice.
 
 use super::Tier;
 use super::kernel::Kernel;
 
-/// The bf16 dot product. Its existence proves that the processor has it.
+/// The bf16 dot product. A value of this type proves that the processor has the instruction.
 #[derive(Clone, Copy)]
 pub(super) struct DotProduct(Proof);
 
@@ -65,7 +65,7 @@ mod x86 {
     const LANES: usize = DotProduct::LANES;
     const HEIGHT: usize = DotProduct::HEIGHT;
 
-    /// [`Kernel::multiply`], in the same loops as that of f32.
+    /// [`Kernel::multiply`], in the same loops as for f32.
     #[target_feature(enable = "avx512f,avx512bf16")]
     pub(super) fn multiply<const V: usize>(
         left: &[u32],
@@ -83,10 +83,10 @@ mod x86 {
             for (left, right) in left.chunks_exact(VECTORS * LANES).zip(right.chunks_exact(VECTORS)) {
                 let (left, right) = (&left[first..first + HEIGHT], &right[skip..skip + V]);
                 for (sums, &factor) in sums.iter_mut().zip(left) {
-                    // SAFETY: both types are 64 bytes of which any are valid.
+                    // SAFETY: both types are 64 bytes, and all bit patterns are valid.
                     let factor: __m512bh = unsafe { transmute(_mm512_set1_epi32(factor.cast_signed())) };
                     for (sum, &numbers) in sums.iter_mut().zip(right) {
-                        // SAFETY: both types are 64 bytes of which any are valid.
+                        // SAFETY: both types are 64 bytes, and all bit patterns are valid.
                         let numbers: __m512bh = unsafe { transmute::<[u32; LANES], _>(numbers) };
                         *sum = _mm512_dpbf16_ps(*sum, factor, numbers);
                     }
@@ -96,7 +96,7 @@ mod x86 {
         let tile = &mut tile.as_chunks_mut::<LANES>().0[..HEIGHT * V];
         for (vectors, sums) in tile.chunks_exact_mut(V).zip(sums) {
             for (vector, sum) in vectors.iter_mut().zip(sums) {
-                // SAFETY: both types are 64 bytes of which any are valid.
+                // SAFETY: both types are 64 bytes, and all bit patterns are valid.
                 *vector = unsafe { transmute::<__m512, [f32; LANES]>(sum) };
             }
         }

@@ -1,4 +1,4 @@
-//! Column statistics: sums, absolute maxima, and whether everything was finite.
+//! Column statistics: sums, absolute maxima, and a check that all numbers are finite.
 
 use super::kernel::VECTORS;
 use pulp::Simd;
@@ -6,18 +6,18 @@ use pulp::Simd;
 /// Bits of an f32 without its sign.
 const MAGNITUDE: u32 = 0x7fff_ffff;
 
-/// What was seen of the columns of one panel.
+/// The statistics of the columns of one panel.
 #[derive(Clone, Copy)]
 pub(super) struct Columns<S: Simd> {
     sum: [S::f32s; VECTORS],
     /// Bits of the largest absolute value. The bits of non-negative floats sort, as integers, like the
-    /// floats; infinity sorts above every number, and NaN above infinity. So this one maximum, unlike a
-    /// maximum of floats, also remembers anything that is not finite.
+    /// floats; infinity sorts above every number, and NaN above infinity. So this maximum, unlike a maximum of floats, also shows numbers
+    /// that are not finite.
     magnitude: [S::u32s; VECTORS],
 }
 
 impl<S: Simd> Columns<S> {
-    /// Goes on from what was stored. The slices are as long as a panel is wide.
+    /// Continues from stored statistics. The slices are as long as a panel is wide.
     #[inline(always)]
     pub(super) fn load(sum: &[f32], magnitude: &[u32]) -> Self {
         let (sum, magnitude) = (S::as_simd_f32s(sum).0, S::as_simd_u32s(magnitude).0);
@@ -30,7 +30,7 @@ impl<S: Simd> Columns<S> {
         S::as_mut_simd_u32s(magnitude).0.copy_from_slice(&self.magnitude);
     }
 
-    /// One more row.
+    /// Adds a row.
     #[inline(always)]
     pub(super) fn add(&mut self, simd: S, row: [S::f32s; VECTORS]) {
         for (v, numbers) in row.into_iter().enumerate() {
@@ -41,7 +41,7 @@ impl<S: Simd> Columns<S> {
     }
 }
 
-/// Whether all numbers were finite that left these magnitudes.
+/// Returns whether all numbers with these magnitudes are finite.
 pub(super) fn all_finite(magnitudes: &[u32]) -> bool {
     magnitudes.iter().all(|&magnitude| magnitude < f32::INFINITY.to_bits())
 }

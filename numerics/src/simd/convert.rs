@@ -1,11 +1,11 @@
-//! From each number format to f32, a run of numbers at a time.
+//! Conversion from each number format to f32, a run of numbers at a time.
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 /// A number format that rows come in.
 pub(super) trait Number: Copy + Into<f64> {
-    /// Whether every number of the format is an f32.
+    /// True if every number of the format is an f32.
     const FITS_F32: bool;
 
     /// Rounds (f64) or widens (the others) to f32. The slices are equally long.
@@ -44,10 +44,10 @@ impl Number for f16 {
 impl Number for bf16 {
     const FITS_F32: bool = true;
 
-    /// Not half's conversion, which branches at every NaN. Here NaN may stay signalling, since it is refused.
+    /// The conversion of `half` branches at every NaN. Here a NaN may stay signalling, since it is refused.
     #[inline(always)]
     fn convert(from: &[Self], to: &mut [f32]) {
-        // In runs of a vector, because a short loop of known length is unrolled before it is vectorized.
+        // In runs of a vector, because the compiler unrolls a short loop of known length before it vectorizes it.
         let (from, from_rest) = from.as_chunks::<16>();
         let (to, to_rest) = to.as_chunks_mut::<16>();
         for (to, from) in to.iter_mut().zip(from) {

@@ -7,31 +7,31 @@
 //!       for first in 0, HEIGHT, … of `left`
 //!         tile = 0                                           # HEIGHT × VECTORS vectors, in registers
 //!         for line in the lines of both panels               # up to BLOCK_ROWS: the whole block
-//!           now and then: prefetch one of triangle[rows of the tile]
+//!           at intervals: prefetch one of triangle[rows of the tile]
 //!           tile += left[line][first..][..HEIGHT] ⊗ right[line]
 //!         triangle[rows of the tile, columns of right] += tile + s cᵀ + c (s + n c)ᵀ   # in f64
 //! ```
 //!
-//! The packed rows are `y = x − c`, where the pilot `c` is the mean of the block rounded to f32, and `s = Σ y`. A tile in f32 is
-//! accurate relative to the spread of the columns, whatever their means, and the last line makes it the product of the rows `x`
-//! that were read. Products of bf16 by the dot product are not centred, and are added as they are.
+//! The packed rows are `y = x − c`, where the pilot `c` is the mean of the block rounded to f32, and `s = Σ y`. A tile in f32 is accurate
+//! relative to the spread of the columns for all means, and the last line turns it into the product of the rows `x`. Products of bf16 by
+//! the dot product are not centred and are added directly.
 //!
-//! What makes it fast:
+//! Why it is fast:
 //!
 //! 1. A tile stays in registers over the whole block, so its sums are neither loaded nor stored while they grow:
 //!    `HEIGHT · VECTORS` fused multiply-adds need `VECTORS` loads and `HEIGHT` broadcasts. The tile leaves
 //!    room for one line of `right` and one broadcast: 8 × 3 of the 32 registers of AVX-512, 6 × 3 of the 32 of
 //!    NEON, 4 × 3 of the 16 of AVX2.
-//! 2. That is also what fixes the result: each element is one chain of fused multiply-adds in the order of the rows,
-//!    wherever its tile lies and however wide the vectors are.
+//! 2. This also defines the result: each element is one chain of fused multiply-adds in the order of the rows, for every position of its
+//!    tile and every width of vectors.
 //! 3. Rows are packed once. `HEIGHT` divides the width of a panel, so the same panel serves as the left factor,
 //!    read a number at a time, and as the right one, read a vector at a time.
 //! 4. A line of a panel is whole cache lines, and lines follow one another: the hardware prefetcher sees one stream.
 //! 5. `left` stays in L2 while `right` passes by, once per piece: traffic beyond L2 is a small part of the arithmetic.
-//! 6. Only tiles that touch the upper triangle are computed, and of those only the vectors that do. At the
-//!    diagonal that drops the vectors left of it, at the right edge those that are nothing but padding.
-//! 7. The rows of the triangle that a tile will be added to are far apart and seldom in a cache. They are requested
-//!    while the tile is computed, one row now and then: all at once they would hold up the tile's own loads.
+//! 6. Only tiles that touch the upper triangle are computed, and in them only the vectors that do. This skips the vectors left of the
+//!    diagonal, and those at the right edge that are only padding.
+//! 7. The rows of the triangle that a tile is added to are far apart and rarely in a cache. They are prefetched while the tile is
+//!    computed, one row at a time: all at once they would delay the tile's own loads.
 //! 8. A piece is whole rows of the triangle, which are contiguous. So threads write to disjoint slices and
 //!    need no locks, and a tile's row is added as one run of neighbours.
 
@@ -55,8 +55,8 @@ pub(super) struct Piece<'a, W> {
     pub triangle: &'a mut [f64],
 }
 
-/// How many rows a piece has: enough that a panel is used often while it is in a cache, and few enough that every
-/// thread gets several pieces.
+/// The number of rows of a piece: enough that a panel is used often while it is in a cache, and few enough that every thread gets several
+/// pieces.
 pub(super) fn rows_per_piece(width: usize, panel_width: usize, threads: usize) -> usize {
     const MOST: usize = 144;
     const PIECES_PER_THREAD: usize = 8;
@@ -94,7 +94,7 @@ impl WithSimd for Piece<'_, f32> {
     }
 }
 
-/// A piece for the bf16 dot product: the additions to the triangle run with the widest instructions too.
+/// A piece for the bf16 dot product: the additions to the triangle also use the widest instructions.
 pub(super) struct DotPiece<'a> {
     pub piece: Piece<'a, u32>,
     pub dot_product: DotProduct,
@@ -156,7 +156,7 @@ impl<W> Piece<'_, W> {
         }
     }
 
-    /// Those of the columns that are in the upper triangle, of one row. The last one is.
+    /// The columns of one row that are in the upper triangle. The last one always is.
     #[inline(always)]
     fn triangle_row(&mut self, row: usize, columns: &Range<usize>) -> &mut [f64] {
         let diagonal = row_start(self.width, row) - row_start(self.width, self.rows.start);
@@ -165,7 +165,7 @@ impl<W> Piece<'_, W> {
     }
 }
 
-/// Adds products of centred columns as products of the columns that were read: with `x = y + c`, `n` rows and `s = Σ y`,
+/// Adds products of centred columns as products of the original columns: with `x = y + c`, `n` rows and `s = Σ y`,
 /// `Σ x_i x_j = Σ y_i y_j + s_i c_j + c_i (s_j + n c_j)`.
 #[inline(always)]
 fn add_centred<W>(sums: &[f32], packed: &Packed<W>, left: usize, right: Range<usize>, to: &mut [f64]) {

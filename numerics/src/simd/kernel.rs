@@ -10,13 +10,13 @@ pub(super) const LARGEST_TILE: usize = 8 * VECTORS * 16;
 
 /// Multiplies packed panels.
 pub(super) trait Kernel: Copy {
-    /// What a panel holds: an f32, or the bf16 of two rows.
+    /// The word of a panel: an f32, or the bf16 of two rows.
     type Word: Copy;
     /// Numbers in a vector of f32.
     const LANES: usize;
     /// Rows of a tile; divides the width of a panel.
     const HEIGHT: usize;
-    /// Whether the panels hold centred rows.
+    /// True if the panels hold centred rows.
     const CENTRED: bool;
 
     /// One tile: the products of the columns `first .. first + HEIGHT` of the panel `left` with the vectors of
@@ -35,7 +35,7 @@ pub(super) trait Kernel: Copy {
     );
 }
 
-/// How many lines go by between two calls of `meanwhile`.
+/// The number of lines between two calls of `meanwhile`.
 #[inline(always)]
 pub(super) fn lines_between_calls<K: Kernel>(panel_len: usize) -> usize {
     (panel_len / (VECTORS * K::LANES)).div_ceil(K::HEIGHT)

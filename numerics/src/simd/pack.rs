@@ -1,11 +1,11 @@
-//! Packing: from rows of any format to panels, and the column statistics on the way.
+//! Packing: from rows of any format to panels, with their column statistics.
 //!
 //! A few panels ([`PANELS`]) are filled in two passes. The first converts the rows to f32, stores them, and takes their
-//! sums and maxima. The second, while these panels are still in L2, subtracts the pilot of each column. The dot
-//! product of bf16 has the first pass only.
+//! sums and maxima. The second, while these panels are still in L2, subtracts the pilot of each column. The dot product of bf16 uses the
+//! first pass only.
 //!
-//! Two things make the first pass fast. Rows are taken [`ROWS`] at a time through the panels, so that what is read of one row
-//! is long enough for the hardware prefetcher. And a line's statistics are taken while it is in registers.
+//! Two things make the first pass fast. Rows are taken [`ROWS`] at a time through the panels, so that each read of a row is long enough
+//! for the hardware prefetcher. And a line's statistics are taken while it is in registers.
 
 use super::columns::Columns;
 use super::convert::Number;
@@ -32,9 +32,9 @@ pub(super) struct Pack<'a, W> {
     pub sum: &'a mut [f32],
     /// Receives the bits of the largest absolute value of each column.
     pub magnitude: &'a mut [u32],
-    /// Receives what was subtracted from each column.
+    /// Receives the number that was subtracted from each column.
     pub pilot: &'a mut [f64],
-    /// Receives the sum of what was left of each column, in row order.
+    /// Receives the sum of each column after the subtraction, in row order.
     pub rest: &'a mut [f64],
 }
 
@@ -59,7 +59,7 @@ impl Pack<'_, f32> {
         let stride = self.rows.stride;
         self.pack::<S, 1>(|seen, row, columns, line| {
             let from = &values[row * stride + columns.start..row * stride + columns.end];
-            // Told apart so that the usual, full line has a length that the compiler knows.
+            // A separate case, so that the usual full line has a length that the compiler knows.
             if from.len() == VECTORS * S::F32_LANES {
                 N::convert(&from[..VECTORS * S::F32_LANES], line);
             } else {
@@ -77,7 +77,7 @@ impl Pack<'_, f32> {
         }
     }
 
-    /// Subtracts the pilot of each column, in panels of `WIDTH` columns, and sums what is left.
+    /// Subtracts the pilot of each column, in panels of `WIDTH` columns, and sums the differences.
     #[inline(always)]
     fn centre<const WIDTH: usize, N: Number>(self, values: &[N]) {
         let Rows { rows, width, stride, .. } = self.rows;
@@ -99,7 +99,7 @@ impl Pack<'_, f32> {
                     }
                 }
             } else {
-                // The panel holds rounded numbers. The difference of the exact ones is rounded instead.
+                // The panel holds rounded numbers. So the difference is computed from the exact ones and then rounded.
                 let columns = first..width.min(first + WIDTH);
                 for (row, line) in lines.iter_mut().enumerate() {
                     let from = &values[row * stride + columns.start..row * stride + columns.end];
@@ -117,11 +117,11 @@ impl Pack<'_, f32> {
     }
 }
 
-/// The number that is subtracted from a column: its mean, as near as a sum in f32 gives it, or zero.
+/// The number that is subtracted from a column: its mean, as accurate as a sum in f32, or zero.
 ///
-/// A column is left as it is where its mean is small beside its largest number. Its deviations are large then, and its numbers
-/// may be short, or many of them zero, as after a ReLU: their products add up with less rounding as they are. So is a
-/// column whose squares overflow anyway, because its differences may overflow as well.
+/// It is zero if the mean is small beside the largest number of the column. Then deviations are large, and numbers may be short or often
+/// zero, as after a ReLU: their products add up with less rounding without the subtraction. It is also zero for a column whose squares
+/// overflow, because its differences may overflow as well.
 fn pilot_of(sum: f32, magnitude: u32, rows: usize) -> f32 {
     /// 2⁶⁴, above the root of the largest f32.
     const LARGEST: f32 = 18_446_744_073_709_551_616.0;

@@ -18,20 +18,20 @@ pub(super) struct Packed<W> {
     panel_len: usize,
     /// Sum of each column in f32, padded to whole panels.
     sum: Vec<f32>,
-    /// Bits of the largest absolute value of each column, padded likewise, as are all that follow.
+    /// Bits of the largest absolute value of each column, padded likewise, as are all following fields.
     pub magnitude: Vec<u32>,
     /// The pilot of each column, `c`.
     pub pilot: Vec<f64>,
-    /// Sum of what was left of each column, `s`.
+    /// Sum of each column after the subtraction, `s`.
     pub rest: Vec<f64>,
-    /// Sum of each column as it was read, `s + n c`.
+    /// Sum of each original column, `s + n c`.
     pub total: Vec<f64>,
 }
 
 const CACHE_LINE: usize = 64;
 
 impl<W: Copy + Default + Send> Packed<W> {
-    /// Takes in a block of at least one row and column, `rows_per_line` rows to a line; `pack` fills a few
+    /// Fills itself with a block of at least one row and column, `rows_per_line` rows to a line; `pack` fills a few
     /// panels.
     pub(super) fn fill(
         &mut self,
@@ -67,7 +67,7 @@ impl<W: Copy + Default + Send> Packed<W> {
         if self.words.len() < len {
             self.words = vec![W::default(); len];
         }
-        // `align_offset` may decline to answer. Only speed would suffer.
+        // `align_offset` may fail. Then only speed suffers.
         self.start = self.words.as_ptr().align_offset(CACHE_LINE).min(slack);
         self.sum.resize(panels * panel_width, 0.0);
         self.magnitude.resize(panels * panel_width, 0);

@@ -1,5 +1,5 @@
-//! What the processor can do at most: fused multiply-adds of f32 between registers, with the best tier of vectors. The
-//! measure that the kernels' speed is told as a share of.
+//! The peak speed of the processor: fused multiply-adds of f32 between registers, with the best tier of vectors. The speed of the kernels
+//! is stated as a share of it.
 
 use super::Tier;
 use pulp::{Simd, WithSimd};
@@ -51,7 +51,7 @@ pub fn operations(threads: usize) -> u64 {
     (2 * CHAINS * LINKS * lanes * threads) as u64
 }
 
-/// Operations per second on this many threads, the best of a few runs: other work on the machine can only lower it.
+/// Operations per second on this many threads, the best of a few runs, because other work on the machine can only lower it.
 pub fn rate(threads: usize) -> f64 {
     const RUNS: usize = 3;
     let once = || {

@@ -1,6 +1,6 @@
-//! Asking for memory before it is needed. pulp does not offer it.
+//! Prefetching memory, which pulp does not provide.
 
-/// Asks for these numbers. Does nothing where the standard library has no such instruction.
+/// Prefetches these numbers. Does nothing if the standard library has no such instruction.
 #[inline(always)]
 pub(super) fn prefetch(numbers: &[f64]) {
     #[cfg(target_arch = "x86_64")]

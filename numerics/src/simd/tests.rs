@@ -2,6 +2,8 @@
 
 use super::*;
 use crate::error::Error;
+use expect_test::expect;
+use half::{bf16, f16};
 use quickcheck::{Arbitrary, Gen};
 use std::fmt;
 
@@ -14,7 +16,7 @@ struct Statistics {
 }
 
 impl Statistics {
-    /// Not zero, so that a kernel that overwrites is caught.
+    /// Not zero, to catch a kernel that overwrites.
     fn start(width: usize) -> Self {
         let gram = (0..width * (width + 1) / 2).map(|i| 0.5 + i as f64).collect();
         Self { gram, sum: vec![-3.25; width], abs_max: vec![0.125; width] }
@@ -25,14 +27,14 @@ impl Statistics {
     }
 
     fn bits(&self) -> (Vec<u64>, Vec<u64>, Vec<u32>) {
-        // An overflow may leave NaN, of which there are many.
+        // An overflow may give NaN, which has many bit patterns.
         let one_nan = |number: &f64| if number.is_nan() { f64::NAN } else { *number };
         let bits = |numbers: &[f64]| numbers.iter().map(one_nan).map(f64::to_bits).collect();
         (bits(&self.gram), bits(&self.sum), self.abs_max.iter().map(|number| number.to_bits()).collect())
     }
 }
 
-/// The definition, as the documentation of the module has it.
+/// The definition, as in the documentation of the module.
 fn oracle(rows: Rows<'_>, into: &mut Statistics) {
     if rows.rows == 0 {
         return;
@@ -173,23 +175,22 @@ macro_rules! properties_of_tier {
             use quickcheck::quickcheck;
 
             quickcheck! {
-                /// Protects the definition of the result: odd sizes, strides, no rows, one row, every format.
+                /// The result agrees with its definition: odd sizes, strides, no rows, one row, every format.
                 fn equals_the_oracle(block: Block) -> bool {
                     let mut expected = Statistics::start(block.width);
                     oracle(block.rows(), &mut expected);
                     $tier.instructions().is_none() || run(block.rows(), $tier, 1).bits() == expected.bits()
                 }
 
-                /// Protects against a result that depends on who computes which tile.
-                fn threads_do_not_matter(block: Block) -> bool {
+                /// The result does not depend on the thread that computes a tile.
+                fn threads_do_not_change_the_result(block: Block) -> bool {
                     $tier.instructions().is_none() || {
                         let alone = run(block.rows(), $tier, 1);
                         [2, 7].into_iter().all(|threads| run(block.rows(), $tier, threads).bits() == alone.bits())
                     }
                 }
 
-                /// Protects whoever reads the message, and whoever carries on after it: the first offender in
-                /// row-major order is named, and nothing was added.
+                /// The error names the first number in row-major order that is not finite, and nothing is added.
                 fn refuses_what_is_not_finite(block: Block, offenders: Vec<(usize, usize, u8)>) -> bool {
                     $tier.instructions().is_none() || refuses_offenders(block, &offenders, $tier)
                 }
@@ -225,8 +226,7 @@ fn refuses_offenders(mut block: Block, offenders: &[(usize, usize, u8)], tier: T
     found == expected && (found.is_ok() || statistics.bits() == Statistics::start(block.width).bits())
 }
 
-/// Protects the promise that an adapter does not depend on the machine: the same bits from every tier, at a size
-/// with several pieces for each thread.
+/// All tiers give the same bits, at a size with several pieces for each thread.
 #[test]
 fn tiers_agree() {
     for format in FORMATS {
@@ -238,7 +238,7 @@ fn tiers_agree() {
     }
 }
 
-/// Protects full blocks at a width that no panel divides.
+/// Full blocks at a width that is no multiple of a panel.
 #[test]
 fn a_full_block_equals_the_oracle() {
     let block = Block::smooth(BLOCK_ROWS, 131, Format::F32);
@@ -249,7 +249,7 @@ fn a_full_block_equals_the_oracle() {
     }
 }
 
-/// Protects the conversions: a block of any format that fits f32 is the block of f32 that it converts to.
+/// A block of any format that fits f32 gives the same as the converted block of f32.
 #[test]
 fn formats_that_fit_f32_are_converted_first() {
     for format in [Format::F32, Format::F16, Format::Bf16] {
@@ -267,7 +267,7 @@ fn formats_that_fit_f32_are_converted_first() {
     }
 }
 
-/// Protects against leftovers: a workspace that has seen a larger block gives the bits of a new one.
+/// A workspace that was used for a larger block gives the same bits as a new one.
 #[test]
 fn a_workspace_can_be_reused() {
     let sizes = [(200, 301), (3, 5), (1, 301), (512, 17), (0, 9), (7, 0), (5, 145)];
@@ -287,7 +287,7 @@ fn a_workspace_can_be_reused() {
     }
 }
 
-/// Protects the accuracy that `Precision::Bf16` documents: its bound, and about the error of f32 where means are small.
+/// The accuracy that `Precision::Bf16` documents: its bound, and about the error of f32 for small means.
 #[test]
 fn the_dot_product_is_as_exact_as_documented() {
     if !Precision::Bf16.supported() {
@@ -322,8 +322,7 @@ fn relative_error(rows: Rows<'_>, found: &Statistics) -> f64 {
     errors.fold(0.0, f64::max)
 }
 
-/// Protects the sums from what centring could break: columns whose pilot, differences or squares would overflow have the sums
-/// that they had, and the columns beside them keep theirs.
+/// Centring does not break columns whose pilot, differences or squares would overflow, nor the columns beside them.
 #[test]
 fn columns_near_the_ends_of_f32() {
     let largest = f32::MAX;
@@ -353,7 +352,7 @@ fn columns_near_the_ends_of_f32() {
     }
 }
 
-/// Protects f64 rows: their means are subtracted before they are rounded.
+/// The means of f64 rows are subtracted before rounding.
 #[test]
 fn differences_of_f64_rows_are_rounded_and_not_the_rows() {
     let values: Vec<f64> = (0..640u64).map(|index| 1e6 + pseudo_random(index)).collect();
@@ -367,9 +366,9 @@ fn differences_of_f64_rows_are_rounded_and_not_the_rows() {
     assert!(error.abs() < 5e-4, "{error:e}");
 }
 
-/// Protects formats with more digits than bf16 from being rounded to it.
+/// Formats with more digits than bf16 are not rounded to bf16.
 #[test]
-fn the_dot_product_leaves_other_formats_alone() {
+fn the_dot_product_is_not_used_for_other_formats() {
     if !Precision::Bf16.supported() {
         return;
     }
@@ -379,9 +378,9 @@ fn the_dot_product_leaves_other_formats_alone() {
     }
 }
 
-/// Protects the rows of bf16 from what is not finite under the dot product too.
+/// Rows of bf16 that are not finite are also refused with the dot product.
 #[test]
-fn the_dot_product_refuses_what_is_not_finite() {
+fn the_dot_product_refuses_numbers_that_are_not_finite() {
     if !Precision::Bf16.supported() {
         return;
     }
@@ -403,16 +402,24 @@ fn run_dot_product(rows: Rows<'_>, threads: usize) -> Statistics {
     statistics
 }
 
-/// Protects the user from a mode that is chosen silently: it is refused, in words, where it is lacking.
+/// A precision or tier that the processor lacks is refused with a message.
 #[test]
-fn what_the_processor_lacks_is_refused() {
+fn unsupported_tiers_and_precisions_are_refused() {
     assert_eq!(Workspace::new(Tier::Scalar, Precision::Bf16).err(), Some(Unsupported::Bf16));
     assert_eq!(Workspace::new(Tier::best(), Precision::Bf16).is_ok(), Precision::Bf16.supported());
     for tier in [Tier::Neon, Tier::Avx2, Tier::Avx512] {
         let refusal = Workspace::new(tier, Precision::F32).err();
         assert_eq!(refusal.is_none(), Tier::available().any(|available| available == tier));
-        assert!(refusal.is_none_or(|refusal| refusal.to_string().contains(tier.name())));
     }
+}
+
+#[test]
+fn messages_of_refusals() {
+    let best = format!("its best are {}", Tier::best());
+    let tier = Unsupported::Tier(Tier::Neon).to_string().replace(&best, "its best are BEST");
+    expect!["this processor has no NEON instructions; its best are BEST"].assert_eq(&tier);
+    expect!["this processor has no AVX-512 BF16 instructions, which precision bf16 needs; use precision f32"]
+        .assert_eq(&Unsupported::Bf16.to_string());
 }
 
 #[test]

@@ -2,9 +2,9 @@
 
 use std::sync::{Mutex, PoisonError};
 
-/// Does every piece of work, each on the first thread that is free, in order.
+/// Does all pieces of work in order, each on the first free thread.
 ///
-/// One thread (or none) is the caller's own; more are taken from the current rayon pool.
+/// With one thread (or none) the caller does the work; further threads come from the current rayon pool.
 pub fn share<T: Send>(threads: usize, pieces: impl Iterator<Item = T> + Send, work: impl Fn(T) + Sync) {
     if threads <= 1 {
         return pieces.for_each(work);
@@ -29,7 +29,7 @@ mod tests {
     use super::*;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    /// Protects against a piece that is lost, or done twice.
+    /// No piece is lost or done twice.
     #[test]
     fn every_piece_is_done_once() {
         for threads in [0, 1, 2, 7] {

@@ -1,9 +1,10 @@
-//! Which instructions there are, and the one place where a kernel is handed to them.
+//! The vector instructions of the processor, and the only place that runs kernels with them.
 
 use pulp::{Scalar, Simd, WithSimd};
+use std::fmt;
 use std::sync::OnceLock;
 
-/// A family of vector instructions that every kernel exists for.
+/// A family of vector instructions. Every kernel exists for each of them.
 ///
 /// All tiers give the same bits; they differ in speed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -19,12 +20,12 @@ pub enum Tier {
 }
 
 impl Tier {
-    /// The fastest tier of this processor. The choice is logged once, at debug level.
+    /// The fastest tier of this processor. The choice is logged once.
     pub fn best() -> Self {
         static BEST: OnceLock<Tier> = OnceLock::new();
         *BEST.get_or_init(|| {
             let best = Self::available().last().unwrap_or(Tier::Scalar);
-            tracing::debug!("the kernels use {} instructions", best.name());
+            tracing::info!(instructions = best.name(), "chose kernels");
             best
         })
     }
@@ -58,6 +59,12 @@ impl Tier {
             #[allow(unreachable_patterns, reason = "some processors have all tiers of their family")]
             _ => None,
         }
+    }
+}
+
+impl fmt::Display for Tier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
     }
 }
 
@@ -106,7 +113,7 @@ impl Instructions {
 mod tests {
     use super::*;
 
-    /// Protects the choice: the widest vectors, and something on every processor.
+    /// The best tier has the widest vectors, and every processor has a tier.
     #[test]
     fn the_best_tier_is_the_widest_available() {
         let lanes = |tier: Tier| tier.instructions().map(Instructions::lanes);

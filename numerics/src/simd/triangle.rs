@@ -10,7 +10,7 @@ pub(super) fn checked_len(width: usize) -> Option<usize> {
 
 /// Index of the diagonal element of a row, where the row starts; for `row = width`, the length.
 ///
-/// Does not overflow where [`checked_len`] does not.
+/// Does not overflow if [`checked_len`] does not.
 pub(super) fn row_start(width: usize, row: usize) -> usize {
     // The rows above hold width, width - 1, … numbers: half as many as (row) × (2 width - row + 1).
     let (rows, pair) = (row, 2 * width + 1 - row);
@@ -21,7 +21,7 @@ pub(super) fn row_start(width: usize, row: usize) -> usize {
 mod tests {
     use super::*;
 
-    /// Protects the layout that `Sums::gram` documents.
+    /// The layout is that of the documentation of `Sums::gram`.
     #[test]
     fn rows_follow_one_another() {
         for width in 0..20usize {

@@ -22,6 +22,16 @@ pub struct Workspace {
     pairs: Packed<u32>,
 }
 
+impl std::fmt::Debug for Workspace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (instructions, dot_product) = (self.instructions, self.dot_product.is_some());
+        f.debug_struct("Workspace")
+            .field("instructions", &instructions)
+            .field("dot_product", &dot_product)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Default for Workspace {
     /// The best tier of this processor, in f32.
     fn default() -> Self {

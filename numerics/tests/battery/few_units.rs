@@ -1,4 +1,4 @@
-//! More rank than the update has: units that have no singular value must be trainable, and leave the product alone.
+//! Ranks above that of the update: units without a singular value must be trainable, and must not change the product.
 
 use crate::inputs::{Activations, Weight};
 use crate::oracle::{Matrix, norm};
@@ -11,8 +11,8 @@ fn directions(up: &Matrix, down: &Matrix) -> Vec<usize> {
     (0..down.rows).filter(|i| norm(&up.column(*i)) == 0.0).collect()
 }
 
-/// Weights of rank 0, 1 and 2, of which rank 4 is asked: the units beyond have zeros in `B`, and in `A` unit rows that are
-/// orthogonal to all other rows.
+/// Weights of rank 0, 1 and 2 with adapters of rank 4: the extra units have zeros in `B`, and in `A` unit rows that are orthogonal to all
+/// other rows.
 #[test]
 fn units_without_a_singular_value_can_be_trained() {
     for (weight, rank) in

@@ -1,4 +1,4 @@
-//! Inputs as real models have them, and worse: drawn at random, and made simpler one property at a time when a test fails.
+//! Inputs like those of real models, and harder ones: drawn at random, and simplified one property at a time when a test fails.
 
 use crate::oracle::Matrix;
 use cntlora_numerics::constraint::{Coupling, Norm};
@@ -36,7 +36,7 @@ impl Stream {
     }
 }
 
-/// Numbers as a file has them, row after row.
+/// Numbers of a file, row after row.
 #[derive(Clone, Debug)]
 pub struct Table {
     pub rows: usize,
@@ -64,9 +64,9 @@ pub struct Activations {
     pub width: usize,
     /// Mean of a channel, in its standard deviations.
     pub offset: f64,
-    /// Whether one channel alone has the offset.
+    /// True if only one channel has the offset.
     pub offset_of_one: bool,
-    /// Everything times ten to this power.
+    /// All numbers are multiplied by ten to this power.
     pub exponent: i32,
     /// Channels a thousand times as large as the others.
     pub outliers: usize,
@@ -212,7 +212,7 @@ fn greatest_common_divisor(a: usize, b: usize) -> usize {
     if b == 0 { a } else { greatest_common_divisor(b, a % b) }
 }
 
-/// One layer, what was recorded of it, and what is asked for.
+/// One layer, its recording, and the options.
 #[derive(Clone, Debug)]
 pub struct Case {
     pub seed: u64,
@@ -230,7 +230,7 @@ pub struct Case {
     pub scale: f64,
 }
 
-/// The properties that a family of inputs has beyond those of ordinary ones.
+/// The properties of a family of inputs, in addition to those of ordinary inputs.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Family {
     Ordinary,
@@ -247,7 +247,7 @@ pub enum Family {
 impl Case {
     pub fn draw(family: Family, g: &mut Gen) -> Self {
         let everything = family == Family::Everything;
-        // A drawn case of everything has each property half of the time.
+        // A random case has each property with probability one half.
         let has = |wanted: Family, g: &mut Gen| family == wanted || everything && pick(g, &[true, false]);
         let width = 2 + below(g, 19);
         let outputs = 1 + below(g, 20);
@@ -325,7 +325,7 @@ impl Case {
         self.weight.draw(self.outputs, self.target.width, self.seed)
     }
 
-    /// Cases that are simpler in one property each.
+    /// Cases that are each simpler in one property.
     pub fn simpler(&self) -> Box<dyn Iterator<Item = Self>> {
         let mut simpler = Vec::new();
         let mut with = |change: &dyn Fn(&mut Self)| {

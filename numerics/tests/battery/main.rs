@@ -1,9 +1,9 @@
-//! The numerics whole, from rows to factors, against an oracle in f64 that shares no code with the crate.
+//! The whole numerics, from rows to factors, against an oracle in f64 that shares no code with the crate.
 //!
 //! | room | holds |
 //! |---|---|
 //! | `oracle` | matrices and their decompositions, in plain loops |
-//! | `truth` | the method by its definitions, and how near to it f32 can come |
+//! | `truth` | the method by its definitions, and the accuracy that f32 allows |
 //! | `inputs` | activations and weights, at random |
 //! | `subject` | the functions of the crate that are tested |
 //! | the others | the tests |

@@ -24,7 +24,7 @@ impl Arbitrary for Recording {
         activations.zero = below(g, 3);
         activations.repeated = below(g, 3);
         let format = below(g, 4) as u8;
-        // Half precision has a range of its own.
+        // Half precision has a smaller range.
         let span = if format == 2 { 1 } else { 33 };
         activations.exponent = below(g, span) as i32 - span as i32 / 2;
         if format == 2 {
@@ -55,9 +55,9 @@ impl Arbitrary for Recording {
 }
 
 battery! {
-    /// However far the mean is from zero, each entry of the covariance is right to 64 u of the product of two standard
-    /// deviations: eight times what the 640 independent roundings of an f32 chain come to (see `truth`). Where nothing
-    /// varies, nothing but the rounding of raw sums in f64 is left.
+    /// For all means, each entry of the covariance has an error of at most 64 u of the product of two standard deviations: eight times
+    /// that of the 640 independent roundings of an f32 chain (see `truth`). If nothing varies, only the rounding of raw sums in f64
+    /// remains.
     fn covariances_of_any_rows(case: Recording) -> bool {
         let rows = case.activations.draw(case.seed);
         let format = [Format::F64, Format::F32, Format::F16, Format::Bf16];
@@ -65,10 +65,10 @@ battery! {
         let wanted = Sample::of(&rows.matrix());
         let deviations = wanted.deviations();
         let width = rows.width;
-        // Far from zero short formats have few different numbers, and their products are all rounded alike.
+        // Far from zero, short formats have few different numbers, and all their products are rounded in the same way.
         let is_short = matches!(format[usize::from(case.format)], Format::F16 | Format::Bf16);
         let allowed = if is_short { 256.0 } else { 64.0 } * UNIT;
-        // Columns whose squares add up to more than f32 has are right, or not finite, which every user of the moments refuses.
+        // Columns whose sum of squares overflows f32 are right or not finite, and every user of the moments refuses the latter.
         let square = |j: usize| {
             let column = (0..rows.rows).map(|i| f64::from(rows.values[i * width + j]).powi(2));
             column.sum::<f64>()
@@ -77,15 +77,15 @@ battery! {
             .filter(|&j| square(j) < f64::from(f32::MAX) / 2.0 || covariance[(j, j)].is_finite())
             .collect();
         inside.iter().all(|&i| {
-            // A raw sum in f64, which the file format has, loses this of a mean; and so does a column that is constant but for the
-            // rounding of its pilot, a sum of 640 numbers in f32, whose products are rounded again.
+            // The rounding of a raw sum in f64, which is the format of files, relative to the mean; also that of a column that is
+            // constant apart from the rounding of its pilot, a sum of 640 numbers in f32, whose products are rounded again.
             let square = f64::EPSILON * 8.0 + allowed * 16.0 * UNIT;
             let mean_is_right = (mean[i] - wanted.mean[i]).abs()
                 <= allowed * deviations[i] + square * wanted.mean[i].abs();
             let entries = inside.iter().take_while(|&&j| j <= i).all(|&j| {
                 let error = (covariance[(i, j)] - wanted.covariance[(i, j)]).abs();
                 let raw = (wanted.mean[i].abs() + deviations[i]) * (wanted.mean[j].abs() + deviations[j]);
-                // Products of numbers near 1e-16 lose digits where f32 ends.
+                // Products of numbers near 1e-16 lose digits at the lower end of f32.
                 let least = f64::from(f32::MIN_POSITIVE) * UNIT;
                 let holds = error <= allowed * deviations[i] * deviations[j] + square * raw + least;
                 if !holds {

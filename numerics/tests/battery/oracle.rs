@@ -1,4 +1,4 @@
-//! Linear algebra in plain f64 loops. It shares no code with the crate, nor with the library that the crate calls.
+//! Linear algebra in plain f64 loops. It shares no code with the crate or with the library that the crate calls.
 
 use std::ops::{Index, IndexMut};
 
@@ -183,7 +183,7 @@ fn rotation(a: f64, b: f64, c: f64) -> (f64, f64) {
     (cosine, t * cosine)
 }
 
-/// Sweeps after which a Jacobi iteration that has not converged is a mistake of the oracle.
+/// Limit of the sweeps: a Jacobi iteration that needs more is a bug of the oracle.
 const SWEEPS: usize = 60;
 
 /// Eigenvalues in descending order, and eigenvectors as columns: cyclic Jacobi. Rows and columns of zeros cost nothing.
@@ -237,7 +237,7 @@ pub struct Svd {
     pub v: Matrix,
 }
 
-/// Thin singular value decomposition by one-sided Jacobi, which finds small singular values as exactly as large ones. Columns
+/// Thin singular value decomposition by one-sided Jacobi, which finds small singular values as accurately as large ones. Columns
 /// of `U` that belong to zero are zero.
 pub fn svd(a: &Matrix) -> Svd {
     if a.rows < a.columns {
@@ -248,7 +248,7 @@ pub fn svd(a: &Matrix) -> Svd {
     // As rows, which are contiguous.
     let mut columns: Vec<Vec<f64>> = (0..n).map(|j| a.column(j)).collect();
     let mut v: Vec<Vec<f64>> = (0..n).map(|j| Matrix::identity(n).row(j).to_vec()).collect();
-    // So that squares neither overflow nor vanish.
+    // Scaled, so that squares neither overflow nor underflow.
     let scale = if a.largest() > 0.0 { a.largest() } else { 1.0 };
     columns.iter_mut().flatten().for_each(|value| *value /= scale);
     for sweep in 0.. {
@@ -348,7 +348,7 @@ pub fn eigenvalues_of_large(a: &Matrix, count: usize) -> Vec<f64> {
         bound.max(diagonal[i].abs() + left + beside[i].abs())
     });
     let above = |x: f64| {
-        // Pivots of A − x I, of which as many are positive as eigenvalues are above x.
+        // The number of positive pivots of A − x I is the number of eigenvalues above x.
         let (mut above, mut pivot) = (0, 1.0);
         for i in 0..n {
             let square = if i > 0 { beside[i - 1] * beside[i - 1] } else { 0.0 };
@@ -387,7 +387,7 @@ mod tests {
     }
 
     battery! {
-        /// Every decomposition multiplies back, and has the structure that it promises. Those of one matrix agree with each other.
+        /// Every decomposition multiplies back and has its structure. Different decompositions of one matrix agree.
         fn decompositions_multiply_back(m: u8, n: u8, seed: u64) -> bool {
             let (m, n) = (usize::from(m % 12) + 1, usize::from(n % 12) + 1);
             let a = random(m, n, seed);
@@ -415,7 +415,7 @@ mod tests {
         }
     }
 
-    /// Known singular values, down to 1e-8 of the first: what the last components need.
+    /// Known singular values, down to 1e-8 of the first, as the last components need.
     #[test]
     fn small_singular_values_are_exact() {
         let (q, _) = qr(&random(9, 6, 1));

@@ -32,7 +32,7 @@ fn make(case: &Case, method: Method, start: Start, facts: &Facts) -> Result<Made
         Ok(Made { spectrum: layer.spectrum().to_vec(), energy: layer.energy(), answer })
     });
     let all_zero = facts.target.second_moment().largest() == 0.0;
-    // Equal rows say nothing of directions; what is asked of the second moment needs rows that are not zero.
+    // Equal rows have no directions, and the second moment needs rows that are not zero.
     let must_refuse = match method {
         Method::Eva => fate(facts) == Fate::Refused,
         Method::CordaIpm | Method::CordaKpm => all_zero,
@@ -52,7 +52,7 @@ fn make(case: &Case, method: Method, start: Start, facts: &Facts) -> Result<Made
     }
 }
 
-/// Whether the best approximation of this rank was found, by the starts that the method has.
+/// Checks that the result is the best approximation of this rank, for all starts of the method.
 fn check_first(case: &Case, method: Method) -> Verdict {
     let (target, _) = case.rows();
     let facts = Facts::of(&target, None, false);
@@ -78,8 +78,8 @@ fn check_first(case: &Case, method: Method) -> Verdict {
     Ok(())
 }
 
-/// Whether `X` is the last `r` triplets of `M`: its singular values are the last of `M`, and those of `M − X` are the others. The
-/// values are allowed what moves of the norm make of each of them, the roundings of the stored factors, and those of f64.
+/// Checks that `X` is the last `r` triplets of `M`: its singular values are the last of `M`, and those of `M − X` are the others. The
+/// tolerance of each value is the effect of moves of the norm, of rounding the stored factors, and of f64.
 fn check_last(case: &Case, method: Method) -> Verdict {
     let (target, _) = case.rows();
     let facts = Facts::of(&target, None, false);
@@ -138,7 +138,7 @@ fn check_olora(case: &Case) -> Verdict {
     Ok(())
 }
 
-/// Orthonormal rows that hold as much of the variance as the leading eigenvectors do, each in its place; and `B = 0`.
+/// Each row holds as much of the variance as its leading eigenvector, the rows are orthonormal, and `B = 0`.
 fn check_eva(case: &Case) -> Verdict {
     let (target, _) = case.rows();
     let facts = Facts::of(&target, None, false);
@@ -152,7 +152,7 @@ fn check_eva(case: &Case) -> Verdict {
     let overlap = down.times(&down.transposed()).minus(&Matrix::identity(down.rows)).largest();
     require(overlap <= ORTHONORMAL, || format!("the rows of A are {overlap:e} from orthonormal"))?;
     let (values, _) = eigen(covariance);
-    // Of a covariance in f32: its entries, and its decomposition.
+    // The errors of the entries and of the decomposition of a covariance in f32.
     let allowed = 128.0 * UNIT * (covariance.rows as f64).sqrt() * facts.target.variance();
     let explained = down.times(covariance).times(&down.transposed());
     for (i, value) in values.iter().enumerate().take(down.rows) {
@@ -167,7 +167,7 @@ fn check_eva(case: &Case) -> Verdict {
     require(error <= allowed, || format!("the variance is {error:e} off, {allowed:e} allowed"))
 }
 
-/// The methods that look at nothing: their forms, which leave the model as it was.
+/// Methods without data: the form of their factors, which do not change the model.
 fn check_random(case: &Case) -> Verdict {
     let facts = Facts::of(&case.rows().0, None, false);
     for method in [Method::Lora, Method::Gaussian, Method::Orthogonal] {

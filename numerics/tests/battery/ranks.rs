@@ -12,7 +12,7 @@ use cntlora_numerics::rank::{Limits, Policy};
 
 struct Layer {
     weight: Table,
-    /// Share of the energy of each unit, and how far f32 may be from the sums of it.
+    /// Share of the energy of each unit, and the tolerance of sums in f32.
     shares: Vec<f64>,
     tolerance: f64,
     cost: u64,
@@ -30,7 +30,7 @@ fn layers(case: &Case, options: &Options) -> Vec<Layer> {
             let whole = truth.image.norm();
             let share = |sigma: f64| if whole > 0.0 { (sigma / whole).powi(2) } else { 0.0 };
             let shares = svd(&truth.image).s.into_iter().map(share);
-            // Of a sum of squares with an error of |E| in all, and of what it is divided by.
+            // The error of a sum of squares with a total error of |E|, and of its divisor.
             let tolerance = if whole > 0.0 { 4.0 * tolerance.image / whole } else { 0.0 };
             Layer { shares: shares.collect(), tolerance, cost: (outputs + target.width) as u64, weight }
         })
@@ -101,8 +101,7 @@ fn check(case: &Case) -> Verdict {
         let (found, wanted) = (allocate(policy, max)?, greedy(&layers, budget, max));
         let spent: u64 = found.iter().zip(&layers).map(|(rank, layer)| *rank as u64 * layer.cost).sum();
         require(spent <= budget, || format!("{spent} of {budget} parameters spent"))?;
-        // Units of nearly the same worth may change places: those that were taken, and those that were left, are no better or
-        // worse than the errors of their shares.
+        // Units of nearly the same value may swap: the chosen and the other units differ by no more than the errors of their shares.
         let worth = |layer: &Layer, unit: usize| layer.shares[unit] / layer.cost as f64;
         let slack = layers.iter().map(|layer| layer.tolerance / layer.cost as f64).fold(0.0, f64::max);
         let differ = (0..layers.len()).filter(|i| found[*i] != wanted[*i]);

@@ -1,4 +1,4 @@
-//! What nothing can be made of is refused, with an error that names the reason; it neither panics nor runs for ever.
+//! Unusable inputs are refused with an error that names the reason. They neither panic nor run forever.
 
 use crate::inputs::{Activations, Table, Weight};
 use crate::subject::{self, MIRRORED};
@@ -23,13 +23,13 @@ fn options() -> Options {
     subject::options(Method::Cntlora, Start::Update, 2)
 }
 
-/// What is said of a request, within a time that is long enough for anything of this size; `None` for success.
+/// The error message of a request, within a time limit; `None` for success.
 fn answer(target: Table, source: Option<Table>, weight: Table, options: Options) -> Option<String> {
     let (sender, receiver) = mpsc::channel();
     let label = format!("{options:?}");
     std::thread::spawn(move || {
         let answer = subject::answer(&target, source.as_ref(), &weight, &options);
-        // Nobody listens any more if it took too long.
+        // The receiver is gone after the time limit.
         let _ = sender.send(answer.map(|made| made.up.is_finite() && made.down.is_finite()));
     });
     match receiver.recv_timeout(Duration::from_secs(20)) {
@@ -120,9 +120,9 @@ fn shapes_that_do_not_fit() {
     assert_refused("pairs", answer(ordinary(), None, weight(), paired), &["paired coupling needs source"]);
 }
 
-/// A ridge has a range, and whatever it is, the end comes: also where the second moment alone is singular.
+/// Every ridge terminates, also if only the second moment is singular.
 #[test]
-fn every_ridge_comes_to_an_end() {
+fn every_ridge_terminates() {
     let repeated = || Activations { repeated: 2, zero: 1, ..Activations::plain(40, WIDTH) }.draw(1);
     for ridge in [0.0, -0.0, -1.0, f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 1e300] {
         for coupling in [Coupling::Transport, Coupling::Uncorrelated] {
@@ -141,14 +141,14 @@ fn every_ridge_comes_to_an_end() {
     }
     for ridge in [f64::MIN_POSITIVE, 1e-300, 1e-18, 1e-12] {
         for coupling in [Coupling::Transport, Coupling::Uncorrelated] {
-            // Finite factors, or a reason.
+            // Finite factors, or an error.
             let said = answer(repeated(), None, weight(), Options { ridge, coupling, ..options() });
             assert!(said.is_none_or(|said| said.contains("positive definite")), "ridge {ridge:e}");
         }
     }
 }
 
-/// What `complaints` refuses cannot be used either.
+/// Options with complaints cannot be used.
 #[test]
 fn options_that_do_not_fit_together_cannot_be_used() {
     let cases = [

@@ -1,16 +1,17 @@
-//! All that the battery knows of the crate's functions: what they are called, and in which order.
+//! The calls of the crate's functions by the battery.
 
 use crate::inputs::{Case, Table};
 use crate::oracle::Matrix;
 use crate::truth::{Product, Terms};
 use cntlora_numerics::constraint::{ChannelScale, Evidence};
 use cntlora_numerics::error::Result;
-use cntlora_numerics::factors::{LayerShape, Start, Strength};
-use cntlora_numerics::method::{Basis, Draft, Method, Options};
+use cntlora_numerics::factors::{Start, Strength};
+use cntlora_numerics::initializer::{self, Initializer};
+use cntlora_numerics::method::{Draft, Method, Options};
 use cntlora_numerics::moments::{Moments, PairedMoments, Sides};
 use cntlora_numerics::rank::{self, Layer, Limits, Policy};
 use cntlora_numerics::simd::{BLOCK_ROWS, Rows, Values, Workspace};
-use faer::{Mat, Par};
+use faer::Mat;
 
 /// The start whose factors are mirrored.
 pub const MIRRORED: Option<Start> = Some(Start::Mirrored);
@@ -20,7 +21,7 @@ pub fn units_per_component(start: Start) -> usize {
     if Some(start) == MIRRORED { 2 } else { 1 }
 }
 
-/// Options under which the method alone decides.
+/// Options without a trust region.
 pub fn options(method: Method, start: Start, rank: usize) -> Options {
     Options {
         method,
@@ -50,9 +51,11 @@ pub fn terms(options: &Options) -> Terms {
     Terms { coupling, norm, preserve, ridge }
 }
 
-/// The activations of a site, as a method sees them.
+/// A site.
 pub struct Site {
-    basis: Basis,
+    target: Moments,
+    source: Option<Moments>,
+    change: Option<Mat<f64>>,
 }
 
 fn blocks<'a>(values: &'a [f32], width: usize) -> impl Iterator<Item = Rows<'a>> {
@@ -74,6 +77,13 @@ fn moments(rows: &Table) -> Result<Moments> {
 }
 
 impl Site {
+    /// The site for some options. Tests use one recording with several.
+    fn with(&self, options: &Options) -> Result<initializer::Site> {
+        let (target, source) = (&self.target, self.source.as_ref());
+        let change = self.change.as_ref().map(Mat::as_ref);
+        Initializer::new(options.clone())?.site(Evidence { target, source, change })
+    }
+
     /// Rows of `source` are paired with those of `target` if the coupling is.
     pub fn new(target: &Table, source: Option<&Table>, options: &Options) -> Result<Self> {
         let paired = options.coupling == cntlora_numerics::constraint::Coupling::Paired;
@@ -90,20 +100,18 @@ impl Site {
                 pairs.add(block, &mut workspace, 1)?;
             }
             let Sides { source, target, change } = pairs.split()?;
-            let evidence = Evidence { target: &target, source: Some(&source), change: Some(change.as_ref()) };
-            return Basis::new(Some(evidence), "site", options, Par::Seq).map(|basis| Self { basis });
+            let site = Self { target, source: Some(source), change: Some(change) };
+            return site.with(options).map(|_| site);
         }
         let source = source.map(moments).transpose()?;
-        let target = moments(target)?;
-        let evidence = Evidence { target: &target, source: source.as_ref(), change: None };
-        Basis::new(Some(evidence), "site", options, Par::Seq).map(|basis| Self { basis })
+        let site = Self { target: moments(target)?, source, change: None };
+        site.with(options).map(|_| site)
     }
 
-    /// What the method makes of a weight on this site.
+    /// Decomposes a weight of this site.
     pub fn layer(&self, weight: &Table, options: &Options) -> Result<Decomposed> {
         let weight = Mat::from_fn(weight.rows, weight.width, |i, j| weight.values[i * weight.width + j]);
-        let draft = self.basis.decompose(weight.as_ref(), &LayerShape::Linear, "layer", options, Par::Seq)?;
-        Ok(Decomposed { draft })
+        Ok(Decomposed { draft: self.with(options)?.layer("layer", weight.as_ref())?.into_draft() })
     }
 }
 
@@ -148,12 +156,12 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// What the adapter adds, as factors.
+    /// The product that the adapter adds, as factors.
     pub fn added(&self) -> Product {
         Product { up: self.up.scaled(self.scale), down: self.down.clone() }
     }
 
-    /// `Δ_r` as the factors say it was, before scale and strength.
+    /// `Δ_r` from the factors, before scale and strength.
     pub fn update(&self) -> Product {
         Product { up: self.up.scaled(self.scale / self.strength), down: self.down.clone() }
     }

@@ -1,14 +1,14 @@
-//! The method in f64, from the rows themselves: what the crate must come near to, and how near.
+//! The method in f64, from the rows: the expected results of the crate and their tolerances.
 //!
 //! # Tolerances
 //!
-//! None of them is a number that was tried until the tests passed. The crate accumulates Gram matrices and applies its factors in
-//! f32, with the unit roundoff `u = 2⁻²⁴`. So the oracle computes each case again with all quantities moved by as much as that
-//! rounding moves them, and the distance between the two results, times [`SAFETY`], is what the crate is allowed:
+//! No tolerance was tuned until the tests passed. The crate accumulates Gram matrices and applies its factors in
+//! f32, with the unit roundoff `u = 2⁻²⁴`. So the oracle computes each case again with all quantities moved by the size of that rounding.
+//! The distance between the two results, times [`SAFETY`], is the tolerance:
 //!
 //! - an entry of a centred Gram matrix by [`GRAM`] of the product of the two standard deviations: a chain of 640 fused
-//!   multiply-adds has 640 independent errors of about `u/√3` of a sum that grows from zero, `u/√3 · √(640/3) ≈ 8 u`. A direction in which
-//!   nothing varied must be seen not to vary, so nothing is added there;
+//!   multiply-adds has 640 independent errors of about `u/√3` of a sum that grows from zero, `u/√3 · √(640/3) ≈ 8 u`. Nothing is added in directions
+//!   without variation;
 //! - a mean by as much of the standard deviation;
 //! - entries of the f32 matrices that are applied to a vector by `√d u` of themselves, once per product or solve;
 //! - and forming the operator and storing the factors in f32 adds `√d u` of the whole matrix, eight times.
@@ -20,7 +20,7 @@ use cntlora_numerics::constraint::{Coupling, Norm};
 /// Unit roundoff of f32.
 pub const UNIT: f64 = 1.0 / (1u64 << 24) as f64;
 const GRAM: f64 = 8.0 * UNIT;
-/// Covers what random moves leave out: that three of them are not the worst of all, and errors that go the same way.
+/// Covers the difference between random moves and the worst case.
 const SAFETY: f64 = 8.0;
 const MOVES: u64 = 3;
 /// A unit whose singular value is below this share of the largest may count as empty.
@@ -53,8 +53,8 @@ impl Sample {
         (0..self.mean.len()).map(|i| self.covariance[(i, i)].max(0.0).sqrt()).collect()
     }
 
-    /// As f32 sums would have it. Eigenvalues of the correlations below the noise of such sums may count as zero where the ridge is
-    /// near that noise.
+    /// Moved as by f32 sums. Eigenvalues of the correlations below the noise of such sums may count as zero if the ridge is near that
+    /// noise.
     pub fn moved(&self, stream: &mut Stream, ridge: f64) -> Self {
         let deviations = self.deviations();
         let width = deviations.len();
@@ -96,14 +96,14 @@ fn covariance(a: &Matrix, mean_a: &[f64], b: &Matrix, mean_b: &[f64]) -> Matrix 
     let centred = |m: &Matrix, mean: &[f64]| {
         Matrix::from_fn(m.rows, m.columns, |i, j| {
             let rest = m[(i, j)] - mean[j];
-            // A mean that is not a number of the format leaves a rounding error of a column that does not vary.
+            // If a column does not vary and its mean is not exact, the difference is a rounding error.
             if rest.abs() <= 1e-14 * mean[j].abs() { 0.0 } else { rest }
         })
     };
     centred(a, mean_a).transposed().times(&centred(b, mean_b)).scaled(1.0 / a.rows as f64)
 }
 
-/// All that was recorded of a site.
+/// The recording of a site.
 #[derive(Clone)]
 pub struct Facts {
     pub target: Sample,
@@ -157,7 +157,7 @@ pub struct Terms {
     pub ridge: f64,
 }
 
-/// What is cut to low rank: `Δ` in a norm, `M = Δ F`.
+/// The matrix that is cut to low rank: `Δ` in a norm, `M = Δ F`.
 pub struct Truth {
     pub update: Matrix,
     /// `F`.
@@ -178,7 +178,7 @@ pub fn ridge(matrix: &Matrix, ridge: f64) -> f64 {
     ridge * matrix.trace() / matrix.rows as f64
 }
 
-/// `K − C`, without the cancellation of what both have in common.
+/// `K − C`, without cancellation.
 pub fn change(facts: &Facts, terms: &Terms) -> Matrix {
     let Sample { mean, covariance } = &facts.target;
     if terms.coupling == Coupling::Paired {
@@ -234,7 +234,7 @@ fn update(facts: &Facts, weight: &Matrix, terms: &Terms, mut stream: Option<Stre
     let factor = rounded(&factor, &mut stream);
     let norm = match terms.norm {
         Norm::Weights => Matrix::identity(second.rows),
-        // One factor, where it is the same.
+        // One factor, if both are the same.
         Norm::Activations if terms.preserve == 0.0 => factor.clone(),
         Norm::Activations => {
             rounded(&cholesky(&damped).expect("the metric is positive definite"), &mut stream)
@@ -244,7 +244,7 @@ fn update(facts: &Facts, weight: &Matrix, terms: &Terms, mut stream: Option<Stre
     Truth { image: update.times(&norm), update, norm }
 }
 
-/// How far from the truth f32 may be, see above.
+/// The tolerances of f32, see above.
 #[derive(Clone, Debug)]
 pub struct Tolerance {
     /// Of `M`, in the Frobenius norm; so of its singular values too.
@@ -255,7 +255,7 @@ pub struct Tolerance {
     update: f64,
     /// Of the norm itself, relative.
     pub norm: f64,
-    /// Of each singular value of `M`, where the decomposition is in f64.
+    /// Of each singular value of `M`, if the decomposition is in f64.
     pub values: Vec<f64>,
 }
 
@@ -317,9 +317,9 @@ impl Truth {
         worst
     }
 
-    /// Why `product`, a matrix of rank `rank`, is no best approximation of the update, if so. Nothing is said of single singular
-    /// vectors, which small gaps leave open: with `M' = M + E` decomposed in place of `M`, its best approximation has an
-    /// error of at most `tail + |E|` in the norm that was used, and so at most this bound in the true one.
+    /// The reason why `product`, a matrix of rank `rank`, is not a best approximation of the update, if it is not. Single singular
+    /// vectors are not compared, because small gaps do not determine them: with `M' = M + E` decomposed in place of `M`, its best
+    /// approximation has an error of at most `tail + |E|` in the norm that was used, and so at most this bound in the true one.
     pub fn complaint(&self, singular: &[f64], product: &Product, tolerance: &Tolerance) -> Option<String> {
         let rank = product.up.columns;
         let formed = product.up.times(&product.down);
@@ -361,14 +361,14 @@ fn inverse(matrix: &Matrix) -> Matrix {
     Matrix::from_fn(v.rows, v.columns, |i, j| v[(i, j)] / s[j]).times(&u.transposed())
 }
 
-/// `B A`, undone of scale and strength.
+/// `B A` without scale and strength.
 pub struct Product {
     pub up: Matrix,
     pub down: Matrix,
 }
 
 impl Product {
-    /// What rounding the factors to f32 makes of the product in a norm, at most.
+    /// Bound of the effect of rounding the factors to f32 on the product in a norm.
     pub fn storage(&self, norm: &Matrix) -> f64 {
         let lengths: Vec<f64> = (0..norm.rows).map(|j| oracle::norm(norm.row(j))).collect();
         let unit = |i: usize| {
@@ -379,7 +379,7 @@ impl Product {
     }
 }
 
-/// `(Σ |B A x|² / Σ |W x|²)^½` over the rows themselves.
+/// `(Σ |B A x|² / Σ |W x|²)^½` over the rows.
 pub fn shift_on_rows(up: &Matrix, down: &Matrix, weight: &Matrix, rows: &Matrix) -> f64 {
     let (mut change, mut output) = (0.0, 0.0);
     for i in 0..rows.rows {

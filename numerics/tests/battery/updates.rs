@@ -17,17 +17,17 @@ pub fn require(holds: bool, complaint: impl FnOnce() -> String) -> Verdict {
     if holds { Ok(()) } else { Err(complaint()) }
 }
 
-/// What must become of a recording.
+/// The expected result of a recording.
 #[derive(Debug, PartialEq)]
 pub enum Fate {
     Right,
-    /// Nothing can be learned of it.
+    /// It is refused: it gives nothing to initialize from.
     Refused,
-    /// Squares of the numbers come near to the ends of f32: right, or refused.
+    /// Squares of the numbers are near the limits of f32: the result is right, or it is refused.
     Either,
 }
 
-/// Squares near the end of f32.
+/// Squares near the limit of f32.
 const LARGE: f64 = 1e36;
 
 pub fn fate(facts: &Facts) -> Fate {
@@ -44,13 +44,13 @@ pub fn fate(facts: &Facts) -> Fate {
     }
 }
 
-/// Whether an error says that there is nothing to learn from.
+/// Returns whether an error says that there is nothing to initialize from.
 pub fn says_nothing_varies(error: &Error) -> bool {
     let text = error.to_string();
     text.contains("equal") || text.contains("zero")
 }
 
-/// Whether an error says that numbers are too large or too small.
+/// Returns whether an error says that numbers are too large or too small.
 pub fn says_out_of_range(error: &Error) -> bool {
     let text = error.to_string();
     text.contains("not finite") || text.contains("too small for f32") || text.contains("too large for f32")
@@ -129,7 +129,7 @@ pub fn check_balance(up: &Matrix, down: &Matrix) -> Verdict {
         for j in 0..=i {
             let allowed = ORTHONORMAL * (left[(i, i)] * left[(j, j)]).sqrt();
             let wanted = if i == j { left[(i, i)] } else { 0.0 };
-            // A unit without a singular value of its own has a direction in A and zeros in B.
+            // A unit without a singular value has a direction in A and zeros in B.
             let empty = left[(i, i)].min(left[(j, j)]) <= EMPTY * largest;
             let right = right[(i, j)];
             require(
@@ -144,7 +144,7 @@ pub fn check_balance(up: &Matrix, down: &Matrix) -> Verdict {
     Ok(())
 }
 
-/// `B = 0`, and the rows of `A` are orthonormal and span a row space that is as good as the best.
+/// `B = 0`, and the rows of `A` are orthonormal and their row space is as good as the best one.
 fn check_rows(made: &Answer, truth: &Truth, wanted: &[f64], tolerance: &Tolerance) -> Verdict {
     require(made.up.largest() == 0.0, || "B is not zero".into())?;
     let down = &made.down;
@@ -193,7 +193,7 @@ pub fn halves(made: &Answer) -> Result<(Matrix, Matrix), String> {
 /// Relative error that a reported shift may have beyond that of the update: energies are sums of f32 products.
 const SHIFT: f64 = 1e-3;
 
-/// The trust region holds on the rows themselves, is used up where it binds, and the report says what happened.
+/// The trust region holds on the rows, is reached if it binds, and the reported shift is right.
 fn check_shift(case: &Case, site: &Site, weight: &Matrix, rows: &Matrix, allowed: f64) -> Verdict {
     let share = 0.05;
     let mut options = subject::options_of(case, Method::Cntlora, Start::Update, case.rank);
@@ -213,7 +213,7 @@ fn check_shift(case: &Case, site: &Site, weight: &Matrix, rows: &Matrix, allowed
     let said = || format!("the shift on the rows is {found:e}, reported {reported:e}, η = {strength:e}");
     require(found.is_finite() && found <= share * (1.0 + allowed), said)?;
     require(strength == 1.0 || found >= share * (1.0 - allowed), said)?;
-    // Below that, nothing but rounding is moved.
+    // Below that, only rounding errors change the output.
     require((reported - found).abs() <= allowed * found.max(1e-4), said)
 }
 

@@ -1,11 +1,11 @@
-//! Layers whose sides are both above 512, which are decomposed by the iteration: named cases, since the oracle is slow.
+//! Layers with both sides above 512, which the iteration decomposes: named cases, since the oracle is slow.
 //!
 //! # Tolerances
 //!
 //! The iteration stops when the residual of each triplet is 1e-2 of its own singular value (`KrylovParams::tolerance`). Its
-//! values are those of the operator on a subspace: none of them is above that of the operator by more than rounding, nor below it by
-//! more than the residual. The error of the product has the tail and the residuals as its orthogonal parts. f32 rounding adds at
-//! most 64 u of what the weight makes of the standard deviations, times `‖D G⁻ᵀ‖ ≤ √(d / ρ)`: below 1e-3 here.
+//! values are those of the operator on a subspace: each of them is at most that of the operator plus rounding, and at least that minus
+//! the residual. The error of the product has the tail and the residuals as its orthogonal parts. f32 rounding adds at most 64 u of the
+//! weight times the standard deviations, times `‖D G⁻ᵀ‖ ≤ √(d / ρ)`: below 1e-3 here.
 
 use crate::inputs::{Activations, Stream, Table, Weight};
 use crate::oracle::{Matrix, cholesky, eigen, eigenvalues_of_large, norm, qr, solve_lower, svd};
@@ -19,7 +19,7 @@ use cntlora_numerics::method::{Method, Options};
 const RESIDUAL: f64 = 1e-2;
 const ROUNDING: f64 = 1e-3;
 
-/// `W = P Q`, so that what has a low rank is decomposed at that size.
+/// `W = P Q`, so that the oracle decomposes weights of low rank at that size.
 struct Wide {
     label: String,
     left: Option<Matrix>,
@@ -69,7 +69,7 @@ fn singular_values(left: Option<&Matrix>, right: &Matrix, count: usize) -> Vec<f
         let core = Matrix::from_fn(core.rows, live.len(), |i, j| core[(i, live[j])]);
         let thin = if core.rows <= core.columns { core } else { core.transposed() };
         let values = eigenvalues_of_large(&thin.times(&thin.transposed()), count);
-        // The root of a rounding error of the largest is none.
+        // The root of a rounding error of the largest value is not a rounding error.
         let least = 1e-12 * values[0];
         values.iter().map(|value| if *value > least { value.sqrt() } else { 0.0 }).collect()
     };
@@ -77,7 +77,7 @@ fn singular_values(left: Option<&Matrix>, right: &Matrix, count: usize) -> Vec<f
     values
 }
 
-/// What was found of `M`, in f64: its leading singular values and its energy.
+/// The result for `M`, in f64: its leading singular values and its energy.
 struct Found<'a> {
     spectrum: &'a [f64],
     energy: f64,
@@ -103,7 +103,7 @@ fn assert_near(label: &str, found: &Found<'_>, image: &Matrix, wanted: &[f64]) {
     let bound = (tail + residual * residual * kept).sqrt() + ROUNDING * whole;
     let error = image.minus(&found.product).norm();
     assert!(error <= bound, "{label}: the product is {error:e} off, {bound:e} allowed, of {whole:e}");
-    // What the subspace leaves out is estimated from sixteen probes.
+    // The part outside the subspace is estimated from sixteen probes.
     let allowed = (2.0 * ROUNDING + residual * residual) * whole * whole + 0.5 * tail;
     let error = (found.energy - whole * whole).abs();
     assert!(
@@ -113,7 +113,7 @@ fn assert_near(label: &str, found: &Found<'_>, image: &Matrix, wanted: &[f64]) {
     );
 }
 
-/// `B A` for the balanced starts, undone of scale and strength.
+/// `B A` for the balanced starts, without scale and strength.
 fn product(made: &Answer, start: Start, scale: f64) -> (Matrix, Matrix) {
     if Some(start) == MIRRORED {
         let (up, down) = halves(made).unwrap();
@@ -158,7 +158,7 @@ fn check(activations: &Activations, source: bool, coupling: Coupling, weights: &
     }
 }
 
-/// The trust region on the rows themselves.
+/// The trust region on the rows.
 fn check_shift(label: &str, site: &Site, weight: &Wide, rows: &Table, rank: usize, options: &Options) {
     let share = 0.05;
     let strength = Strength::MaxShift(share);
@@ -279,8 +279,7 @@ fn pissa_of_structured_weights() {
     }
 }
 
-/// The same below 512, where the matrix is decomposed whole: its singular values must be in order, also where most of them
-/// are zero.
+/// The same below 512, where the whole matrix is decomposed: its singular values must be in order, also if most of them are zero.
 #[test]
 fn dense_decompositions_of_low_rank() {
     for side in [128, 256, 512] {
@@ -307,7 +306,7 @@ fn dense_decompositions_of_low_rank() {
     }
 }
 
-/// The last components, exact in f64 whatever the condition.
+/// The last components are exact in f64 for every condition.
 #[test]
 fn milora_of_ill_conditioned_weights() {
     for exponent in [4.0, 8.0] {
@@ -318,7 +317,7 @@ fn milora_of_ill_conditioned_weights() {
             site.layer(&Table::of(&weight), &options).and_then(|layer| layer.factors(4, &options)).unwrap();
         let found = made.up.times(&made.down);
         let wanted = Matrix::from_fn(520, 520, |i, j| if i >= 516 { weight[(i, j)] } else { 0.0 });
-        // Neighbours differ by a factor of 10^(−exponent / 519): the gap that f64 has to see.
+        // Neighbours differ by a factor of 10^(−exponent / 519): the gap that f64 has to resolve.
         let error = found.minus(&wanted).norm();
         assert!(error <= 1e-5 * values[516], "1e{exponent}: {error:e} off, of {:e}", values[516]);
     }

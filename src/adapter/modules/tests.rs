@@ -1,8 +1,11 @@
+use super::super::names::{A_SUFFIX, B_SUFFIX, PREFIX};
 use super::super::testing::{adapter, factors, provenance, try_write};
-use super::super::{A_SUFFIX, B_SUFFIX, CONFIG_FILE, Format, PREFIX, PeftAdapter, TENSORS_FILE, verify};
+use super::super::{CONFIG_FILE, Format, PeftAdapter, TENSORS_FILE, verify};
 use super::*;
 use crate::element::Element;
-use crate::factors::block_name;
+use crate::factors::LayerName;
+use crate::storage::snapshot;
+use expect_test::expect;
 use quickcheck::quickcheck;
 use safetensors::SafeTensors;
 use std::fs;
@@ -12,7 +15,7 @@ fn experts(count: usize) -> LayerShape {
     LayerShape::Expert { count, transposed: false }
 }
 
-/// An adapter of modules in blocks, and of a linear layer beside them. The factors of all blocks differ.
+/// An adapter with modules of several blocks and a linear layer. The factors of all blocks differ.
 fn in_blocks(modules: &[(&str, LayerShape, usize, usize, usize)]) -> Adapter {
     let mut adapter = adapter([("linear", factors(4, 4, 3))]);
     for (module, shape, outputs, inputs, rank) in modules {
@@ -20,7 +23,7 @@ fn in_blocks(modules: &[(&str, LayerShape, usize, usize, usize)]) -> Adapter {
             let mut factors = factors(*outputs, *inputs, *rank);
             factors.a[(0, 0)] = block as f32;
             factors.b[(outputs - 1, rank - 1)] = -1.0 - block as f32;
-            let name = block_name(module, block);
+            let name = LayerName::of_block(*module, block);
             adapter.shapes.insert(name.clone(), shape.clone());
             adapter.layers.insert(name, factors);
         }
@@ -36,7 +39,7 @@ fn write(folder: &Path, adapter: &Adapter) -> Result<(), Problems> {
 }
 
 quickcheck! {
-    /// Whatever the numbers of blocks, ranks and modules, what is read back is what was written, block by block.
+    /// For all numbers of blocks, ranks and modules, the blocks are read back exactly.
     fn blocks_are_read_back(count: u8, rank: u8, both: bool, groups: u8) -> bool {
         let (count, rank, groups) = (1 + usize::from(count) % 12, 1 + usize::from(rank) % 3, 2 + usize::from(groups) % 3);
         let mut modules = vec![
@@ -60,10 +63,10 @@ quickcheck! {
     }
 }
 
-/// The layout of PEFT, of which the oracle is its own einsum: `o r e, e r i -> e o i`, over B seen as `[out, r, experts]` and A as
-/// `[experts, r, in]`; and the parameter that comes first in the model is the innermost of the wrapped ones.
+/// The oracle is the einsum of PEFT: `o r e, e r i -> e o i`, with B as `[out, r, experts]` and A as `[experts, r, in]`. The parameter
+/// that comes first in the model is the innermost of the wrapped ones.
 #[test]
-fn experts_are_laid_out_as_peft_has_them() {
+fn experts_have_the_layout_of_peft() {
     let (count, rank, outputs, inputs) = (3, 2, 5, 4);
     let adapter = in_blocks(&[
         ("mlp.experts.gate_up_proj", experts(count), outputs, inputs, rank),
@@ -84,7 +87,7 @@ fn experts_are_laid_out_as_peft_has_them() {
     assert_eq!(shape, [outputs, rank * count]);
     for expert in 0..count {
         let Factors { a: wanted_a, b: wanted_b } =
-            &adapter.layers[&format!("mlp.experts.gate_up_proj.{expert}")];
+            &adapter.layers[&LayerName::of_block("mlp.experts.gate_up_proj", expert)];
         let wanted = wanted_b * wanted_a;
         for (o, i) in (0..outputs).flat_map(|o| (0..inputs).map(move |i| (o, i))) {
             let product: f32 = (0..rank)
@@ -100,13 +103,13 @@ fn experts_are_laid_out_as_peft_has_them() {
     assert_eq!(config["target_modules"], serde_json::json!(["linear"]));
     let parameters = ["mlp.experts.down_proj", "mlp.experts.gate_up_proj"];
     assert_eq!(config["target_parameters"], serde_json::json!(parameters));
-    // The rank of parameters is the usual one, because PEFT warns of patterns for them.
+    // `r` is the rank of parameters, because PEFT warns about patterns for them.
     assert_eq!(config["r"], 2);
 }
 
-/// Each group's part of B reads its own part of what A gives, and the rank is that of all groups together.
+/// Each group has its own rows of A and B. The rank is the sum over all groups.
 #[test]
-fn groups_are_laid_out_as_peft_has_them() {
+fn groups_have_the_layout_of_peft() {
     let shape = LayerShape::Group { count: 2, kernel: vec![3, 1] };
     let adapter = in_blocks(&[("depthwise", shape, 3, 12, 2)]);
     let modules = modules(&adapter).unwrap();
@@ -116,76 +119,82 @@ fn groups_are_laid_out_as_peft_has_them() {
     assert_eq!(module.shape_of(Side::Up), [6, 2, 1, 1]);
     let (a, b) = (module.factor(Side::Down), module.factor(Side::Up));
     for group in 0..2 {
-        let wanted = &adapter.layers[&block_name("depthwise", group)];
+        let wanted = &adapter.layers[&LayerName::of_block("depthwise", group)];
         assert_eq!(a.subrows(2 * group, 2), wanted.a);
         assert_eq!(b.subrows(3 * group, 3), wanted.b);
     }
 }
 
-/// Blocks that were cut to smaller ranks are filled up with zeros, which add nothing.
 #[test]
-fn blocks_of_smaller_rank_are_filled_up() {
+fn blocks_of_smaller_rank_are_padded_with_zeros() {
     let mut adapter = in_blocks(&[("experts.w", experts(2), 3, 4, 2)]);
-    adapter.layers.insert("experts.w.1".into(), factors(3, 4, 1));
+    let second = LayerName::of_block("experts.w", 1);
+    adapter.layers.insert(second.clone(), factors(3, 4, 1));
     let folder = tempfile::tempdir().unwrap();
     write(folder.path(), &adapter).unwrap();
     let read = PeftAdapter::open(folder.path()).unwrap();
-    let found = read.factors(&read.layers()["experts.w.1"]).unwrap();
-    let wanted = &adapter.layers["experts.w.1"];
+    let found = read.factors(&read.layers()[&second]).unwrap();
+    let wanted = &adapter.layers[&second];
     assert_eq!(found.a.nrows(), 2);
     assert_eq!(&found.b * &found.a, &wanted.b * &wanted.a);
 }
 
 #[test]
-fn what_makes_no_module_is_refused() {
+fn invalid_modules_are_refused() {
     let refused = |adapter: &Adapter| {
         let folder = tempfile::tempdir().unwrap();
-        write(folder.path(), adapter).unwrap_err().to_string()
+        snapshot(write(folder.path(), adapter).unwrap_err())
     };
     let whole = || in_blocks(&[("mlp.experts.down_proj", experts(3), 5, 4, 1)]);
-    let mut adapter = whole();
-    adapter.layers.remove("mlp.experts.down_proj.1");
-    let text = refused(&adapter);
-    assert!(
-        text.contains("module \"mlp.experts.down_proj\": expected all of its 3 blocks, found 2"),
-        "{text}"
-    );
-
-    let mut adapter = whole();
-    adapter.layers.insert("mlp.experts.down_proj.1".into(), factors(6, 4, 1));
-    assert!(refused(&adapter).contains("expected blocks of one shape"));
-
-    let mut adapter = whole();
-    adapter.shapes.insert("linear".into(), LayerShape::Transposed);
-    assert!(refused(&adapter).contains("PEFT loads no adapter of both"));
-
-    let adapter = in_blocks(&[("e.w1", experts(1), 5, 4, 1), ("e.w2", experts(1), 5, 4, 1)]);
-    assert!(
-        refused(&adapter)
-            .contains("expected one parameter of experts, or gate_up_proj or up_proj and down_proj")
-    );
+    let second = || LayerName::of_block("mlp.experts.down_proj", 1);
+    let [mut incomplete, mut uneven, mut mixed] = [whole(), whole(), whole()];
+    incomplete.layers.remove(&second());
+    uneven.layers.insert(second(), factors(6, 4, 1));
+    mixed.shapes.insert("linear".into(), LayerShape::Transposed);
+    let unknown = in_blocks(&[("e.w1", experts(1), 5, 4, 1), ("e.w2", experts(1), 5, 4, 1)]);
+    expect![[r#"
+        module "mlp.experts.down_proj": expected 3 blocks, found 2
+        module "mlp.experts.down_proj": its blocks have different shapes
+        PEFT cannot load an adapter with both fused experts and weights stored as [inputs, outputs]; help: write one adapter per kind, with --target or --exclude
+        experts with several parameters may have only gate_up_proj, up_proj and down_proj, found "e.w1"; help: write one adapter per parameter, with --target
+    "#]].assert_eq(&[incomplete, uneven, mixed, unknown].each_ref().map(refused).concat());
 }
 
-/// A configuration and tensors that do not belong together.
+#[test]
+fn tensors_of_more_parameters_than_in_the_configuration_are_refused() {
+    let both =
+        [("mlp.experts.gate_up_proj", experts(3), 5, 4, 2), ("mlp.experts.down_proj", experts(3), 4, 3, 1)];
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), &in_blocks(&both)).unwrap();
+    let path = folder.path().join(CONFIG_FILE);
+    let mut config: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    config["target_parameters"] = serde_json::json!(["mlp.experts.down_proj"]);
+    fs::write(&path, config.to_string()).unwrap();
+    expect![[r#"
+        FOLDER/adapter_model.safetensors: target_parameters in adapter_config.json has 1 of the parameters of "mlp.experts", but there are tensors for more
+    "#]].assert_eq(&snapshot(PeftAdapter::open(folder.path()).err().unwrap()));
+}
+
 #[test]
 fn parameters_that_do_not_fit_their_tensors_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     write(folder.path(), &in_blocks(&[("mlp.experts.down_proj", experts(3), 5, 4, 2)])).unwrap();
     let path = folder.path().join(CONFIG_FILE);
     let text = fs::read_to_string(&path).unwrap();
-    let refused = |from: &str, to: &str| {
+    let refused = |(from, to): (&str, &str)| {
         assert!(text.contains(from), "{text}");
         fs::write(&path, text.replace(from, to)).unwrap();
-        verify(folder.path(), None, &BTreeMap::new()).unwrap_err().to_string()
+        snapshot(verify(folder.path(), None, &BTreeMap::new()).unwrap_err())
     };
-    let further = refused("\"mlp.experts.down_proj\"", "\"mlp.experts.down_proj\", \"x.y\"");
-    assert!(
-        further.contains("expected tensors for every name in target_parameters, found none for \"x.y\""),
-        "{further}"
-    );
-    let rank = refused("\"r\": 2", "\"r\": 4");
-    assert!(rank.contains("expected rank 4, as adapter_config.json says, found 6"), "{rank}");
-    let wrapped =
-        refused("\"mlp.experts.down_proj\"", "\"mlp.experts.down_proj\", \"mlp.experts.gate_up_proj\"");
-    assert!(wrapped.contains("found none for \"mlp.experts.gate_up_proj\""), "{wrapped}");
+    let texts = [
+        ("\"mlp.experts.down_proj\"", "\"mlp.experts.down_proj\", \"x.y\""),
+        ("\"r\": 2", "\"r\": 4"),
+        ("\"mlp.experts.down_proj\"", "\"mlp.experts.down_proj\", \"mlp.experts.gate_up_proj\""),
+    ];
+    expect![[r#"
+        FOLDER/adapter_config.json: target_parameters has the name "x.y", but there are no tensors for it
+        FOLDER/adapter_model.safetensors: tensor "base_model.model.mlp.experts.lora_A.weight": A has rank 6, but adapter_config.json says 4
+        FOLDER/adapter_config.json: target_parameters has the name "mlp.experts.down_proj", but there are no tensors for it
+        FOLDER/adapter_config.json: target_parameters has the name "mlp.experts.gate_up_proj", but there are no tensors for it
+    "#]].assert_eq(&texts.map(refused).concat());
 }

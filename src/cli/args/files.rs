@@ -1,85 +1,76 @@
-//! The arguments of the commands that look at files, change them or make small ones.
+//! The options of the commands that read, convert or make files.
 
-use super::{Component, Dtype, Format};
+use super::WritingArgs;
 use clap::Args;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 #[derive(Debug, Args)]
-pub struct InspectArgs {
+pub(crate) struct InspectArgs {
     /// File or folder
-    pub file: PathBuf,
+    pub(crate) file: PathBuf,
 
-    /// Read the numbers of a file too: norms, largest values, zeros, NaN and infinity
+    /// Also read the numbers of a file: norms, largest values, zeros, NaN and infinity
     #[arg(long)]
-    pub values: bool,
+    pub(crate) values: bool,
 }
 
 #[derive(Debug, Args)]
-pub struct VerifyArgs {
+pub(crate) struct VerifyArgs {
     /// Adapter folder
-    pub adapter: PathBuf,
+    pub(crate) adapter: PathBuf,
 
-    /// Checkpoint that the adapter belongs to: its weights are checked against the factors
+    /// Checkpoint of the adapter, to check the factors against its weights
     #[arg(long, value_name = "MODEL")]
-    pub base: Option<PathBuf>,
+    pub(crate) base: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
-pub struct ReportArgs {
+pub(crate) struct ReportArgs {
     /// Adapter folder, or a report.json
-    pub report: PathBuf,
+    pub(crate) report: PathBuf,
 
     /// Page to write
     #[arg(short, long, value_name = "FILE.html")]
-    pub out: PathBuf,
+    pub(crate) out: PathBuf,
 
-    /// Replace a page that is already there
+    /// Replace an existing page
     #[arg(long)]
-    pub force: bool,
+    pub(crate) force: bool,
 }
 
 #[derive(Debug, Args)]
-pub struct ConvertArgs {
+pub(crate) struct ConvertArgs {
     /// Adapter folder
-    pub adapter: PathBuf,
+    pub(crate) adapter: PathBuf,
 
-    /// The adapter that the training started from, as init wrote it with --start residual
+    /// Adapter that the training started from, written by init with --start residual
     #[arg(long, value_name = "DIR")]
-    pub init: Option<PathBuf>,
+    pub(crate) init: Option<PathBuf>,
 
     /// Largest rank of a layer
     #[arg(long, value_name = "R")]
-    pub rank: Option<NonZeroUsize>,
+    pub(crate) rank: Option<NonZeroUsize>,
 
     /// Folder to write the adapter to
     #[arg(short, long, value_name = "DIR")]
-    pub out: PathBuf,
+    pub(crate) out: PathBuf,
 
-    /// Number format of the factors
-    #[arg(long, value_enum, value_name = "FORMAT", default_value_t)]
-    pub dtype: Dtype,
+    #[command(flatten)]
+    pub(crate) writing: WritingArgs,
 
-    /// How the adapter is written
-    #[arg(long, value_enum, value_name = "FORMAT", default_value_t)]
-    pub format: Format,
-
-    /// With --format diffusers or kohya: the part of the pipeline that the model is [default: unet]
-    #[arg(long, value_enum, value_name = "PART")]
-    pub component: Option<Component>,
-
-    /// Replace an adapter that is already there
+    /// Replace an existing adapter
     #[arg(long)]
-    pub force: bool,
+    pub(crate) force: bool,
 }
 
 #[derive(Debug, Args)]
-pub struct DemoArgs {
+pub(crate) struct DemoArgs {
     /// Folder to make
     #[arg(value_name = "DIR", default_value = "cntlora-demo")]
-    pub folder: PathBuf,
+    pub(crate) folder: PathBuf,
 
-    /// Write into a folder that already holds something
+    /// Write into a folder that is not empty
     #[arg(long)]
-    pub force: bool,
+    pub(crate) force: bool,
 }

@@ -1,14 +1,14 @@
 //! A spectrum as a row of small bars.
 
-/// Widest row.
+/// Largest number of bars.
 const COLUMNS: usize = 12;
 
 const BLOCKS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
-/// Where the terminal has no blocks, darker letters stand for taller bars.
+/// For terminals without blocks: darker letters for taller bars.
 const LETTERS: [char; 8] = ['.', ':', '-', '=', '+', 'x', '#', '@'];
 
-/// A bar per value, or per group of values where there are more than columns, relative to the largest.
-pub fn bars(values: &[f64], blocks: bool) -> String {
+/// A bar per value, relative to the largest value. If there are more values than columns, a bar shows the mean of a group.
+pub(crate) fn bars(values: &[f64], blocks: bool) -> String {
     let steps = if blocks { BLOCKS } else { LETTERS };
     let largest = values.iter().copied().fold(0.0, f64::max);
     let columns = values.len().min(COLUMNS);
@@ -22,8 +22,8 @@ pub fn bars(values: &[f64], blocks: bool) -> String {
         .collect()
 }
 
-/// Whether this terminal shows blocks: its locale is of UTF-8.
-pub fn blocks_shown(variable: impl Fn(&str) -> Option<String>) -> bool {
+/// Returns whether this terminal shows blocks, which needs a UTF-8 locale.
+pub(crate) fn blocks_shown(variable: impl Fn(&str) -> Option<String>) -> bool {
     let locale = ["LC_ALL", "LC_CTYPE", "LANG"]
         .into_iter()
         .filter_map(variable)
@@ -37,7 +37,7 @@ pub fn blocks_shown(variable: impl Fn(&str) -> Option<String>) -> bool {
 mod tests {
     use super::*;
 
-    /// The largest value fills a column, zero is the least bar, and many values share columns.
+    /// The largest value gives a full bar, zero gives the smallest bar, and many values share columns.
     #[test]
     fn bars_are_relative_to_the_largest() {
         assert_eq!(bars(&[8.0, 4.0, 1.0, 0.0], true), "█▅▂▁");
@@ -50,7 +50,7 @@ mod tests {
 
     /// The first variable that is set decides.
     #[test]
-    fn blocks_need_a_locale_of_utf8() {
+    fn blocks_need_a_utf8_locale() {
         let shown = |variables: &[(&str, &str)]| {
             blocks_shown(|name| {
                 variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).into())

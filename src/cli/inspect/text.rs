@@ -1,17 +1,18 @@
-//! An inspection in words.
+//! An inspection as text.
 
 use super::super::plan;
 use super::bars::bars;
 use super::values::Values;
 use super::{Activations, AdapterFolder, CheckpointFiles, FileEntry, Inspection, NpyFile, SafetensorsFile};
 use super::{SiteEntry, TensorEntry};
-use cntlora::report::table::{Align, Table, bytes, count, number};
-use cntlora::report::text as report;
+use crate::report::format::{bytes, count, number};
+use crate::report::table::{Align, Table};
+use crate::report::text as report;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-/// A sentence on what it is, and a table of what it holds. `blocks` says whether the terminal shows bars of blocks.
-pub fn render(inspection: &Inspection, blocks: bool) -> String {
+/// A line about the file or folder, and a table of its content. `blocks` is true if the terminal shows block characters.
+pub(crate) fn render(inspection: &Inspection, blocks: bool) -> String {
     match inspection {
         Inspection::Safetensors(file) => safetensors(file),
         Inspection::Npy(file) => npy(file),
@@ -31,7 +32,7 @@ fn safetensors(file: &SafetensorsFile) -> String {
         bytes(file.bytes),
         formats(&file.tensors)
     );
-    // Our own entry is shown as sites.
+    // The entry of cntlora is shown as sites.
     for (key, value) in file.metadata.iter().filter(|(key, _)| file.sites.is_none() || *key != "cntlora") {
         text.push_str(&format!("metadata {}: {}\n", key.escape_debug(), value.escape_debug()));
     }
@@ -84,7 +85,7 @@ fn adapter(adapter: &AdapterFolder, blocks: bool) -> String {
     ]);
     for layer in &adapter.layers {
         table.row([
-            layer.module.escape_debug().to_string(),
+            layer.name.to_string().escape_debug().to_string(),
             format!("{}×{}", layer.outputs, layer.inputs),
             layer.rank.to_string(),
             number(layer.scale),
@@ -96,7 +97,7 @@ fn adapter(adapter: &AdapterFolder, blocks: bool) -> String {
     let formats = formats.into_iter().collect::<Vec<_>>().join(", ");
     let base = adapter.base.as_ref().map(|base| format!(", for {}", base.escape_debug()));
     format!(
-        "{}: PEFT adapter{}, {} in {}, {}\n\n{}\nnorm and spectrum: of what each layer adds to its weight\n",
+        "{}: PEFT adapter{}, {} in {}, {}\n\n{}\nnorm and spectrum are those of the product that each layer adds to its weight\n",
         shown(&adapter.path),
         base.unwrap_or_default(),
         bytes(adapter.bytes),
@@ -148,7 +149,7 @@ fn sites(sites: &[SiteEntry]) -> String {
     text
 }
 
-/// How many tensors there are of each format.
+/// The number of tensors of each format.
 fn formats(tensors: &[TensorEntry]) -> String {
     let mut numbers = BTreeMap::<&str, u64>::new();
     for tensor in tensors {

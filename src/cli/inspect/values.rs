@@ -1,34 +1,34 @@
-//! The numbers of a tensor in a few numbers. Reads it whole, in blocks.
+//! Figures of the numbers of a tensor. The whole tensor is read, in blocks.
 
-use cntlora::element::Element;
-use cntlora::storage::{Problem, Source};
+use crate::element::Element;
+use crate::storage::{Problem, Source};
 use serde::Serialize;
 
-/// What is said of the numbers of a tensor.
+/// Figures of the numbers of a tensor.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
-pub struct Values {
-    /// Root of the sum of the squares of the finite ones.
-    pub norm: f64,
-    /// The largest absolute value of the finite ones.
-    pub abs_max: f64,
-    /// How many are zero.
-    pub zeros: u64,
-    /// How many are NaN or infinite.
-    pub nonfinite: u64,
+pub(crate) struct Values {
+    /// Square root of the sum of the squares of the finite numbers.
+    pub(crate) norm: f64,
+    /// The largest absolute value of the finite numbers.
+    pub(crate) abs_max: f64,
+    /// Number of zeros.
+    pub(crate) zeros: u64,
+    /// Number of values that are NaN or infinite.
+    pub(crate) nonfinite: u64,
 }
 
-/// Where the numbers of a tensor are.
-pub struct Place {
-    pub element: Element,
-    pub big_endian: bool,
-    pub offset: u64,
-    pub length: u64,
+/// The place and format of the numbers of a tensor.
+pub(crate) struct Place {
+    pub(crate) element: Element,
+    pub(crate) big_endian: bool,
+    pub(crate) offset: u64,
+    pub(crate) length: u64,
 }
 
 impl Values {
     /// Reads a tensor.
-    pub fn of(source: &Source, place: &Place) -> Result<Self, Problem> {
-        /// Bytes at a time: whole numbers of every format.
+    pub(crate) fn of(source: &Source, place: &Place) -> Result<Self, Problem> {
+        /// Bytes of a block: a multiple of the size of every format.
         const BLOCK: u64 = 1 << 20;
         let mut values = Self::default();
         let mut squares = 0.0;
@@ -62,9 +62,9 @@ impl Values {
 mod tests {
     use super::*;
 
-    /// Against the definitions, in both orders of bytes, with numbers that are none left out and counted.
+    /// In both byte orders; numbers that are not finite are counted and left out.
     #[test]
-    fn numbers_are_summed_up() {
+    fn figures_follow_their_definitions() {
         let numbers = [3.0, -4.0, 0.0, f64::NAN, f64::NEG_INFINITY];
         for element in [Element::F64, Element::F32, Element::F16, Element::Bf16] {
             for big_endian in [false, true] {

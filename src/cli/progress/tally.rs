@@ -1,24 +1,26 @@
-//! How far a run is: counts events against the plan, and says so in a line. Draws nothing and reads no clock.
+//! Counts events and compares them with the plan. Draws nothing and reads no clock.
 
-use cntlora::plan::{Measurement, Plan, PlannedSite, Work};
-use cntlora::run::Event;
+use crate::factors::LayerName;
+use crate::plan::{Measurement, Plan, PlannedSite, Work};
+use crate::report::format::duration;
+use crate::run::Event;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// What is done of a plan.
-pub struct Tally {
+/// The progress of a plan.
+pub(crate) struct Tally {
     sites: BTreeMap<String, Site>,
-    site_of_module: BTreeMap<String, String>,
+    site_of_layer: BTreeMap<LayerName, String>,
     rows_done: u64,
     layers: usize,
     layers_done: usize,
     /// Floating-point operations.
     work: f64,
     work_done: f64,
-    /// What an earlier run did, which says nothing of this one's speed.
+    /// Done by an earlier run. It does not count for the speed of this one.
     rows_resumed: u64,
     work_resumed: f64,
-    /// Floating-point operations per second that the processor can do at most.
+    /// Peak rate of the processor, in floating-point operations per second.
     peak: f64,
 }
 
@@ -32,19 +34,19 @@ struct Site {
 }
 
 impl Tally {
-    /// Nothing done yet of these sites of a plan.
-    pub fn of_sites(plan: &Plan, sites: &[&PlannedSite], peak: f64) -> Self {
-        let modules = sites
+    /// The start of a run on these sites of a plan.
+    pub(crate) fn of_sites(plan: &Plan, sites: &[&PlannedSite], peak: f64) -> Self {
+        let layers = sites
             .iter()
-            .flat_map(|site| site.layers.iter().map(|layer| (layer.module.clone(), site.name.clone())));
+            .flat_map(|site| site.layers.iter().map(|layer| (layer.name.clone(), site.name.clone())));
         let sites = sites.iter().map(|site| {
             (site.name.clone(), Site::new(site.rows_to_read, site.layers.len(), plan.site_work(site)))
         });
-        Self::new(sites.collect(), modules.collect(), peak)
+        Self::new(sites.collect(), layers.collect(), peak)
     }
 
-    /// Nothing done yet of a measurement, which has no layers.
-    pub fn of_measurement(measurement: &Measurement, peak: f64) -> Self {
+    /// The start of a measurement, which has no layers.
+    pub(crate) fn of_measurement(measurement: &Measurement, peak: f64) -> Self {
         let sites = measurement.sites.iter().map(|site| {
             let work = Work { moments: site.work(), factors: 0.0 };
             (site.name.clone(), Site::new(site.rows_to_read(), 0, work))
@@ -52,11 +54,11 @@ impl Tally {
         Self::new(sites.collect(), BTreeMap::new(), peak)
     }
 
-    fn new(sites: BTreeMap<String, Site>, site_of_module: BTreeMap<String, String>, peak: f64) -> Self {
+    fn new(sites: BTreeMap<String, Site>, site_of_layer: BTreeMap<LayerName, String>, peak: f64) -> Self {
         let work =
             |site: &Site| site.work_per_row * site.rows as f64 + site.work_per_layer * site.layers as f64;
         Self {
-            site_of_module,
+            site_of_layer,
             rows_done: 0,
             layers: sites.values().map(|site| site.layers).sum(),
             layers_done: 0,
@@ -69,8 +71,8 @@ impl Tally {
         }
     }
 
-    /// Counts an event, and gives the name of the site that it is of.
-    pub fn count<'a>(&'a mut self, event: &Event<'a>) -> Option<&'a str> {
+    /// Counts an event, and returns the name of its site.
+    pub(crate) fn count<'a>(&'a mut self, event: &Event<'a>) -> Option<&'a str> {
         match *event {
             Event::SiteStarted { site, .. } | Event::MomentsReady { site } => Some(site),
             Event::RowsAdded { site, rows } => {
@@ -82,7 +84,7 @@ impl Tally {
                 self.work_resumed += self.add_rows(site, rows);
                 Some(site)
             }
-            // Nothing more is to be done of it.
+            // The rest of its work is not done.
             Event::SiteLeftOut { site, .. } => {
                 if let Some(entry) = self.sites.get_mut(site) {
                     let layers = std::mem::replace(&mut entry.layers, entry.layers_done) - entry.layers_done;
@@ -91,9 +93,9 @@ impl Tally {
                 }
                 Some(site)
             }
-            Event::LayerDecomposed { module } => {
+            Event::LayerDecomposed { layer } => {
                 self.layers_done += 1;
-                let site = self.site_of_module.get(module)?;
+                let site = self.site_of_layer.get(layer)?;
                 if let Some(entry) = self.sites.get_mut(site) {
                     entry.layers_done += 1;
                     self.work_done += entry.work_per_layer;
@@ -104,7 +106,7 @@ impl Tally {
         }
     }
 
-    /// Counts rows of a site, and gives the work that they were.
+    /// Counts rows of a site, and returns their work.
     fn add_rows(&mut self, site: &str, rows: u64) -> f64 {
         self.rows_done += rows;
         let Some(entry) = self.sites.get_mut(site) else { return 0.0 };
@@ -115,14 +117,15 @@ impl Tally {
     }
 
     /// Share of the work that is done.
-    pub fn share(&self) -> f64 {
+    pub(crate) fn share(&self) -> f64 {
         if self.work > 0.0 { (self.work_done / self.work).clamp(0.0, 1.0) } else { 1.0 }
     }
 
-    /// The whole run, after this much time. The last part is the first to go where a terminal is narrow.
-    pub fn line(&self, elapsed: Duration) -> String {
-        let seconds = elapsed.as_secs_f64().max(1e-3);
-        let left = self.left(elapsed).map(|left| format!("about {} left, ", words(left))).unwrap_or_default();
+    /// A line about the whole run. `elapsed` is the time since its start. A narrow terminal cuts off the end.
+    pub(crate) fn line(&self, elapsed: Duration) -> String {
+        let passed = elapsed.as_secs_f64().max(1e-3);
+        let left =
+            self.left(elapsed).map(|left| format!("about {} left, ", duration(left))).unwrap_or_default();
         let layers = match self.layers {
             0 => String::new(),
             layers => format!("{} of {layers} layers, ", self.layers_done),
@@ -130,19 +133,20 @@ impl Tally {
         format!(
             "{:.0} %, {left}{layers}{:.0} rows/s, {:.0} % of peak",
             100.0 * self.share(),
-            (self.rows_done - self.rows_resumed) as f64 / seconds,
-            100.0 * (self.work_done - self.work_resumed) / seconds / self.peak,
+            (self.rows_done - self.rows_resumed) as f64 / passed,
+            100.0 * (self.work_done - self.work_resumed) / passed / self.peak,
         )
     }
 
-    /// What is left, if it goes on as fast as so far.
-    fn left(&self, elapsed: Duration) -> Option<Duration> {
+    /// The time until the end, at the speed so far.
+    fn left(&self, elapsed: Duration) -> Option<f64> {
         let rate = (self.work_done - self.work_resumed) / elapsed.as_secs_f64();
-        Duration::try_from_secs_f64((self.work - self.work_done).max(0.0) / rate).ok()
+        let left = (self.work - self.work_done).max(0.0) / rate;
+        left.is_finite().then_some(left)
     }
 
-    /// One site; nothing once all of it is done.
-    pub fn site_line(&self, name: &str) -> Option<String> {
+    /// A line about a site; none if the site is done.
+    pub(crate) fn site_line(&self, name: &str) -> Option<String> {
         let unfinished = |site: &&Site| site.rows_done < site.rows || site.layers_done < site.layers;
         let site = self.sites.get(name).filter(unfinished)?;
         let name = name.escape_debug();
@@ -166,24 +170,15 @@ impl Site {
     }
 }
 
-/// A time as one would say it.
-fn words(time: Duration) -> String {
-    match time.as_secs() {
-        seconds @ ..60 => format!("{seconds} s"),
-        seconds @ ..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
-        seconds => format!("{} h {} min", seconds / 3600, seconds / 60 % 60),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::super::plan::testing::plan_of;
     use super::*;
-    use cntlora::rank::Policy;
+    use crate::rank::Policy;
 
-    /// Of a plan of one site with 100 rows and two layers, all counts, rates and shares at two moments.
+    /// All counts, rates and shares at two moments, for a plan of one site with 100 rows and two layers.
     #[test]
-    fn the_lines_are_these() {
+    fn lines_follow_the_events() {
         let plan = plan_of(Policy::Fixed(3));
         let Work { moments, factors } = plan.site_work(&plan.sites[0]);
         let work = moments + factors;
@@ -197,24 +192,23 @@ mod tests {
         let share = moments / work;
         let line = tally.line(Duration::from_secs(5));
         let expected = format!(
-            "{0:.0} %, about {2} s left, 0 of 2 layers, 20 rows/s, {1:.0} % of peak",
+            "{0:.0} %, about {2} left, 0 of 2 layers, 20 rows/s, {1:.0} % of peak",
             100.0 * share,
             100.0 * share * 10.0 / 5.0,
-            (5.0 * (1.0 - share) / share) as u64,
+            duration(5.0 * (1.0 - share) / share),
         );
         assert_eq!(line, expected);
 
         for module in ["query", "value"] {
-            assert_eq!(tally.count(&Event::LayerDecomposed { module }), Some("in"));
+            assert_eq!(tally.count(&Event::LayerDecomposed { layer: &module.into() }), Some("in"));
         }
         assert_eq!(tally.site_line("in"), None);
         let line = tally.line(Duration::from_secs(10));
-        assert_eq!(line, "100 %, about 0 s left, 2 of 2 layers, 10 rows/s, 100 % of peak");
+        assert_eq!(line, "100 %, about 0 ms left, 2 of 2 layers, 10 rows/s, 100 % of peak");
     }
 
-    /// What an earlier run did counts as done, and not as speed.
     #[test]
-    fn resumed_rows_are_no_speed() {
+    fn rows_of_an_earlier_run_do_not_count_for_the_speed() {
         let plan = plan_of(Policy::Fixed(3));
         let mut tally = Tally::of_sites(&plan, &[&plan.sites[0]], 1e9);
         tally.count(&Event::Resumed { site: "in", rows: 60 });
@@ -223,9 +217,8 @@ mod tests {
         assert!(tally.line(Duration::from_secs(2)).contains("0 of 2 layers, 10 rows/s"));
     }
 
-    /// Layers of a site that is left out are neither waited for nor counted.
     #[test]
-    fn sites_that_are_left_out_are_done() {
+    fn sites_that_are_left_out_count_as_done() {
         let plan = plan_of(Policy::Fixed(3));
         let mut tally = Tally::of_sites(&plan, &[&plan.sites[0]], 1e9);
         tally.count(&Event::RowsAdded { site: "in", rows: 100 });
@@ -233,11 +226,5 @@ mod tests {
         assert_eq!(tally.count(&Event::SiteLeftOut { site: "in", modules, reason }), Some("in"));
         assert_eq!((tally.share(), tally.site_line("in")), (1.0, None));
         assert!(!tally.line(Duration::from_secs(2)).contains("layers"));
-    }
-
-    #[test]
-    fn times_are_said_in_two_units() {
-        let said = [5, 65, 7265].map(|seconds| words(Duration::from_secs(seconds)));
-        assert_eq!(said, ["5 s", "1 min 5 s", "2 h 1 min"]);
     }
 }

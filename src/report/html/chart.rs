@@ -1,12 +1,12 @@
-//! What all charts share: an inline SVG with a title and a description for those who do not see it, and bars.
+//! Parts of all charts: an inline SVG with a title and a description for screen readers, and bars.
 //!
-//! Lengths along x are per cent, so that a chart takes the width there is while its letters keep their size.
+//! Lengths along x are percentages, so that a chart fills the width of the screen and its letters keep their size.
 
 use super::escape;
 use crate::report::table::shortened;
 use std::fmt::Write as _;
 
-/// An SVG of this height in pixels and of any width. `title` and `description` are plain text.
+/// An SVG of this height in pixels that fills the width. `title` and `description` are plain text.
 pub(super) fn svg(title: &str, description: &str, height: f64, body: &str) -> String {
     format!(
         "<svg role=\"img\" width=\"100%\" height=\"{height:.0}\"><title>{}</title><desc>{}</desc>{body}</svg>\n",
@@ -15,12 +15,12 @@ pub(super) fn svg(title: &str, description: &str, height: f64, body: &str) -> St
     )
 }
 
-/// A figure with its title above and what there is to know below it. `caption` is markup.
+/// A figure with a title above and a caption below. `caption` is markup.
 pub(super) fn figure(title: &str, caption: &str, body: &str) -> String {
     format!("<figure><h3>{}</h3>\n{body}<figcaption>{caption}</figcaption></figure>\n", escape::text(title))
 }
 
-/// A name from outside in a chart, as much of it as a phone has room for.
+/// A name from outside in a chart, shortened to the width of a phone.
 pub(super) fn label(name: &str) -> String {
     const LETTERS: usize = 48;
     escape::text(&shortened(&name.escape_debug().to_string(), LETTERS))
@@ -28,22 +28,22 @@ pub(super) fn label(name: &str) -> String {
 
 /// A horizontal bar.
 pub(super) struct Bar {
-    /// Name, as it came from outside.
+    /// Its name, which comes from outside.
     pub label: String,
     /// Its length.
     pub value: f64,
-    /// A second value to compare with, shown as a mark.
+    /// A second value for comparison, shown as a mark.
     pub mark: Option<f64>,
-    /// What is written at its end.
+    /// The text at its end.
     pub text: String,
-    /// Whether it is the one that the others are compared with.
+    /// True if it is in the strong colour.
     pub strong: bool,
 }
 
-/// Bars one below the other from 0 to the largest value, with an axis that says what they measure.
+/// Bars one below the other, with an axis from 0 to the largest value. `axis` is the label of the axis.
 pub(super) fn bars(title: &str, axis: &str, bars: &[Bar]) -> String {
     const ROW: f64 = 38.0;
-    /// Per cent of the width that the longest bar takes; the rest is for its text.
+    /// Percentage of the width that the longest bar takes. The rest is for its text.
     const LONGEST: f64 = 70.0;
     let largest = bars.iter().flat_map(|bar| [bar.value, bar.mark.unwrap_or(0.0)]).fold(0.0, f64::max);
     let scale = if largest > 0.0 { LONGEST / largest } else { 0.0 };
@@ -97,7 +97,7 @@ pub(super) fn bars(title: &str, axis: &str, bars: &[Bar]) -> String {
     svg(title, &format!("{axis}. {}", description.join("; ")), bottom + 40.0, &body)
 }
 
-/// A number at an axis, without zeros that say nothing.
+/// A number at an axis, without trailing zeros.
 pub(super) fn tick(value: f64) -> String {
     let size = value.abs();
     match size {
@@ -114,9 +114,8 @@ pub(super) fn tick(value: f64) -> String {
 mod tests {
     use super::*;
 
-    /// The longest bar and the longest mark stay within their share of the width, and an empty chart is one.
     #[test]
-    fn lengths_are_shares_of_the_largest() {
+    fn lengths_are_relative_to_the_largest_value() {
         let bar = |value, mark| Bar { label: "a<b".into(), value, mark, text: "t".into(), strong: false };
         let chart = bars("title", "axis", &[bar(2.0, Some(4.0)), bar(1.0, None)]);
         assert!(chart.contains("width=\"35.00%\"") && chart.contains("x1=\"70.00%\""), "{chart}");

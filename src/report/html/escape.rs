@@ -1,6 +1,6 @@
-//! Text on its way into markup. Every string that comes from outside goes through here.
+//! Escapes text for markup. Every string from outside goes through here.
 
-/// Text as it stands, for elements and for quoted attributes.
+/// Unchanged text, for elements and for quoted attributes.
 pub(super) fn text(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for character in text.chars() {
@@ -16,12 +16,12 @@ pub(super) fn text(text: &str) -> String {
     out
 }
 
-/// A name from outside: characters that cannot be seen, or that would turn the text around them, are shown as escapes.
+/// A name from outside. Invisible characters, and those that change the direction of writing, are shown as escapes.
 pub(super) fn visible(name: &str) -> String {
     text(&name.escape_debug().to_string())
 }
 
-/// A name from outside as an element, which keeps its direction of writing to itself.
+/// A name from outside as an element. Its direction of writing does not change that of the text around it.
 pub(super) fn name(name: &str) -> String {
     format!("<bdi>{}</bdi>", visible(name))
 }
@@ -32,8 +32,8 @@ mod tests {
     use quickcheck::quickcheck;
 
     quickcheck! {
-        /// Whatever the text, no character is left that could end an element or an attribute, and a browser reads the text back.
-        fn nothing_ends_an_element(original: String) -> bool {
+        /// No character is left that could end an element or an attribute, and a browser reads the original text.
+        fn escaped_text_cannot_end_an_element(original: String) -> bool {
             let escaped = text(&original);
             let read = [("&lt;", "<"), ("&gt;", ">"), ("&quot;", "\""), ("&#39;", "'"), ("&amp;", "&")]
                 .iter()
@@ -42,9 +42,9 @@ mod tests {
         }
     }
 
-    /// Line breaks, escape sequences and marks that turn the direction are shown, letters of any script stay.
+    /// Letters of any script stay as they are.
     #[test]
-    fn what_cannot_be_seen_is_shown() {
+    fn invisible_characters_are_shown_as_escapes() {
         assert_eq!(visible("a\n\u{1b}[0m\u{202e}b"), "a\\n\\u{1b}[0m\\u{202e}b");
         assert_eq!(name("שכבה.层"), "<bdi>שכבה.层</bdi>");
     }

@@ -1,11 +1,11 @@
 //! The name of a module as a type and a depth: `layers.3.mlp.up` is `layers.*.mlp.up` at depth 3.
 
-/// Where a module stands in its model.
+/// The place of a module in its model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Place {
     /// The name with its first number replaced by `*`.
     pub kind: String,
-    /// That number.
+    /// The first number.
     pub depth: Option<u64>,
 }
 
@@ -24,7 +24,7 @@ pub(super) fn place(module: &str) -> Place {
     Place { kind: parts.join("."), depth }
 }
 
-/// The leading parts that all kinds share, with the point after them; never a whole name.
+/// The leading parts that all names share, with the dot after them; never a whole name.
 pub(super) fn common_prefix<'a>(mut kinds: impl Iterator<Item = &'a str>) -> &'a str {
     let Some(first) = kinds.next() else { return "" };
     let start = first.rfind('.').map_or("", |end| &first[..=end]);
@@ -55,7 +55,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_common_is_said_once() {
+    fn the_common_prefix_consists_of_whole_parts() {
         let of = |kinds: &[&'static str]| common_prefix(kinds.iter().copied());
         assert_eq!(of(&["model.*.attention.q", "model.*.mlp.up"]), "model.*.");
         assert_eq!(of(&["model.*.q", "model.*.q.x"]), "model.*.");

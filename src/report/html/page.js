@@ -1,5 +1,5 @@
 "use strict";
-// Sorts and filters the tables, and opens everything for paper. The page is complete without it.
+// Sorts and filters the tables, and unfolds everything before printing. The page works without this script.
 for (const table of document.querySelectorAll("table")) {
   const body = table.tBodies[0];
   const rows = [...body.rows];
@@ -8,7 +8,7 @@ for (const table of document.querySelectorAll("table")) {
   const sortBy = (column) => {
     const heading = headings[column];
     const numeric = rows[0]?.cells[column].classList.contains("number");
-    // Numbers are mostly looked at for the largest.
+    // For numbers, readers mostly look for the largest.
     const first = numeric ? "descending" : "ascending";
     const second = numeric ? "ascending" : "descending";
     const order = heading.getAttribute("aria-sort") === first ? second : first;

@@ -1,23 +1,27 @@
-//! Ranks over depth, a strip per type of module.
+//! A heat map of the ranks, with a row per type of module and a column per depth.
 
-use super::super::LayerReport;
 use super::chart::{figure, label, svg};
 use super::escape;
 use super::module::{Place, common_prefix, place};
-use crate::report::table::count;
+use crate::report::LayerReport;
+use crate::report::format::count;
+use crate::report::groups::Group;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
-/// Beyond this many depths, cells are too narrow for numbers on a phone, and beyond this many also elsewhere.
+/// With more depths than this, a phone has no room for the numbers in the cells.
 const NARROW: usize = 14;
+
+/// With more depths than this, no screen has.
 const DENSE: usize = 40;
 
-/// The heat map; nothing where no module has a number in its name.
-pub(super) fn heat_map(layers: &[LayerReport]) -> String {
+/// The heat map; empty if no module has a number in its name. The blocks of a module are one cell.
+pub(super) fn heat_map(groups: &[Group<'_, LayerReport>]) -> String {
     let mut ranks: BTreeMap<String, BTreeMap<u64, usize>> = BTreeMap::new();
-    for layer in layers {
-        if let Place { kind, depth: Some(depth) } = place(&layer.module) {
-            ranks.entry(kind).or_default().insert(depth, layer.rank);
+    for group in groups {
+        if let Place { kind, depth: Some(depth) } = place(&group.name) {
+            let rank = group.members.iter().map(|layer| layer.rank).max().unwrap_or(0);
+            ranks.entry(kind).or_default().insert(depth, rank);
         }
     }
     let depths: BTreeSet<u64> = ranks.values().flat_map(|row| row.keys().copied()).collect();
@@ -48,8 +52,8 @@ pub(super) fn heat_map(layers: &[LayerReport]) -> String {
         prefix => format!(" of {}", escape::name(prefix.trim_end_matches('.'))),
     };
     let caption = format!(
-        "A strip per type of module{common}, a cell per depth. The stronger the colour, the higher the rank: \
-         0 <span class=\"scale\"></span> {largest}. Cells with a dashed frame got rank 0 and no adapter.",
+        "A row per type of module{common}, a column per depth. A stronger colour is a higher rank: \
+         0 <span class=\"scale\"></span> {largest}. Cells with a dashed frame have rank 0 and no adapter.",
     );
     figure(title, &caption, &format!("<div{class}>{chart}</div>"))
 }
@@ -90,7 +94,7 @@ fn strips(
     body
 }
 
-/// The depths below the strips, as many as find room, and what they are.
+/// The axis of depths below the rows, with as many numbers as fit.
 fn axis(depths: &[u64], top: f64) -> String {
     let width = 100.0 / depths.len() as f64;
     let step = depths.len().div_ceil(NARROW);
@@ -114,20 +118,28 @@ fn axis(depths: &[u64], top: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::testing::layer;
     use super::*;
+    use crate::report::groups;
+    use crate::report::testing::{block, layer};
 
-    /// Every module with a depth has a cell that says its rank; the strongest colour is that of the largest.
     #[test]
-    fn every_layer_has_its_cell() {
+    fn every_layer_has_a_cell_with_its_rank() {
         let layers = [layer("m.0.q", 4), layer("m.1.q", 8), layer("m.1.v", 0), layer("head", 16)];
-        let map = heat_map(&layers);
+        let map = heat_map(&groups::of_layers(&layers));
         for cell in ["q, depth 0: rank 4", "q, depth 1: rank 8", "v, depth 1: no adapter"] {
             assert!(map.contains(cell), "{cell} is not in {map}");
         }
         assert_eq!(map.matches("<rect").count(), 3);
         assert!(map.contains("fill-opacity=\"1.00\"><title>q, depth 1"), "{map}");
         assert!(map.contains("m.*.q – 0: 4, 1: 8"), "the alternative text has the numbers: {map}");
-        assert_eq!(heat_map(&[layer("head", 16)]), "");
+        assert_eq!(heat_map(&groups::of_layers(&[layer("head", 16)])), "");
+    }
+
+    #[test]
+    fn the_experts_of_a_module_are_one_cell() {
+        let layers: Vec<LayerReport> = (0..128).map(|number| block("m.0.experts.up", number)).collect();
+        let map = heat_map(&groups::of_layers(&layers));
+        assert_eq!(map.matches("<rect").count(), 1, "{map}");
+        assert!(map.contains("m.*.experts.up – 0: 8"), "{map}");
     }
 }

@@ -1,11 +1,14 @@
-//! Pairs of every format and distance, and what is said of rows that cannot be used.
+//! Pairs in all formats, and messages about unusable rows.
 
 use super::*;
 use crate::moments::Sides;
+use crate::plan::testing::shown;
 use crate::random::gaussian;
 use crate::storage::{Source, safetensors};
+use expect_test::expect;
 use faer::Mat;
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Mutex;
 
 const ROWS: usize = 700;
@@ -46,7 +49,7 @@ fn pairs(
     reading.measure_pairs((z, z.site("s").unwrap()), (x, x.site("s").unwrap()))
 }
 
-/// The numbers as a format holds them.
+/// The numbers after rounding to a format.
 fn stored(element: Element, rows: &Mat<f64>) -> Mat<f64> {
     let numbers = (0..rows.nrows()).flat_map(|i| (0..rows.ncols()).map(move |j| rows[(i, j)]));
     let mut bytes = Vec::new();
@@ -63,7 +66,7 @@ fn stored(element: Element, rows: &Mat<f64>) -> Mat<f64> {
     Mat::from_fn(rows.nrows(), rows.ncols(), number)
 }
 
-/// `E[(z − x) xᵀ]` is as accurate as the numbers of both files, far from zero as well, and whatever formats meet.
+/// `E[(z − x) xᵀ]` is as accurate as the numbers in both files, also far from zero, for all pairs of formats.
 #[test]
 fn changes_of_close_pairs() {
     let x = gaussian::<f64>(ROWS, WIDTH, 1, "x");
@@ -90,10 +93,10 @@ fn changes_of_close_pairs() {
     }
 }
 
-/// The first number that is not finite is named: of a row, first that of the pre-training side. Numbers that are finite only as
-/// f64 are not, and neither is a difference that overflows.
+/// The message names the first number that is not finite, in each row first on the pre-training side. Numbers that are finite only as
+/// f64 and differences that overflow are refused.
 #[test]
-fn pairs_that_are_not_finite_have_their_place() {
+fn nonfinite_pairs_are_refused_with_their_place() {
     let rows = gaussian::<f64>(ROWS, WIDTH, 1, "rows");
     let with = |changes: &[(usize, usize, f64)]| {
         let mut rows = rows.clone();
@@ -106,22 +109,33 @@ fn pairs_that_are_not_finite_have_their_place() {
         let skipping = Reading { nonfinite: Nonfinite::SkipRows, ..reading(&()) };
         let measured = pairs(skipping, &sets.0, &sets.1).unwrap();
         assert_eq!((measured.skipped_rows, measured.moments.joint().count()), (1, ROWS as u64 - 1));
-        problem.to_string()
+        shown(&problem.into(), Path::new("-"))
     };
     let (z, x) = (with(&[(650, 3, f64::NAN)]), with(&[(650, 1, f64::INFINITY)]));
-    assert_eq!(refusal(&z, &x), "z: tensor \"s\": row 650, column 3 is not a finite f32 number");
+    expect![[r#"
+        Data: z: tensor "s": row 650, column 3 is not a finite f32 number
+            help: record these activations again, or skip such rows with --nonfinite skip-rows; `cntlora inspect --values` counts such numbers
+    "#]].assert_eq(&refusal(&z, &x));
     let x = with(&[(650, 4, -1e39)]);
-    assert_eq!(refusal(&rows, &x), "x: tensor \"s\": row 650, column 4 is not a finite f32 number");
+    expect![[r#"
+        Data: x: tensor "s": row 650, column 4 is not a finite f32 number
+            help: record these activations again, or skip such rows with --nonfinite skip-rows; `cntlora inspect --values` counts such numbers
+    "#]].assert_eq(&refusal(&rows, &x));
     let (z, x) = (with(&[(2, 1, 3.5e38)]), with(&[(2, 1, 3.3e38)]));
-    assert_eq!(refusal(&z, &x), "z: tensor \"s\": row 2, column 1 is not a finite f32 number");
+    expect![[r#"
+        Data: z: tensor "s": row 2, column 1 is not a finite f32 number
+            help: record these activations again, or skip such rows with --nonfinite skip-rows; `cntlora inspect --values` counts such numbers
+    "#]].assert_eq(&refusal(&z, &x));
     let (z, x) = (with(&[(2, 1, 3e38)]), with(&[(2, 1, -3e38)]));
-    let far = "x: tensor \"s\": row 2, column 1: its difference from the pre-training activations is not a finite f32 number";
-    assert_eq!(refusal(&z, &x), far);
+    expect![[r#"
+        Data: x: tensor "s": row 2, column 1: its difference from the pre-training activations is not a finite f32 number
+            help: check that both recordings come from the same inputs, or skip such rows with --nonfinite skip-rows
+    "#]].assert_eq(&refusal(&z, &x));
 }
 
-/// The warning that bf16 is not accurate for a site names the channel, and comes under that precision only.
+/// The warning about bf16 names the channel. With other precisions there is no warning.
 #[test]
-fn digits_that_bf16_loses_are_told() {
+fn inaccurate_bf16_moments_give_a_warning() {
     let rows = gaussian::<f32>(300, 4, 1, "rows");
     let rows = Mat::from_fn(300, 4, |i, j| rows[(i, j)] + if j == 2 { 40.0 } else { 0.0 });
     let moments = Moments::of(rows.as_ref()).unwrap();
@@ -133,14 +147,12 @@ fn digits_that_bf16_loses_are_told() {
     assert!(told(Precision::F32, &moments).is_empty());
     assert!(told(Precision::Bf16, &Moments::of(rows.subcols(0, 2)).unwrap()).is_empty());
     let warnings = told(Precision::Bf16, &moments);
-    assert_eq!(warnings.len(), 1);
-    assert!(warnings[0].starts_with("site \"block.0\": the mean of channel 2 is "), "{warnings:?}");
-    assert!(warnings[0].ends_with("use --precision f32"), "{warnings:?}");
+    expect![[r#"site "block.0": the mean of channel 2 is at least 40 times its standard deviation, so its covariances are inaccurate with --precision bf16; use --precision f32"#]].assert_eq(&warnings.join("\n"));
 }
 
-/// Rows that are equal but for what bf16 hides are refused under that precision only.
+/// Rows that differ only below the resolution of bf16 are refused only with this precision.
 #[test]
-fn rows_that_bf16_cannot_tell_apart_are_refused() {
+fn rows_equal_in_bf16_are_refused() {
     let rows = gaussian::<f32>(300, 4, 1, "rows");
     let about = |mean: f32| {
         let rows = Mat::from_fn(300, 4, |i, j| if j == 2 { 0.0 } else { mean + 1e-3 * rows[(i, j)] });
@@ -154,8 +166,20 @@ fn rows_that_bf16_cannot_tell_apart_are_refused() {
     assert_eq!(refusal(Precision::F32, &about(7.0)), None);
     assert_eq!(refusal(Precision::Bf16, &about(0.1)), None);
     let said = refusal(Precision::Bf16, &about(7.0)).unwrap();
-    assert!(
-        said.starts_with("all rows of activations are equal, as far as --precision bf16 can tell"),
-        "{said}"
-    );
+    expect!["all rows of activations are equal at --precision bf16: there is nothing to initialize from"]
+        .assert_eq(&said);
+}
+
+#[test]
+fn a_missing_site_and_missing_memory_are_reported() {
+    let set = recording("x.safetensors", Element::F32, &Mat::zeros(1, 2));
+    let site = crate::run::site_statistics::site_of(&set, "t").map(drop);
+    let extent = Extent { site: "s", width: 1 << 30, rows: 0..1, precision: Precision::F32 };
+    let begun = reading(&()).begin(None, &extent, 1).map(drop);
+    let texts = [site, begun].map(|result| shown(&result.unwrap_err().into(), Path::new("-")));
+    expect![[r#"
+        Data: tensor "t": the activations have no site with this name
+        Io: tensor "s": not enough memory for 4611686035607257088 bytes of moments
+    "#]]
+    .assert_eq(&texts.concat());
 }

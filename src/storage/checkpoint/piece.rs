@@ -1,50 +1,47 @@
-//! A run of the numbers of a tensor: what a weight is made of that shares its tensor with others, or has several.
+//! Parts of tensors. A weight can be a part of a tensor, or consist of parts of several tensors.
 
 use super::Checkpoint;
 use crate::storage::{Problem, product, quoted};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
-/// Some of the numbers of a tensor, in the order in which they are stored.
+/// Consecutive numbers of a tensor.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Piece {
     /// The name of the tensor.
     pub tensor: String,
-    /// The first of them.
+    /// Index of the first number.
     pub first: u64,
-    /// How many.
+    /// How many numbers.
     pub count: u64,
 }
 
 impl Piece {
-    /// The numbers of this range.
+    /// The numbers with indices in a range.
     pub fn of(tensor: impl Into<String>, numbers: Range<u64>) -> Self {
         Self { tensor: tensor.into(), first: numbers.start, count: numbers.end.saturating_sub(numbers.start) }
     }
 }
 
 impl Checkpoint {
-    /// All numbers of a tensor; none if there is no such tensor.
+    /// All numbers of a tensor; `None` if there is no tensor of this name.
     pub fn whole(&self, name: &str) -> Option<Piece> {
         let count = product(&self.get(name)?.tensor.shape)?;
         Some(Piece::of(name, 0..count))
     }
 
-    /// The bytes of a piece, as they stand in the file.
+    /// The bytes of a piece, as stored in the file.
     ///
     /// # Errors
-    /// An unknown name, a piece beyond the end of its tensor, and failures of reading.
+    /// A data problem if there is no such tensor or the piece exceeds it, and problems of reading.
     pub fn read_piece(&self, piece: &Piece) -> Result<Vec<u8>, Problem> {
         let Piece { tensor: name, first, count } = piece;
-        let missing = || {
-            Problem::data("the checkpoint has no tensor of this name").in_file(self.path()).in_tensor(name)
-        };
-        let stored = self.get(name).ok_or_else(missing)?;
+        let stored = self.require(name)?;
         let source = self.source(stored);
         let bytes = self.bytes_of(piece).ok_or_else(|| {
             Problem::data(format!(
-                "expected {count} numbers from number {first} on, found shape {:?} of {}",
+                "{count} numbers from number {first} on are needed, but the tensor has shape {:?} of {}",
                 stored.tensor.shape,
                 quoted(&stored.tensor.dtype)
             ))
@@ -55,7 +52,7 @@ impl Checkpoint {
         read.map_err(|problem| problem.in_tensor(name))
     }
 
-    /// Where the bytes of a piece are in its file; none if they are not all there.
+    /// The byte range of a piece in its file; `None` if there is no such tensor or the piece exceeds it.
     pub fn bytes_of(&self, piece: &Piece) -> Option<Range<u64>> {
         let tensor = &self.get(&piece.tensor)?.tensor;
         let numbers = product(&tensor.shape)?;
@@ -68,7 +65,8 @@ impl Checkpoint {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::{Access, safetensors};
+    use crate::storage::{Access, safetensors, snapshot};
+    use expect_test::expect;
     use quickcheck::quickcheck;
     use std::collections::BTreeMap;
     use std::fs::File;
@@ -85,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn pieces_are_counted_in_numbers() {
+    fn pieces_select_numbers() {
         let folder = tempfile::tempdir().unwrap();
         let checkpoint = checkpoint(&folder);
         assert_eq!(checkpoint.read_piece(&Piece::of("a", 3..7)).unwrap(), [3, 4, 5, 6]);
@@ -95,7 +93,6 @@ mod tests {
     }
 
     quickcheck! {
-        /// Pieces that are not there are refused, however large the numbers that ask for them.
         fn pieces_beyond_the_end_are_refused(first: u64, count: u64) -> bool {
             let folder = tempfile::tempdir().unwrap();
             let piece = Piece { tensor: "a".into(), first, count };
@@ -105,11 +102,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_named() {
+    fn missing_tensors_and_numbers_are_named() {
         let folder = tempfile::tempdir().unwrap();
-        let refused = |piece| checkpoint(&folder).read_piece(&piece).unwrap_err().to_string();
-        assert!(refused(Piece::of("c", 0..1)).contains("has no tensor of this name"));
-        let text = refused(Piece::of("a", 8..11));
-        assert!(text.contains("expected 3 numbers from number 8 on, found shape [2, 5] of \"U8\""), "{text}");
+        let refused = |piece| snapshot(checkpoint(&folder).read_piece(&piece).unwrap_err());
+        let texts = [Piece::of("c", 0..1), Piece::of("a", 8..11)].map(refused).concat();
+        expect![[r#"
+            FOLDER/model.safetensors: tensor "c": the checkpoint has no such tensor
+            FOLDER/model.safetensors: tensor "a": 3 numbers from number 8 on are needed, but the tensor has shape [2, 5] of "U8"
+        "#]].assert_eq(&texts);
     }
 }

@@ -1,15 +1,15 @@
-//! The dictionary of the header, read from left to right without recursion.
+//! Parses the dictionary of a header without recursion.
 
-/// The three entries; their meaning is not judged here.
+/// The three entries, without a check of their meaning.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Dictionary {
-    /// The string, or the beginning of a structured type as it stands.
+    /// The string, or the unparsed text of a structured type.
     pub(super) descr: String,
     pub(super) fortran_order: bool,
     pub(super) shape: Vec<u64>,
 }
 
-/// What was expected where.
+/// A syntax error.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Unexpected {
     expected: &'static str,
@@ -17,21 +17,19 @@ pub(super) struct Unexpected {
 }
 
 impl Unexpected {
-    /// In words; `start` is where the text begins in the file.
+    /// Describes the error; `start` is the offset of the text in the file.
     pub(super) fn describe(&self, text: &[u8], start: u64) -> String {
         let found = match text.get(self.at) {
             Some(&byte) => format!("\"{}\"", byte.escape_ascii()),
-            None => "its end".into(),
+            None => "the end".into(),
         };
         format!("expected {} at byte {} of the header, found {found}", self.expected, start + self.at as u64)
     }
 }
 
-/// Reads `{'descr': …, 'fortran_order': …, 'shape': …, }`, spaces and a newline. The order of the keys is
-/// free.
+/// Parses `{'descr': …, 'fortran_order': …, 'shape': …, }`, spaces and a newline. The order of the keys does not matter.
 ///
-/// A structured type is not read to its end: the result has its beginning as `descr`, and nothing else is
-/// checked.
+/// If `descr` is a structured type, parsing stops there: the result has the rest of the text as `descr`, and nothing else.
 pub(super) fn parse(text: &[u8]) -> Result<Dictionary, Unexpected> {
     let mut cursor = Cursor { text, at: 0 };
     let (mut descr, mut fortran_order, mut shape) = (None, None, None);
@@ -60,7 +58,7 @@ pub(super) fn parse(text: &[u8]) -> Result<Dictionary, Unexpected> {
             }
         };
         if duplicate {
-            return Err(Unexpected { expected: "each key once", at: key_start });
+            return Err(Unexpected { expected: "no duplicate key", at: key_start });
         }
         if !cursor.skip(b",") {
             cursor.expect(b"}", "\",\" or \"}\"")?;
@@ -114,7 +112,7 @@ impl<'a> Cursor<'a> {
         if self.skip(token) { Ok(()) } else { Err(self.unexpected(name)) }
     }
 
-    /// A string without escapes, in single or double quotes.
+    /// Parses a string without escapes, in single or double quotes.
     fn string(&mut self, name: &'static str) -> Result<&'a [u8], Unexpected> {
         let quote = match self.peek() {
             Some(quote @ (b'\'' | b'"')) => quote,
@@ -125,7 +123,7 @@ impl<'a> Cursor<'a> {
         let length = rest.iter().position(|&byte| byte == quote || byte == b'\\' || byte == b'\n');
         let length = length.unwrap_or(rest.len());
         self.at += length;
-        self.expect(&[quote], "a string to end in its quote")?;
+        self.expect(&[quote], "the closing quote of a string")?;
         Ok(&rest[..length])
     }
 
@@ -133,7 +131,7 @@ impl<'a> Cursor<'a> {
         if self.skip(b"True") { Ok(true) } else { self.expect(b"False", "True or False").map(|()| false) }
     }
 
-    /// A tuple of lengths: `()`, `(3,)`, `(3, 4)` or `(3, 4, )`.
+    /// Parses a tuple of lengths: `()`, `(3,)`, `(3, 4)` or `(3, 4, )`.
     fn shape(&mut self) -> Result<Vec<u64>, Unexpected> {
         let mut shape = Vec::new();
         self.expect(b"(", "a tuple")?;
@@ -141,7 +139,7 @@ impl<'a> Cursor<'a> {
             shape.push(self.length()?);
             if !self.skip(b",") {
                 if shape.len() == 1 {
-                    return Err(self.unexpected("\",\", without which it is no tuple,"));
+                    return Err(self.unexpected("\",\" in a tuple with one element"));
                 }
                 self.expect(b")", "\",\" or \")\"")?;
                 break;
@@ -150,9 +148,9 @@ impl<'a> Cursor<'a> {
         Ok(shape)
     }
 
-    /// A decimal number below 2^63, without sign and leading zeros.
+    /// Parses a decimal number below 2^63, without sign and leading zeros.
     fn length(&mut self) -> Result<u64, Unexpected> {
-        const NAME: &str = "the length of an axis, from 0 to 2^63 - 1,";
+        const NAME: &str = "the length of an axis (0 to 2^63 - 1)";
         self.peek();
         let unexpected = self.unexpected(NAME);
         let digits = self.text[self.at..].iter().take_while(|byte| byte.is_ascii_digit()).count();

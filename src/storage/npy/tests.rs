@@ -1,8 +1,11 @@
-//! What numpy writes, byte by byte; refusals one by one, each with its words; then what must hold of any
-//! bytes.
+//! Files as numpy writes them, refused files with their messages, and properties of arbitrary bytes.
 
 use super::super::Category;
+use super::super::number::Number;
+use super::super::{Problem, Source, snapshot};
 use super::*;
+use crate::element::Element;
+use expect_test::expect;
 use npyz::{NpyFile, Order, WriterBuilder};
 use quickcheck::quickcheck;
 
@@ -28,13 +31,13 @@ fn of_descr(descr: &str, data: usize) -> Vec<u8> {
     file(&format!("{{'descr': {descr}, 'fortran_order': False, 'shape': (1, 1), }}"), data)
 }
 
+/// The message for a file that must be refused, and the next step.
 #[track_caller]
-fn refused(bytes: impl Into<Vec<u8>>, words: &str) {
-    let problem = read(bytes).expect_err(words);
-    assert!(problem.to_string().contains(words), "expected {words:?} in: {problem}");
-    assert!(problem.to_string().starts_with("x.npy: "), "{problem}");
+fn refused(bytes: impl Into<Vec<u8>>) -> String {
+    let problem = read(bytes).expect_err("must be refused");
     assert_eq!(problem.category(), Category::Data);
     assert!(problem.next_step().is_some(), "{problem}");
+    snapshot(problem)
 }
 
 #[test]
@@ -80,7 +83,7 @@ fn number_formats() {
     }
 }
 
-/// Whole numbers count something, which has one axis.
+/// Integers are counts, and counts have one axis.
 #[test]
 fn integers_have_one_axis() {
     for (descr, name, big_endian) in [
@@ -100,151 +103,212 @@ fn integers_have_one_axis() {
         };
         let header = read(of_shape("(1,)")).unwrap();
         assert_eq!((header.number, header.big_endian), (number, big_endian), "{descr}");
-        refused(of_shape("(1, 1)"), &format!("found descr {descr}, integers"));
+        assert!(refused(of_shape("(1, 1)")).contains(&format!("{descr} (integers)")));
     }
 }
 
 #[test]
-fn other_number_formats_are_named() {
-    refused(of_descr("'|O'", 8), "found descr |O, Python objects");
-    refused(of_descr("'<i8'", 8), "found descr <i8, integers");
-    refused(of_descr("'|u1'", 1), "found descr |u1, integers");
-    refused(of_descr("'|b1'", 1), "found descr |b1, truth values");
-    refused(of_descr("'<c8'", 8), "found descr <c8, complex numbers");
-    refused(of_descr("'<U3'", 12), "found descr <U3, text");
-    refused(of_descr("'<M8[s]'", 8), "found descr <M8[s], times");
-    refused(of_descr("'<f16'", 16), "found descr <f16");
-    refused(of_descr("'>V2'", 2), "found descr >V2");
-    refused(of_descr("'|V4'", 4), "found descr |V4");
-    refused(of_descr("'|f4'", 4), "found descr |f4");
-    refused(of_descr("'f4'", 4), "found descr f4");
-    refused(of_descr("'é'", 4), "found descr é");
-    refused(of_descr("''", 4), "found descr");
-    refused(of_descr("[('a', '<f4')]", 4), "found descr [('a', '<f4')]");
-    refused(of_descr("('<f4', (2,))", 8), ", a structured type");
-    let help = read(of_descr("'<i8'", 8)).unwrap_err();
-    assert!(help.next_step().unwrap().contains(".astype(\"float32\")"));
+fn other_number_formats_are_refused() {
+    let formats = [
+        "'|O'", "'<i8'", "'|b1'", "'<c8'", "'<U3'", "'<M8[s]'", "'<f16'", "'>V2'", "'|V4'", "'|f4'", "'f4'",
+        "'é'",
+    ];
+    let more = ["''", "[('a', '<f4')]", "('<f4', (2,))"];
+    let texts: String = formats.into_iter().chain(more).map(|descr| refused(of_descr(descr, 8))).collect();
+    expect![[r#"
+        x.npy: unsupported number format (descr) |O (Python objects): expected f8, f4, f2, or V2 for bfloat16; help: convert the array with .astype("float32") before numpy.save
+        x.npy: unsupported number format (descr) <i8 (integers): expected f8, f4, f2, or V2 for bfloat16; help: convert the array with .astype("float32") before numpy.save
+        x.npy: unsupported number format (descr) |b1 (booleans): expected f8, f4, f2, or V2 for bfloat16; help: convert the array with .astype("float32") before numpy.save
+        x.npy: unsupported number format (descr) <c8 (complex numbers): expected f8, f4, f2, or V2 for bfloat16; help: convert the array with .astype("float32") before numpy.save
+        x.npy: unsupported number format (descr) <U3 (text): expected f8, f4, f2, or V2 for bfloat16; help: convert the array with .astype("float32") before numpy.save
+        x.npy: unsupported number format (descr) <M8[s] (dates or times): expected f8, f4, f2, or V2 for bfloat16; help: convert the array with .astype("float32") before numpy.save
+        x.npy: unsupported number format (descr) <f16: expected f8, f4, f2, or V2 for bfloat16; help: convert the array with .astype("float32") before numpy.save
+        x.npy: unsupported number format (descr) >V2: expected f8, f4, f2, or V2 for bfloat16; help: convert the array with .astype("float32") before numpy.save
+        x.npy: unsupported number format (descr) |V4: expected f8, f4, f2, or V2 for bfloat16; help: convert the array with .astype("float32") before numpy.save
+        x.npy: unsupported number format (descr) |f4: expected f8, f4, f2, or V2 for bfloat16; help: convert the array with .astype("float32") before numpy.save
+        x.npy: unsupported number format (descr) f4: expected f8, f4, f2, or V2 for bfloat16; help: convert the array with .astype("float32") before numpy.save
+        x.npy: unsupported number format (descr) é: expected f8, f4, f2, or V2 for bfloat16; help: convert the array with .astype("float32") before numpy.save
+        x.npy: unsupported number format (descr) : expected f8, f4, f2, or V2 for bfloat16; help: convert the array with .astype("float32") before numpy.save
+        x.npy: unsupported number format (descr) [('a', '<f4')], 'fortran_order': False, 'shape': (1, 1), } (a structured type): expected f8, f4, f2, or V2 for bfloat16; help: convert the array with .astype("float32") before numpy.save
+        x.npy: unsupported number format (descr) ('<f4', (2,)), 'fortran_order': False, 'shape': (1, 1), } (a structured type): expected f8, f4, f2, or V2 for bfloat16; help: convert the array with .astype("float32") before numpy.save
+    "#]].assert_eq(&texts);
 }
 
-/// Such a header ends a process whose reader calls itself for every bracket.
+/// A recursive parser would overflow the stack with such a header.
 #[test]
 fn nested_tuples_need_no_stack() {
     let nested = format!("{}{}", "(".repeat(4000), ")".repeat(4000));
-    refused(of_descr(&nested, 0), "a structured type");
-    refused(of_shape(&nested, 0), "expected the length of an axis");
-    refused(file(&nested, 0), "expected \"{\" at byte 10");
     let mut bytes = b"\x93NUMPY\x02\0\0\0\x10\0{'descr': ".to_vec();
     bytes.resize(12 + (1 << 20), b'[');
-    refused(bytes, "a structured type");
+    for text in [refused(of_descr(&nested, 0)), refused(bytes)] {
+        assert!(text.contains("(a structured type)"), "{text}");
+    }
+    let texts = [refused(of_shape(&nested, 0)), refused(file(&nested, 0))];
+    expect![[r#"
+        x.npy: expected the length of an axis (0 to 2^63 - 1) at byte 61 of the header, found "("; help: the file is damaged or incomplete: write it again with numpy.save, or download it again
+        x.npy: expected "{" at byte 10 of the header, found "("; help: the file is damaged or incomplete: write it again with numpy.save, or download it again
+    "#]].assert_eq(&texts.concat());
 }
 
 #[test]
-fn shapes() {
+fn shapes_are_checked() {
     assert_eq!(read(of_shape("(3,)", 12)).unwrap().shape, [3]);
     assert_eq!(read(of_shape("(0, 3)", 0)).unwrap().shape, [0, 3]);
     assert_eq!(read(of_shape("(2, 1, 3)", 24)).unwrap().shape, [2, 1, 3]);
-    refused(of_shape("()", 4), "expected an array with at least one axis");
-    refused(of_shape("(3)", 12), "without which it is no tuple");
-    refused(of_shape("3", 12), "expected a tuple at byte");
-    refused(of_shape("[3]", 12), "expected a tuple at byte");
-    refused(of_shape("(-1,)", 0), "expected the length of an axis, from 0 to 2^63 - 1, at byte");
-    refused(of_shape("(1.0,)", 4), "found \".\"");
-    refused(of_shape("(03,)", 12), "expected the length of an axis");
-    refused(of_shape("(3L,)", 12), "found \"L\"");
-    refused(of_shape("(1_0,)", 40), "found \"_\"");
-    refused(of_shape("(,)", 0), "expected the length of an axis");
-    refused(of_shape("(3,,)", 12), "expected the length of an axis");
-    refused(of_shape("(3 4)", 48), "found \"4\"");
-    refused(of_shape("(3, 4", 48), "found \"}\"");
-    refused(of_shape("(9223372036854775808,)", 0), "from 0 to 2^63 - 1");
-    refused(of_shape("(99999999999999999999999,)", 0), "from 0 to 2^63 - 1");
-    refused(of_shape("(9223372036854775807,)", 0), "asks for more bytes than any file has");
-    refused(of_shape("(4294967296, 4294967296)", 0), "asks for more bytes than any file has");
+    let malformed =
+        ["(3)", "3", "[3]", "(-1,)", "(1.0,)", "(03,)", "(3L,)", "(1_0,)", "(,)", "(3,,)", "(3 4)", "(3, 4"];
+    let large = ["(9223372036854775808,)", "(9223372036854775807,)", "(4294967296, 4294967296)"];
+    let texts: String = malformed.iter().chain(&large).map(|shape| refused(of_shape(shape, 12))).collect();
+    expect![[r#"
+        x.npy: the file contains a single number, not an array with axes; help: save an array of shape (rows, columns)
+        x.npy: expected "," in a tuple with one element at byte 62 of the header, found ")"; help: the file is damaged or incomplete: write it again with numpy.save, or download it again
+        x.npy: expected a tuple at byte 60 of the header, found "3"; help: the file is damaged or incomplete: write it again with numpy.save, or download it again
+        x.npy: expected a tuple at byte 60 of the header, found "["; help: the file is damaged or incomplete: write it again with numpy.save, or download it again
+        x.npy: expected the length of an axis (0 to 2^63 - 1) at byte 61 of the header, found "-"; help: the file is damaged or incomplete: write it again with numpy.save, or download it again
+        x.npy: expected "," in a tuple with one element at byte 62 of the header, found "."; help: the file is damaged or incomplete: write it again with numpy.save, or download it again
+        x.npy: expected the length of an axis (0 to 2^63 - 1) at byte 61 of the header, found "0"; help: the file is damaged or incomplete: write it again with numpy.save, or download it again
+        x.npy: expected "," in a tuple with one element at byte 62 of the header, found "L"; help: the file is damaged or incomplete: write it again with numpy.save, or download it again
+        x.npy: expected "," in a tuple with one element at byte 62 of the header, found "_"; help: the file is damaged or incomplete: write it again with numpy.save, or download it again
+        x.npy: expected the length of an axis (0 to 2^63 - 1) at byte 61 of the header, found ","; help: the file is damaged or incomplete: write it again with numpy.save, or download it again
+        x.npy: expected the length of an axis (0 to 2^63 - 1) at byte 63 of the header, found ","; help: the file is damaged or incomplete: write it again with numpy.save, or download it again
+        x.npy: expected "," in a tuple with one element at byte 63 of the header, found "4"; help: the file is damaged or incomplete: write it again with numpy.save, or download it again
+        x.npy: expected the length of an axis (0 to 2^63 - 1) at byte 67 of the header, found "}"; help: the file is damaged or incomplete: write it again with numpy.save, or download it again
+        x.npy: expected the length of an axis (0 to 2^63 - 1) at byte 61 of the header, found "9"; help: the file is damaged or incomplete: write it again with numpy.save, or download it again
+        x.npy: shape [9223372036854775807] is too large for a file; help: the file is damaged or incomplete: write it again with numpy.save, or download it again
+        x.npy: shape [4294967296, 4294967296] is too large for a file; help: the file is damaged or incomplete: write it again with numpy.save, or download it again
+    "#]].assert_eq(&(refused(of_shape("()", 4)) + &texts));
 }
 
 #[test]
-fn data_of_another_length() {
-    let words = "asks for 24 bytes, but 12 follow the header: expected 2 rows, found 1";
-    refused(of_shape("(2, 3)", 12), words);
-    refused(of_shape("(2, 3)", 36), "asks for 24 bytes, but 36 follow the header: expected 2 rows, found 3");
-    refused(of_shape("(2, 3)", 23), "expected 2 rows, found 1 and 11 bytes");
-    refused(of_shape("(2, 3)", 25), "expected 2 rows, found 2 and 1 bytes");
-    refused(of_shape("(0, 3)", 1), "expected 0 rows, found 0 and 1 bytes");
-    refused(of_shape("(3, 0)", 1), "asks for 0 bytes, but 1 follow the header");
+fn data_of_a_wrong_length_are_refused() {
+    let cases =
+        [("(2, 3)", 12), ("(2, 3)", 36), ("(2, 3)", 23), ("(2, 3)", 25), ("(0, 3)", 1), ("(3, 0)", 1)];
+    expect![[r#"
+        x.npy: shape [2, 3] needs 24 bytes, but 12 bytes follow the header: expected 2 rows, found 1; help: the file is damaged or incomplete: write it again with numpy.save, or download it again
+        x.npy: shape [2, 3] needs 24 bytes, but 36 bytes follow the header: expected 2 rows, found 3; help: the file is damaged or incomplete: write it again with numpy.save, or download it again
+        x.npy: shape [2, 3] needs 24 bytes, but 23 bytes follow the header: expected 2 rows, found 1 and 11 bytes; help: the file is damaged or incomplete: write it again with numpy.save, or download it again
+        x.npy: shape [2, 3] needs 24 bytes, but 25 bytes follow the header: expected 2 rows, found 2 and 1 bytes; help: the file is damaged or incomplete: write it again with numpy.save, or download it again
+        x.npy: shape [0, 3] needs 0 bytes, but 1 bytes follow the header: expected 0 rows, found 0 and 1 bytes; help: the file is damaged or incomplete: write it again with numpy.save, or download it again
+        x.npy: shape [3, 0] needs 0 bytes, but 1 bytes follow the header; help: the file is damaged or incomplete: write it again with numpy.save, or download it again
+    "#]].assert_eq(&cases.map(|(shape, data)| refused(of_shape(shape, data))).concat());
 }
 
 #[test]
-fn keys() {
-    let descr = "'descr': '<f4'";
-    let order = "'fortran_order': False";
-    let shape = "'shape': (1,)";
-    refused(file("{}", 4), "expected a dictionary with descr");
-    refused(file(&format!("{{{descr}, {shape}}}"), 4), "expected a dictionary with fortran_order");
-    refused(file(&format!("{{{descr}, {order}}}"), 4), "expected a dictionary with shape");
-    refused(file(&format!("{{{descr}, {order}, {shape}, {descr}}}"), 4), "expected each key once");
-    refused(file(&format!("{{{descr}, {order}, {shape}, {shape}}}"), 4), "expected each key once");
-    refused(file(&format!("{{{descr}, {order}, {order}, {shape}}}"), 4), "expected each key once");
-    refused(file(&format!("{{{descr}, {order}, {shape}, 'x': 1}}"), 4), "expected one of the keys descr");
-    refused(file(&format!("{{{descr}, {order}, {shape}, 1: 1}}"), 4), "expected a quoted key");
-    refused(file(&format!("{{{descr} {order}, {shape}}}"), 4), "expected \",\" or \"}\"");
-    refused(file(&format!("{{'descr' '<f4', {order}, {shape}}}"), 4), "expected \":\"");
-    refused(file(&format!("{{'descr': '<f4, {order}, {shape}}}"), 4), "expected");
-    refused(file("{'descr': '<f4", 4), "expected a string to end in its quote");
-    refused(
-        file(&format!("{{'descr': '\\x3cf4', {order}, {shape}}}"), 4),
-        "expected a string to end in its quote",
-    );
-    refused(file(&format!("{{'descr': f4, {order}, {shape}}}"), 4), "expected a quoted descr");
-    refused(file(&format!("{{{descr}, 'fortran_order': 0, {shape}}}"), 4), "expected True or False");
-    refused(
-        file(&format!("{{{descr}, {order}, {shape}}} x"), 4),
-        "expected spaces and one newline to the end",
-    );
-    refused(
-        file(&format!("{{{descr}, {order}, {shape}}}\n"), 4),
-        "expected spaces and one newline to the end",
-    );
+fn keys_are_checked() {
+    let (descr, order, shape) = ("'descr': '<f4'", "'fortran_order': False", "'shape': (1,)");
+    let dictionaries = [
+        "{}".to_owned(),
+        format!("{{{descr}, {shape}}}"),
+        format!("{{{descr}, {order}}}"),
+        format!("{{{descr}, {order}, {shape}, {descr}}}"),
+        format!("{{{descr}, {order}, {shape}, {shape}}}"),
+        format!("{{{descr}, {order}, {order}, {shape}}}"),
+        format!("{{{descr}, {order}, {shape}, 'x': 1}}"),
+        format!("{{{descr}, {order}, {shape}, 1: 1}}"),
+        format!("{{{descr} {order}, {shape}}}"),
+        format!("{{'descr' '<f4', {order}, {shape}}}"),
+        format!("{{'descr': '<f4, {order}, {shape}}}"),
+        "{'descr': '<f4".to_owned(),
+        format!("{{'descr': '\\x3cf4', {order}, {shape}}}"),
+        format!("{{'descr': f4, {order}, {shape}}}"),
+        format!("{{{descr}, 'fortran_order': 0, {shape}}}"),
+        format!("{{{descr}, {order}, {shape}}} x"),
+        format!("{{{descr}, {order}, {shape}}}\n"),
+    ];
+    expect![[r#"
+        x.npy: expected a dictionary with descr at byte 12 of the header, found "\n"; help: the file is damaged or incomplete: write it again with numpy.save, or download it again
+        x.npy: expected a dictionary with fortran_order at byte 41 of the header, found "\n"; help: the file is damaged or incomplete: write it again with numpy.save, or download it again
+        x.npy: expected a dictionary with shape at byte 50 of the header, found "\n"; help: the file is damaged or incomplete: write it again with numpy.save, or download it again
+        x.npy: expected no duplicate key at byte 66 of the header, found "\'"; help: the file is damaged or incomplete: write it again with numpy.save, or download it again
+        x.npy: expected no duplicate key at byte 66 of the header, found "\'"; help: the file is damaged or incomplete: write it again with numpy.save, or download it again
+        x.npy: expected no duplicate key at byte 51 of the header, found "\'"; help: the file is damaged or incomplete: write it again with numpy.save, or download it again
+        x.npy: expected one of the keys descr, fortran_order and shape at byte 66 of the header, found "\'"; help: the file is damaged or incomplete: write it again with numpy.save, or download it again
+        x.npy: expected a quoted key at byte 66 of the header, found "1"; help: the file is damaged or incomplete: write it again with numpy.save, or download it again
+        x.npy: expected "," or "}" at byte 26 of the header, found "\'"; help: the file is damaged or incomplete: write it again with numpy.save, or download it again
+        x.npy: expected ":" at byte 19 of the header, found "\'"; help: the file is damaged or incomplete: write it again with numpy.save, or download it again
+        x.npy: expected "," or "}" at byte 27 of the header, found "f"; help: the file is damaged or incomplete: write it again with numpy.save, or download it again
+        x.npy: expected the closing quote of a string at byte 24 of the header, found "\n"; help: the file is damaged or incomplete: write it again with numpy.save, or download it again
+        x.npy: expected the closing quote of a string at byte 21 of the header, found "\\"; help: the file is damaged or incomplete: write it again with numpy.save, or download it again
+        x.npy: expected a quoted descr at byte 20 of the header, found "f"; help: the file is damaged or incomplete: write it again with numpy.save, or download it again
+        x.npy: expected True or False at byte 44 of the header, found "0"; help: the file is damaged or incomplete: write it again with numpy.save, or download it again
+        x.npy: expected spaces and one newline to the end at byte 66 of the header, found "x"; help: the file is damaged or incomplete: write it again with numpy.save, or download it again
+        x.npy: expected spaces and one newline to the end at byte 65 of the header, found "\n"; help: the file is damaged or incomplete: write it again with numpy.save, or download it again
+    "#]].assert_eq(&dictionaries.map(|dictionary| refused(file(&dictionary, 4))).concat());
 }
 
 #[test]
-fn a_missing_newline() {
-    refused(
+fn a_missing_newline_is_refused() {
+    let texts = [refused(
         b"\x93NUMPY\x01\0\x3a\0{'descr': '<f4', 'fortran_order': False, 'shape': (0,), } ".as_slice(),
-        "found its end",
-    );
+    )];
+    expect![[r#"
+        x.npy: expected spaces and one newline to the end at byte 68 of the header, found the end; help: the file is damaged or incomplete: write it again with numpy.save, or download it again
+    "#]].assert_eq(&texts.concat());
 }
 
 #[test]
-fn starts_that_are_cut_off_or_wrong() {
-    refused(b"", "found an empty one");
-    refused(b"\x93NUM", "begins with \"\\x93NUMPY\"");
-    refused(b"\x93NUMPX\x01\0\x02\0{}", "begins with \"\\x93NUMPY\"");
-    refused(b"\x93NUMPY", "the file has 6 bytes, but its header has at least 10");
-    refused(b"\x93NUMPY\x01\0\x02", "the file has 9 bytes, but its header has at least 10");
-    refused(b"\x93NUMPY\x02\0\x02\0\0", "the file has 11 bytes, but its header has at least 12");
-    refused(b"\x93NUMPY\x01\0\x76\0{'descr'", "the file has 18 bytes, but its header has at least 128");
-    refused(b"\x93NUMPY\x04\0\x02\0{}", "found 4.0");
-    refused(b"\x93NUMPY\0\0\x02\0{}", "found 0.0");
-    refused(b"\x93NUMPY\x01\x01\x02\0{}", "found 1.1");
-    refused(b"\x93NUMPY\x01\0\0\0", "expected \"{\" at byte 10 of the header, found its end");
+fn truncated_or_wrong_starts_are_refused() {
+    let texts = [
+        refused(b""),
+        refused(b"\x93NUM"),
+        refused(b"\x93NUMPX\x01\0\x02\0{}"),
+        refused(b"\x93NUMPY"),
+        refused(b"\x93NUMPY\x01\0\x02"),
+        refused(b"\x93NUMPY\x02\0\x02\0\0"),
+        refused(b"\x93NUMPY\x01\0\x76\0{'descr'"),
+        refused(b"\x93NUMPY\x04\0\x02\0{}"),
+        refused(b"\x93NUMPY\0\0\x02\0{}"),
+        refused(b"\x93NUMPY\x01\x01\x02\0{}"),
+        refused(b"\x93NUMPY\x01\0\0\0"),
+    ];
+    expect![[r#"
+        x.npy: the file is empty; help: write it with numpy.save, or download it again
+        x.npy: not a .npy file: it does not begin with "\x93NUMPY"; help: write it with numpy.save, or download it again
+        x.npy: not a .npy file: it does not begin with "\x93NUMPY"; help: write it with numpy.save, or download it again
+        x.npy: the file has 6 bytes, but its header needs at least 10 bytes; help: write it with numpy.save, or download it again
+        x.npy: the file has 9 bytes, but its header needs at least 10 bytes; help: write it with numpy.save, or download it again
+        x.npy: the file has 11 bytes, but its header needs at least 12 bytes; help: write it with numpy.save, or download it again
+        x.npy: the file has 18 bytes, but its header needs at least 128 bytes; help: write it with numpy.save, or download it again
+        x.npy: unsupported version 4.0 of the npy format: expected 1.0, 2.0 or 3.0; help: write it with numpy.save, or download it again
+        x.npy: unsupported version 0.0 of the npy format: expected 1.0, 2.0 or 3.0; help: write it with numpy.save, or download it again
+        x.npy: unsupported version 1.1 of the npy format: expected 1.0, 2.0 or 3.0; help: write it with numpy.save, or download it again
+        x.npy: expected "{" at byte 10 of the header, found the end; help: the file is damaged or incomplete: write it again with numpy.save, or download it again
+    "#]].assert_eq(&texts.concat());
 }
 
-/// Refused before memory is asked for: the file has 14 bytes.
+/// The file has 14 bytes, so it must be refused before memory is allocated.
 #[test]
-fn huge_header_lengths() {
-    refused(b"\x93NUMPY\x01\0\x11\x27{}", "has 10001 bytes, but the limit is 10000");
-    refused(b"\x93NUMPY\x02\0\xff\xff\xff\xff{}", "has 4294967295 bytes, but the limit is 1048576");
-    refused(b"\x93NUMPY\x03\0\x01\0\x10\0{}", "has 1048577 bytes, but the limit is 1048576");
+fn huge_header_lengths_are_refused() {
+    let texts = [
+        refused(b"\x93NUMPY\x01\0\x11\x27{}"),
+        refused(b"\x93NUMPY\x02\0\xff\xff\xff\xff{}"),
+        refused(b"\x93NUMPY\x03\0\x01\0\x10\0{}"),
+    ];
+    expect![[r#"
+        x.npy: the header has 10001 bytes, the limit is 10000; help: write it with numpy.save, or download it again
+        x.npy: the header has 4294967295 bytes, the limit is 1048576; help: write it with numpy.save, or download it again
+        x.npy: the header has 1048577 bytes, the limit is 1048576; help: write it with numpy.save, or download it again
+    "#]].assert_eq(&texts.concat());
 }
 
 #[test]
-fn strangers_are_called_by_their_name() {
-    refused(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "found a Git LFS pointer");
-    refused(b"PK\x03\x04\x14\0\0\0\0\0\0\0", "such as an .npz file");
-    refused(b"\x80\x04\x95\x0b", "found a Python pickle");
-    refused(b"\x1f\x8b\x08", "found a gzip archive");
-    refused(b"\x02\0\0\0\0\0\0\0{}", "found a safetensors file");
-    refused(b"<html>", "found a web page");
+fn files_of_other_kinds_are_named() {
+    let texts = [
+        refused(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"),
+        refused(b"PK\x03\x04\x14\0\0\0\0\0\0\0"),
+        refused(b"\x80\x04\x95\x0b"),
+        refused(b"\x1f\x8b\x08"),
+        refused(b"\x02\0\0\0\0\0\0\0{}"),
+        refused(b"<html>"),
+    ];
+    expect![[r#"
+        x.npy: expected a .npy file, found a Git LFS pointer in place of the file; help: run `git lfs pull` in its repository
+        x.npy: expected a .npy file, found a zip archive, such as an .npz file or a PyTorch checkpoint; help: unpack an .npz file into its .npy files; save a PyTorch checkpoint as safetensors
+        x.npy: expected a .npy file, found a Python pickle, which can run arbitrary code when it is loaded; help: save the tensors as safetensors
+        x.npy: expected a .npy file, found a gzip archive; help: unpack it first
+        x.npy: expected a .npy file, found a safetensors file; help: rename it to end in .safetensors
+        x.npy: expected a .npy file, found a web page, perhaps an error page of the download server; help: download it again
+    "#]].assert_eq(&texts.concat());
 }
 
 fn written_by_npyz(shape: &[u64], order: Order, descr: &str) -> Vec<u8> {
@@ -262,7 +326,7 @@ fn written_by_npyz(shape: &[u64], order: Order, descr: &str) -> Vec<u8> {
     bytes
 }
 
-/// What is read of a header with one byte changed, the oracle reads too, and both say the same.
+/// If a header with one changed byte is accepted, the oracle accepts it too, with the same content.
 #[test]
 fn npyz_agrees_on_every_changed_byte_of_a_header() {
     let sound = written_by_npyz(&[2, 3], Order::C, "<f4");
@@ -271,7 +335,7 @@ fn npyz_agrees_on_every_changed_byte_of_a_header() {
         let mut bytes = sound.clone();
         bytes[at] = byte;
         let Ok(ours) = read(bytes.clone()) else { continue };
-        // It does not know "=", the byte order of the machine.
+        // The oracle does not know "=", the byte order of the machine.
         let Ok(theirs) = NpyFile::new(bytes.as_slice()) else {
             assert_eq!(byte, b'=');
             continue;
@@ -282,8 +346,8 @@ fn npyz_agrees_on_every_changed_byte_of_a_header() {
 }
 
 quickcheck! {
-    /// The oracle writes, and where the data begin the numbers are found.
-    fn what_npyz_writes_is_read(axes: Vec<u8>, fortran_order: bool, big_endian: bool) -> bool {
+    /// The numbers that the oracle writes are found at the offset.
+    fn files_written_by_npyz_are_read(axes: Vec<u8>, fortran_order: bool, big_endian: bool) -> bool {
         let more = axes.into_iter().take(3).map(|length| u64::from(length % 5));
         let shape: Vec<u64> = [3].into_iter().chain(more).collect();
         let order = if fortran_order { Order::Fortran } else { Order::C };
@@ -314,7 +378,7 @@ quickcheck! {
         true
     }
 
-    /// Damage reaches deeper than noise does.
+    /// Damaged files get further in the parser than random bytes.
     fn damaged_files_never_panic(at: usize, byte: u8, length: usize) -> bool {
         let mut bytes = of_shape("(2, 3)", 24);
         let at = at % bytes.len();

@@ -1,8 +1,8 @@
-//! Sizes of the number formats of the container, most of which this crate does not read.
+//! Sizes of the number formats of safetensors. This crate can decode only some of them.
 
 use super::super::{product, quoted};
 
-/// Bits per number, or `None` for a name that the format does not have.
+/// Bits per number; `None` for an unknown name.
 fn bits(dtype: &str) -> Option<u64> {
     Some(match dtype {
         "F4" => 4,
@@ -15,21 +15,24 @@ fn bits(dtype: &str) -> Option<u64> {
     })
 }
 
-/// Bytes of a number, at which its data are best aligned; 1 for an unknown format and those of less than a byte.
+/// Bytes per number, to which tensors are aligned; 1 for unknown formats and formats of less than a byte.
 pub(super) fn alignment(dtype: &str) -> u64 {
     (bits(dtype).unwrap_or(8) / 8).max(1)
 }
 
-/// Bytes of a tensor, or why there is no such tensor.
+/// Bytes of a tensor.
+///
+/// # Errors
+/// A message, if no tensor can have this format and shape.
 pub(super) fn byte_length(dtype: &str, shape: &[u64]) -> Result<u64, String> {
     let bits = bits(dtype).ok_or_else(|| {
-        format!("expected a number format of safetensors, such as F32 or BF16, found {}", quoted(dtype))
+        format!("unknown number format {}: expected one of safetensors, such as F32 or BF16", quoted(dtype))
     })?;
     let total = product(shape)
         .and_then(|count| count.checked_mul(bits))
-        .ok_or_else(|| format!("its shape {shape:?} asks for more bytes than any file has"))?;
+        .ok_or_else(|| format!("shape {shape:?} is too large for a file"))?;
     if !total.is_multiple_of(8) {
-        return Err(format!("expected whole bytes, found {total} bits of {dtype}"));
+        return Err(format!("{total} bits of {dtype} are not a whole number of bytes"));
     }
     Ok(total / 8)
 }
@@ -37,8 +40,9 @@ pub(super) fn byte_length(dtype: &str, shape: &[u64]) -> Result<u64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use expect_test::expect;
 
-    /// The oracle is the list of the `safetensors` crate.
+    /// The oracle is the `safetensors` crate.
     #[test]
     fn sizes_are_those_of_the_safetensors_crate() {
         use safetensors::Dtype::*;
@@ -79,9 +83,14 @@ mod tests {
         assert_eq!(byte_length("F64", &[]), Ok(8));
         assert_eq!(byte_length("F64", &[7, 0]), Ok(0));
         assert_eq!(byte_length("F4", &[2, 3]), Ok(3));
-        assert!(byte_length("F4", &[3]).unwrap_err().contains("12 bits of F4"));
-        assert!(byte_length("F33", &[3]).unwrap_err().contains("\"F33\""));
-        assert!(byte_length("U8", &[u64::MAX, 2]).unwrap_err().contains("[18446744073709551615, 2]"));
-        assert!(byte_length("F64", &[1 << 61]).unwrap_err().contains("more bytes than any file"));
+        let refused: [(&str, &[u64]); 4] =
+            [("F4", &[3]), ("F33", &[3]), ("U8", &[u64::MAX, 2]), ("F64", &[1 << 61])];
+        let texts = refused.map(|(dtype, shape)| byte_length(dtype, shape).unwrap_err());
+        expect![[r#"
+            12 bits of F4 are not a whole number of bytes
+            unknown number format "F33": expected one of safetensors, such as F32 or BF16
+            shape [18446744073709551615, 2] is too large for a file
+            shape [2305843009213693952] is too large for a file"#]]
+        .assert_eq(&texts.join("\n"));
     }
 }

@@ -1,20 +1,26 @@
-//! Reading a header and checking all that it says, without reading a tensor.
+//! Reading and checking a header, without reading tensors.
 
 use super::super::json::{UniqueKeys, insert_unique};
 use super::super::problem::printable;
 use super::super::recognize::{PREFIX, recognize};
 use super::super::{Problem, Source, quoted};
-use super::{LENGTH_BYTES, METADATA, dtype};
+use super::dtype;
 use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, Error, MapAccess, Visitor};
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// One tensor of a header.
+/// The key of the metadata in the header. No tensor can have this name.
+pub(super) const METADATA: &str = "__metadata__";
+
+/// Number of bytes before the header. They contain its length.
+pub(super) const LENGTH_BYTES: u64 = 8;
+
+/// A tensor of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tensor {
-    /// Name of the number format as it stands in the file, such as `F32` or `I64`.
+    /// Name of the number format in the file, such as `F32` or `I64`.
     pub dtype: String,
     /// Lengths of the axes.
     pub shape: Vec<u64>,
@@ -24,64 +30,59 @@ pub struct Tensor {
     pub length: u64,
 }
 
-/// A header that was checked: no duplicate, no overlap, no hole, exact length.
+/// A checked header: names are unique, and the data of the tensors fill the rest of the file without overlaps and gaps.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
     /// The `__metadata__` entries.
     pub metadata: BTreeMap<String, String>,
     /// The tensors by name.
     pub tensors: BTreeMap<String, Tensor>,
-    /// Offset of the first byte of data, from the start of the file: the length of everything before the
-    /// tensors.
+    /// Offset of the first byte of data, from the start of the file.
     pub data_start: u64,
 }
 
-/// The longest header, in bytes. It is the limit of the reference implementation, so that what one reads the
-/// other does.
+/// The longest header, in bytes: the limit of the reference implementation.
 const LONGEST: u64 = 100_000_000;
 
-/// The shortest file: a header of `{}`.
+/// The length of the shortest file. Its header is `{}`.
 const SHORTEST: u64 = LENGTH_BYTES + 2;
 
 impl Header {
-    /// Reads and checks the header of a file; no tensor is read.
+    /// Reads and checks the header of a file.
     ///
     /// # Errors
-    /// Everything that the format forbids, and also what it leaves open and readers disagree on: duplicate
-    /// keys, unknown keys and number formats, and white space other than the padding behind the header.
+    /// Violations of the format. Also refused are cases that the format leaves open and that readers treat differently: duplicate
+    /// keys, unknown keys and number formats, and white space other than the padding after the header.
     pub fn read(source: &Source) -> Result<Self, Problem> {
         let text = read_text(source)?;
         let data_start = LENGTH_BYTES + text.len() as u64;
         let Entries { metadata, tensors } = serde_json::from_str(&text).map_err(|error| {
-            malformed(
-                source,
-                format!("the header is not that of a safetensors file: {}", printable(&error.to_string())),
-            )
+            malformed(source, format!("invalid safetensors header: {}", printable(&error.to_string())))
         })?;
-        // Lengths cannot underflow or overflow: the header was read, so the file is at least as long.
+        // No overflow: the header was read, so the file is longer than it.
         let tensors = place(source, tensors, data_start, source.length() - data_start)?;
         Ok(Self { metadata, tensors, data_start })
     }
 
-    /// The tensors in the order in which their data follow each other. With the bytes before
-    /// [`data_start`](Self::data_start), they make up the file: writing both in turn copies it, and data of
-    /// the same length may take the place of a tensor's.
+    /// The tensors in the order of their data in the file.
+    ///
+    /// The bytes before [`data_start`](Self::data_start) and the data of these tensors, in order, are the complete file.
     pub fn in_file_order(&self) -> Vec<(&str, &Tensor)> {
         let mut tensors: Vec<_> = self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
-        // The end tells an empty tensor from the one that begins at the same offset; the sort is stable.
+        // An empty tensor comes before the tensor that begins at the same offset.
         tensors.sort_by_key(|(_, tensor)| (tensor.offset, tensor.length));
         tensors
     }
 }
 
-/// The text of the header and its padding.
+/// Reads the text of the header, with its padding.
 fn read_text(source: &Source) -> Result<String, Problem> {
     let size = source.length();
     let prefix = source.read_vec(0, size.min(PREFIX))?;
     let not_safetensors = |otherwise: String| match recognize(&prefix) {
-        Some(stranger) => Problem::data(format!("expected a safetensors file, found {}", stranger.found))
+        Some(other) => Problem::data(format!("expected a safetensors file, found {}", other.found))
             .in_file(source.path())
-            .help(stranger.help),
+            .help(other.help),
         None => malformed(source, otherwise),
     };
     let (Some(length), true) = (prefix.first_chunk(), size >= SHORTEST) else {
@@ -92,26 +93,26 @@ fn read_text(source: &Source) -> Result<String, Problem> {
     let length = u64::from_le_bytes(*length);
     if prefix.get(8) != Some(&b'{') {
         return Err(not_safetensors(
-            "expected a safetensors header, which begins with \"{\" at byte 8".into(),
+            "not a safetensors file: its header does not begin with \"{\" at byte 8".into(),
         ));
     }
     if length > LONGEST {
-        return Err(malformed(source, format!("its header has {length} bytes, but the limit is {LONGEST}")));
+        return Err(malformed(source, format!("the header has {length} bytes, the limit is {LONGEST}")));
     }
     if length > size - LENGTH_BYTES {
         let found = size - LENGTH_BYTES;
         return Err(malformed(
             source,
-            format!("its header has {length} bytes, but only {found} bytes follow"),
+            format!("the header should have {length} bytes, but only {found} bytes follow its length"),
         ));
     }
     let bytes = source.read_vec(LENGTH_BYTES, length)?;
     if bytes.iter().rfind(|&&byte| byte != b' ') != Some(&b'}') {
-        return Err(malformed(source, "its header does not end with \"}\" and padding by spaces".into()));
+        return Err(malformed(source, "the header does not end with \"}\" and spaces".into()));
     }
     String::from_utf8(bytes).map_err(|error| {
         let offset = error.utf8_error().valid_up_to() as u64 + LENGTH_BYTES;
-        malformed(source, format!("its header is not UTF-8 at byte {offset}"))
+        malformed(source, format!("the header is not valid UTF-8 at byte {offset}"))
     })
 }
 
@@ -121,7 +122,7 @@ fn malformed(source: &Source, what: String) -> Problem {
         .help("the file is damaged or incomplete: download it again, or write it with a safetensors library")
 }
 
-/// Checks lengths and offsets, and turns the latter into offsets from the start of the file.
+/// Checks lengths and offsets. The returned offsets are from the start of the file.
 fn place(
     source: &Source,
     entries: BTreeMap<String, Entry>,
@@ -136,7 +137,7 @@ fn place(
         let refused = |what| Err(malformed(source, what).in_tensor(name));
         let [begin, end] = entry.data_offsets;
         if begin > end {
-            return refused(format!("its data_offsets decrease from {begin} to {end}"));
+            return refused(format!("data_offsets decrease from {begin} to {end}"));
         }
         let length = match dtype::byte_length(&entry.dtype, &entry.shape) {
             Ok(length) => length,
@@ -146,7 +147,7 @@ fn place(
             let (dtype, shape) = (&entry.dtype, &entry.shape);
             let found = end - begin;
             return refused(format!(
-                "{dtype} of shape {shape:?} has {length} bytes, but its data_offsets span {found}"
+                "{dtype} of shape {shape:?} needs {length} bytes, but data_offsets span {found}"
             ));
         }
         match previous {
@@ -154,17 +155,19 @@ fn place(
             Some(previous) if begin < expected => {
                 let previous = quoted(previous);
                 return refused(format!(
-                    "its data begin at {begin}, within {previous}, which ends at {expected}"
+                    "data begin at {begin} and overlap with {previous}, which ends at {expected}"
                 ));
             }
-            _ => return refused(format!("its data begin at {begin}, but the data before end at {expected}")),
+            _ => {
+                return refused(format!("data begin at {begin}, but the data before them end at {expected}"));
+            }
         }
         (previous, expected) = (Some(name), end);
     }
     if expected != data_length {
-        let missing_or_more = if expected > data_length { "the file ends too early" } else { "bytes follow" };
+        let truncated_or_longer = if expected > data_length { "truncated" } else { "too long" };
         let what = format!(
-            "its tensors have {expected} bytes, but {data_length} follow the header: {missing_or_more}"
+            "the file is {truncated_or_longer}: its tensors have {expected} bytes, but {data_length} follow the header"
         );
         return Err(malformed(source, what));
     }
@@ -176,7 +179,7 @@ fn place(
         .collect())
 }
 
-/// The header as it stands in the file.
+/// The header as written in the file.
 #[derive(Default)]
 struct Entries {
     metadata: BTreeMap<String, String>,
@@ -224,7 +227,7 @@ impl<'de> Deserialize<'de> for Entries {
     }
 }
 
-/// An entry that stands as an object. What serde derives would also read an array of the fields.
+/// An entry that must be an object. The derived implementation would also accept an array of the fields.
 struct ObjectOnly(Entry);
 
 impl<'de> Deserialize<'de> for ObjectOnly {

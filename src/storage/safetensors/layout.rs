@@ -1,17 +1,17 @@
-//! Writing: the same tensors give the same bytes.
+//! Writing files: the same tensors give the same bytes.
 
 use super::dtype::{alignment, byte_length};
-use super::{LENGTH_BYTES, METADATA, Tensor};
+use super::header::{LENGTH_BYTES, METADATA, Tensor};
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 
-/// What a file is going to hold: fixes the header and every offset before a byte is written.
+/// The header of a file and the offset of every tensor, computed before a byte is written.
 ///
-/// Tensors of wider numbers come first, and those of equally wide ones in order of name. The data start is aligned to 8 bytes by
-/// padding the header with spaces. So every tensor is aligned to its numbers.
+/// Tensors with wider numbers come first; tensors with numbers of equal width are sorted by name. The header is padded with spaces
+/// so that the data begin at a multiple of 8 bytes. So every tensor is aligned to its numbers.
 #[derive(Clone, Debug)]
 pub struct Layout {
     header: Vec<u8>,
@@ -21,17 +21,15 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// `metadata` and `tensors` (name → dtype name, shape) in sorted order: the same input gives the same
-    /// bytes.
+    /// Computes the layout of tensors, given by name as number format and shape.
     ///
     /// # Panics
-    /// If a dtype name is not one of the format, a tensor is called `__metadata__`, or the file would be
-    /// longer than a u64 can count.
+    /// If safetensors does not have a number format, a tensor is called `__metadata__`, or the file would have 2⁶⁴ bytes or more.
     pub fn new(metadata: &BTreeMap<String, String>, tensors: &BTreeMap<String, (String, Vec<u64>)>) -> Self {
-        assert!(!tensors.contains_key(METADATA), "no tensor can be called {METADATA}");
+        assert!(!tensors.contains_key(METADATA), "a tensor cannot be called {METADATA}");
         let mut in_file_order: Vec<String> = tensors.keys().cloned().collect();
         in_file_order.sort_by_cached_key(|name| Reverse(alignment(&tensors[name].0)));
-        // Offsets are counted from the end of the header, until its length is known.
+        // Offsets are relative to the end of the header until its length is known.
         let mut end = 0u64;
         let mut placed = BTreeMap::new();
         for name in &in_file_order {
@@ -51,35 +49,34 @@ impl Layout {
         Self { header, tensors: placed, in_file_order, file_length }
     }
 
-    /// The eight bytes of length and the header itself.
+    /// The bytes before the data: the length of the header and the header.
     pub fn header(&self) -> &[u8] {
         &self.header
     }
 
-    /// The tensors by name. Offsets are from the start of the file.
+    /// The tensors by name.
     pub fn tensors(&self) -> &BTreeMap<String, Tensor> {
         &self.tensors
     }
 
-    /// The names of the tensors in the order in which their data follow the header.
+    /// The names of the tensors in the order of their data in the file.
     pub fn in_file_order(&self) -> &[String] {
         &self.in_file_order
     }
 
-    /// Length of the whole file.
+    /// Length of the file in bytes.
     pub fn file_length(&self) -> u64 {
         self.file_length
     }
 }
 
-/// A whole small file: header and data of every tensor. `data` gives little-endian bytes.
+/// Writes a small file at once. `tensors` has by name the number format, the shape and the data in little-endian bytes.
 ///
 /// # Errors
-/// Those of `out`, and `InvalidInput` before anything is written if the data of a tensor are not as long as
-/// its shape and number format say.
+/// Those of `out`; `InvalidInput`, before anything is written, if the length of the data does not match shape and number format.
 ///
 /// # Panics
-/// As [`Layout::new`].
+/// Those of [`Layout::new`].
 pub fn write(
     out: &mut dyn Write,
     metadata: &BTreeMap<String, String>,
@@ -101,7 +98,7 @@ pub fn write(
     layout.in_file_order().iter().try_for_each(|name| out.write_all(&tensors[name].2))
 }
 
-/// Length and header, padded so that the data begin at a multiple of eight.
+/// Length and header, padded so that the data begin at a multiple of 8.
 fn header_bytes(metadata: &BTreeMap<String, String>, tensors: &BTreeMap<String, Tensor>) -> Vec<u8> {
     let mut bytes = vec![0; LENGTH_BYTES as usize];
     serde_json::to_writer(&mut bytes, &Entries { metadata, tensors })
@@ -112,7 +109,7 @@ fn header_bytes(metadata: &BTreeMap<String, String>, tensors: &BTreeMap<String, 
     bytes
 }
 
-/// The header as it will stand in the file; offsets are from its end.
+/// The header as written to the file; offsets are relative to its end.
 struct Entries<'a> {
     metadata: &'a BTreeMap<String, String>,
     tensors: &'a BTreeMap<String, Tensor>,

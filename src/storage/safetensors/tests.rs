@@ -1,8 +1,10 @@
-//! Refusals one by one, each with its words; then what must hold of any layout and of any bytes.
+//! Refused files with their messages, and properties of arbitrary layouts and bytes.
 
-use super::super::{Category, Source};
+use super::super::{Category, Source, snapshot};
+use super::header::METADATA;
 use super::*;
 use ::safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use expect_test::expect;
 use quickcheck::{Arbitrary, Gen, quickcheck};
 use std::collections::BTreeMap;
 
@@ -17,13 +19,13 @@ fn file(header: &str, data: usize) -> Vec<u8> {
     bytes
 }
 
+/// The message for a file that must be refused, and the next step.
 #[track_caller]
-fn refused(bytes: impl Into<Vec<u8>>, words: &str) {
-    let problem = read(bytes).expect_err(words);
-    assert!(problem.to_string().contains(words), "expected {words:?} in: {problem}");
-    assert!(problem.to_string().starts_with("x.safetensors: "), "{problem}");
+fn refused(bytes: impl Into<Vec<u8>>) -> String {
+    let problem = read(bytes).expect_err("must be refused");
     assert_eq!(problem.category(), Category::Data);
     assert!(problem.next_step().is_some(), "{problem}");
+    snapshot(problem)
 }
 
 #[test]
@@ -49,122 +51,184 @@ fn no_tensors_empty_tensors_and_single_numbers_are_read() {
 }
 
 #[test]
-fn files_too_short_for_a_header() {
-    refused(b"", "the file has 0 bytes, but a safetensors file has at least 10");
-    refused(b"\0", "the file has 1 bytes");
-    refused(b"\x02\0\0\0\0\0\0\0", "the file has 8 bytes");
-    refused(b"\x02\0\0\0\0\0\0\0{", "the file has 9 bytes");
+fn files_too_short_for_a_header_are_refused() {
+    let file = b"\x02\0\0\0\0\0\0\0{";
+    expect![[r#"
+        x.safetensors: the file has 0 bytes, but a safetensors file has at least 10; help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        x.safetensors: the file has 1 bytes, but a safetensors file has at least 10; help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        x.safetensors: the file has 8 bytes, but a safetensors file has at least 10; help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        x.safetensors: the file has 9 bytes, but a safetensors file has at least 10; help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+    "#]].assert_eq(&[0, 1, 8, 9].map(|length| refused(&file[..length])).concat());
 }
 
 #[test]
-fn header_lengths_that_cannot_be() {
-    refused(b"\x03\0\0\0\0\0\0\0{}", "has 3 bytes, but only 2 bytes follow");
-    refused(b"\x01\xe1\xf5\x05\0\0\0\0{}", "has 100000001 bytes, but the limit is 100000000");
-    refused(b"\xff\xff\xff\xff\xff\xff\xff\xff{}", "has 18446744073709551615 bytes, but the limit");
-    refused(b"\0\0\0\0\0\0\0\0{}", "does not end with \"}\"");
+fn impossible_header_lengths_are_refused() {
+    let texts = [
+        refused(b"\x03\0\0\0\0\0\0\0{}"),
+        refused(b"\x01\xe1\xf5\x05\0\0\0\0{}"),
+        refused(b"\xff\xff\xff\xff\xff\xff\xff\xff{}"),
+        refused(b"\0\0\0\0\0\0\0\0{}"),
+    ];
+    expect![[r#"
+        x.safetensors: the header should have 3 bytes, but only 2 bytes follow its length; help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        x.safetensors: the header has 100000001 bytes, the limit is 100000000; help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        x.safetensors: the header has 18446744073709551615 bytes, the limit is 100000000; help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        x.safetensors: the header does not end with "}" and spaces; help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+    "#]].assert_eq(&texts.concat());
 }
 
 #[test]
-fn headers_that_are_not_an_object_in_utf8() {
-    refused(b"\x03\0\0\0\0\0\0\0 {}", "begins with \"{\" at byte 8");
-    refused(b"\x05\0\0\0\0\0\0\0\xef\xbb\xbf{}", "begins with \"{\" at byte 8");
-    refused(b"\x02\0\0\0\0\0\0\0[]", "begins with \"{\" at byte 8");
-    refused(b"\x03\0\0\0\0\0\0\0{}\n", "does not end with \"}\" and padding by spaces");
-    refused(b"\x03\0\0\0\0\0\0\0{}\0", "does not end with \"}\" and padding by spaces");
-    refused(b"\x06\0\0\0\0\0\0\0{\"\xff\":}", "not UTF-8 at byte 10");
-    refused(file("{}}", 0), "trailing characters");
-    refused(file(r#"{"a":1,}"#, 0), "\"a\": invalid type: integer `1`, expected an object with dtype");
-    refused(file("{test}", 0), "key must be a string");
-    refused(file(&format!("{{\"a\":{}}}", "[".repeat(1_000_000)), 0), "invalid type: sequence");
-    refused(file(&format!("{{\"a\":{}1}}", "{\"a\":".repeat(1_000_000)), 0), "unknown field `a`");
+fn headers_that_are_not_an_object_in_utf8_are_refused() {
+    let texts = [
+        refused(b"\x03\0\0\0\0\0\0\0 {}"),
+        refused(b"\x05\0\0\0\0\0\0\0\xef\xbb\xbf{}"),
+        refused(b"\x02\0\0\0\0\0\0\0[]"),
+        refused(b"\x03\0\0\0\0\0\0\0{}\n"),
+        refused(b"\x03\0\0\0\0\0\0\0{}\0"),
+        refused(b"\x06\0\0\0\0\0\0\0{\"\xff\":}"),
+        refused(file("{}}", 0)),
+        refused(file(r#"{"a":1,}"#, 0)),
+        refused(file("{test}", 0)),
+        refused(file(&format!("{{\"a\":{}}}", "[".repeat(1_000_000)), 0)),
+        refused(file(&format!("{{\"a\":{}1}}", "{\"a\":".repeat(1_000_000)), 0)),
+    ];
+    expect![[r#"
+        x.safetensors: not a safetensors file: its header does not begin with "{" at byte 8; help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        x.safetensors: not a safetensors file: its header does not begin with "{" at byte 8; help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        x.safetensors: not a safetensors file: its header does not begin with "{" at byte 8; help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        x.safetensors: the header does not end with "}" and spaces; help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        x.safetensors: the header does not end with "}" and spaces; help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        x.safetensors: the header is not valid UTF-8 at byte 10; help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        x.safetensors: invalid safetensors header: trailing characters at line 1 column 3; help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        x.safetensors: invalid safetensors header: "a": invalid type: integer `1`, expected an object with dtype, shape and data_offsets at line 1 column 6; help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        x.safetensors: invalid safetensors header: key must be a string at line 1 column 2; help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        x.safetensors: invalid safetensors header: "a": invalid type: sequence, expected an object with dtype, shape and data_offsets at line 1 column 5; help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        x.safetensors: invalid safetensors header: "a": unknown field `a`, expected one of `dtype`, `shape`, `data_offsets` at line 1 column 9; help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+    "#]].assert_eq(&texts.concat());
 }
 
 #[test]
-fn duplicates_in_every_object() {
+fn duplicate_keys_in_any_object_are_refused() {
     let entry = r#"{"dtype":"U8","shape":[1],"data_offsets":[0,1]}"#;
-    refused(file(&format!(r#"{{"a":{entry},"a":{entry}}}"#), 1), "duplicate key \"a\"");
-    refused(file(&format!(r#"{{"a":{entry},"\u0061":{entry}}}"#), 1), "duplicate key \"a\"");
-    refused(file(r#"{"__metadata__":{},"__metadata__":{}}"#, 0), "duplicate field `__metadata__`");
-    refused(file(r#"{"__metadata__":{"k":"1","k":"2"}}"#, 0), "\"__metadata__\": duplicate key \"k\"");
-    let twice = r#"{"a":{"dtype":"U8","dtype":"I8","shape":[1],"data_offsets":[0,1]}}"#;
-    refused(file(twice, 1), "\"a\": duplicate field `dtype`");
+    let texts = [
+        refused(file(&format!(r#"{{"a":{entry},"a":{entry}}}"#), 1)),
+        refused(file(&format!(r#"{{"a":{entry},"\u0061":{entry}}}"#), 1)),
+        refused(file(r#"{"__metadata__":{},"__metadata__":{}}"#, 0)),
+        refused(file(r#"{"__metadata__":{"k":"1","k":"2"}}"#, 0)),
+        refused(file(r#"{"a":{"dtype":"U8","dtype":"I8","shape":[1],"data_offsets":[0,1]}}"#, 1)),
+    ];
+    expect![[r#"
+        x.safetensors: invalid safetensors header: duplicate key "a" at line 1 column 105; help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        x.safetensors: invalid safetensors header: duplicate key "a" at line 1 column 110; help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        x.safetensors: invalid safetensors header: duplicate field `__metadata__` at line 1 column 37; help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        x.safetensors: invalid safetensors header: "__metadata__": duplicate key "k" at line 1 column 33; help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        x.safetensors: invalid safetensors header: "a": duplicate field `dtype` at line 1 column 26; help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+    "#]].assert_eq(&texts.concat());
 }
 
 #[test]
-fn entries_of_another_form() {
-    refused(file(r#"{"a":["U8",[1],[0,1]]}"#, 1), "\"a\": invalid type: sequence, expected an object");
-    refused(file(r#"{"a":{"dtype":"U8","shape":[1]}}"#, 1), "\"a\": missing field `data_offsets`");
-    let more = r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1],"layout":0}}"#;
-    refused(file(more, 1), "\"a\": unknown field `layout`");
-    let entry = |shape: &str, offsets: &str| {
-        file(&format!(r#"{{"a":{{"dtype":"U8","shape":{shape},"data_offsets":{offsets}}}}}"#), 1)
-    };
-    refused(entry("[-1]", "[0,1]"), "\"a\": invalid value: integer `-1`");
-    refused(entry("[1.0]", "[0,1]"), "\"a\": invalid type: floating point `1.0`");
-    refused(entry("[18446744073709551616]", "[0,1]"), "expected u64");
-    refused(entry("[1]", "[0]"), "\"a\": invalid length 1");
-    refused(entry("[1]", "[0,1,1]"), "\"a\": ");
-    refused(entry("[1]", "[0,-1]"), "\"a\": invalid value: integer `-1`");
-    refused(
-        file(r#"{"__metadata__":{"k":1}}"#, 0),
-        "\"__metadata__\": \"k\": invalid type: integer `1`, expected a string",
-    );
-    refused(file(r#"{"__metadata__":{"k":null}}"#, 0), "\"__metadata__\": \"k\": invalid type: null");
-    refused(file(r#"{"__metadata__":null}"#, 0), "\"__metadata__\": invalid type: null");
+fn malformed_entries_are_refused() {
+    let texts = [
+        r#"{"a":["U8",[1],[0,1]]}"#,
+        r#"{"a":{"dtype":"U8","shape":[1]}}"#,
+        r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1],"layout":0}}"#,
+        r#"{"a":{"dtype":"U8","shape":[-1],"data_offsets":[0,1]}}"#,
+        r#"{"a":{"dtype":"U8","shape":[1.0],"data_offsets":[0,1]}}"#,
+        r#"{"a":{"dtype":"U8","shape":[18446744073709551616],"data_offsets":[0,1]}}"#,
+        r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0]}}"#,
+        r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1,1]}}"#,
+        r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,-1]}}"#,
+        r#"{"__metadata__":{"k":1}}"#,
+        r#"{"__metadata__":{"k":null}}"#,
+        r#"{"__metadata__":null}"#,
+    ];
+    expect![[r#"
+        x.safetensors: invalid safetensors header: "a": invalid type: sequence, expected an object with dtype, shape and data_offsets at line 1 column 5; help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        x.safetensors: invalid safetensors header: "a": missing field `data_offsets` at line 1 column 31; help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        x.safetensors: invalid safetensors header: "a": unknown field `layout`, expected one of `dtype`, `shape`, `data_offsets` at line 1 column 60; help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        x.safetensors: invalid safetensors header: "a": invalid value: integer `-1`, expected u64 at line 1 column 30; help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        x.safetensors: invalid safetensors header: "a": invalid type: floating point `1.0`, expected u64 at line 1 column 31; help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        x.safetensors: invalid safetensors header: "a": invalid type: floating point `1.8446744073709552e+19`, expected u64 at line 1 column 48; help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        x.safetensors: invalid safetensors header: "a": invalid length 1, expected an array of length 2 at line 1 column 49; help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        x.safetensors: invalid safetensors header: "a": trailing characters at line 1 column 52; help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        x.safetensors: invalid safetensors header: "a": invalid value: integer `-1`, expected u64 at line 1 column 51; help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        x.safetensors: invalid safetensors header: "__metadata__": "k": invalid type: integer `1`, expected a string at line 1 column 22; help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        x.safetensors: invalid safetensors header: "__metadata__": "k": invalid type: null, expected a string at line 1 column 25; help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        x.safetensors: invalid safetensors header: "__metadata__": invalid type: null, expected an object at line 1 column 20; help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+    "#]].assert_eq(&texts.map(|header| refused(file(header, 1))).concat());
 }
 
 #[test]
-fn lengths_that_disagree() {
+fn inconsistent_lengths_are_refused() {
     let entry = |dtype: &str, shape: &str, offsets: &str, data| {
         file(&format!(r#"{{"a":{{"dtype":"{dtype}","shape":{shape},"data_offsets":{offsets}}}}}"#), data)
     };
-    refused(entry("F33", "[1]", "[0,4]", 4), "tensor \"a\": expected a number format of safetensors");
-    refused(entry("F32", "[2]", "[0,4]", 4), "F32 of shape [2] has 8 bytes, but its data_offsets span 4");
-    refused(entry("F32", "[1]", "[4,0]", 4), "its data_offsets decrease from 4 to 0");
-    refused(entry("F32", "[4294967296,4294967296]", "[0,4]", 4), "more bytes than any file has");
-    refused(entry("F4", "[3]", "[0,2]", 2), "12 bits of F4");
-    refused(
-        entry("U8", "[2305843009213693951]", "[0,2305843009213693951]", 4),
-        "its tensors have 2305843009213693951 bytes, but 4 follow the header: the file ends too early",
-    );
-    refused(
-        entry("F32", "[1]", "[0,4]", 3),
-        "have 4 bytes, but 3 follow the header: the file ends too early",
-    );
-    refused(entry("F32", "[1]", "[0,4]", 5), "have 4 bytes, but 5 follow the header: bytes follow");
-    refused(entry("F32", "[1]", "[1,5]", 5), "its data begin at 1, but the data before end at 0");
-    refused(
-        entry("U8", "[1]", "[18446744073709551614,18446744073709551615]", 5),
-        "begin at 18446744073709551614",
-    );
+    let texts = [
+        refused(entry("F33", "[1]", "[0,4]", 4)),
+        refused(entry("F32", "[2]", "[0,4]", 4)),
+        refused(entry("F32", "[1]", "[4,0]", 4)),
+        refused(entry("F32", "[4294967296,4294967296]", "[0,4]", 4)),
+        refused(entry("F4", "[3]", "[0,2]", 2)),
+        refused(entry("U8", "[2305843009213693951]", "[0,2305843009213693951]", 4)),
+        refused(entry("F32", "[1]", "[0,4]", 3)),
+        refused(entry("F32", "[1]", "[0,4]", 5)),
+        refused(entry("F32", "[1]", "[1,5]", 5)),
+        refused(entry("U8", "[1]", "[18446744073709551614,18446744073709551615]", 5)),
+    ];
+    expect![[r#"
+        x.safetensors: tensor "a": unknown number format "F33": expected one of safetensors, such as F32 or BF16; help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        x.safetensors: tensor "a": F32 of shape [2] needs 8 bytes, but data_offsets span 4; help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        x.safetensors: tensor "a": data_offsets decrease from 4 to 0; help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        x.safetensors: tensor "a": shape [4294967296, 4294967296] is too large for a file; help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        x.safetensors: tensor "a": 12 bits of F4 are not a whole number of bytes; help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        x.safetensors: the file is truncated: its tensors have 2305843009213693951 bytes, but 4 follow the header; help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        x.safetensors: the file is truncated: its tensors have 4 bytes, but 3 follow the header; help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        x.safetensors: the file is too long: its tensors have 4 bytes, but 5 follow the header; help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        x.safetensors: tensor "a": data begin at 1, but the data before them end at 0; help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        x.safetensors: tensor "a": data begin at 18446744073709551614, but the data before them end at 0; help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+    "#]].assert_eq(&texts.concat());
 }
 
 #[test]
-fn data_that_overlap_or_leave_a_hole() {
+fn overlaps_and_gaps_are_refused() {
     let two = |first: &str, second: &str| {
         let entry = |offsets: &str| format!(r#"{{"dtype":"U8","shape":[2],"data_offsets":{offsets}}}"#);
         file(&format!(r#"{{"a":{},"b":{}}}"#, entry(first), entry(second)), 4)
     };
     assert!(read(two("[0,2]", "[2,4]")).is_ok());
     assert!(read(two("[2,4]", "[0,2]")).is_ok());
-    refused(two("[0,2]", "[1,3]"), "tensor \"b\": its data begin at 1, within \"a\", which ends at 2");
-    refused(two("[0,2]", "[0,2]"), "tensor \"b\": its data begin at 0, within \"a\"");
-    refused(two("[0,2]", "[3,5]"), "tensor \"b\": its data begin at 3, but the data before end at 2");
+    let texts =
+        [refused(two("[0,2]", "[1,3]")), refused(two("[0,2]", "[0,2]")), refused(two("[0,2]", "[3,5]"))];
+    expect![[r#"
+        x.safetensors: tensor "b": data begin at 1 and overlap with "a", which ends at 2; help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        x.safetensors: tensor "b": data begin at 0 and overlap with "a", which ends at 2; help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        x.safetensors: tensor "b": data begin at 3, but the data before them end at 2; help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+    "#]].assert_eq(&texts.concat());
 }
 
 #[test]
-fn strangers_are_called_by_their_name() {
-    refused(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "found a Git LFS pointer");
-    refused(b"<!DOCTYPE html><html></html>", "found a web page");
-    refused(b"\x93NUMPY\x01\0\x76\0{'descr'", "found a NumPy array");
-    refused(b"PK\x03\x04\x14\0\0\0\0\0\0\0", "found a zip archive");
-    refused(b"\x1f\x8b", "found a gzip archive");
-    refused(b"{\"weight_map\":{}}", "found JSON text");
+fn files_of_other_kinds_are_named() {
+    let texts = [
+        refused(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"),
+        refused(b"<!DOCTYPE html><html></html>"),
+        refused(b"\x93NUMPY\x01\0\x76\0{'descr'"),
+        refused(b"PK\x03\x04\x14\0\0\0\0\0\0\0"),
+        refused(b"\x1f\x8b"),
+        refused(b"{\"weight_map\":{}}"),
+    ];
+    expect![[r#"
+        x.safetensors: expected a safetensors file, found a Git LFS pointer in place of the file; help: run `git lfs pull` in its repository
+        x.safetensors: expected a safetensors file, found a web page, perhaps an error page of the download server; help: download it again
+        x.safetensors: expected a safetensors file, found a NumPy array; help: rename it to end in .npy
+        x.safetensors: expected a safetensors file, found a zip archive, such as an .npz file or a PyTorch checkpoint; help: unpack an .npz file into its .npy files; save a PyTorch checkpoint as safetensors
+        x.safetensors: expected a safetensors file, found a gzip archive; help: unpack it first
+        x.safetensors: expected a safetensors file, found JSON text; help: give the file that contains the tensors, or its folder
+    "#]].assert_eq(&texts.concat());
 }
 
 /// The first two bytes of these lengths are those of a gzip and of a pickle file.
 #[test]
-fn header_lengths_that_look_like_magic_are_read() {
+fn header_lengths_that_look_like_magic_bytes_are_read() {
     for length in [0x8b1f, 0x0280] {
         assert!(read(file(&format!("{{}}{}", " ".repeat(length - 2)), 0)).is_ok());
     }
@@ -177,7 +241,7 @@ fn control_characters_of_names_are_escaped() {
     assert!(!problem.contains(char::is_control), "{problem:?}");
 }
 
-/// Tensors with data, of the formats that the `safetensors` crate and this one share.
+/// Tensors with data, in formats that the `safetensors` crate has too.
 #[derive(Clone, Debug)]
 struct Content {
     metadata: BTreeMap<String, String>,
@@ -206,7 +270,7 @@ fn written(content: &Content) -> Vec<u8> {
     bytes
 }
 
-/// What a header and its file say, in the form of `Content::tensors`.
+/// The content of a file, in the form of `Content::tensors`.
 fn content_of(header: &Header, bytes: &[u8]) -> BTreeMap<String, (String, Vec<u64>, Vec<u8>)> {
     let data = |tensor: &Tensor| bytes[tensor.offset as usize..][..tensor.length as usize].to_vec();
     let entry = |tensor: &Tensor| (tensor.dtype.clone(), tensor.shape.clone(), data(tensor));
@@ -219,7 +283,7 @@ quickcheck! {
         true
     }
 
-    /// Damage reaches deeper than noise does.
+    /// Damaged files get further in the parser than random bytes.
     fn damaged_files_never_panic(content: Content, at: usize, byte: u8, length: usize) -> bool {
         let mut bytes = written(&content);
         let at = at % bytes.len();
@@ -230,7 +294,7 @@ quickcheck! {
         true
     }
 
-    fn what_is_written_reads_back(content: Content) -> bool {
+    fn written_files_are_read_back(content: Content) -> bool {
         let bytes = written(&content);
         let header = read(bytes.clone()).unwrap();
         let shape_of = |(dtype, shape, _): &(String, Vec<u64>, _)| (dtype.clone(), shape.clone());
@@ -244,14 +308,14 @@ quickcheck! {
             && layout.file_length() == bytes.len() as u64
     }
 
-    /// Readers that map a file want numbers where their processor can load them.
+    /// Readers that map a file need aligned numbers.
     fn tensors_are_aligned(content: Content) -> bool {
         let header = read(written(&content)).unwrap();
         header.tensors.values().all(|tensor| tensor.offset.is_multiple_of(dtype::alignment(&tensor.dtype)))
     }
 
-    /// The oracle reads what we write.
-    fn the_safetensors_crate_reads_what_is_written(content: Content) -> bool {
+    /// The oracle reads our files.
+    fn the_safetensors_crate_reads_written_files(content: Content) -> bool {
         let bytes = written(&content);
         let (_, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
         let theirs = SafeTensors::deserialize(&bytes).unwrap();
@@ -266,8 +330,8 @@ quickcheck! {
             })
     }
 
-    /// We read what the oracle writes; but for files without tensors, whose header is no JSON when it has no metadata either.
-    fn what_the_safetensors_crate_writes_is_read(content: Content) -> bool {
+    /// Files of the oracle are read. Files without tensors are left out: without metadata too, the oracle writes a header that is not JSON.
+    fn files_written_by_the_safetensors_crate_are_read(content: Content) -> bool {
         if content.tensors.is_empty() {
             return true;
         }
@@ -282,7 +346,7 @@ quickcheck! {
         header.metadata == content.metadata && content_of(&header, &bytes) == content.tensors
     }
 
-    /// What the residual base relies on: head and tensors in file order are the whole file.
+    /// The writer of the residual base relies on this.
     fn head_and_tensors_in_file_order_make_up_the_file(content: Content) -> bool {
         let bytes = written(&content);
         let header = read(bytes.clone()).unwrap();
@@ -311,7 +375,7 @@ fn the_bytes_of_a_file_are_fixed() {
 }
 
 #[test]
-fn data_of_another_length_are_refused_before_anything_is_written() {
+fn data_of_a_wrong_length_are_refused_before_writing() {
     let tensors = BTreeMap::from([("x".into(), ("F32".into(), vec![2], vec![0; 7]))]);
     let mut out = Vec::new();
     let error = write(&mut out, &BTreeMap::new(), &tensors).unwrap_err();
@@ -322,6 +386,6 @@ fn data_of_another_length_are_refused_before_anything_is_written() {
 
 #[test]
 #[should_panic(expected = "\"F33\"")]
-fn a_layout_of_an_unknown_format_panics() {
+fn a_layout_with_an_unknown_number_format_panics() {
     Layout::new(&BTreeMap::new(), &BTreeMap::from([("x".into(), ("F33".into(), vec![2]))]));
 }

@@ -1,9 +1,11 @@
 //! Against the formulas of the method, with every matrix formed over the whole vocabulary, in f64.
 
 use super::*;
-use crate::factors::LayerShape;
-use crate::method::{Basis, Draft, Method, Options};
+use crate::initializer::Initializer;
+use crate::method::{Draft, Method, Options};
+use crate::moments::Counts;
 use crate::random::gaussian;
+use expect_test::expect;
 use quickcheck::quickcheck;
 
 const RIDGE: f64 = 0.03;
@@ -65,14 +67,14 @@ fn reference(target: &Counts, source: Option<&Counts>, terms: Terms) -> Referenc
     Reference { update: (cross - &second) * power(&denominator, -1.0), second, distance }
 }
 
-/// Most tokens never or once, some often: what a Zipf law leaves. At least two were met.
+/// Counts like those of a Zipf law: most tokens occur never or once, some often. At least two occur.
 fn counts(width: usize, seed: u64) -> Counts {
     let draws = gaussian::<f64>(width, 1, seed, "counts");
     let counts = (0..width).map(|i| draws[(i, 0)].exp().powi(2) as u64);
     Counts::new(counts.enumerate().map(|(i, count)| count + u64::from(i < 2)).collect()).unwrap()
 }
 
-/// The corners: never met and met once in large classes, all met once, and one token nearly alone.
+/// Edge cases: large classes of tokens that occur never or once, all tokens once, and one token nearly alone.
 fn corners() -> Vec<Counts> {
     let of = |counts: Vec<u64>| Counts::new(counts).unwrap();
     let mut often = vec![0; 17];
@@ -94,12 +96,12 @@ fn double(matrix: &Mat<f32>) -> Mat<f64> {
     Mat::from_fn(matrix.nrows(), matrix.ncols(), |i, j| f64::from(matrix[(i, j)]))
 }
 
-/// Where nothing is to be changed, rounding errors are what is found.
+/// If nothing changes, the result is rounding errors.
 fn close(found: &Mat<f64>, wanted: &Mat<f64>, tolerance: f64) -> bool {
     (found - wanted).norm_l2() <= tolerance * (1e-6 + wanted.norm_l2())
 }
 
-/// The triplets from `first` on, of which there are three, multiplied out; and how well f32 can tell them from the others.
+/// The product of three triplets from `first` on, and a tolerance for how well f32 can separate them from the others.
 fn triplets(matrix: &Mat<f64>, first: usize) -> (Mat<f64>, f64) {
     let svd = dense::thin_svd("test", matrix.as_ref(), Par::Seq).unwrap();
     let left = Mat::from_fn(matrix.nrows(), 3, |i, j| svd.u[(i, first + j)] * svd.s[first + j]);
@@ -110,9 +112,8 @@ fn triplets(matrix: &Mat<f64>, first: usize) -> (Mat<f64>, f64) {
 
 /// `B A` of an embedding `W (m × V)`, and its components' energies.
 fn made(weight: &Mat<f32>, target: &Counts, source: Option<&Counts>, options: &Options) -> (Mat<f64>, Draft) {
-    let basis = Basis::of_tokens(target, source, options, Par::Seq).unwrap();
-    let draft =
-        basis.decompose(weight.as_ref(), &LayerShape::Embedding, "embedding", options, Par::Seq).unwrap();
+    let site = Initializer::new(options.clone()).unwrap().site(TokenEvidence { target, source }).unwrap();
+    let draft = site.layer("embedding", weight.as_ref()).unwrap().into_draft();
     let factors = draft.initialize(options.limits.max, options).unwrap().factors;
     (double(&factors.b) * double(&factors.a), draft)
 }
@@ -143,7 +144,7 @@ fn agrees(target: &Counts, source: Option<&Counts>, seed: u64) -> bool {
     let wide = double(&weight);
     all_terms().all(|terms| {
         let wanted = reference(target, source, terms);
-        let constraint = TokenConstraint::new(target, source, terms, Par::Seq).unwrap();
+        let constraint = TokenConstraint::new(TokenEvidence { target, source }, terms, Par::Seq).unwrap();
         let unit = Mat::<f32>::identity(width, width);
         let found = double(&constraint.apply(Norm::Weights, unit.as_ref(), Par::Seq));
         let transposed = double(&constraint.apply_transpose(Norm::Weights, unit.as_ref(), Par::Seq));
@@ -208,7 +209,7 @@ fn corners_agree_with_the_dense_formulas() {
     }
 }
 
-/// Of pre-training tokens there may be one alone.
+/// A single pre-training token is legal.
 #[test]
 fn a_source_of_one_token() {
     let source = Counts::new([vec![0; 13], vec![5]].concat()).unwrap();
@@ -230,13 +231,15 @@ fn corda_agrees_with_the_dense_formula() {
     }
 }
 
-/// As with rows: what nothing can be learned from is refused by name, and so is what has no meaning.
+/// Counts that give nothing to initialize from are refused with their reason, as rows are.
 #[test]
-fn counts_without_content_are_refused() {
+fn counts_without_variation_are_refused() {
     let one = Counts::new(vec![0, 7, 0]).unwrap();
     let terms = |coupling| terms(coupling, 0.0);
     let refusal = |coupling, source: Option<&Counts>| {
-        TokenConstraint::new(&one, source, terms(coupling), Par::Seq).map(|_| ()).unwrap_err()
+        TokenConstraint::new(TokenEvidence { target: &one, source }, terms(coupling), Par::Seq)
+            .map(|_| ())
+            .unwrap_err()
     };
     let constant = Error::NoVariation { what: "all rows of activations are equal" };
     // A single token varies in no coupling: there is nothing to update.
@@ -248,35 +251,33 @@ fn counts_without_content_are_refused() {
     let other = Counts::new(vec![1, 1]).unwrap();
     assert_eq!(refusal(Coupling::Transport, Some(&other)), shape);
     let weight = Mat::<f32>::zeros(4, 2);
-    let basis = Basis::of_tokens(&other, None, &Options::default(), Par::Seq).unwrap();
-    let decomposed = |weight: &Mat<f32>| {
-        let limits = crate::rank::Limits { min: 0, max: 2, multiple: 1 };
-        let options = Options { limits, ranks: crate::rank::Policy::Fixed(2), ..Options::default() };
-        basis.decompose(weight.as_ref(), &LayerShape::Embedding, "e", &options, Par::Seq)
-    };
+    let site = Initializer::builder().rank(2).build().unwrap().site(&other).unwrap();
+    let decomposed = |weight: &Mat<f32>| site.layer("e", weight.as_ref());
     assert!(decomposed(&Mat::zeros(4, 3)).is_err());
     assert!(decomposed(&weight).is_ok());
-    for method in [Method::Eva, Method::Orthogonal] {
+    let refused = [Method::Eva, Method::Orthogonal].map(|method| {
         let options = Options { method, start: method.starts()[0], ..Options::default() };
-        let refused = Basis::of_tokens(&other, None, &options, Par::Seq).map(|_| ()).unwrap_err();
-        let start = format!("the method {} has no embeddings: ", method.name());
-        assert!(refused.to_string().starts_with(&start), "{refused}");
-    }
+        Initializer::new(options).unwrap().site(&other).unwrap_err().to_string()
+    });
+    expect![[r#"
+        the method eva does not support embeddings: tokens that occur equally often vary alike, so they have no leading directions
+        the method orthogonal does not support embeddings: PEFT supports it for other layers only, and gives embeddings the factors of lora"#]].assert_eq(&refused.join("\n"));
 }
 
-/// Every ridge ends: legal ones in a result, the others in a refusal.
+/// Every ridge terminates: legal ones give a result, the others are refused.
 #[test]
-fn every_ridge_ends() {
+fn every_ridge_terminates() {
     let target = counts(30, 1);
+    let evidence = TokenEvidence { target: &target, source: None };
     for coupling in [Coupling::Transport, Coupling::Uncorrelated] {
         for ridge in [f64::from_bits(1), 1e-300, 1e-18, 1.0] {
-            let made = TokenConstraint::new(&target, None, Terms { ridge, ..terms(coupling, 0.0) }, Par::Seq);
+            let made = TokenConstraint::new(evidence, Terms { ridge, ..terms(coupling, 0.0) }, Par::Seq);
             let dampings = made.unwrap().dampings();
             assert_eq!(dampings.denominator, ridge);
             assert_eq!(dampings.covariance.is_some(), coupling == Coupling::Transport);
         }
         for ridge in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e300] {
-            let made = TokenConstraint::new(&target, None, Terms { ridge, ..terms(coupling, 0.0) }, Par::Seq);
+            let made = TokenConstraint::new(evidence, Terms { ridge, ..terms(coupling, 0.0) }, Par::Seq);
             assert!(matches!(made, Err(Error::Option { what: "the ridge", .. })), "{ridge}");
         }
     }

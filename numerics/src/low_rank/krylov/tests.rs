@@ -1,4 +1,4 @@
-//! The parts of the iteration on their own.
+//! The parts of the iteration.
 
 use super::*;
 use crate::oracle::orthonormal;
@@ -16,7 +16,7 @@ fn orthonormalized(block: Mat<f32>, basis: &Mat<f32>) -> Orthonormalized {
     orthonormalize(block, basis.as_ref(), scale, fresh, Par::Seq).unwrap()
 }
 
-/// Whatever the block is, its terms multiply back to it, and the new directions are orthonormal, also to the basis.
+/// For every block, its terms multiply back to it, and the new directions are orthonormal to each other and to the basis.
 #[test]
 fn blocks_that_the_basis_spans_in_part() {
     let old = basis(12, "old");
@@ -26,7 +26,7 @@ fn blocks_that_the_basis_spans_in_part() {
     let half = Mat::from_fn(SIDE, 6, |i, j| if j < 3 { inside[(i, j)] } else { outside[(i, j)] });
     // The part outside is below the rounding of the part inside.
     let noisy = &inside + &outside * faer::Scale(1e-8f32);
-    // Coordinates that the basis has already, and noise in them.
+    // Coordinates that are in the basis already, with noise.
     let unit = Mat::from_fn(SIDE, 6, |i, j| f32::from(u8::from(i == j)));
     let blocks = [inside, outside, repeated, half, noisy, unit, Mat::zeros(SIDE, 6)];
     for (kept, block) in [0, 6, 2, 3, 0, 6, 0].into_iter().zip(blocks) {
@@ -43,12 +43,12 @@ fn blocks_that_the_basis_spans_in_part() {
 /// Noise above the threshold whose direction is that of the basis: the second projection finds it.
 #[test]
 fn noise_in_the_directions_of_the_basis() {
-    // The basis is that of 12 coordinates, turned, so that rounding errors of the projection lie in those coordinates.
+    // The basis is a rotation of 12 coordinates, so rounding errors of the projection lie in those coordinates.
     let turn = dense::to_f32(orthonormal(12, 12, 4, "turn").as_ref());
     let old = Mat::from_fn(SIDE, 12, |i, j| if i % 6 == 0 && i / 6 < 12 { turn[(i / 6, j)] } else { 0.0 });
     let block = &old * gaussian::<f32>(12, 6, 5, "inside");
     let fresh = |count| gaussian(SIDE, count, 1, "fresh");
-    // No threshold of noise at all.
+    // No threshold for noise.
     let step = orthonormalize(block, old.as_ref(), 0.0, fresh, Par::Seq).unwrap();
     let all = Mat::from_fn(SIDE, 18, |i, j| if j < 12 { old[(i, j)] } else { step.q[(i, j - 12)] });
     assert!(defect(&all, Par::Seq) < 2e-6, "{:e}", defect(&all, Par::Seq));
@@ -78,7 +78,7 @@ fn the_check_refuses_wrong_triplets() {
 
 /// Copies of a value can be missing only if as many were found as a block is wide, and smaller values follow.
 #[test]
-fn missing_copies_are_suspected() {
+fn missing_copies_are_detected() {
     assert!(may_miss_copies(&[3.0, 3.0, 3.0, 1.0], 3));
     assert!(may_miss_copies(&[4.0, 3.0, 3.0, 2.9999, 1.0], 3));
     assert!(!may_miss_copies(&[3.0, 3.0, 3.0, 3.0], 3));

@@ -1,4 +1,4 @@
-//! Weights with structure, on the iterative path: their images lie in few coordinates, or their singular values repeat.
+//! Structured weights in the iteration: their images lie in few coordinates, or their singular values repeat.
 //!
 //! The expected singular values come from closed forms, or from a one-sided Jacobi iteration in f64 on a small core that
 //! has the same singular values. No check here uses the decompositions of the crate.
@@ -18,9 +18,9 @@ fn defect(q: &Mat<f32>) -> f64 {
     (q.transpose() * &q - Mat::<f64>::identity(q.ncols(), q.ncols())).norm_max()
 }
 
-/// Checks `k` triplets of a matrix with these singular values, of which missing ones are zero.
+/// Checks `k` triplets of a matrix with these singular values. Missing values are zero.
 ///
-/// Compared are the singular values, the orthonormality of both bases, both residuals, what is reported of them, and the energy.
+/// It checks the singular values, the orthonormality of both bases, both residuals, the reported residual, and the energy.
 fn check(label: &str, matrix: &Mat<f32>, k: usize, expected: &[f64]) {
     let label = format!("{label}, {} × {}, rank {k}", matrix.nrows(), matrix.ncols());
     let svd = truncated_svd(&matrix.as_ref(), k, 0, "layer", Par::Seq).unwrap();
@@ -45,7 +45,7 @@ fn check(label: &str, matrix: &Mat<f32>, k: usize, expected: &[f64]) {
     assert!(captured <= svd.energy * (1.0 + 1e-5), "{label}: {captured} of an energy of {}", svd.energy);
 }
 
-/// Features that are exactly zero: few columns of the operator live.
+/// Features that are exactly zero: few columns of the operator are not zero.
 #[test]
 fn inputs_that_are_zero() {
     for (live, ranks) in [(33, [1, 16, 64]), (50, [1, 16, 48]), (100, [16, 64, 75])] {
@@ -61,7 +61,7 @@ fn inputs_that_are_zero() {
     }
 }
 
-/// Few outputs live.
+/// Few outputs are not zero.
 #[test]
 fn outputs_that_are_zero() {
     for live in [1, 10, 40] {
@@ -75,7 +75,7 @@ fn outputs_that_are_zero() {
     }
 }
 
-/// Few outputs and few inputs live, at once.
+/// Few outputs and few inputs are not zero.
 #[test]
 fn few_outputs_and_few_inputs() {
     let core = gaussian::<f32>(12, 7, 3, "core");
@@ -88,7 +88,7 @@ fn few_outputs_and_few_inputs() {
     }
 }
 
-/// `σ₁ = √(m n)`, and nothing else.
+/// `σ₁ = √(m n)`, and all other singular values are zero.
 #[test]
 fn weights_of_ones() {
     for (m, n, k) in [(513, 600, 16), (600, 600, 1), (700, 650, 64), (1030, 1100, 128), (2048, 2048, 128)] {
@@ -103,7 +103,7 @@ fn integer_weights_of_low_rank() {
         let left = |i: usize, t: usize| ((i * (2 * t + 3) + t) % 7) as f32 - 3.0;
         let right = |j: usize, t: usize| ((j * (3 * t + 5) + 2 * t) % 5) as f32 - 2.0;
         let matrix = Mat::from_fn(600, 640, |i, j| (0..rank).map(|t| left(i, t) * right(j, t)).sum::<f32>());
-        // With L = U S Vᵀ, those of L Rᵀ are those of R V S.
+        // With L = U S Vᵀ, L Rᵀ and R V S have the same singular values.
         let double = |entry: &dyn Fn(usize, usize) -> f32, rows| {
             Mat::from_fn(rows, rank, |i, t| f64::from(entry(i, t)))
         };
@@ -142,7 +142,7 @@ fn block_diagonal_weights() {
     }
 }
 
-/// The same block again and again: every singular value is there more often than a block of the iteration is wide.
+/// The same block many times: every singular value has more copies than a block of the iteration has columns.
 #[test]
 fn repeated_blocks() {
     for (side, repeats, k) in [(640, 40, 64), (640, 40, 16), (1200, 150, 128), (1200, 50, 100)] {
@@ -160,7 +160,7 @@ fn repeated_blocks() {
     }
 }
 
-/// A diagonal of this length, on which forty entries in a row are equal.
+/// A diagonal of this length with forty consecutive equal entries.
 struct RepeatedDiagonal(usize);
 
 impl RepeatedDiagonal {
@@ -196,7 +196,7 @@ fn repeated_values_of_a_large_operator() {
     assert!(defect(&svd.u) < 2e-5 && defect(&svd.v) < 2e-5 && svd.residual < 2e-2, "{}", svd.residual);
 }
 
-/// Nothing to find: zeros, and orthonormal vectors beside them.
+/// A zero matrix: singular values are zero, and the vectors orthonormal.
 #[test]
 fn the_zero_weight() {
     for (m, n, k) in [(513, 600, 1), (600, 600, 16), (1030, 1100, 128)] {
@@ -204,7 +204,7 @@ fn the_zero_weight() {
     }
 }
 
-/// Scales near both ends of what weights may have.
+/// Very large and very small scales.
 #[test]
 fn structured_weights_of_any_scale() {
     for scale in [1e-18f32, 1e-6, 1e6, 1e17] {
@@ -215,7 +215,7 @@ fn structured_weights_of_any_scale() {
     }
 }
 
-/// Small sides are decomposed densely, and must be right as well.
+/// Small sides, which are decomposed densely.
 #[test]
 fn structured_weights_on_the_dense_path() {
     check("ones", &Mat::from_fn(60, 50, |_, _| 1.0), 20, &[3000f64.sqrt()]);
@@ -226,7 +226,7 @@ fn structured_weights_on_the_dense_path() {
     check("10 inputs that are not zero", &matrix, 32, &values(core.as_ref()));
 }
 
-/// The bits do not depend on how many threads there are, on the path of deflation either.
+/// The bits do not depend on the number of threads, also with deflation.
 #[test]
 fn deflation_is_reproducible() {
     let core = gaussian::<f32>(640, 33, 1, "core");

@@ -1,8 +1,9 @@
-//! Updates of layers some of whose features are always zero, at sides that are decomposed by the iteration.
+//! Updates of layers with features that are always zero, at sides that the iteration decomposes.
 
+use super::tests::{decomposed, layer};
 use super::*;
-use crate::constraint::Coupling;
-use crate::factors::{Start, Strength};
+use crate::constraint::Evidence;
+use crate::factors::Strength;
 use crate::moments::Moments;
 use crate::oracle::jacobi;
 use crate::random::gaussian;
@@ -11,10 +12,10 @@ use crate::rank::{Limits, Policy};
 const OUTPUTS: usize = 700;
 const WIDTH: usize = 660;
 const LIVE: usize = WIDTH / 12;
-/// High enough that the iteration comes to a basis of more vectors than there are live features.
+/// High enough that the basis of the iteration has more vectors than there are live features.
 const RANK: usize = 40;
 
-/// Live features are every twelfth.
+/// Every twelfth feature is live.
 fn live(feature: usize) -> Option<usize> {
     feature.is_multiple_of(12).then_some(feature / 12)
 }
@@ -58,7 +59,7 @@ fn solve_with_factor(matrix: &Mat<f64>, y: &Mat<f64>) -> Mat<f64> {
     x
 }
 
-/// `Δ F = −W Σ F⁻ᵀ` for independent activations, which lives on the live features alone.
+/// `Δ F = −W Σ F⁻ᵀ` for independent activations, which is zero outside the live features.
 #[test]
 fn the_update_is_that_of_the_live_features() {
     let rows = rows();
@@ -67,7 +68,7 @@ fn the_update_is_that_of_the_live_features() {
     let target = Moments::of(rows.as_ref()).unwrap();
     let evidence = Evidence { target: &target, source: None, change: None };
     let constraint = Constraint::new(evidence, options.terms(), Par::Seq).unwrap();
-    let update = decompose(&constraint, weight.as_ref(), "layer", &options, Par::Seq).unwrap();
+    let update = decomposed(evidence, &weight, &options);
 
     let count = rows.nrows() as f64;
     let x = Mat::from_fn(rows.nrows(), LIVE, |i, t| f64::from(rows[(i, 12 * t)]));
@@ -90,7 +91,7 @@ fn the_update_is_that_of_the_live_features() {
     assert!(update.residual < 1e-2, "{}", update.residual);
 }
 
-/// The shift that is reported is that of the rows, for both couplings and norms.
+/// The reported shift agrees with the rows, for both couplings and norms.
 #[test]
 fn the_shift_is_that_of_the_rows() {
     let rows = rows();
@@ -100,7 +101,7 @@ fn the_shift_is_that_of_the_rows() {
     for coupling in [Coupling::Uncorrelated, Coupling::Transport] {
         for norm in [Norm::Activations, Norm::Weights] {
             let options = options(coupling, norm);
-            let made = initialize(evidence, weight.as_ref(), "layer", &options, Par::Seq).unwrap();
+            let made = layer(evidence, &weight, &options).unwrap().initialize(RANK).unwrap();
             let outputs = (&weight * rows.transpose()).norm_l2();
             let change = &made.factors.b * (&made.factors.a * rows.transpose());
             let shift = f64::from(change.norm_l2() / outputs);

@@ -1,9 +1,9 @@
-//! The last triplets where the weight or the activations are ill conditioned, against Jacobi rotations in f64.
+//! The last triplets of ill-conditioned weights and activations, against Jacobi rotations in f64.
 
 use crate::constraint::Evidence;
 use crate::dense::{product, to_f64};
-use crate::factors::LayerShape;
-use crate::method::{Basis, Method, Options};
+use crate::initializer::Initializer;
+use crate::method::{Method, Options};
 use crate::moments::Moments;
 use crate::oracle::{jacobi, orthonormal};
 use crate::random::gaussian;
@@ -22,7 +22,7 @@ fn ill_conditioned(rows: usize, width: usize, condition: f64, name: &str) -> Mat
     crate::dense::to_f32(product(scaled.as_ref(), q(width, "right").transpose(), Par::Seq).as_ref())
 }
 
-/// `C`, without those eigenvalues of the correlations that the rounding errors of f32 sums hide: `4 ε √d`.
+/// `C`, without eigenvalues of the correlations below the rounding errors of f32 sums: `4 ε √d`.
 fn without_noise(moments: &Moments) -> Mat<f64> {
     let (mean, covariance) = (moments.mean().unwrap(), moments.covariance().unwrap());
     let width = covariance.nrows();
@@ -38,7 +38,7 @@ fn without_noise(moments: &Moments) -> Mat<f64> {
     Mat::from_fn(width, width, |i, j| deviation(i) * deviation(j) * entry(i, j) + mean[i] * mean[j])
 }
 
-/// Compares the last singular values of `W C'`, and the product of the factors with `U_r U_rᵀ W`, which it is equal to.
+/// Compares the last singular values of `W C'`, and the product of the factors with `U_r U_rᵀ W`. They are equal.
 fn check(weight: &Mat<f32>, rows: &Mat<f32>, ridge: f64) {
     let moments = Moments::of(rows.as_ref()).unwrap();
     let options = Options {
@@ -50,19 +50,19 @@ fn check(weight: &Mat<f32>, rows: &Mat<f32>, ridge: f64) {
         ..Options::default()
     };
     let evidence = Evidence { target: &moments, source: None, change: None };
-    let basis = Basis::new(Some(evidence), "site", &options, Par::Seq).unwrap();
-    assert_eq!(basis.damping(), Some(ridge), "the damping that was asked for works");
-    let draft = basis.decompose(weight.as_ref(), &LayerShape::Linear, "layer", &options, Par::Seq).unwrap();
+    let site = Initializer::new(options.clone()).unwrap().site(evidence).unwrap();
+    assert_eq!(site.dampings()[0].1, ridge, "the damping that was asked for works");
+    let draft = site.layer("layer", weight.as_ref()).unwrap().into_draft();
     let factors = draft.initialize(RANK, &options).unwrap().factors;
 
-    // Where the ridge is far above the noise, nothing is removed.
+    // If the ridge is far above the noise, nothing is removed.
     let mut damped = if ridge < 1e-4 { without_noise(&moments) } else { moments.second_moment().unwrap() };
     let width = damped.nrows();
     let mean = (0..width).map(|i| damped[(i, i)]).sum::<f64>() / width as f64;
     (0..width).for_each(|i| damped[(i, i)] += ridge * mean);
     let wide = to_f64(weight.as_ref());
     let response = &wide * &damped;
-    // The side with fewer columns, so that there are as many triplets as there can be.
+    // The side with fewer columns, so that there are as many triplets as possible.
     let (left, s) = if response.nrows() <= width {
         let (_, s, left) = jacobi(response.transpose());
         (left, s)
@@ -109,8 +109,8 @@ fn kpm_with_ill_conditioned_weights_and_activations() {
     check(&ill_conditioned(40, 24, 1e4, "weight"), &rows, 1e-3);
 }
 
-/// Activations of any size give the same product: what is computed in f32 is first divided by its scale. The sides are above
-/// those of dense decompositions.
+/// Activations of any size give the same product, because matrices in f32 are divided by their scale. The sides are above those of dense
+/// decompositions.
 #[test]
 fn ipm_of_any_scale() {
     let (width, outputs) = (600, 620);
@@ -127,9 +127,8 @@ fn ipm_of_any_scale() {
             ..Options::default()
         };
         let evidence = Evidence { target: &moments, source: None, change: None };
-        let basis = Basis::new(Some(evidence), "site", &options, Par::Seq).unwrap();
-        let draft =
-            basis.decompose(weight.as_ref(), &LayerShape::Linear, "layer", &options, Par::Seq).unwrap();
+        let site = Initializer::new(options.clone()).unwrap().site(evidence).unwrap();
+        let draft = site.layer("layer", weight.as_ref()).unwrap().into_draft();
         let square = f64::from(scale) * f64::from(scale);
         let spectrum: Vec<f64> = draft.spectrum().iter().map(|s| s / square).collect();
         let factors = draft.initialize(2 * RANK, &options).unwrap().factors;

@@ -1,4 +1,4 @@
-//! From singular values to ranks. Pure functions; knows nothing else.
+//! The policies of ranks, and how each of them chooses.
 
 use crate::error::{Error, Result};
 
@@ -10,16 +10,16 @@ pub enum Policy {
     Fixed(usize),
     /// The least rank that keeps this share, in (0, 1], of the layer's energy.
     Energy(f64),
-    /// This many parameters in all, spent greedily on energy share per parameter.
+    /// This many parameters in total, spent greedily on energy share per parameter.
     Budget(u64),
-    /// A budget of what this fixed rank would spend.
+    /// A budget of the parameters of this fixed rank.
     BudgetOfRank(usize),
-    /// As many ranks in all as this one everywhere, given one by one to the largest energy shares: EVA's rule, which counts
-    /// ranks and not parameters.
+    /// The total of this rank in every layer, given unit by unit to the largest energy shares: EVA's rule, which counts ranks and not
+    /// parameters.
     Shared(usize),
 }
 
-/// What every policy honours. A layer's full rank stands above all of them: no layer gets more.
+/// Limits that every policy keeps. No layer gets more than its full rank, also if the least rank is larger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Limits {
     /// Least rank of a layer.
@@ -30,23 +30,23 @@ pub struct Limits {
     pub multiple: usize,
 }
 
-/// What the choice of ranks knows of a layer.
+/// A layer as the choice of ranks sees it.
 #[derive(Clone, Copy, Debug)]
 pub struct Layer<'a> {
-    /// Leading singular values, descending, one per component of the update. There is no rank beyond them.
+    /// Leading singular values, descending, one per component of the update. They limit the rank.
     pub spectrum: &'a [f64],
-    /// Units of rank that each component takes: 2 where factors are mirrored pairs, otherwise 1.
+    /// Units of rank that each component takes: 2 if factors are mirrored pairs, otherwise 1.
     pub rank_per_component: usize,
     /// Sum of the squares of all singular values.
     pub energy: f64,
     /// Parameters that a unit of rank costs: `m + d`.
     pub cost: u64,
-    /// Number of blocks among which its rank is divided: the groups of a convolution. Otherwise 1.
+    /// Number of blocks that divide the rank: the groups of a convolution. Otherwise 1.
     pub parts: usize,
 }
 
 impl Layer<'_> {
-    /// Share of the energy that a rank keeps; 1 where there is none.
+    /// Share of the energy that a rank keeps; 1 if there is no energy.
     ///
     /// # Panics
     /// If the spectrum is too short for `rank`.
@@ -92,7 +92,7 @@ impl Limits {
     }
 }
 
-/// The least number that both divide.
+/// The least common multiple of two numbers.
 pub fn least_common_multiple(a: usize, b: usize) -> usize {
     let (mut divisor, mut rest) = (a, b);
     while rest > 0 {
@@ -146,7 +146,7 @@ fn by_budget(parameters: u64, limits: Limits, layers: &[Layer<'_>]) -> Result<Ve
     let mut ranks: Vec<usize> = layers.iter().map(|layer| limits.of(layer).0).collect();
     let least: u64 = ranks.iter().zip(layers).map(|(rank, layer)| *rank as u64 * layer.cost).sum();
     let Some(mut left) = parameters.checked_sub(least) else {
-        return Err(too_small("at least what the least ranks cost"));
+        return Err(too_small("at least the cost of the least ranks"));
     };
 
     struct Step {
@@ -174,7 +174,7 @@ fn by_budget(parameters: u64, limits: Limits, layers: &[Layer<'_>]) -> Result<Ve
         }
     }
     if ranks.iter().all(|rank| *rank == 0) {
-        return Err(too_small("enough for one unit of rank of some layer"));
+        return Err(too_small("enough for one unit of rank of a layer"));
     }
     Ok(ranks)
 }
@@ -182,6 +182,7 @@ fn by_budget(parameters: u64, limits: Limits, layers: &[Layer<'_>]) -> Result<Ve
 #[cfg(test)]
 mod tests {
     use super::*;
+    use expect_test::expect;
     use quickcheck::quickcheck;
 
     /// Layers with descending spectra, some of them equal, so that ties occur.
@@ -221,7 +222,7 @@ mod tests {
     }
 
     quickcheck! {
-        /// Every policy keeps to the limits, for every layer.
+        /// Every policy keeps the limits, for every layer.
         fn limits_are_kept(raw: Vec<Vec<u8>>, min: u8, max: u8, multiple: u8, rank: u8, share: u8, budget: u16) -> bool {
             let (spectra, limits) = (spectra(&raw), limits(min, max, multiple));
             let layers = layers(&spectra);
@@ -241,7 +242,7 @@ mod tests {
             })
         }
 
-        /// A budget is never overspent, and what is left over does not pay for a further unit of any layer that has one.
+        /// A budget is never overspent, and the rest does not pay for a further unit of any layer.
         fn budget_is_kept_and_used(raw: Vec<Vec<u8>>, budget: u16) -> bool {
             let spectra = spectra(&raw);
             let layers = layers(&spectra);
@@ -253,7 +254,7 @@ mod tests {
             })
         }
 
-        /// A larger share never gives a smaller rank; the rank keeps the share, and one less does not.
+        /// A larger share never gives a smaller rank. The rank keeps the share, and the next smaller rank does not.
         fn energy_is_monotone_and_tight(raw: Vec<Vec<u8>>, a: u8, b: u8) -> bool {
             let spectra = spectra(&raw);
             let layers = layers(&spectra);
@@ -287,9 +288,9 @@ mod tests {
         }
     }
 
-    /// What is divided among parts gets a rank that can be divided, by every policy, beside layers that need not be.
+    /// A layer that divides its rank among parts gets a multiple of their number, by every policy.
     #[test]
-    fn ranks_that_are_divided_are_multiples() {
+    fn divided_ranks_are_multiples_of_the_parts() {
         let spectrum = [4.0, 4.0, 4.0, 2.0, 2.0, 2.0, 1.0, 1.0, 1.0];
         let layer =
             |parts| Layer { spectrum: &spectrum, energy: 63.0, cost: 10, rank_per_component: 1, parts };
@@ -304,7 +305,7 @@ mod tests {
         assert_eq!(ranks(Policy::Shared(4), 1), [3, 5]);
     }
 
-    /// Where a component takes two units of rank, every policy gives even ranks, which keep what half of them keeps otherwise.
+    /// If a component takes two units of rank, every policy gives even ranks, which keep as much energy as half the rank otherwise.
     #[test]
     fn ranks_of_mirrored_pairs_are_even() {
         let spectrum = [4.0, 2.0, 2.0, 1.0];
@@ -336,7 +337,7 @@ mod tests {
         assert_eq!(allocate(Policy::Budget(30), limits, &[layer; 2]), Ok(vec![2, 1]));
     }
 
-    /// EVA's rule as PEFT states it: of all pairs of a layer and a share, the largest, as many as the budget has ranks.
+    /// EVA's rule as PEFT states it: the largest shares of all layers, as many as the budget has ranks.
     #[test]
     fn shared_ranks_go_to_the_largest_shares() {
         let spectra = [[3.0, 2.0, 1.0, 0.5], [1.0, 0.9, 0.8, 0.1], [9.0, 0.3, 0.2, 0.1]];
@@ -369,8 +370,10 @@ mod tests {
         let layer = Layer { spectrum: &[1.0, 0.5], energy: 1.25, cost: 10, rank_per_component: 1, parts: 1 };
         let refused =
             |min, budget| allocate(Policy::Budget(budget), Limits { min, max: 2, multiple: 1 }, &[layer]);
-        assert!(refused(1, 9).unwrap_err().to_string().contains("at least what the least ranks cost"));
-        assert!(refused(0, 9).unwrap_err().to_string().contains("enough for one unit of rank"));
+        expect!["the parameter budget is 9, but must be at least the cost of the least ranks"]
+            .assert_eq(&refused(1, 9).unwrap_err().to_string());
+        expect!["the parameter budget is 9, but must be enough for one unit of rank of a layer"]
+            .assert_eq(&refused(0, 9).unwrap_err().to_string());
     }
 
     /// Fixed ranks are rounded up to a multiple, but never above what the layer has.

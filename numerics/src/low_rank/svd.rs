@@ -1,0 +1,151 @@
+//! The truncated singular value decomposition, by the iteration or densely.
+
+use super::{KrylovParams, Operator, krylov};
+use crate::dense;
+use crate::error::Result;
+use faer::{Mat, MatRef, Par};
+
+/// Leading, or last, singular triplets of an operator.
+#[derive(Clone, Debug)]
+pub struct TruncatedSvd<T = f32> {
+    /// Left singular vectors, `m × k`.
+    pub u: Mat<T>,
+    /// Singular values, descending.
+    pub s: Vec<f64>,
+    /// Right singular vectors, `n × k`.
+    pub v: Mat<T>,
+    /// Square of the Frobenius norm of the operator.
+    pub energy: f64,
+    /// True if `energy` is exact. Otherwise the energy outside the space that the method visited is an estimate.
+    pub energy_exact: bool,
+    /// Largest `‖M vᵢ − σᵢ uᵢ‖ / σ₁` or `‖Mᵀ uᵢ − σᵢ vᵢ‖ / σ₁`, computed with the operator; 0 for a dense decomposition.
+    pub residual: f64,
+}
+
+/// An operator with a side of at most this is decomposed densely.
+pub(super) const DENSE_SIDE: usize = 512;
+
+/// The `k` leading singular triplets, `k ≤ min(m, n)`, from random start vectors that `seed` and `name` select.
+///
+/// # Errors
+/// [`Error::NonFinite`](crate::error::Error::NonFinite) for an operator with NaN or infinity,
+/// [`Error::NoConvergence`](crate::error::Error::NoConvergence) of a dense decomposition.
+///
+/// # Panics
+/// If `k > min(m, n)`.
+pub fn truncated_svd(
+    operator: &dyn Operator,
+    k: usize,
+    seed: u64,
+    name: &str,
+    par: Par,
+) -> Result<TruncatedSvd> {
+    let side = operator.rows().min(operator.columns());
+    assert!(k <= side, "rank {k} of a matrix whose smaller side is {side}");
+    if let Some(params) = krylov_params(side, k) {
+        if let Some(svd) = krylov::truncated_svd(operator, k, params, seed, name, par)? {
+            return Ok(svd);
+        }
+        tracing::info!(
+            name,
+            "fallback to a dense decomposition: the block Lanczos iteration failed its check"
+        );
+    }
+    dense_svd(operator, k, par)
+}
+
+/// The `k` last singular triplets of a matrix, in descending order, by a dense decomposition of the whole.
+///
+/// In f64, because errors that are small relative to the first singular value must also be small relative to the last ones.
+///
+/// # Errors
+/// As [`truncated_svd`].
+///
+/// # Panics
+/// If `k > min(m, n)`.
+pub fn last_components(matrix: MatRef<'_, f64>, k: usize, par: Par) -> Result<TruncatedSvd<f64>> {
+    let side = matrix.nrows().min(matrix.ncols());
+    assert!(k <= side, "rank {k} of a matrix whose smaller side is {side}");
+    let whole = dense::thin_svd("the update", matrix, par)?;
+    let first = side - k;
+    Ok(TruncatedSvd {
+        u: whole.u.subcols(first, k).to_owned(),
+        s: whole.s[first..].to_vec(),
+        v: whole.v.subcols(first, k).to_owned(),
+        energy: whole.s.iter().map(|s| s * s).sum(),
+        energy_exact: true,
+        residual: 0.0,
+    })
+}
+
+/// Bytes that a dense decomposition in f64 holds at its peak: the matrix, both factors, and a scratch that was measured as this many
+/// squares.
+pub fn dense_memory(m: u64, n: u64) -> u64 {
+    let side = m.min(n);
+    8 * (m * n + (m + n) * side + 8 * side * side)
+}
+
+/// Bytes that [`truncated_svd`] needs at its peak, besides the operator, unless a large operator has to be decomposed densely.
+pub fn memory(m: u64, n: u64, k: u64) -> u64 {
+    let dense = dense_memory(m, n);
+    match krylov_params(m.min(n) as usize, k as usize) {
+        None => dense,
+        Some(params) => {
+            // Two bases, and a few blocks.
+            let columns = params.max_dimension + 4 * params.widest(k as usize);
+            let iteration = 4 * (m + n) * columns as u64;
+            if m * n <= krylov::FALLBACK_ENTRIES as u64 { iteration.max(dense) } else { iteration }
+        }
+    }
+}
+
+/// `None` if a dense decomposition is the better choice.
+pub(super) fn krylov_params(side: usize, k: usize) -> Option<KrylovParams> {
+    let params = KrylovParams::auto(k);
+    (side > DENSE_SIDE && 2 * params.max_dimension <= side).then_some(params)
+}
+
+/// Forms the operator from its smaller side and decomposes it densely.
+pub(super) fn dense_svd(operator: &dyn Operator, k: usize, par: Par) -> Result<TruncatedSvd> {
+    let (m, n) = (operator.rows(), operator.columns());
+    // The operator or its transpose: the one with fewer columns.
+    let matrix = dense::to_f64(
+        if n <= m {
+            operator.apply(Mat::identity(n, n).as_ref(), par)
+        } else {
+            operator.apply_transpose(Mat::identity(m, m).as_ref(), par)
+        }
+        .as_ref(),
+    );
+    let (long, s, short) = leading(matrix.as_ref(), k, par)?;
+    let (u, v) = if n <= m { (long, short) } else { (short, long) };
+    Ok(TruncatedSvd {
+        u: dense::to_f32(u.as_ref()),
+        s,
+        v: dense::to_f32(v.as_ref()),
+        energy: matrix.squared_norm_l2(),
+        energy_exact: true,
+        residual: 0.0,
+    })
+}
+
+/// `U (m × k)`, singular values and `V (n × k)` of a matrix with `n ≤ m`: from the eigenvectors of `MᵀM`, in at most half
+/// the time of a singular value decomposition.
+///
+/// Eigenvalues of `MᵀM` are squares, so triplets below `√ε₆₄ σ₁` are not separated. That is below the rounding of f32, and the small
+/// decomposition of `M V` makes the result exact on the space of the eigenvectors.
+pub(super) fn leading(matrix: MatRef<'_, f64>, k: usize, par: Par) -> Result<(Mat<f64>, Vec<f64>, Mat<f64>)> {
+    const WHAT: &str = "the update";
+    dense::check_finite(WHAT, matrix)?;
+    let n = matrix.ncols();
+    let gram = dense::product(matrix.transpose(), matrix, par);
+    let (_, vectors) = dense::self_adjoint_eigen(WHAT, gram.as_ref(), par)?;
+    let basis = vectors.subcols(n - k, k);
+    let (q, r) = dense::thin_qr(WHAT, dense::product(matrix, basis, par), par)?;
+    let small = dense::thin_svd(WHAT, r.as_ref(), par)?;
+    Ok((
+        dense::product(q.as_ref(), small.u.as_ref(), par),
+        small.s,
+        dense::product(basis, small.v.as_ref(), par),
+    ))
+}

@@ -1,0 +1,95 @@
+//! The table of methods. A new method needs its own file, its `mod` line in `mod.rs`, and a row here: variant, name, definition.
+
+use super::definition::{Definition, Form, RankRule, Uses};
+use crate::factors::{LayerShape, Start};
+use crate::names::names;
+
+macro_rules! methods {
+    ($($(#[$attribute:meta])* $variant:ident = $name:literal: $definition:expr;)+) => {
+        /// A method: how an adapter is initialized.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        #[non_exhaustive]
+        pub enum Method {
+            $($(#[$attribute])* $variant,)+
+        }
+
+        names!(Method, "method": $($variant = $name),+);
+
+        impl Method {
+            pub(crate) fn definition(self) -> &'static dyn Definition {
+                match self {
+                    $(Self::$variant => &$definition,)+
+                }
+            }
+        }
+    };
+}
+
+methods! {
+    /// See [`cntlora`](super::cntlora).
+    #[default] Cntlora = "cntlora": super::cntlora::Cntlora;
+    /// See [`pissa`](super::pissa).
+    Pissa = "pissa": super::pissa::Pissa;
+    /// See [`milora`](super::milora).
+    Milora = "milora": super::milora::Milora;
+    /// See [`olora`](super::olora).
+    Olora = "olora": super::olora::Olora;
+    /// See [`corda`](super::corda): the instruction-previewed mode.
+    CordaIpm = "corda-ipm": super::corda::Corda(super::corda::Part::First);
+    /// See [`corda`](super::corda): the knowledge-preserved mode.
+    CordaKpm = "corda-kpm": super::corda::Corda(super::corda::Part::Last);
+    /// See [`eva`](super::eva).
+    Eva = "eva": super::eva::Eva;
+    /// See [`lora`](super::lora): `A` by Kaiming's rule.
+    Lora = "lora": super::lora::Lora(super::lora::Down::Kaiming);
+    /// See [`lora`](super::lora): a normally distributed `A`.
+    Gaussian = "gaussian": super::lora::Lora(super::lora::Down::Gaussian);
+    /// See [`orthogonal`](super::orthogonal).
+    Orthogonal = "orthogonal": super::orthogonal::Orthogonal;
+}
+
+impl Method {
+    /// A description in one line.
+    pub fn description(self) -> &'static str {
+        self.definition().description()
+    }
+
+    /// The starts that the method has, the default first.
+    pub fn starts(self) -> &'static [Start] {
+        self.definition().starts()
+    }
+
+    /// True if the method uses activations. The others use weights alone.
+    pub fn reads_activations(self) -> bool {
+        self.definition().uses() != Uses::Weights
+    }
+
+    /// True if the method uses pre-training activations too, and the options of [`Terms`](crate::constraint::Terms) and
+    /// [`Norm`](crate::constraint::Norm).
+    pub fn reads_source(self) -> bool {
+        self.definition().uses() == Uses::TargetAndSource
+    }
+
+    /// The reason why the method does not adapt embeddings, if it does not.
+    pub fn reason_against_embeddings(self) -> Option<&'static str> {
+        self.definition().reason_against_embeddings()
+    }
+
+    /// True if the method damps the second moment.
+    pub fn has_ridge(self) -> bool {
+        self.definition().has_ridge()
+    }
+
+    /// How the method chooses ranks.
+    pub fn rank_rule(self) -> RankRule {
+        self.definition().rank_rule()
+    }
+
+    /// The form of the factors of a layer of this shape.
+    pub fn form(self, start: Start, shape: &LayerShape) -> Form {
+        match start {
+            Start::Mirrored => Form::Mirrored,
+            _ => self.definition().form(start, shape),
+        }
+    }
+}

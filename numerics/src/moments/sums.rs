@@ -1,0 +1,349 @@
+//! Sums over the rows of a site: how many rows, their sum, their Gram matrix, and the largest absolute value of every column.
+
+use crate::error::{Error, Result};
+use crate::simd::{self, Rows, Sums, Values, Workspace};
+use faer::{Col, Mat, MatRef};
+
+/// Sums over the rows of a site.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Moments {
+    pub(super) width: usize,
+    pub(super) count: u64,
+    pub(super) sum: Vec<f64>,
+    pub(super) gram: Vec<f64>,
+    pub(super) abs_max: Vec<f32>,
+}
+
+/// Length of the upper triangle of a `width × width` matrix.
+const fn triangle(width: usize) -> usize {
+    width * (width + 1) / 2
+}
+
+impl Moments {
+    /// The moments of no rows of `width` numbers.
+    pub fn new(width: usize) -> Self {
+        Self {
+            width,
+            count: 0,
+            sum: vec![0.0; width],
+            gram: vec![0.0; triangle(width)],
+            abs_max: vec![0.0; width],
+        }
+    }
+
+    /// As [`Self::new`]; `None` if there is not enough memory.
+    pub fn try_new(width: usize) -> Option<Self> {
+        let triangle = width.checked_mul(width.checked_add(1)?)? / 2;
+        // The largest first: if it fails, nothing else is filled.
+        Some(Self { gram: zeros(triangle)?, sum: zeros(width)?, abs_max: zeros(width)?, width, count: 0 })
+    }
+
+    /// Moments whose sums were computed before: of `count` rows, their sum (`d`), the upper triangle of their Gram matrix, row after
+    /// row (`d (d + 1) / 2`), and the largest absolute values (`d`).
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for lengths that do not fit; [`Error::NonFinite`] for NaN or infinity.
+    pub fn from_sums(count: u64, sum: Vec<f64>, gram: Vec<f64>, abs_max: Vec<f32>) -> Result<Self> {
+        let width = sum.len();
+        let lengths = [
+            ("length of the Gram triangle", triangle(width), gram.len()),
+            ("number of maxima", width, abs_max.len()),
+        ];
+        for (what, expected, found) in lengths {
+            if expected != found {
+                return Err(Error::Shape { what, expected, found });
+            }
+        }
+        let finite =
+            sum.iter().chain(&gram).all(|sum| sum.is_finite()) && abs_max.iter().all(|max| max.is_finite());
+        if !finite {
+            return Err(Error::NonFinite { what: "a sum over activations" });
+        }
+        Ok(Self { width, count, sum, gram, abs_max })
+    }
+
+    /// The moments of all rows of a matrix in memory, `n × d`, on one thread.
+    ///
+    /// # Errors
+    /// [`Error::NonFiniteRow`] for NaN or infinity.
+    pub fn of(rows: MatRef<'_, f32>) -> Result<Self> {
+        let mut moments = Self::new(rows.ncols());
+        let mut workspace = Workspace::default();
+        let width = rows.ncols();
+        let mut block = vec![0.0f32; simd::BLOCK_ROWS * width];
+        for first in (0..rows.nrows()).step_by(simd::BLOCK_ROWS) {
+            let count = simd::BLOCK_ROWS.min(rows.nrows() - first);
+            for (i, out) in block.chunks_exact_mut(width.max(1)).take(count).enumerate() {
+                for (value, j) in out.iter_mut().zip(0..) {
+                    *value = rows[(first + i, j)];
+                }
+            }
+            let values = Values::F32(&block[..count * width]);
+            moments.add(Rows { values, rows: count, width, stride: width }, &mut workspace, 1).map_err(
+                |error| match error {
+                    Error::NonFiniteRow { row, column } => Error::NonFiniteRow { row: first + row, column },
+                    other => other,
+                },
+            )?;
+        }
+        Ok(moments)
+    }
+
+    /// Adds one block of at most [`simd::BLOCK_ROWS`] rows.
+    ///
+    /// The result depends on where blocks begin: to get the same bits again, cut the rows in the same way.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for rows of another width; [`Error::NonFiniteRow`] for NaN or infinity. Nothing was added then.
+    ///
+    /// # Panics
+    /// If there are more rows than a block holds.
+    pub fn add(&mut self, rows: Rows<'_>, workspace: &mut Workspace, threads: usize) -> Result<()> {
+        if rows.width != self.width {
+            return Err(Error::Shape { what: "width of the rows", expected: self.width, found: rows.width });
+        }
+        let into = Sums { gram: &mut self.gram, sum: &mut self.sum, abs_max: &mut self.abs_max };
+        simd::accumulate(rows, into, workspace, threads)?;
+        self.count += rows.rows as u64;
+        Ok(())
+    }
+
+    /// Adds the moments of further rows.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for moments of another width.
+    pub fn merge(&mut self, other: &Self) -> Result<()> {
+        if other.width != self.width {
+            return Err(Error::Shape {
+                what: "width of the moments",
+                expected: self.width,
+                found: other.width,
+            });
+        }
+        self.count += other.count;
+        add_to(&mut self.sum, &other.sum);
+        add_to(&mut self.gram, &other.gram);
+        for (mine, theirs) in self.abs_max.iter_mut().zip(&other.abs_max) {
+            *mine = mine.max(*theirs);
+        }
+        Ok(())
+    }
+
+    /// Numbers per row, `d`.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Number of rows.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// Sum of all rows, `d`.
+    pub fn sum(&self) -> &[f64] {
+        &self.sum
+    }
+
+    /// Upper triangle of the Gram matrix `Σ x xᵀ`, row after row, `d (d + 1) / 2`.
+    pub fn gram_triangle(&self) -> &[f64] {
+        &self.gram
+    }
+
+    /// Largest absolute value of each column.
+    pub fn abs_max(&self) -> &[f32] {
+        &self.abs_max
+    }
+
+    /// Mean row, `d`.
+    ///
+    /// # Errors
+    /// [`Error::NoRows`].
+    pub fn mean(&self) -> Result<Col<f64>> {
+        let scale = self.scale()?;
+        Ok(Col::from_fn(self.width, |j| self.sum[j] * scale))
+    }
+
+    /// Second moment `E[x xᵀ]`, uncentred, `d × d`.
+    ///
+    /// # Errors
+    /// [`Error::NoRows`].
+    pub fn second_moment(&self) -> Result<Mat<f64>> {
+        let scale = self.scale()?;
+        Ok(Mat::from_fn(self.width, self.width, |i, j| self.gram(i, j) * scale))
+    }
+
+    /// Covariance `Σ = E[(x − μ) (x − μ)ᵀ]`, `d × d`: `(gram − sum sumᵀ / n) / n`.
+    ///
+    /// The rounding error is about 1e-16 of the product of the means of two columns, so a few digits remain even at means of 10⁷ standard
+    /// deviations. [`simd`] states the accuracy of the sums.
+    ///
+    /// # Errors
+    /// [`Error::NoRows`].
+    pub fn covariance(&self) -> Result<Mat<f64>> {
+        let scale = self.scale()?;
+        let mean = self.mean()?;
+        // Upper triangle and its mirror image, so that the matrix is symmetric to the last bit.
+        Ok(Mat::from_fn(self.width, self.width, |i, j| {
+            let (i, j) = (i.min(j), i.max(j));
+            (-mean[i]).mul_add(self.sum[j], self.gram(i, j)) * scale
+        }))
+    }
+
+    /// The column with the largest mean in units of its standard deviation, and that ratio, if it is so large that the covariances of the
+    /// column are not accurate after rows of bf16 were added with [`Precision::Bf16`](simd::Precision::Bf16).
+    ///
+    /// The ratio is at most 1000: noise of the sums hides smaller deviations.
+    pub fn lost_in_bf16(&self) -> Option<(usize, f64)> {
+        /// Ratio at which covariances are off by about 1e-4.
+        const ACCURATE: f64 = 10.0;
+        let largest = self.ratios_in_bf16().max_by(|(_, a), (_, b)| a.total_cmp(b));
+        largest.filter(|(_, ratio)| *ratio > ACCURATE)
+    }
+
+    /// True if noise hides the deviations of every column after rows of bf16 were added with
+    /// [`Precision::Bf16`](simd::Precision::Bf16): all rows may be equal.
+    pub fn all_lost_in_bf16(&self) -> bool {
+        let mut ratios = self.ratios_in_bf16().peekable();
+        ratios.peek().is_some() && ratios.all(|(_, ratio)| ratio >= Self::HIDDEN_IN_BF16)
+    }
+
+    /// Ratio of mean and standard deviation at which the noise of sums of bf16 hides the deviation.
+    const HIDDEN_IN_BF16: f64 = 1000.0;
+
+    /// The ratios of mean and standard deviation of the columns that are not zero.
+    fn ratios_in_bf16(&self) -> impl Iterator<Item = (usize, f64)> {
+        let scale = self.scale().unwrap_or(0.0);
+        (0..self.width).filter_map(move |j| {
+            let mean = self.sum[j] * scale;
+            let variance = (self.gram(j, j) * scale - mean * mean).max(0.0);
+            let ratio = (mean.abs() / variance.sqrt()).min(Self::HIDDEN_IN_BF16);
+            (mean != 0.0).then_some((j, ratio))
+        })
+    }
+
+    /// Bytes that the moments of a site of this width hold.
+    pub fn memory(width: u64) -> u64 {
+        4 * width * (width + 1) + 12 * width
+    }
+
+    /// Entry of the Gram matrix. Only the upper triangle is stored.
+    pub(super) fn gram(&self, i: usize, j: usize) -> f64 {
+        let (i, j) = (i.min(j), i.max(j));
+        self.gram[i * self.width - i * (i + 1) / 2 + j]
+    }
+
+    pub(super) fn scale(&self) -> Result<f64> {
+        if self.count == 0 { Err(Error::NoRows) } else { Ok(1.0 / self.count as f64) }
+    }
+}
+
+fn zeros<T: Clone + Default>(length: usize) -> Option<Vec<T>> {
+    let mut zeros = Vec::new();
+    zeros.try_reserve_exact(length).ok()?;
+    zeros.resize(length, T::default());
+    Some(zeros)
+}
+
+fn add_to(sums: &mut [f64], more: &[f64]) {
+    for (sum, value) in sums.iter_mut().zip(more) {
+        *sum += value;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::gaussian;
+    use quickcheck::quickcheck;
+
+    fn sample(rows: u16, width: u8, seed: u64) -> Mat<f32> {
+        gaussian(usize::from(rows % 1500), usize::from(width % 9) + 1, seed, "rows")
+    }
+
+    fn close(a: &Moments, b: &Moments) -> bool {
+        let near = |a: &[f64], b: &[f64]| {
+            a.iter().zip(b).all(|(a, b)| (a - b).abs() <= 1e-4 * (1.0 + a.abs().max(b.abs())))
+        };
+        a.count == b.count && near(&a.sum, &b.sum) && near(&a.gram, &b.gram) && a.abs_max == b.abs_max
+    }
+
+    quickcheck! {
+        /// Merging the moments of two samples gives the moments of their concatenation.
+        fn merge_is_concatenation(rows: u16, width: u8, seed: u64, cut: u16) -> bool {
+            let x = sample(rows, width, seed);
+            let (head, tail) = x.as_ref().split_at_row(usize::from(cut) % (x.nrows() + 1));
+            let mut merged = Moments::of(head).unwrap();
+            merged.merge(&Moments::of(tail).unwrap()).unwrap();
+            close(&merged, &Moments::of(x.as_ref()).unwrap())
+        }
+
+        /// Sums that were saved and read back are the same moments.
+        fn saved_sums_give_the_same_moments(rows: u16, width: u8, seed: u64) -> bool {
+            let moments = Moments::of(sample(rows, width, seed).as_ref()).unwrap();
+            let (sum, gram) = (moments.sum().to_vec(), moments.gram_triangle().to_vec());
+            Moments::from_sums(moments.count(), sum, gram, moments.abs_max().to_vec()).unwrap() == moments
+        }
+
+        /// Against the definition in f64: mean and second moment.
+        fn agrees_with_the_definition(rows: u16, width: u8, seed: u64) -> bool {
+            let x = sample(rows.max(1), width, seed);
+            if x.nrows() == 0 { return true; }
+            let exact = Mat::from_fn(x.nrows(), x.ncols(), |i, j| f64::from(x[(i, j)]));
+            let n = x.nrows() as f64;
+            let moments = Moments::of(x.as_ref()).unwrap();
+            let second = (exact.transpose() * &exact) * faer::Scale(1.0 / n);
+            let mean = moments.mean().unwrap();
+            let mean_error = (0..x.ncols()).map(|j| (mean[j] - exact.col(j).sum() / n).abs()).fold(0.0, f64::max);
+            (moments.second_moment().unwrap() - second).norm_max() < 1e-5 && mean_error < 1e-5
+        }
+    }
+
+    #[test]
+    fn statistics_of_no_rows_are_errors() {
+        let moments = Moments::new(3);
+        assert_eq!(moments.mean(), Err(Error::NoRows));
+        assert_eq!(moments.covariance(), Err(Error::NoRows));
+        assert_eq!(moments.lost_in_bf16(), None);
+        assert_eq!(moments.second_moment(), Err(Error::NoRows));
+    }
+
+    /// Widths beyond all memory are reported and do not abort.
+    #[test]
+    fn widths_beyond_all_memory_are_reported() {
+        assert_eq!(Moments::try_new(3), Some(Moments::new(3)));
+        assert_eq!(Moments::try_new(1 << 31), None);
+        assert_eq!(Moments::try_new(usize::MAX), None);
+    }
+
+    /// The position in the error counts from the first row, not from the first row of a block.
+    #[test]
+    fn position_of_a_nan_counts_from_the_first_row() {
+        let mut x = gaussian::<f32>(1200, 5, 0, "rows");
+        x[(1100, 3)] = f32::NAN;
+        assert_eq!(Moments::of(x.as_ref()), Err(Error::NonFiniteRow { row: 1100, column: 3 }));
+    }
+
+    #[test]
+    fn inconsistent_sums_are_refused() {
+        let from = |sum: &[f64], gram: &[f64], max: &[f32]| {
+            Moments::from_sums(1, sum.to_vec(), gram.to_vec(), max.to_vec()).unwrap_err()
+        };
+        let (two, three) = ([1.0; 2], [1.0; 3]);
+        let what = "length of the Gram triangle";
+        assert_eq!(from(&two, &two, &[1.0; 2]), Error::Shape { what, expected: 3, found: 2 });
+        let what = "number of maxima";
+        assert_eq!(from(&two, &three, &[1.0; 3]), Error::Shape { what, expected: 2, found: 3 });
+        let what = "a sum over activations";
+        assert_eq!(from(&[f64::NAN; 2], &three, &[1.0; 2]), Error::NonFinite { what });
+        assert_eq!(from(&two, &three, &[f32::INFINITY; 2]), Error::NonFinite { what });
+    }
+
+    #[test]
+    fn another_width_is_refused() {
+        let mut moments = Moments::new(3);
+        let refused = |what| Err(Error::Shape { what, expected: 3, found: 2 });
+        assert_eq!(moments.merge(&Moments::new(2)), refused("width of the moments"));
+        let rows = Rows { values: Values::F32(&[1.0, 2.0]), rows: 1, width: 2, stride: 2 };
+        assert_eq!(moments.add(rows, &mut Workspace::default(), 1), refused("width of the rows"));
+    }
+}

@@ -1,0 +1,98 @@
+//! Blocks of rows.
+
+use super::BLOCK_ROWS;
+use super::convert::Number;
+use half::{bf16, f16};
+
+/// Numbers of rows, row after row, in their own format.
+#[derive(Clone, Copy, Debug)]
+pub enum Values<'a> {
+    /// Double precision. Each number is rounded to f32 after the mean of its column in the block was subtracted.
+    F64(&'a [f64]),
+    /// Single precision.
+    F32(&'a [f32]),
+    /// Half precision.
+    F16(&'a [f16]),
+    /// Brain float.
+    Bf16(&'a [bf16]),
+}
+
+impl Values<'_> {
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Values::F64(values) => values.len(),
+            Values::F32(values) => values.len(),
+            Values::F16(values) => values.len(),
+            Values::Bf16(values) => values.len(),
+        }
+    }
+
+    /// One number, rounded to f32.
+    pub(super) fn get(&self, index: usize) -> f32 {
+        match self {
+            Values::F64(values) => values[index] as f32,
+            Values::F32(values) => values[index],
+            Values::F16(values) => values[index].to_f32(),
+            Values::Bf16(values) => values[index].to_f32(),
+        }
+    }
+}
+
+/// A block of activations: `rows × width` numbers, `stride` apart from row to row.
+#[derive(Clone, Copy, Debug)]
+pub struct Rows<'a> {
+    /// The numbers: at least `(rows - 1) · stride + width` of them, unless there are no rows.
+    pub values: Values<'a>,
+    /// How many rows.
+    pub rows: usize,
+    /// Length of a row.
+    pub width: usize,
+    /// Distance between the starts of two rows, at least `width`.
+    pub stride: usize,
+}
+
+impl Rows<'_> {
+    pub(super) fn assert_consistent(&self) {
+        let Rows { values, rows, width, stride } = *self;
+        assert!(rows <= BLOCK_ROWS, "a block has at most {BLOCK_ROWS} rows, found {rows}");
+        assert!(stride >= width, "rows of {width} numbers cannot start {stride} numbers apart");
+        assert!(
+            self.needed().is_some_and(|needed| needed <= values.len()),
+            "{rows} rows of {width} numbers, {stride} apart, do not fit in {} numbers",
+            values.len()
+        );
+    }
+
+    /// The numbers that the slice must have at least.
+    pub(crate) fn needed(&self) -> Option<usize> {
+        match self.rows {
+            0 => Some(0),
+            rows => (rows - 1).checked_mul(self.stride)?.checked_add(self.width),
+        }
+    }
+
+    /// One row, exactly.
+    ///
+    /// # Panics
+    /// If there is no such row, or `out` is not as long as a row.
+    pub fn copy_row(&self, row: usize, out: &mut [f64]) {
+        fn widen<N: Number>(from: &[N], to: &mut [f64]) {
+            to.iter_mut().zip(from).for_each(|(to, &from)| *to = from.into());
+        }
+        assert_eq!(out.len(), self.width, "room for a row");
+        assert!(row < self.rows, "row {row} of {}", self.rows);
+        let range = row * self.stride..row * self.stride + self.width;
+        match self.values {
+            Values::F64(values) => widen(&values[range], out),
+            Values::F32(values) => widen(&values[range], out),
+            Values::F16(values) => widen(&values[range], out),
+            Values::Bf16(values) => widen(&values[range], out),
+        }
+    }
+
+    /// Row and column of the first number, in row-major order, that is not finite as an f32.
+    pub(crate) fn first_non_finite(&self) -> Option<(usize, usize)> {
+        let mut positions = (0..self.rows).flat_map(|row| (0..self.width).map(move |column| (row, column)));
+        positions.find(|(row, column)| !self.values.get(row * self.stride + column).is_finite())
+    }
+}

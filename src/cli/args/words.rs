@@ -1,0 +1,196 @@
+//! The words that options take: each with its value and a line of explanation.
+
+use crate::adapter::{Component, Format, SingleFile};
+use crate::constraint::{ChannelScale, Coupling, Norm, Shrinkage};
+use crate::element::Element;
+use crate::factors::Start;
+use crate::method::Method;
+use crate::plan::Nonfinite;
+use crate::simd::Precision;
+use crate::storage::Access;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use clap::error::Error;
+use clap::{Arg, Command, ValueEnum};
+use std::ffi::OsStr;
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum When {
+    #[default]
+    Auto,
+    Always,
+    Never,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ProgressStyle {
+    /// A bar on a terminal, lines elsewhere and with --verbose
+    #[default]
+    Auto,
+    /// A bar
+    Bar,
+    /// A line every few seconds
+    Plain,
+    /// Nothing
+    None,
+}
+
+/// Parses one of a few words as its value.
+#[derive(Clone)]
+pub(crate) struct OneOf<T>(Vec<(&'static str, T, &'static str)>);
+
+impl<T: Clone + Send + Sync + 'static> TypedValueParser for OneOf<T> {
+    type Value = T;
+
+    fn parse_ref(&self, command: &Command, arg: Option<&Arg>, text: &OsStr) -> Result<T, Error> {
+        let words = self.0.iter().map(|(word, ..)| *word);
+        let found = PossibleValuesParser::new(words).parse_ref(command, arg, text)?;
+        let value = self.0.iter().find(|(word, ..)| *word == found).map(|(_, value, _)| value.clone());
+        value.ok_or_else(|| Error::new(clap::error::ErrorKind::InvalidValue))
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        let described = |(word, _, help): &(&'static str, T, &'static str)| match *help {
+            "" => PossibleValue::new(word),
+            help => PossibleValue::new(word).help(help),
+        };
+        Some(Box::new(self.0.iter().map(described)))
+    }
+}
+
+/// The words are the names of the values.
+fn named<T: Copy>(all: &[T], name: fn(T) -> &'static str, help: fn(T) -> &'static str) -> OneOf<T> {
+    OneOf(all.iter().map(|value| (name(*value), *value, help(*value))).collect())
+}
+
+pub(crate) fn access() -> OneOf<Access> {
+    OneOf(vec![
+        ("auto", Access::Auto, "The same as `read`, which is as fast as a memory mapping"),
+        (
+            "read",
+            Access::Read,
+            "Reads into a buffer. If the file is truncated meanwhile, the run ends with an error",
+        ),
+        (
+            "mmap",
+            Access::Mmap,
+            "A memory mapping. If the file is truncated meanwhile, the process is killed; its pages stay in memory beyond --max-memory \
+             until the system needs them",
+        ),
+    ])
+}
+
+pub(crate) fn nonfinite() -> OneOf<Nonfinite> {
+    OneOf(vec![
+        ("refuse", Nonfinite::Refuse, "Stop, and name file, tensor, row and column"),
+        ("skip-rows", Nonfinite::SkipRows, "Skip these rows, and count them in the report"),
+    ])
+}
+
+pub(crate) fn precision() -> OneOf<Precision> {
+    let help = |precision| match precision {
+        Precision::F32 => "Fused multiply-adds: the same bits on every processor",
+        Precision::Bf16 => {
+            "The bf16 dot product of the processor, for bf16 activations: faster, rounds differently, needs AVX-512 BF16. Not accurate \
+             for channels whose mean is more than 10 standard deviations: the run warns of them, and refuses rows that it cannot \
+             distinguish"
+        }
+    };
+    named(&Precision::ALL, Precision::name, help)
+}
+
+pub(crate) fn method() -> OneOf<Method> {
+    named(&Method::ALL, Method::name, Method::description)
+}
+
+pub(crate) fn coupling() -> OneOf<Coupling> {
+    let help = |coupling| match coupling {
+        Coupling::Uncorrelated => "Only their means align. Needs no pre-training activations",
+        Coupling::Transport => {
+            "By the linear map between their statistics that moves activations least. For measured pre-training activations"
+        }
+        Coupling::Paired => "Row by row: row i of both is the same input",
+    };
+    named(&Coupling::ALL, Coupling::name, help)
+}
+
+pub(crate) fn channel_scale() -> OneOf<ChannelScale> {
+    let help = |scale| match scale {
+        ChannelScale::Mean => "The mean over all channels, which a few loud channels dominate",
+        ChannelScale::Median => "The median over the channels that are not silent",
+    };
+    named(&ChannelScale::ALL, ChannelScale::name, help)
+}
+
+pub(crate) fn shrinkage() -> OneOf<Shrinkage> {
+    let help = |shrinkage| match shrinkage {
+        Shrinkage::None => "Covariances as measured",
+        Shrinkage::Oas => {
+            "Oracle Approximating Shrinkage: correlations between channels become smaller, the fewer rows there are"
+        }
+    };
+    named(&Shrinkage::ALL, Shrinkage::name, help)
+}
+
+pub(crate) fn norm() -> OneOf<Norm> {
+    let help = |norm| match norm {
+        Norm::Activations => "The norm of the layer's outputs on the activations",
+        Norm::Weights => "The Frobenius norm of the update",
+    };
+    named(&Norm::ALL, Norm::name, help)
+}
+
+pub(crate) fn start() -> OneOf<Start> {
+    let help = |start| match start {
+        Start::Mirrored => {
+            "The pre-trained model: rows of the factors cancel in pairs, and the base stays as it is. Needs even ranks. Try this one \
+             first"
+        }
+        Start::Residual => {
+            "The pre-trained model: the update is taken out of the base. Use it if each unit of rank should have a direction of its \
+             own and a second copy of the base is acceptable"
+        }
+        Start::Zero => {
+            "The pre-trained model: B is zero. Use it if a training recipe expects the start of plain LoRA"
+        }
+        Start::Update => {
+            "The pre-trained model plus the update, limited by --max-shift; the base stays as it is. Use it if the update should have \
+             effect before training, as with measured pre-training activations"
+        }
+    };
+    named(&Start::ALL, Start::name, help)
+}
+
+pub(crate) fn format() -> OneOf<Format> {
+    let single_file = |format| Format::SingleFile(format, Component::Unet);
+    OneOf(vec![
+        ("peft", Format::Peft, "A PEFT folder"),
+        ("diffusers", single_file(SingleFile::Diffusers), "pytorch_lora_weights.safetensors of diffusers"),
+        ("kohya", single_file(SingleFile::Kohya), "lora.safetensors, as kohya's scripts read it"),
+    ])
+}
+
+pub(crate) fn component() -> OneOf<Component> {
+    OneOf(vec![
+        ("unet", Component::Unet, "The UNet"),
+        ("transformer", Component::Transformer, "The transformer in place of a UNet"),
+        ("text-encoder", Component::TextEncoder, "The text encoder, or the first of two"),
+        ("text-encoder-2", Component::TextEncoder2, "The second text encoder"),
+    ])
+}
+
+/// True if a second adapter takes the update away, in place of a changed base.
+pub(crate) fn anchored() -> OneOf<bool> {
+    OneOf(vec![
+        ("checkpoint", false, "In a copy of the base, written without the update"),
+        (
+            "anchor",
+            true,
+            "In a second adapter, DIR/anchor, that takes the update away. Load it beside the first one and freeze it; the base stays \
+             as it is",
+        ),
+    ])
+}
+
+pub(crate) fn element() -> OneOf<Element> {
+    OneOf(vec![("f32", Element::F32, ""), ("bf16", Element::Bf16, ""), ("f16", Element::F16, "")])
+}

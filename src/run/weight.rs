@@ -1,0 +1,76 @@
+//! The weight of a layer, read as f32, and the problems that name it.
+
+use super::unusable;
+use crate::error::Error;
+use crate::factors::LayerShape;
+use crate::plan::PlannedLayer;
+use crate::storage::{Checkpoint, Problem, quoted};
+
+/// Reads a weight as f32, in stored order. The weight of a group of a convolution has the width of the patches of all groups, with zeros
+/// outside its own channels.
+pub(super) fn read_weight(checkpoint: &Checkpoint, layer: &PlannedLayer) -> Result<Vec<f32>, Problem> {
+    let no_memory = || in_weight(Problem::environment("not enough memory for the weight"), checkpoint, layer);
+    let mut bytes = Vec::new();
+    for piece in &layer.weight {
+        let mut more = checkpoint.read_piece(piece)?;
+        match bytes.is_empty() {
+            true => bytes = more,
+            false => {
+                bytes.try_reserve_exact(more.len()).map_err(|_| no_memory())?;
+                bytes.append(&mut more);
+            }
+        }
+    }
+    let length = layer.outputs * layer.inputs;
+    let mut weight = Vec::new();
+    weight.try_reserve_exact(length).map_err(|_| no_memory())?;
+    weight.resize(length, 0.0);
+    let (LayerShape::Group { count, .. }, Some(group)) = (&layer.shape, layer.name.block) else {
+        layer.element.decode_f32(&bytes, &mut weight);
+        return Ok(weight);
+    };
+    let own = layer.inputs / count;
+    let row_bytes = own * layer.element.size();
+    for (row, bytes) in weight.chunks_mut(layer.inputs).zip(bytes.chunks(row_bytes)) {
+        layer.element.decode_f32(bytes, &mut row[group * own..][..own]);
+    }
+    Ok(weight)
+}
+
+/// The problem of a weight with NaN or infinity: the place of the first one in the stored matrix, and the number of others.
+pub(super) fn first_nonfinite(weight: &[f32], layer: &PlannedLayer) -> Option<Problem> {
+    let place = weight.iter().position(|value| !value.is_finite())?;
+    let others = weight[place + 1..].iter().filter(|value| !value.is_finite()).count();
+    let columns = if layer.shape.is_transposed() { layer.outputs } else { layer.inputs };
+    let problem = Problem::data(format!(
+        "the weight contains a value that is not finite: {} in row {}, column {} of module {}, and {others} more",
+        weight[place],
+        place / columns,
+        place % columns,
+        quoted(&layer.name.to_string())
+    ));
+    Some(problem.help(format!(
+        "download or convert the checkpoint again, or exclude this layer with {}",
+        unusable::exclusion(layer)
+    )))
+}
+
+pub(super) fn in_weight(problem: Problem, checkpoint: &Checkpoint, layer: &PlannedLayer) -> Problem {
+    let problem = problem.in_tensor(&layer.tensors());
+    match layer.weight.first().and_then(|piece| checkpoint.get(&piece.tensor)) {
+        Some(stored) => problem.in_file(checkpoint.source(stored).path()),
+        None => problem,
+    }
+}
+
+/// The problem for an error of the numerics in a layer, with help.
+pub(super) fn describe(error: Error, layer: &PlannedLayer) -> Problem {
+    let problem = Problem::data(error.to_string());
+    match error {
+        Error::NonFinite { .. } | Error::NoConvergence { .. } => problem.help(format!(
+            "inspect its weight with `cntlora inspect FILE --values`, or exclude this layer with {}",
+            unusable::exclusion(layer)
+        )),
+        _ => problem,
+    }
+}

@@ -1,0 +1,161 @@
+//! Opening a checkpoint, and reading its tensors.
+
+use super::super::problem::printable;
+use super::super::{Access, Problem, Problems, Source, is_missing, read_json, safetensors};
+use super::listing::{INDEX, Listing};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+/// The place of a tensor in a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredTensor {
+    /// Index into [`Checkpoint::files`].
+    pub file: usize,
+    /// The entry in the header of that file.
+    pub tensor: safetensors::Tensor,
+}
+
+/// An opened checkpoint.
+#[derive(Debug)]
+pub struct Checkpoint {
+    path: PathBuf,
+    folder: Option<PathBuf>,
+    files: Vec<(Source, safetensors::Header)>,
+    tensors: BTreeMap<String, StoredTensor>,
+    config: Option<serde_json::Value>,
+}
+
+pub(super) const CONFIG: &str = "config.json";
+
+impl Checkpoint {
+    /// Opens a `.safetensors` file, or a folder with `model.safetensors`, `model.safetensors.index.json` or a single `.safetensors`
+    /// file of another name. All headers are checked; no tensor is read.
+    ///
+    /// If a folder has both, `model.safetensors` is read, as in transformers. Shards must be files in the folder, or links as in the
+    /// cache of the hub.
+    ///
+    /// # Errors
+    /// The problems of all files, together.
+    pub fn open(path: &Path, access: Access) -> Result<Self, Problems> {
+        let mut problems = Problems::default();
+        let is_folder = path.is_dir();
+        let folder = if is_folder { path } else { path.parent().unwrap_or(Path::new("")) };
+        let index = if is_folder { problems.collect(Listing::of(path)) } else { Some(Listing::file(path)) };
+        let config = problems.collect(read_config(&folder.join(CONFIG))).flatten();
+        let Some(listing) = index else { return Err(problems) };
+
+        let mut files = Vec::new();
+        let mut tensors = BTreeMap::new();
+        for (file, promised) in &listing.files {
+            let opened = Source::open(file, access).and_then(|source| {
+                let header = safetensors::Header::read(&source)?;
+                Ok((source, header))
+            });
+            let Some((source, header)) = problems.collect(opened.map_err(|problem| listing.explain(problem)))
+            else {
+                continue;
+            };
+            problems.0.extend(missing(promised, &source, &header));
+            for (name, tensor) in &header.tensors {
+                let stored = StoredTensor { file: files.len(), tensor: tensor.clone() };
+                let before: Option<StoredTensor> = tensors.insert(name.clone(), stored);
+                if let Some((other, _)) = before.and_then(|before| files.get(before.file)) {
+                    problems.push(stored_twice(name, &source, other));
+                }
+            }
+            files.push((source, header));
+        }
+        let folder = is_folder.then(|| path.to_owned());
+        problems.or_ok(Self { path: path.into(), folder, files, tensors, config })
+    }
+
+    /// The path that it was opened with.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The files, sorted by name, with their headers.
+    pub fn files(&self) -> &[(Source, safetensors::Header)] {
+        &self.files
+    }
+
+    /// The names of all tensors, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// The place of a tensor.
+    pub fn get(&self, name: &str) -> Option<&StoredTensor> {
+        self.tensors.get(name)
+    }
+
+    /// The file of a tensor.
+    ///
+    /// # Panics
+    /// If `stored` belongs to another checkpoint with more files.
+    pub fn source(&self, stored: &StoredTensor) -> &Source {
+        &self.files[stored.file].0
+    }
+
+    /// The place of a tensor.
+    ///
+    /// # Errors
+    /// A data problem if there is no tensor of this name.
+    pub(crate) fn require(&self, name: &str) -> Result<&StoredTensor, Problem> {
+        let missing =
+            || Problem::data("the checkpoint has no such tensor").in_file(&self.path).in_tensor(name);
+        self.get(name).ok_or_else(missing)
+    }
+
+    /// All bytes of a tensor, as stored in the file.
+    ///
+    /// # Errors
+    /// A data problem if there is no tensor of this name, and problems of reading.
+    pub fn read(&self, name: &str) -> Result<Vec<u8>, Problem> {
+        let stored = self.require(name)?;
+        let bytes = self.source(stored).read_vec(stored.tensor.offset, stored.tensor.length);
+        bytes.map_err(|problem| problem.in_tensor(name))
+    }
+
+    /// The content of `config.json` beside the weights, if there is one.
+    pub fn config(&self) -> Option<&serde_json::Value> {
+        self.config.as_ref()
+    }
+
+    /// The folder of the files, if the checkpoint was opened as a folder.
+    pub fn folder(&self) -> Option<&Path> {
+        self.folder.as_deref()
+    }
+}
+
+/// One problem for all tensors of a shard that are in the index but not in the shard.
+fn missing(promised: &BTreeSet<String>, source: &Source, header: &safetensors::Header) -> Option<Problem> {
+    let mut missing = promised.iter().filter(|name| !header.tensors.contains_key(*name));
+    let first = missing.next()?;
+    let more = match missing.count() {
+        0 => String::new(),
+        more => format!("; {more} more are missing too"),
+    };
+    Some(
+        Problem::data(format!("{INDEX} lists the tensor, but this file does not contain it{more}"))
+            .in_file(source.path())
+            .in_tensor(first)
+            .help("shards and index have different versions: download the checkpoint again"),
+    )
+}
+
+fn stored_twice(name: &str, source: &Source, other: &Source) -> Problem {
+    let other = printable(&other.path().display().to_string());
+    Problem::data(format!("the tensor is also in {other}"))
+        .in_file(source.path())
+        .in_tensor(name)
+        .help("shards have different versions: download the checkpoint again")
+}
+
+fn read_config(path: &Path) -> Result<Option<serde_json::Value>, Problem> {
+    if is_missing(path) {
+        return Ok(None);
+    }
+    let config = read_json(&Source::open(path, Access::Read)?, "model configuration");
+    config.map(Some).map_err(|problem| problem.help("download the file again"))
+}
