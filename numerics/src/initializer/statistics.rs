@@ -50,17 +50,16 @@ struct Buffer {
 }
 
 impl Buffer {
-    fn values(&self) -> Values<'_> {
-        match self.format.unwrap_or(Element::F32) {
-            Element::F64 => Values::F64(&self.f64),
-            Element::F32 => Values::F32(&self.f32),
-            Element::F16 => Values::F16(&self.f16),
-            Element::Bf16 => Values::Bf16(&self.bf16),
-        }
-    }
-
-    fn waiting(&self, width: usize) -> Rows<'_> {
-        Rows { values: self.values(), rows: self.rows, width, stride: width }
+    /// The rows from `first` on.
+    fn rows_from(&self, first: usize, width: usize) -> Rows<'_> {
+        let start = first * width;
+        let values = match self.format.unwrap_or(Element::F32) {
+            Element::F64 => Values::F64(&self.f64[start..]),
+            Element::F32 => Values::F32(&self.f32[start..]),
+            Element::F16 => Values::F16(&self.f16[start..]),
+            Element::Bf16 => Values::Bf16(&self.bf16[start..]),
+        };
+        Rows { values, rows: self.rows - first, width, stride: width }
     }
 }
 
@@ -170,30 +169,34 @@ impl Statistics {
             let waiting = self.buffer.rows;
             let count = (BLOCK_ROWS - waiting).min(source.rows() - first);
             let rows = first..first + count;
-            let given = |error| match error {
-                // Rows that waited were finite.
-                Error::NonFiniteRow { row, column } => {
-                    Error::NonFiniteRow { row: first + row - waiting, column }
+            // The position in the rows that were given, of a number whose row is counted from the row `start` of the block.
+            let given = |start: usize| {
+                move |error| match error {
+                    Error::NonFiniteRow { row, column } => {
+                        Error::NonFiniteRow { row: first + start + row - waiting, column }
+                    }
+                    other => other,
                 }
-                other => other,
             };
             match source.block(rows.clone()).filter(|_| count == BLOCK_ROWS) {
                 Some(block) => {
                     self.moments
                         .add(block, &mut self.workspace, rayon::current_num_threads())
-                        .map_err(given)?;
+                        .map_err(given(0))?;
                 }
                 None => {
                     let place = T::place(&mut self.buffer);
                     place.resize((waiting + count) * width, T::default());
                     source.copy(rows, &mut place[waiting * width..]);
                     self.buffer.rows += count;
-                    let whole = self.buffer.rows == BLOCK_ROWS;
-                    let added =
-                        if whole { self.finish_block() } else { check_finite(self.buffer.waiting(width)) };
+                    // A whole block is checked as it is added. The rows that waited were checked before.
+                    let added = match self.buffer.rows == BLOCK_ROWS {
+                        true => self.finish_block().map_err(given(0)),
+                        false => check_finite(self.buffer.rows_from(waiting, width)).map_err(given(waiting)),
+                    };
                     if let Err(error) = added {
                         self.buffer.rows = waiting;
-                        return Err(given(error));
+                        return Err(error);
                     }
                 }
             }
@@ -205,7 +208,7 @@ impl Statistics {
     /// Adds the rows of the buffer.
     fn finish_block(&mut self) -> Result<()> {
         if self.buffer.rows > 0 {
-            let waiting = self.buffer.waiting(self.moments.width());
+            let waiting = self.buffer.rows_from(0, self.moments.width());
             self.moments.add(waiting, &mut self.workspace, rayon::current_num_threads())?;
             self.buffer.rows = 0;
         }
@@ -241,7 +244,7 @@ impl Statistics {
             return Cow::Borrowed(&self.moments);
         }
         let mut moments = self.moments.clone();
-        let waiting = self.buffer.waiting(self.width());
+        let waiting = self.buffer.rows_from(0, self.width());
         let added = moments.add(waiting, &mut Workspace::default(), rayon::current_num_threads());
         added.expect("rows in the buffer have this width and are finite");
         Cow::Owned(moments)
