@@ -9,6 +9,7 @@ mod convert;
 #[cfg(test)]
 mod faults;
 mod folder;
+mod format;
 mod modules;
 mod names;
 mod numbers;
@@ -28,6 +29,7 @@ pub use config::{Config, Patterns, Targets};
 pub use contents::Contents;
 pub use convert::{Conversion, convert};
 pub use folder::refuse_occupied;
+pub use format::{Component, Format, SingleFile};
 pub use names::{CONFIG_FILE, REPORT_FILE, TENSORS_FILE};
 pub use peft::other_modules;
 pub use read::{PeftAdapter, PeftLayer};
@@ -35,7 +37,7 @@ pub use record::{FileRecord, Origin, RECORD_FILE, record_heading, recorded_layer
 pub use residual::{
     AdaptedWeight, StagedBase, refuse_model_folder, stage_residual_base, write_residual_base,
 };
-pub use single_file::{Component, SingleFile, refuse_shapes_without_place};
+pub use single_file::refuse_shapes_without_place;
 pub use staged::{Staged, StagedAdapter, anchor_of, default_base};
 pub use verify::{Check, Outcome, Verification, verify};
-pub use write::{Adapter, Format, is_complete, retire, stage_adapter, write_adapter};
+pub use write::{Adapter, is_complete, retire, stage_adapter, write_adapter};

@@ -1,6 +1,6 @@
 //! Names of files, and names of tensors in adapter files.
 
-use super::single_file::SingleFile;
+use super::format::SingleFile;
 use crate::factors::LayerShape;
 
 /// The file with the tensors of a PEFT adapter.

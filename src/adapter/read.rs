@@ -1,9 +1,10 @@
 //! Reads adapters. Opening one reads the headers; factors are read layer by layer, on demand.
 
+use super::format::SingleFile;
 use super::modules::parameter;
 use super::names::{ALPHA_SUFFIX, affixes, suffixes};
 use super::numbers::{decode, element_of};
-use super::single_file::{MODULES_KEY, SingleFile};
+use super::single_file::MODULES_KEY;
 use super::{CONFIG_FILE, Config, TENSORS_FILE};
 use crate::element::Element;
 use crate::factors::{Factors, LayerName, LayerShape};

@@ -2,10 +2,9 @@
 
 use super::folder::OutputFolder;
 use super::names::last_files;
-use super::{Component, Contents, SingleFile, StagedAdapter, peft, single_file};
+use super::{Contents, Format, StagedAdapter, peft, single_file};
 use crate::factors::{Factors, LayerName, LayerShape};
 use crate::storage::{Problem, Problems};
-use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -37,17 +36,6 @@ impl Adapter {
             base: self.base.clone(),
         }
     }
-}
-
-/// The format of an adapter.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Format {
-    /// A PEFT folder.
-    #[default]
-    Peft,
-    /// A single file, for a component of a pipeline.
-    SingleFile(SingleFile, Component),
 }
 
 /// Writes an adapter into a folder.
