@@ -44,8 +44,8 @@ fn share_a_site(set: &ActivationSet, one: usize, other: usize) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::testing::shown;
     use crate::storage::Access;
+    use crate::storage::shown;
     use expect_test::expect;
     use std::fs;
     use std::path::Path;

@@ -173,8 +173,8 @@ impl Unfolding {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::testing::shown;
     use crate::storage::Problems;
+    use crate::storage::shown;
     use expect_test::expect;
     use std::path::Path;
 

@@ -12,7 +12,7 @@ use super::launcher;
 use crate::adapter::{Component, Format, anchor_of, default_base};
 use crate::element::Element;
 use crate::factors::{Start, Strength};
-use crate::initializer::{Builder, Initializer};
+use crate::initializer::Initializer;
 use crate::method::{Options, RankRule};
 use crate::moments_file::ENDING;
 use crate::plan::{MeasurementRequest, Nonfinite, Request, Selection, Shard};
@@ -196,7 +196,7 @@ fn options(args: &MethodArgs, ranks: &RankArgs) -> Options {
     };
     // Halves are rounded to the even number, as in PEFT.
     let by_rho = ranks.rho.map(|rho| (ranks.rank as f64 * rho).round_ties_even() as usize);
-    let builder = Initializer::builder()
+    let mut builder = Initializer::builder()
         .method(args.method)
         .rank(ranks.rank)
         .min_rank(ranks.min_rank)
@@ -204,8 +204,12 @@ fn options(args: &MethodArgs, ranks: &RankArgs) -> Options {
         .scale(ranks.scale)
         .seed(args.seed)
         .start(start(args));
-    let builder = policy.into_iter().fold(builder, Builder::ranks);
-    let builder = ranks.max_rank.or(by_rho).into_iter().fold(builder, Builder::max_rank);
+    if let Some(policy) = policy {
+        builder = builder.ranks(policy);
+    }
+    if let Some(rank) = ranks.max_rank.or(by_rho) {
+        builder = builder.max_rank(rank);
+    }
     Options {
         coupling: args.coupling.unwrap_or(defaults.coupling),
         preserve: args.preserve.unwrap_or(defaults.preserve),

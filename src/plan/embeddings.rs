@@ -108,8 +108,8 @@ fn has_head(config: &Value) -> Option<bool> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::shown;
     use super::*;
+    use crate::storage::shown;
     use crate::storage::{Access, safetensors};
     use expect_test::expect;
     use std::fs;

@@ -4,8 +4,9 @@ use super::cost::Memory;
 use super::options::check_precision;
 use super::select::Selector;
 use super::shard::part_of;
-use super::{Nonfinite, Selection, Shard, cost, is_narrow, schedule};
+use super::{Nonfinite, Selection, Shard, cost, schedule};
 use crate::activations::{ActivationSet, Site};
+use crate::initializer;
 use crate::moments_file::{MeasuredSource, Part, memory};
 use crate::simd::Precision;
 use crate::storage::{Access, Hashing, Problem, Problems, fingerprint};
@@ -112,7 +113,7 @@ impl SiteRows {
 
     /// Returns whether this site is processed on one thread beside other sites.
     pub fn is_narrow(&self) -> bool {
-        is_narrow(self.width)
+        initializer::is_narrow(self.width)
     }
 }
 
@@ -206,9 +207,9 @@ fn sources(set: &ActivationSet, sites: &[SiteRows], fingerprints: &[String]) -> 
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::shown;
     use super::*;
     use crate::storage::safetensors;
+    use crate::storage::shown;
     use expect_test::expect;
     use std::fs::File;
     use std::path::Path;

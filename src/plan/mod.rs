@@ -22,14 +22,13 @@ mod select;
 mod shard;
 mod stored;
 #[cfg(test)]
-pub(crate) mod testing;
+mod testing;
 mod unfit;
 mod weights;
 
 pub use division::{Division, Share};
 pub use embeddings::refuse_tied_embedding;
 pub use measurement::{Measurement, MeasurementRequest, SiteRows, plan_measurement};
-pub(crate) use planned::is_narrow;
 pub use planned::{Plan, PlannedLayer, PlannedSite, Skipped, Work};
 pub use planning::{Inputs, plan};
 pub use recording::Recording;

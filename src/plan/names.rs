@@ -175,8 +175,8 @@ impl Unresolved<'_> {
 #[cfg(test)]
 mod tests {
     use super::super::Rename;
-    use super::super::testing::shown;
     use super::*;
+    use crate::storage::shown;
     use expect_test::expect;
     use quickcheck::quickcheck;
     use std::path::Path;

@@ -61,14 +61,8 @@ impl PlannedSite {
     /// Returns whether this site is processed on one thread beside other sites. Wider sites are processed one after the other,
     /// each with all threads.
     pub fn is_narrow(&self) -> bool {
-        is_narrow(self.width)
+        initializer::is_narrow(self.width)
     }
-}
-
-/// Returns whether sites of this width are processed at the same time, each on its share of the threads. Wider sites are processed
-/// one after the other, each with all threads.
-pub(crate) fn is_narrow(width: usize) -> bool {
-    initializer::is_narrow(width)
 }
 
 /// A site, and the layers that read it.

@@ -30,8 +30,8 @@ pub(super) fn side_by_side(
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::shown;
     use super::*;
+    use crate::storage::shown;
     use expect_test::expect;
     use quickcheck::quickcheck;
     use std::path::Path;

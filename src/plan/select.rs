@@ -98,8 +98,8 @@ fn last_parts(module: &str, dots: usize) -> &str {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::shown;
     use super::*;
+    use crate::storage::shown;
     use expect_test::expect;
     use std::path::Path;
 

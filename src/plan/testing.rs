@@ -5,7 +5,7 @@ use crate::element::Element;
 use crate::factors::LayerShape;
 use crate::method::Options;
 use crate::rank::{Limits, Policy};
-use crate::storage::{Problem, Problems, safetensors};
+use crate::storage::{Problems, safetensors, shown};
 use expect_test::Expect;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -96,16 +96,6 @@ impl Fixture {
     pub(super) fn check_refusal(&self, expected: &Expect) {
         expected.assert_eq(&shown(&self.refused(), self.folder.path()));
     }
-}
-
-/// Problems with their category and help, one to a line, without the path of the temporary folder.
-pub(crate) fn shown(problems: &Problems, folder: &Path) -> String {
-    let line = |problem: &Problem| {
-        let help = problem.next_step().map_or(String::new(), |help| format!("\n    help: {help}"));
-        format!("{:?}: {problem}{help}\n", problem.category())
-    };
-    let folder = format!("{}/", folder.display());
-    problems.0.iter().map(line).collect::<String>().replace(&folder, "")
 }
 
 pub(super) fn request(folder: &Path) -> Request {

@@ -120,7 +120,7 @@ pub struct UnusableSite {
     pub modules: Vec<String>,
     /// Why the activations cannot be used.
     pub reason: String,
-    /// What the user can do.
+    /// The next step for the user.
     pub remedy: String,
 }
 

@@ -1,7 +1,5 @@
 //! Text tables, within 80 columns if the names in the first column have enough room.
 
-pub use super::format::{bytes, count, number, percent};
-
 /// Largest width of a table, unless the first column would be too narrow.
 const WIDTH: usize = 80;
 

@@ -202,7 +202,7 @@ impl Job {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::testing::shown;
+    use crate::storage::shown;
     use expect_test::expect;
     use std::path::Path;
 

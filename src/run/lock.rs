@@ -123,8 +123,8 @@ pub(super) fn lock(folder: &Path) -> Result<File, Problem> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::testing::shown;
     use crate::storage::faults::{self, Faults};
+    use crate::storage::shown;
     use crate::storage::snapshot;
     use expect_test::expect;
     use std::os::unix::fs::symlink;

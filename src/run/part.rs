@@ -85,7 +85,7 @@ impl Part {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::testing::shown;
+    use crate::storage::shown;
     use crate::storage::{Problems, snapshot};
     use expect_test::expect;
     use std::ffi::OsStr;

@@ -268,10 +268,10 @@ fn is_ours(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::testing::shown;
     use crate::plan::{Nonfinite, Request, Shard};
     use crate::run::Writing;
     use crate::storage::faults::{self, Faults};
+    use crate::storage::shown;
     use crate::storage::{Category, snapshot};
     use expect_test::expect;
 

@@ -227,9 +227,9 @@ fn hash<'a>(text: &str, data: impl Iterator<Item = &'a [u8]>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::testing::shown;
     use crate::random::gaussian;
     use crate::spread::Spread;
+    use crate::storage::shown;
     use expect_test::{Expect, expect};
     use quickcheck::quickcheck;
     use std::fs;

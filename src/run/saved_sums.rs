@@ -165,8 +165,8 @@ pub(super) fn damaged(problem: Problem) -> Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::testing::shown;
     use crate::random::gaussian;
+    use crate::storage::shown;
     use expect_test::expect;
     use std::fs;
 

@@ -1,6 +1,7 @@
 //! Processes several sites at the same time.
 
-use crate::plan::{Plan, is_narrow};
+use crate::initializer::is_narrow;
+use crate::plan::Plan;
 use crate::simd::threads::share;
 use crate::storage::Problem;
 use std::cmp::Reverse;

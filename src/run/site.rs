@@ -183,13 +183,8 @@ fn work<'a>(
             };
             in_weight(problem, &inputs.checkpoint, layer)
         })?;
-        layers.push(DecomposedLayer {
-            site: &planned.name,
-            planned: layer,
-            draft: decomposed.into_draft(),
-            seconds: started.elapsed().as_secs_f64(),
-        });
-        let seconds = started.elapsed().as_secs_f64();
+        let (draft, seconds) = (decomposed.into_draft(), started.elapsed().as_secs_f64());
+        layers.push(DecomposedLayer { site: &planned.name, planned: layer, draft, seconds });
         tracing::info!(layer = ?layer.name.to_string(), seconds, "decomposed");
         observer.event(Event::LayerDecomposed { layer: &layer.name });
     }

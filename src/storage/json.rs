@@ -15,7 +15,7 @@ const LARGEST: u64 = 1 << 28;
 ///
 /// # Errors
 /// An I/O problem if the file cannot be read; a data problem if it has more than 256 MiB, or is not JSON of this form.
-pub fn read_json<T: DeserializeOwned>(source: &Source, name: &str) -> Result<T, Problem> {
+pub(crate) fn read_json<T: DeserializeOwned>(source: &Source, name: &str) -> Result<T, Problem> {
     let text = read_text(source)?;
     parse_json(&text, name).map_err(|problem| problem.in_file(source.path()))
 }

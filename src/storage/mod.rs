@@ -23,13 +23,12 @@ pub use atomic::{AtomicFile, StagedFile, abandon_unfinished, is_unfinished, writ
 pub use checkpoint::{Checkpoint, Piece, StoredTensor};
 pub(crate) use hash::Hashing;
 pub use hash::fingerprint;
-pub(crate) use json::Schema;
-pub use json::read_json;
+pub(crate) use json::{Schema, read_json};
 pub use number::Number;
 pub(crate) use number::product;
 pub(crate) use paths::{folder_of, is_missing, is_plain_name, is_same_file, names_in};
-#[cfg(test)]
-pub(crate) use problem::snapshot;
 pub use problem::{Category, Problem, Problems, quoted};
+#[cfg(test)]
+pub(crate) use problem::{shown, snapshot};
 pub use read_at::ReadAt;
 pub use source::{Access, Identity, Source};

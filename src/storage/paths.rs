@@ -1,10 +1,10 @@
 //! Rules for paths.
 
 use super::Problem;
+use super::source::Identity;
 use std::ffi::OsString;
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path};
 
 /// The folder of a file. It is `.` for a bare file name.
@@ -30,7 +30,7 @@ pub(crate) fn names_in(folder: &Path) -> Result<Vec<OsString>, Problem> {
 
 /// True if both paths lead to one file or folder. Opens neither, because opening a pipe would wait for a writer.
 pub(crate) fn is_same_file(a: &Path, b: &Path) -> bool {
-    let identity = |path: &Path| fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino())).ok();
+    let identity = |path: &Path| fs::metadata(path).map(|metadata| Identity::of(&metadata).file).ok();
     identity(a).is_some_and(|a| Some(a) == identity(b))
 }
 

@@ -232,6 +232,17 @@ impl fmt::Display for Problems {
 
 impl Error for Problems {}
 
+/// Problems with their categories and next steps, for snapshot tests. Paths begin within `folder`.
+#[cfg(test)]
+pub(crate) fn shown(problems: &Problems, folder: &Path) -> String {
+    let line = |problem: &Problem| {
+        let help = problem.next_step().map_or(String::new(), |help| format!("\n    help: {help}"));
+        format!("{:?}: {problem}{help}\n", problem.category())
+    };
+    let folder = format!("{}/", folder.display());
+    problems.0.iter().map(line).collect::<String>().replace(&folder, "")
+}
+
 /// Problems with their next steps, one per line, for snapshot tests. `FOLDER` replaces temporary folders.
 #[cfg(test)]
 pub(crate) fn snapshot(problems: impl Into<Problems>) -> String {

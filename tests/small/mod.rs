@@ -111,8 +111,8 @@ impl Small {
     }
 }
 
-/// Replaces numbers that differ between machines. For example, memory estimates depend on the number of threads, and factors depend
-/// on the instruction set.
+/// Removes the differences between machines and between runs. For example, memory estimates depend on the number of threads, factors
+/// on the instruction set, and the order of warnings on the order in which threads end.
 pub fn on_any_machine(text: &str) -> String {
     let mut text = text.to_owned();
     for (pattern, replacement) in [
@@ -126,7 +126,6 @@ pub fn on_any_machine(text: &str) -> String {
     ] {
         text = Regex::new(pattern).unwrap().replace_all(&text, replacement).into_owned();
     }
-    // Sites are left out in the order in which threads end.
     let mut lines: Vec<&str> = text.split_inclusive('\n').collect();
     for run in lines.chunk_by_mut(|a, b| [a, b].iter().all(|line| line.starts_with("warning: left out: "))) {
         run.sort_unstable();

@@ -125,7 +125,7 @@ pub(crate) struct ReadingArgs {
     #[arg(long, value_name = "HOW", value_parser = words::access(), default_value = "auto", hide_short_help = true)]
     pub(crate) io: Access,
 
-    /// What to do with rows that hold NaN or infinity
+    /// Treatment of rows that hold NaN or infinity
     #[arg(long, value_name = "WHAT", value_parser = words::nonfinite(), default_value = "refuse", hide_short_help = true)]
     pub(crate) nonfinite: Nonfinite,
 }

@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::moments::Sides;
-use crate::plan::testing::shown;
 use crate::random::gaussian;
+use crate::storage::shown;
 use crate::storage::{Source, safetensors};
 use expect_test::expect;
 use faer::Mat;
