@@ -63,8 +63,9 @@
 //!
 //! # Features
 //!
-//! `cli`, the default, adds the command-line tool; `files` adds the modules for files and whole runs. Without default features only the
-//! numerics are built, the crate `cntlora-numerics`: they neither print, nor exit, nor touch a file.
+//! `cli`, the default, adds the command-line tool; `files` adds the modules for files and whole runs. Both need a Unix system, such as
+//! Linux or macOS. Without default features only the numerics are built, the crate `cntlora-numerics`, on any system: they neither print,
+//! nor exit, nor touch a file.
 //!
 //! # Guarantees
 //!
@@ -77,6 +78,12 @@
 #![deny(unsafe_code)]
 // An item that looks public and is not misleads the reader.
 #![warn(unreachable_pub)]
+
+#[cfg(all(feature = "files", not(unix)))]
+compile_error!(
+    "cntlora reads and writes files on Unix systems only, such as Linux and macOS. On Windows, build it in the Windows Subsystem \
+     for Linux. The numerics build everywhere: cntlora with default-features = false"
+);
 
 pub use cntlora_numerics::{
     Activations, AnyRows, Builder, ChannelScale, Counts, Coupling, Element, Error, ErrorKind, Factors,

@@ -103,6 +103,22 @@ fn unknown_options_are_usage_errors() {
     assert_eq!(here(&[]).code, 2);
 }
 
+/// The command of the Python package is refused with the way to get it, whatever its options.
+#[test]
+fn recording_needs_the_python_package() {
+    for words in [&["record"][..], &["record", "model", "--text", "a.txt"]] {
+        let run = here(words);
+        assert_eq!((run.code, run.stdout.as_str()), (2, ""), "{words:?}");
+        assert_eq!(
+            run.stderr,
+            "error: `cntlora record` runs a model, so it needs the Python package\n  help: install the package with `pip install \
+             ./python` in the folder of the project, and give the same command again\n"
+        );
+    }
+    let help = here(&["record", "--help"]);
+    assert!(help.code == 0 && help.stdout.contains("Python package"), "{}", help.stdout);
+}
+
 /// A missing file gives the exit code of an I/O error, and the tool creates no files.
 #[test]
 fn missing_files_are_io_errors() {

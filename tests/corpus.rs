@@ -52,3 +52,23 @@ fn moments_files_do_not_panic() {
 fn saved_runs_do_not_panic() {
     replay("saved_run", targets::saved_run);
 }
+
+#[test]
+fn adapter_configurations_do_not_panic() {
+    replay("adapter_config", targets::adapter_config);
+}
+
+#[test]
+fn adapter_records_do_not_panic() {
+    replay("adapter_record", targets::adapter_record);
+}
+
+#[test]
+fn single_file_adapters_do_not_panic() {
+    replay("single_file_adapter", targets::single_file_adapter);
+}
+
+#[test]
+fn converted_adapters_do_not_panic() {
+    replay("converted_adapter", targets::converted_adapter);
+}

@@ -567,7 +567,7 @@ fn damaged_progress_is_refused() {
     refused(
         &sums,
         flip,
-        3,
+        1,
         expect![[r#"
             2 sites, 787.2 kB of activations to read, about [size] of memory
             Continuing from the progress in "t.m.partial"; --restart starts again
@@ -578,7 +578,7 @@ fn damaged_progress_is_refused() {
     refused(
         &sums,
         halve,
-        3,
+        1,
         expect![[r#"
             2 sites, 787.2 kB of activations to read, about [size] of memory
             Continuing from the progress in "t.m.partial"; --restart starts again
@@ -607,6 +607,32 @@ fn damaged_progress_is_refused() {
         "#]],
     );
     small.succeed(words);
+}
+
+/// Damaged layers are refused like damaged sums, and the run can begin again. Numbers that are too large for --dtype fail after all
+/// layers were saved.
+#[test]
+fn damaged_layers_are_refused() {
+    let small = Small::new();
+    let words = "init model.safetensors -a target -o adapter --rank 4 --start residual --scale 1e-14";
+    let refused = || small.run(&format!("{words} --dtype f16"));
+    assert_eq!(refused().status.code(), Some(1));
+    let layers = names(&small.path("adapter.partial"));
+    let layers: Vec<_> = layers.iter().filter(|name| name.ends_with(".layers.safetensors")).collect();
+    assert_eq!(layers.len(), 2);
+    for name in &layers {
+        let path = small.path(&format!("adapter.partial/{name}"));
+        let mut bytes = fs::read(&path).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        fs::write(&path, bytes).unwrap();
+    }
+    let output = refused();
+    assert_eq!(output.status.code(), Some(1));
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    let told = "checksum mismatch: the file is damaged\n  help: remove this file to process its site again";
+    assert!(stderr.contains(told) && stderr.contains(".layers.safetensors: "), "{stderr}");
+    assert!(!stderr.contains("The progress is kept"), "{stderr}");
+    small.succeed(&format!("{words} --restart"));
 }
 
 /// Two runs cannot write one output at the same time. The second run is refused.

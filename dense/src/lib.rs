@@ -13,6 +13,9 @@
 #![warn(unreachable_pub)]
 
 mod algorithms;
+mod workspace;
+
+pub use workspace::workspace;
 
 use faer::traits::RealField;
 use faer::{Accum, Mat, MatMut, MatRef, Par};

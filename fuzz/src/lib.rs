@@ -3,13 +3,18 @@
 //! Each function must return for every input. Errors of the library are expected. A panic is a bug.
 
 use cntlora::activations::ActivationSet;
+use cntlora::adapter::{
+    CONFIG_FILE, Component, Contents, Format, PeftAdapter, RECORD_FILE, SingleFile, TENSORS_FILE, convert,
+    verify, write_adapter,
+};
+use cntlora::element::Element;
 use cntlora::method::{Draft, Options};
 use cntlora::moments_file::MomentsFile;
 use cntlora::plan::{self, Recording, Rename, Request};
 use cntlora::rank::{Limits, Policy};
 use cntlora::run::{Job, Part, SavedLayers};
 use cntlora::storage::{Access, Checkpoint, Source, npy, safetensors};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::path::Path;
 
@@ -113,6 +118,103 @@ pub fn saved_run(bytes: &[u8]) {
             assert_eq!(layer.spectrum().len(), rank, "{module}");
         }
     }
+}
+
+/// The tensors of a small PEFT adapter: two linear layers, a convolution, an embedding, and two parameters of fused experts.
+const PEFT: [(&str, &[u64]); 12] = [
+    ("base_model.model.layers.0.q.lora_A.weight", &[2, 3]),
+    ("base_model.model.layers.0.q.lora_B.weight", &[4, 2]),
+    ("base_model.model.layers.1.q.lora_A.weight", &[1, 3]),
+    ("base_model.model.layers.1.q.lora_B.weight", &[4, 1]),
+    ("base_model.model.conv.lora_A.weight", &[4, 3, 2, 2]),
+    ("base_model.model.conv.lora_B.weight", &[4, 2, 1, 1]),
+    ("base_model.model.embed.lora_embedding_A", &[2, 5]),
+    ("base_model.model.embed.lora_embedding_B", &[3, 2]),
+    ("base_model.model.experts.lora_A.weight", &[6, 3]),
+    ("base_model.model.experts.lora_B.weight", &[4, 6]),
+    ("base_model.model.experts.base_layer.lora_A.weight", &[6, 3]),
+    ("base_model.model.experts.base_layer.lora_B.weight", &[4, 6]),
+];
+
+/// Reads the configuration of a PEFT adapter, and verifies and converts the adapter.
+pub fn adapter_config(bytes: &[u8]) {
+    let folder = tempfile::tempdir().unwrap();
+    write(&folder.path().join(TENSORS_FILE), &PEFT);
+    fs::write(folder.path().join(CONFIG_FILE), bytes).unwrap();
+    check_adapter(folder.path());
+}
+
+/// Reads the record of an adapter, and verifies the adapter on the base that the record describes.
+pub fn adapter_record(bytes: &[u8]) {
+    let folder = tempfile::tempdir().unwrap();
+    write(&folder.path().join(TENSORS_FILE), &PEFT[..4]);
+    let config = r#"{"peft_type":"LORA","r":2,"target_modules":["q"],"rank_pattern":{"layers.1.q":1}}"#;
+    fs::write(folder.path().join(CONFIG_FILE), config).unwrap();
+    fs::write(folder.path().join(RECORD_FILE), bytes).unwrap();
+    let base = folder.path().join("base.safetensors");
+    write(&base, &[("layers.0.q.weight", &[4, 3]), ("layers.1.q.weight", &[4, 3]), ("w", &[30])]);
+    let base = Checkpoint::open(&base, Access::Read).unwrap();
+    let _ = verify(folder.path(), Some(&base), &BTreeMap::new());
+}
+
+/// Reads a single-file adapter. The first byte chooses between the formats of kohya and diffusers.
+pub fn single_file_adapter(bytes: &[u8]) {
+    let Some((choice, bytes)) = bytes.split_first() else { return };
+    let format = SingleFile::ALL[usize::from(*choice) % SingleFile::ALL.len()];
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join(format.file_name()), bytes).unwrap();
+    check_adapter(folder.path());
+}
+
+/// Reads a PEFT adapter, converts it to another rank and format, and reads the result.
+///
+/// The first byte chooses the rank, the format and the number format, the next two are the length of the configuration. The
+/// configuration and the tensors follow.
+pub fn converted_adapter(bytes: &[u8]) {
+    let [choice, low, high, rest @ ..] = bytes else { return };
+    let length = usize::from(u16::from_le_bytes([*low, *high])).min(rest.len());
+    let (config, tensors) = rest.split_at(length);
+    let parent = tempfile::tempdir().unwrap();
+    let folder = parent.path().join("trained");
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join(CONFIG_FILE), config).unwrap();
+    fs::write(folder.join(TENSORS_FILE), tensors).unwrap();
+    let Ok(trained) = PeftAdapter::open(&folder) else { return };
+    let choice = usize::from(*choice);
+    let rank = Some(choice % 4).filter(|rank| *rank > 0);
+    let Ok(conversion) = convert(&trained, Some(&trained).filter(|_| choice & 4 > 0), rank) else { return };
+    let component = Component::ALL[choice / 8 % 4];
+    let format = match choice / 32 % 4 {
+        0 | 1 => Format::Peft,
+        single => Format::SingleFile(SingleFile::ALL[single - 2], component),
+    };
+    let (record, other_modules) = (cntlora::adapter::record_heading(), BTreeSet::new());
+    let contents = Contents {
+        adapter: &conversion.adapter,
+        element: [Element::F32, Element::Bf16][choice / 128],
+        provenance: &record,
+        other_modules: &other_modules,
+        beside: &[],
+    };
+    let out = parent.path().join("converted");
+    if write_adapter(&out, &contents, format).is_ok() {
+        let read = PeftAdapter::open(&out).unwrap();
+        assert_eq!(read.layers().len(), conversion.adapter.layers.len());
+        assert!(read.layers().values().all(|layer| read.factors(layer).is_ok()));
+    }
+}
+
+/// Reads an adapter, with its factors, and verifies it.
+fn check_adapter(folder: &Path) {
+    let opened = PeftAdapter::open(folder);
+    if let Ok(adapter) = &opened {
+        for layer in adapter.layers().values() {
+            let factors = adapter.factors(layer).unwrap();
+            assert_eq!((factors.b.nrows(), factors.a.ncols()), (layer.outputs, layer.inputs));
+        }
+        let _ = convert(adapter, Some(adapter), None);
+    }
+    assert!(verify(folder, None, &BTreeMap::new()).is_err() || opened.is_ok());
 }
 
 /// Reads a site completely, and counts its rows or tokens.

@@ -6,7 +6,7 @@
 use super::{ActivationSet, Part, Site, Span};
 use crate::element::Element;
 use crate::simd::{Rows, Values};
-use crate::storage::{Problem, Source};
+use crate::storage::{Problem, Source, reserve};
 use bytemuck::{cast_slice, cast_slice_mut};
 use std::panic::resume_unwind;
 use std::path::Path;
@@ -158,8 +158,8 @@ fn fill(
     column_buffer: &mut Vec<u8>,
 ) -> Result<(), Problem> {
     let size = part.element.size();
-    let row_length = width.checked_mul(size).ok_or_else(|| out_of_memory(source))?;
-    let length = span.rows.checked_mul(row_length).ok_or_else(|| out_of_memory(source))?;
+    let row_length = width.saturating_mul(size);
+    let length = span.rows.saturating_mul(row_length);
     resize(buffer, length.div_ceil(size_of::<u64>()), source)?;
     let bytes = &mut cast_slice_mut(buffer)[..length];
     if let Some(unfolding) = &part.unfolding {
@@ -187,15 +187,10 @@ fn fill(
 
 /// Resizes a buffer to `length` numbers. Returns an error if there is not enough memory.
 fn resize<T: Default + Copy>(buffer: &mut Vec<T>, length: usize, source: &Source) -> Result<(), Problem> {
-    if length > buffer.len() {
-        buffer.try_reserve_exact(length - buffer.len()).map_err(|_| out_of_memory(source))?;
-    }
+    let more = length.saturating_sub(buffer.len());
+    reserve(buffer, more as u64).map_err(|problem| problem.in_file(source.path()))?;
     buffer.resize(length, T::default());
     Ok(())
-}
-
-fn out_of_memory(source: &Source) -> Problem {
-    Problem::environment("not enough memory for a block of rows").in_file(source.path())
 }
 
 #[cfg(test)]
@@ -209,7 +204,7 @@ mod tests {
         let source = Source::from_bytes("a.safetensors", Vec::new());
         let problem = resize::<u64>(&mut Vec::new(), usize::MAX, &source).unwrap_err();
         expect![[r#"
-            a.safetensors: not enough memory for a block of rows
+            a.safetensors: not enough memory for 18446744073709551615 bytes
         "#]]
         .assert_eq(&snapshot(problem));
     }

@@ -1,6 +1,6 @@
 //! Detects copies of a file under another name, whose rows or tokens would count twice.
 
-use super::{ActivationSet, Site};
+use super::ActivationSet;
 use crate::storage::{Problem, Problems, fingerprint, quoted};
 use std::collections::BTreeMap;
 
@@ -18,27 +18,28 @@ pub(super) fn refuse(set: &ActivationSet) -> Result<(), Problems> {
             alike.entry((file.length(), bytes)).or_default().push(index);
         }
     }
+    // Modules with the same input can have equal files at different sites.
+    let mut sites_of: BTreeMap<usize, Vec<&str>> = BTreeMap::new();
+    for site in set.sites() {
+        site.holders().into_iter().for_each(|(file, _)| sites_of.entry(file).or_default().push(&site.name));
+    }
     for group in alike.into_values().filter(|group| group.len() > 1) {
-        let mut seen: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+        // The first file with data of a site, of each content.
+        let mut seen: BTreeMap<(String, &str), usize> = BTreeMap::new();
         for index in group {
             let file = &set.files[index];
             let Some(content) = problems.collect(fingerprint(file)) else { continue };
-            let known = seen.entry(content).or_default();
-            if let Some(&copied) = known.iter().find(|&&earlier| share_a_site(set, earlier, index)) {
+            let sites = sites_of.get(&index).map_or(&[][..], Vec::as_slice);
+            let known = sites.iter().map(|site| *seen.entry((content.clone(), site)).or_insert(index));
+            // All sites are inserted before the earliest copy is known.
+            if let Some(copied) = known.min().filter(|earlier| *earlier < index) {
                 let copied = quoted(&set.files[copied].path().to_string_lossy());
                 let what = format!("its rows would count twice: it is a copy of {copied}");
                 problems.push(Problem::data(what).in_file(file.path()).help("remove one of the two"));
             }
-            known.push(index);
         }
     }
     problems.or_ok(())
-}
-
-/// Returns whether two files contain data of the same site. Modules with the same input can have equal files at different sites.
-fn share_a_site(set: &ActivationSet, one: usize, other: usize) -> bool {
-    let holds = |site: &Site, file: usize| site.holders().iter().any(|(holder, _)| *holder == file);
-    set.sites().any(|site| holds(site, one) && holds(site, other))
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use super::Site;
 use super::headers::StoredCounts;
 use crate::error::Error;
 use crate::moments::{Counts, RowsOrTokens};
-use crate::storage::{Problem, Problems, Source, quoted};
+use crate::storage::{Problem, Problems, Source, quoted, reserve};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
@@ -29,10 +29,7 @@ pub struct SiteCounts {
 /// An I/O problem if the counts cannot be read; a data problem for an invalid count, with its position.
 fn read(source: &Source, stored: &StoredCounts) -> Result<Vec<u64>, Problem> {
     let mut counts = Vec::new();
-    let room = usize::try_from(stored.tokens).ok().filter(|&tokens| counts.try_reserve_exact(tokens).is_ok());
-    if room.is_none() {
-        return Err(Problem::environment("not enough memory for the token counts"));
-    }
+    reserve(&mut counts, stored.tokens)?;
     // The header was checked: the tensor is within the file.
     let (end, mut at) = (stored.offset + stored.bytes(), stored.offset);
     while at < end {
@@ -157,7 +154,7 @@ mod tests {
         let source = Source::from_bytes("a.safetensors", Vec::new());
         let problem = Sums::default().add(0, stored, &[source]).unwrap_err();
         expect![[r#"
-            a.safetensors: tensor "e": not enough memory for the token counts
+            a.safetensors: tensor "e": not enough memory for 18446744073709551615 bytes
         "#]]
         .assert_eq(&snapshot(problem));
     }

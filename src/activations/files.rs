@@ -21,7 +21,7 @@ pub(super) fn open(paths: &[PathBuf], access: Access, problems: &mut Problems) -
     let mut sources: Vec<Source> = Vec::with_capacity(files.len());
     let mut opened = BTreeMap::new();
     for path in &files {
-        let Some(source) = problems.collect(Source::open(path, access)) else { continue };
+        let Some(source) = problems.collect(Source::open_one_of(files.len(), path, access)) else { continue };
         match source.identity().map(|identity| opened.entry(identity.file)) {
             Some(Entry::Occupied(first)) => {
                 let first: &PathBuf = first.get();

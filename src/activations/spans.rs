@@ -54,7 +54,7 @@ impl Site {
     pub fn borders(&self) -> Vec<u64> {
         let mut row = 0;
         let ends = self.parts().iter().map(|part| {
-            row += part.rows;
+            row = u64::saturating_add(row, part.rows);
             row
         });
         ends.collect()

@@ -4,16 +4,14 @@
 //! `rank_pattern` and `alpha_pattern`.
 
 use super::Adapter;
-use super::modules::{Module, is_below};
+use super::modules::Module;
+use super::patterns::{Patterns, listed_names, refusal};
 use crate::factors::LayerShape;
-use crate::storage::quoted;
+use crate::storage::expressions::{compile, ends_of};
 use regex::Regex;
 use serde::Deserialize;
-use serde::de::{Deserializer, Error, MapAccess, Visitor};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
-use std::marker::PhantomData;
 
 /// The keys of `adapter_config.json` that determine the meaning of the tensors. Other keys are ignored.
 #[derive(Clone, Debug, Deserialize)]
@@ -82,7 +80,9 @@ impl Config {
 pub enum Targets {
     /// A list: modules whose name is one of these, or ends with a dot and one of these.
     Names(BTreeSet<String>),
-    /// A string: modules whose complete name matches.
+    /// A string that lists complete names, as this program writes it if a list would match other modules too.
+    Complete(BTreeSet<String>),
+    /// Another string: modules whose complete name matches.
     Pattern(Regex),
     /// The string `all-linear`: all linear layers of the model.
     AllLinear,
@@ -102,7 +102,13 @@ impl TryFrom<TargetsText> for Targets {
         match text {
             TargetsText::Names(names) => Ok(Self::Names(names)),
             TargetsText::Text(text) if text.eq_ignore_ascii_case("all-linear") => Ok(Self::AllLinear),
-            TargetsText::Text(text) => compile(&text, &format!("^(?:{text})$")).map(Self::Pattern),
+            TargetsText::Text(text) => match listed_names(&text) {
+                Some(names) => Ok(Self::Complete(names)),
+                None => {
+                    let compiled = compile(&format!("^(?:{text})$"));
+                    compiled.map(Self::Pattern).map_err(|unusable| refusal(&text, &unusable))
+                }
+            },
         }
     }
 }
@@ -111,56 +117,12 @@ impl Targets {
     /// Returns whether a module is adapted.
     pub fn contain(&self, module: &str) -> bool {
         match self {
-            Self::Names(names) => names.contains(module) || names.iter().any(|name| is_below(name, module)),
+            Self::Names(names) => ends_of(module).any(|end| names.contains(end)),
+            Self::Complete(names) => names.contains(module),
             Self::Pattern(pattern) => pattern.is_match(module),
             Self::AllLinear => true,
         }
     }
-}
-
-/// `rank_pattern` or `alpha_pattern`: values by regular expression, in the order of the file.
-#[derive(Clone, Debug)]
-pub struct Patterns<T>(Vec<(Regex, T)>);
-
-impl<T> Patterns<T> {
-    /// The value of the first expression that matches the name of a module, or the end of the name after a dot.
-    pub fn first_match(&self, module: &str) -> Option<&T> {
-        self.0.iter().find(|(pattern, _)| pattern.is_match(module)).map(|(_, value)| value)
-    }
-}
-
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for Patterns<T> {
-    /// Keeps the order of the file, which decides between several matches. A map type would lose it.
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct InOrder<T>(PhantomData<T>);
-
-        impl<'de, T: Deserialize<'de>> Visitor<'de> for InOrder<T> {
-            type Value = Patterns<T>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object with regular expressions as keys")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let (mut patterns, mut seen) = (Vec::new(), BTreeSet::new());
-                while let Some((key, value)) = map.next_entry::<String, T>()? {
-                    let pattern =
-                        compile(&key, &format!(r"^(?:.*\.)?(?:{key})$")).map_err(A::Error::custom)?;
-                    patterns.push((pattern, value));
-                    if let Some(key) = seen.replace(key) {
-                        return Err(A::Error::custom(format!("duplicate pattern {}", quoted(&key))));
-                    }
-                }
-                Ok(Patterns(patterns))
-            }
-        }
-
-        deserializer.deserialize_map(InOrder(PhantomData))
-    }
-}
-
-fn compile(text: &str, pattern: &str) -> Result<Regex, String> {
-    Regex::new(pattern).map_err(|_| format!("invalid or unsupported regular expression {}", quoted(text)))
 }
 
 /// The configuration of an adapter. It has only keys of PEFT 0.21, which warns about others.
@@ -192,7 +154,7 @@ pub(super) fn to_json(
     let over_matches = other_modules
         .iter()
         .filter(|other| !ranks.contains_key(*other))
-        .any(|other| ranks.keys().any(|module| is_below(module, other)));
+        .any(|other| ends_of(other).skip(1).any(|end| ranks.contains_key(end)));
     let target_modules = if over_matches {
         let names: Vec<String> = ranks.keys().map(|module| regex::escape(module)).collect();
         json!(format!("^(?:{})$", names.join("|")))

@@ -5,7 +5,7 @@ use super::numbers::finite_bytes;
 use super::{Adapter, FileRecord, RECORD_FILE};
 use crate::element::Element;
 use crate::storage::safetensors::Layout;
-use crate::storage::{AtomicFile, Hashing, Problems};
+use crate::storage::{Hashing, NewFile, Problems};
 use faer::Mat;
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -38,18 +38,18 @@ pub(super) struct Entry<'a> {
 pub(super) type Entries<'a> = BTreeMap<String, Entry<'a>>;
 
 impl Contents<'_> {
-    /// Writes the file with the tensors, the record with its hash, and the files beside it. The file with the tensors comes first in
-    /// the result.
+    /// Writes the file with the tensors, the record with its hash, and the files beside it. Returns the files, with the tensors first,
+    /// and the hash.
     ///
     /// # Errors
     /// The data problems of all tensors, together; I/O problems.
     pub(super) fn write(
         &self,
-        output: &OutputFolder,
+        output: &OutputFolder<'_>,
         name: &str,
         mut metadata: BTreeMap<String, String>,
         entries: &Entries<'_>,
-    ) -> Result<Vec<AtomicFile>, Problems> {
+    ) -> Result<(Vec<NewFile>, FileRecord), Problems> {
         metadata.insert("format".to_owned(), "pt".to_owned());
         let shape = |entry: &Entry<'_>| (entry.element.name().to_owned(), entry.shape.clone());
         let shapes = entries.iter().map(|(key, entry)| (key.clone(), shape(entry))).collect();
@@ -70,13 +70,14 @@ impl Contents<'_> {
         problems.or_ok(())?;
 
         let mut record = self.provenance.clone();
-        record.insert("files".into(), json!({ name: FileRecord::from(hashing) }));
+        let hash = FileRecord::from(hashing);
+        record.insert("files".into(), json!({ name: hash }));
         let record = pretty(&Value::Object(record));
         let mut files = vec![file];
         for (name, bytes) in [(RECORD_FILE, record.as_bytes())].iter().chain(self.beside) {
             files.push(output.write(name, bytes)?);
         }
-        Ok(files)
+        Ok((files, hash))
     }
 }
 

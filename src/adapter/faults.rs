@@ -1,72 +1,108 @@
-//! Each step of the writers fails in turn, once or from then on. The files that are left are old, complete, or do not load.
+//! Each step of the writers fails in turn, once or from then on. The folder holds the old files or the new ones, as a whole.
 
 use super::replace::BaseRecord;
 use super::testing::{adapter, factors, files, provenance, try_write, write_tensors};
 use super::*;
 use crate::element::Element;
 use crate::storage::faults::{Faults, Step, folder, inject};
-use crate::storage::{Access, Category, Checkpoint, Problem, Problems, snapshot};
+use crate::storage::{Access, Category, Checkpoint, Problems, real, remove_unfinished, snapshot};
 use expect_test::expect;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-type Files = BTreeMap<String, Vec<u8>>;
+/// The files and folders below a folder, by their relative paths. Folders have no content.
+type Tree = BTreeMap<PathBuf, Option<Vec<u8>>>;
 
-/// Calls `write` for a folder that `prepare` filled, with each of its steps failing in turn. `loads` returns whether the files that are
-/// left are taken for a complete output.
-fn all_faults(
-    prepare: impl Fn(&Path),
-    write: impl Fn(&Path) -> Result<(), Problems>,
-    loads: impl Fn(&Files) -> bool,
-) {
-    let outcome = |faults: Faults| {
-        let parent = folder();
-        let folder = parent.path().join("out");
-        prepare(&folder);
-        let old = files(&folder);
-        let (result, faults) = inject(faults, parent.path(), || write(&folder));
-        (result, faults, old, files(&folder))
-    };
-    let (result, all, old, new) = outcome(Faults::none());
-    result.unwrap();
-    assert!(loads(&new) && old != new);
-    for step in
-        [Step::Create, Step::Write, Step::Flush, Step::Sync, Step::Rename, Step::SyncFolder, Step::Remove]
-    {
-        assert!(all.met.iter().any(|(met, _)| *met == step), "{step:?} does not occur");
-    }
-    for pass in 0..all.met.len() {
-        for sticky in [false, true] {
-            for kind in [ErrorKind::StorageFull, ErrorKind::Other] {
-                let (result, met, old, left) = outcome(Faults::after(pass, sticky, kind));
-                let place = format!("{:?} number {pass}, sticky: {sticky}", all.met[pass]);
-                assert!(met.first().is_some(), "{place}");
-                let problems = result.expect_err(&place);
-                assert_eq!(problems.category(), Category::Io, "{place}: {problems}");
-                assert!(!left.keys().any(|name| name.contains(".tmp")), "{place}: {:?}", left.keys());
-                // The very last step syncs a folder, when everything is in place already.
-                let complete = [&old, &new].map(loaded).contains(&loaded(&left));
-                assert!(!loads(&left) || complete, "{place}: {:?}", left.keys());
+fn tree(root: &Path) -> Tree {
+    let mut found = Tree::new();
+    let mut folders = vec![root.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let content = if path.is_dir() { None } else { Some(fs::read(&path).unwrap()) };
+            found.insert(path.strip_prefix(root).unwrap().to_owned(), content);
+            if path.is_dir() {
+                folders.push(path);
             }
         }
     }
-    // Calls that a signal interrupts are repeated.
-    for pass in (0..all.met.len()).filter(|&pass| all.met[pass].0 == Step::Write) {
-        let (result, _, _, left) = outcome(Faults::after(pass, false, ErrorKind::Interrupted));
-        result.unwrap();
-        assert!(left == new);
-    }
+    found
 }
 
-/// The files without the record of a base, which changes earlier than the files and only lists files to remove.
-fn loaded(files: &Files) -> Files {
-    let mut files = files.clone();
-    files.retain(|name, bytes| {
-        name != RECORD_FILE || !String::from_utf8_lossy(bytes).contains("cntlora-base")
-    });
-    files
+/// The ways of replacing a folder.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Way {
+    Exchange,
+    /// As in file systems that cannot exchange folders.
+    Move,
+    /// As for a folder that cannot be renamed.
+    InPlace,
+}
+
+/// A subfolder of the user.
+const MINE: &str = "mine/deep";
+
+/// Calls `write` for a folder that `prepare` filled, with each of its steps failing in turn.
+fn all_faults(prepare: impl Fn(&Path), write: impl Fn(&Path) -> Result<(), Problems>) {
+    for way in [Way::Exchange, Way::Move, Way::InPlace] {
+        let outcome = |faults: Faults| {
+            let parent = folder();
+            let folder = parent.path().join("out");
+            fs::create_dir_all(folder.join(MINE)).unwrap();
+            fs::write(folder.join(MINE).join("state"), "of the user").unwrap();
+            fs::write(folder.join("notes"), "of the user").unwrap();
+            prepare(&folder);
+            let old = tree(parent.path());
+            // The name of the folder is not in this path, so it is not renamed.
+            let path = if way == Way::InPlace { folder.join("mine/..") } else { folder.clone() };
+            let faults = Faults { exchange: way == Way::Exchange, ..faults };
+            let (result, faults) = inject(faults, parent.path(), || write(&path));
+            let left = tree(parent.path());
+            remove_unfinished(&folder);
+            (result, faults, old, left, tree(parent.path()))
+        };
+        let (result, all, old, new, recovered) = outcome(Faults::none());
+        result.unwrap();
+        assert!(old != new && new == recovered);
+        for step in
+            [Step::Create, Step::Write, Step::Flush, Step::Sync, Step::Rename, Step::SyncFolder, Step::Remove]
+        {
+            assert!(all.met.iter().any(|(met, _)| *met == step), "{way:?}: {step:?} does not occur");
+        }
+        for pass in 0..all.met.len() {
+            for (sticky, kind) in [(false, ErrorKind::Other), (true, ErrorKind::StorageFull)] {
+                let (result, met, old, left, recovered) = outcome(Faults::after(pass, sticky, kind));
+                let place = format!("{way:?}, {:?} number {pass}, sticky: {sticky}", all.met[pass]);
+                assert!(met.first().is_some(), "{place}");
+                let problems = result.expect_err(&place);
+                assert_eq!(problems.category(), Category::Io, "{place}: {problems}");
+                assert!(recovered == old || recovered == new, "{place}: {:?}", recovered.keys());
+                let is_whole = |expected: &Tree| {
+                    let of_output = |tree: &Tree| {
+                        let mut tree = tree.clone();
+                        tree.retain(|path, _| path.starts_with("out") && !path.starts_with("out/mine"));
+                        tree
+                    };
+                    of_output(&left) == of_output(expected)
+                };
+                assert!(
+                    way == Way::InPlace || is_whole(&old) || is_whole(&new),
+                    "{place}: {:?}",
+                    left.keys()
+                );
+                // Only what could not be put back is left to the next run.
+                assert!(sticky || way == Way::InPlace || left == recovered, "{place}: {:?}", left.keys());
+            }
+        }
+        // Calls that a signal interrupts are repeated.
+        for pass in (0..all.met.len()).filter(|&pass| all.met[pass].0 == Step::Write) {
+            let (result, _, _, left, _) = outcome(Faults::after(pass, false, ErrorKind::Interrupted));
+            result.unwrap();
+            assert!(left == new);
+        }
+    }
 }
 
 fn write_adapter(folder: &Path, module: &'static str) -> Result<(), Problems> {
@@ -74,48 +110,84 @@ fn write_adapter(folder: &Path, module: &'static str) -> Result<(), Problems> {
     try_write(folder, &adapter, Element::F32, &provenance("update", &[]), Format::Peft)
 }
 
+fn write_kohya(folder: &Path, module: &'static str) -> Result<(), Problems> {
+    let adapter = adapter([(module, factors(2, 3, 1))]);
+    let format = Format::SingleFile(SingleFile::Kohya, Component::Unet);
+    try_write(folder, &adapter, Element::F32, &provenance("update", &[]), format)
+}
+
 #[test]
-fn an_adapter_is_old_complete_or_none() {
-    let prepare = |folder: &Path| {
-        fs::create_dir(folder).unwrap();
-        write_adapter(folder, "old").unwrap();
-    };
-    all_faults(prepare, |folder| write_adapter(folder, "new"), |files| files.contains_key(CONFIG_FILE));
+fn an_adapter_is_the_old_one_or_the_new_one() {
+    all_faults(|folder| write_adapter(folder, "old").unwrap(), |folder| write_adapter(folder, "new"));
 }
 
 /// An adapter in one format also replaces an adapter in another format completely.
 #[test]
-fn a_single_file_adapter_is_old_complete_or_none() {
-    let adapter = |module| adapter([(module, factors(2, 3, 1))]);
-    let kohya = |folder: &Path, module| {
-        let format = Format::SingleFile(SingleFile::Kohya, Component::Unet);
-        try_write(folder, &adapter(module), Element::F32, &provenance("update", &[]), format)
-    };
-    let loads = |files: &Files| files.contains_key(CONFIG_FILE) || files.contains_key("lora.safetensors");
-    let from_peft = |folder: &Path| {
-        fs::create_dir(folder).unwrap();
-        write_adapter(folder, "old").unwrap();
-    };
-    let from_kohya = |folder: &Path| {
-        fs::create_dir(folder).unwrap();
-        kohya(folder, "old").unwrap();
-    };
-    all_faults(from_peft, |folder| kohya(folder, "new"), loads);
-    all_faults(from_kohya, |folder| kohya(folder, "new"), loads);
+fn a_single_file_adapter_is_the_old_one_or_the_new_one() {
+    all_faults(|folder| write_adapter(folder, "old").unwrap(), |folder| write_kohya(folder, "new"));
+    all_faults(|folder| write_kohya(folder, "old").unwrap(), |folder| write_kohya(folder, "new"));
 
     let folder = tempfile::tempdir().unwrap();
     write_adapter(folder.path(), "old").unwrap();
-    kohya(folder.path(), "new").unwrap();
+    write_kohya(folder.path(), "new").unwrap();
     let left: Vec<String> = files(folder.path()).into_keys().collect();
     assert_eq!(left, [RECORD_FILE, SingleFile::Kohya.file_name()]);
     assert!(is_complete(folder.path()));
-    retire(folder.path()).unwrap();
-    assert!(!is_complete(folder.path()));
-    kohya(folder.path(), "old").unwrap();
     fs::write(folder.path().join(SingleFile::Diffusers.file_name()), "older").unwrap();
     write_adapter(folder.path(), "new").unwrap();
     let left: Vec<String> = files(folder.path()).into_keys().collect();
     assert_eq!(left, [CONFIG_FILE, TENSORS_FILE, RECORD_FILE]);
+}
+
+/// All files of an output are in its folder.
+#[test]
+fn an_adapter_with_its_base_is_the_old_one_or_the_new_one() {
+    let write = |folder: &Path, module: &'static str, sharded: bool| -> Result<(), Problems> {
+        let mut staged = Staged::create(&[folder, &default_base(folder)])?;
+        let adapter = adapter([(module, factors(2, 3, 1))]);
+        let (provenance, other_modules) = (provenance("residual", &[]), &Default::default());
+        let contents = Contents {
+            adapter: &adapter,
+            element: Element::F32,
+            provenance: &provenance,
+            other_modules,
+            beside: &[(REPORT_FILE, b"{}")],
+        };
+        let hash = staged.adapter(folder, &contents, Format::Peft)?;
+        let (checkpoint, weights) = adapted_model(folder, sharded)?;
+        staged.base(&default_base(folder), &checkpoint, &weights, (1.0, Element::F32), Some(hash))?;
+        staged.commit_adapter(folder)
+    };
+    let prepare = |folder: &Path| {
+        adapted_model(folder, false).unwrap();
+        write(folder, "old", true).unwrap();
+        fs::write(folder.join("base/notes"), "of the user").unwrap();
+    };
+    all_faults(prepare, |folder| write(folder, "new", false));
+    // An adapter without a base removes the old base.
+    let plain = |folder: &Path| -> Result<(), Problems> {
+        let mut staged = Staged::create(&[folder])?;
+        let adapter = adapter([("new", factors(2, 3, 1))]);
+        let (provenance, other_modules) = (provenance("update", &[]), &Default::default());
+        let contents = Contents {
+            adapter: &adapter,
+            element: Element::F32,
+            provenance: &provenance,
+            other_modules,
+            beside: &[],
+        };
+        staged.adapter(folder, &contents, Format::Peft)?;
+        staged.commit_adapter(folder)
+    };
+    all_faults(prepare, plain);
+    let parent = folder();
+    let out = parent.path().join("out");
+    fs::create_dir(&out).unwrap();
+    prepare(&out);
+    plain(&out).unwrap();
+    let left: Vec<PathBuf> = tree(&out).into_keys().collect();
+    let expected = [CONFIG_FILE, TENSORS_FILE, "base", "base/notes", RECORD_FILE];
+    assert_eq!(left, expected.map(PathBuf::from));
 }
 
 /// A model of two shards or of one file, with a configuration that differs between them.
@@ -135,45 +207,38 @@ fn model(folder: &Path, sharded: bool) -> Result<Checkpoint, Problems> {
     Checkpoint::open(folder, Access::Read)
 }
 
-fn write_base(folder: &Path, sharded: bool) -> Result<(), Problems> {
-    let checkpoint = model(&folder.with_file_name(format!("model-{sharded}")), sharded)?;
-    let factors = factors(2, 3, 1);
+/// A model beside the folder of an output, and an adapted weight of it.
+fn adapted_model(folder: &Path, sharded: bool) -> Result<(Checkpoint, Vec<AdaptedWeight>), Problems> {
+    let checkpoint = model(&real(folder).with_file_name(format!("model-{sharded}")), sharded)?;
     let pieces = checkpoint.whole("q").into_iter().collect();
-    let layers = [AdaptedWeight { pieces, factors }];
-    write_residual_base(folder, &checkpoint, &layers, 1.0, Element::F32).map(drop)
+    let layers = vec![AdaptedWeight { pieces, factors: factors(2, 3, 1) }];
+    Ok((checkpoint, layers))
 }
 
-fn remove_base(folder: &Path) -> Result<(), Problem> {
-    BaseRecord::of(folder)?.map_or(Ok(()), |record| record.remove_from(folder))
+fn write_base(folder: &Path, sharded: bool) -> Result<(), Problems> {
+    let (checkpoint, layers) = adapted_model(folder, sharded)?;
+    write_residual_base(folder, &checkpoint, &layers, 1.0, Element::F32).map(drop)
 }
 
 /// The weights of an old base with shards must not stay beside a single file, and the reverse.
 #[test]
-fn a_base_is_old_complete_or_does_not_load() {
+fn a_base_is_the_old_one_or_the_new_one() {
     for sharded in [false, true] {
         let prepare = |folder: &Path| {
-            fs::create_dir(folder).unwrap();
+            adapted_model(folder, sharded).unwrap();
             write_base(folder, !sharded).unwrap();
-            fs::write(folder.join("notes.txt"), "of the user").unwrap();
         };
-        let loads = |files: &Files| {
-            files.contains_key("model.safetensors") || files.contains_key("model.safetensors.index.json")
-        };
-        all_faults(prepare, |folder| write_base(folder, sharded), loads);
+        all_faults(prepare, |folder| write_base(folder, sharded));
 
         let parent = tempfile::tempdir().unwrap();
         let (replaced, fresh) = (parent.path().join("replaced"), parent.path().join("fresh"));
         prepare(&replaced);
+        fs::write(replaced.join("notes.txt"), "of the user").unwrap();
         write_base(&replaced, sharded).unwrap();
         write_base(&fresh, sharded).unwrap();
         let mut left = files(&replaced);
         assert_eq!(left.remove("notes.txt").unwrap(), b"of the user", "other files stay");
         assert_eq!(left, files(&fresh), "the old base is removed completely");
-
-        remove_base(&replaced).unwrap();
-        assert_eq!(files(&replaced).into_keys().collect::<Vec<_>>(), ["notes.txt"]);
-        remove_base(&fresh).unwrap();
-        assert!(!fresh.exists());
     }
 }
 
@@ -188,6 +253,7 @@ fn a_record_cannot_list_files_of_other_folders() {
     fs::write(folder.join(RECORD_FILE), record).unwrap();
     expect![[r#"
         FOLDER/base/cntlora.json: the record must list files of its own folder, but it has the path "../kept"; help: choose another folder for the residual base
-    "#]].assert_eq(&snapshot(remove_base(&folder).unwrap_err()));
+    "#]].assert_eq(&snapshot(BaseRecord::of(&folder).err().unwrap()));
+    assert!(write_base(&folder, false).is_err());
     assert!(parent.path().join("kept").exists());
 }

@@ -13,6 +13,7 @@ mod format;
 mod modules;
 mod names;
 mod numbers;
+mod patterns;
 mod peft;
 mod read;
 mod record;
@@ -25,19 +26,18 @@ mod testing;
 mod verify;
 mod write;
 
-pub use config::{Config, Patterns, Targets};
+pub use config::{Config, Targets};
 pub use contents::Contents;
 pub use convert::{Conversion, convert};
 pub use folder::refuse_occupied;
 pub use format::{Component, Format, SingleFile};
 pub use names::{CONFIG_FILE, REPORT_FILE, TENSORS_FILE};
+pub use patterns::Patterns;
 pub use peft::other_modules;
 pub use read::{PeftAdapter, PeftLayer};
 pub use record::{FileRecord, Origin, RECORD_FILE, record_heading, recorded_layer};
-pub use residual::{
-    AdaptedWeight, StagedBase, refuse_model_folder, stage_residual_base, write_residual_base,
-};
+pub use residual::{AdaptedWeight, refuse_model_folder, write_residual_base};
 pub use single_file::refuse_shapes_without_place;
-pub use staged::{Staged, StagedAdapter, anchor_of, default_base};
+pub use staged::{Staged, anchor_of, default_base};
 pub use verify::{Check, Outcome, Verification, verify};
-pub use write::{Adapter, is_complete, retire, stage_adapter, write_adapter};
+pub use write::{Adapter, is_complete, write_adapter};

@@ -6,6 +6,7 @@
 use super::numbers::in_module;
 use super::{Adapter, CONFIG_FILE};
 use crate::factors::{Factors, LayerShape};
+use crate::storage::expressions::ends_of;
 use crate::storage::{Problem, Problems, quoted};
 use faer::Mat;
 use std::collections::{BTreeMap, BTreeSet};
@@ -148,31 +149,28 @@ impl<'a> Module<'a> {
 pub(super) fn keys<'a>(
     modules: &BTreeMap<&'a str, Module<'_>>,
 ) -> Result<BTreeMap<&'a str, String>, Problem> {
-    let parameters = || modules.iter().filter(|(_, module)| module.is_parameter()).map(|(name, _)| *name);
     let mut keys = BTreeMap::new();
+    let mut parameters: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for (&name, module) in modules {
-        let key = match module.is_parameter() {
-            false => name.to_owned(),
-            true => {
-                let (parent, siblings) = wrapping(name, parameters())?;
-                let depth = siblings.iter().rev().position(|sibling| *sibling == name).unwrap_or(0);
-                format!("{parent}{}", WRAPPED.repeat(depth))
-            }
-        };
-        keys.insert(name, key);
+        if module.is_parameter() {
+            parameters.entry(parent_of(name)).or_default().push(name);
+        } else {
+            keys.insert(name, name.to_owned());
+        }
+    }
+    for (parent, mut siblings) in parameters {
+        in_order(&mut siblings)?;
+        // PEFT wraps the first one innermost.
+        for (depth, name) in siblings.into_iter().rev().enumerate() {
+            keys.insert(name, format!("{parent}{}", WRAPPED.repeat(depth)));
+        }
     }
     Ok(keys)
 }
 
-/// The parent of a parameter, and its parameters, starting with the innermost.
-fn wrapping<'a>(
-    name: &'a str,
-    parameters: impl Iterator<Item = &'a str>,
-) -> Result<(&'a str, Vec<&'a str>), Problem> {
-    let parent = |name: &'a str| name.rsplit_once('.').map_or("", |(parent, _)| parent);
-    let mut siblings: Vec<&str> = parameters.filter(|other| parent(other) == parent(name)).collect();
-    in_order(&mut siblings)?;
-    Ok((parent(name), siblings))
+/// The module of a parameter: its name up to the last dot.
+fn parent_of(parameter: &str) -> &str {
+    parameter.rsplit_once('.').map_or("", |(parent, _)| parent)
 }
 
 /// Sorts the parameters of a parent, starting with the innermost.
@@ -197,38 +195,46 @@ fn in_order(parameters: &mut [&str]) -> Result<(), Problem> {
     Ok(())
 }
 
-/// True if the name `module` ends with a dot and `last`, which can have several parts.
-pub(super) fn is_below(last: &str, module: &str) -> bool {
-    module.strip_suffix(last).is_some_and(|parent| parent.ends_with('.'))
-}
+/// The parameters of fused experts in `target_parameters`, by the name of their module or its end.
+pub(super) struct Parameters<'a>(BTreeMap<&'a str, Vec<&'a str>>);
 
-/// The parameter of experts that has this name in tensors. `targets` are the `target_parameters` of the configuration; `None` if they
-/// have no parameter of this module.
-pub(super) fn parameter(name: &str, targets: Option<&BTreeSet<String>>) -> Result<Option<String>, Problem> {
-    let mut parent = name;
-    let mut depth = 0;
-    while let Some(outer) = parent.strip_suffix(WRAPPED) {
-        (parent, depth) = (outer, depth + 1);
+impl<'a> Parameters<'a> {
+    /// The parameters of a configuration.
+    pub(super) fn new(targets: Option<&'a BTreeSet<String>>) -> Self {
+        let mut by_module: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for target in targets.into_iter().flatten() {
+            by_module.entry(parent_of(target)).or_default().push(target);
+        }
+        Self(by_module)
     }
-    let is_of_parent = |target: &&str| {
-        let (of, _) = target.rsplit_once('.').unwrap_or(("", target));
-        of == parent || is_below(of, parent)
-    };
-    let mut siblings: Vec<&str> =
-        targets.into_iter().flatten().map(String::as_str).filter(is_of_parent).collect();
-    if siblings.is_empty() {
-        return Ok(None);
+
+    /// The parameter that has this name in tensors. `None` if there is no parameter of this module.
+    ///
+    /// # Errors
+    /// A data problem for tensors of more parameters than there are, and for several parameters in an unknown order.
+    pub(super) fn named(&self, name: &str) -> Result<Option<String>, Problem> {
+        let mut parent = name;
+        let mut depth = 0;
+        while let Some(outer) = parent.strip_suffix(WRAPPED) {
+            (parent, depth) = (outer, depth + 1);
+        }
+        let ends = ends_of(parent).filter_map(|end| self.0.get(end));
+        let mut siblings: Vec<&str> = ends.flatten().copied().collect();
+        if siblings.is_empty() {
+            return Ok(None);
+        }
+        siblings.sort_unstable();
+        in_order(&mut siblings)?;
+        let target = siblings.len().checked_sub(depth + 1).map(|place| siblings[place]).ok_or_else(|| {
+            Problem::data(format!(
+                "target_parameters in {CONFIG_FILE} has {} of the parameters of {}, but there are tensors for more",
+                siblings.len(),
+                quoted(parent)
+            ))
+        })?;
+        let last = target.rsplit('.').next().unwrap_or(target);
+        Ok(Some(format!("{parent}.{last}")))
     }
-    in_order(&mut siblings)?;
-    let target = siblings.len().checked_sub(depth + 1).map(|place| siblings[place]).ok_or_else(|| {
-        Problem::data(format!(
-            "target_parameters in {CONFIG_FILE} has {} of the parameters of {}, but there are tensors for more",
-            siblings.len(),
-            quoted(parent)
-        ))
-    })?;
-    let last = target.rsplit('.').next().unwrap_or(target);
-    Ok(Some(format!("{parent}.{last}")))
 }
 
 #[cfg(test)]

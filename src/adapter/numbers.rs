@@ -2,7 +2,7 @@
 
 use crate::element::Element;
 use crate::factors::Factors;
-use crate::storage::{Problem, quoted};
+use crate::storage::{Problem, quoted, zeros};
 use faer::MatRef;
 use std::fmt::Display;
 
@@ -47,10 +47,13 @@ pub(super) fn encode(factor: MatRef<'_, f32>, element: Element) -> Vec<u8> {
 }
 
 /// The numbers in bytes of a file.
-pub(super) fn decode(bytes: &[u8], element: Element) -> Vec<f64> {
-    let mut values = vec![0.0; bytes.len() / element.size()];
+///
+/// # Errors
+/// A problem of the environment if there is not enough memory.
+pub(super) fn decode(bytes: &[u8], element: Element) -> Result<Vec<f64>, Problem> {
+    let mut values = zeros((bytes.len() / element.size()) as u64)?;
     element.decode_f64(bytes, &mut values);
-    values
+    Ok(values)
 }
 
 /// Row, column and value of the first number that is not finite.
@@ -68,7 +71,7 @@ pub(super) fn first_nonfinite(
 /// A data problem if a number is not finite, or is too large for the number format.
 pub(super) fn finite_bytes(factor: MatRef<'_, f32>, element: Element) -> Result<Vec<u8>, Problem> {
     let bytes = encode(factor, element);
-    let Some((row, column, _)) = first_nonfinite(decode(&bytes, element), factor.ncols()) else {
+    let Some((row, column, _)) = first_nonfinite(decode(&bytes, element)?, factor.ncols()) else {
         return Ok(bytes);
     };
     let value = factor[(row, column)];

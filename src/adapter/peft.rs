@@ -6,24 +6,25 @@ use super::folder::OutputFolder;
 use super::modules::{Module, Side, keys, modules};
 use super::names::{PREFIX, suffixes};
 use super::numbers::{check_shapes, in_module};
-use super::staged::StagedAdapter;
-use super::{Adapter, CONFIG_FILE, TENSORS_FILE};
+use super::{Adapter, CONFIG_FILE, FileRecord, TENSORS_FILE};
 use crate::element::Element;
-use crate::storage::{Checkpoint, Problem, Problems};
+use crate::storage::{Checkpoint, NewFile, Problem, Problems};
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 
-/// Writes a PEFT folder, up to the point where old files change: `adapter_model.safetensors`, `cntlora.json`, the files beside them,
-/// and `adapter_config.json` last.
-pub(super) fn stage<'a>(folder: &'a Path, contents: &Contents<'_>) -> Result<StagedAdapter<'a>, Problems> {
+/// Writes a PEFT folder: `adapter_model.safetensors`, `cntlora.json`, the files beside them, and `adapter_config.json`, which completes
+/// it. Returns the files and the hash of the tensors.
+pub(super) fn write(
+    output: &OutputFolder<'_>,
+    contents: &Contents<'_>,
+) -> Result<(Vec<NewFile>, FileRecord), Problems> {
     let Contents { adapter, element, other_modules, .. } = *contents;
     check(adapter, element)?;
-    let output = OutputFolder::open(folder)?;
     let modules = modules(adapter)?;
-    let mut files = contents.write(&output, TENSORS_FILE, BTreeMap::new(), &entries(&modules, element)?)?;
+    let entries = entries(&modules, element)?;
+    let (mut files, hash) = contents.write(output, TENSORS_FILE, BTreeMap::new(), &entries)?;
     let config = pretty(&to_json(adapter, &modules, other_modules));
     files.push(output.write(CONFIG_FILE, config.as_bytes())?);
-    Ok(StagedAdapter::new(files, output)?)
+    Ok((files, hash))
 }
 
 /// The modules of a checkpoint with a weight that is not adapted.
@@ -78,7 +79,7 @@ mod tests {
     use super::super::testing::{
         AnyLayers, adapter, checkpoint, factors, files, provenance, rows, try_write, write, write_tensors,
     };
-    use super::super::{FileRecord, Format, PeftAdapter, RECORD_FILE};
+    use super::super::{Format, PeftAdapter, RECORD_FILE};
     use super::*;
     use crate::factors::{Factors, LayerShape};
     use crate::storage::{Category, Source, snapshot};

@@ -1,20 +1,23 @@
 //! Reads adapters. Opening one reads the headers; factors are read layer by layer, on demand.
 
 use super::format::SingleFile;
-use super::modules::parameter;
+use super::modules::Parameters;
 use super::names::{ALPHA_SUFFIX, affixes, suffixes};
 use super::numbers::{decode, element_of};
 use super::single_file::MODULES_KEY;
 use super::{CONFIG_FILE, Config, TENSORS_FILE};
 use crate::element::Element;
-use crate::factors::{Factors, LayerName, LayerShape};
+use crate::factors::{Factors, LayerName, LayerShape, MOST_BLOCKS};
 use crate::storage::json::{UniqueKeys, parse_json};
 use crate::storage::safetensors::{Header, Tensor};
-use crate::storage::{Access, Problem, Problems, Source, is_missing, product, quoted, read_json};
+use crate::storage::{
+    Access, Problem, Problems, Source, interrupted_replacement, is_missing, product, quoted, read_json, zeros,
+};
 use faer::Mat;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// An opened adapter of linear layers, convolutions, embeddings and fused experts: a PEFT folder or a single file.
 #[derive(Debug)]
@@ -23,6 +26,8 @@ pub struct PeftAdapter {
     single_file: Option<SingleFile>,
     layers: BTreeMap<LayerName, PeftLayer>,
     source: Source,
+    /// The up matrix of fused experts that was read last, with its offset. The experts of a module share it.
+    shared: Mutex<Option<(u64, Arc<Mat<f32>>)>>,
 }
 
 /// A layer of an adapter, without its numbers.
@@ -78,12 +83,13 @@ impl PeftAdapter {
         let pairs = pairs(header, single_file, &source, problems);
         let prefix = single_file
             .map_or("", |format| format.common_prefix(pairs.keys().map(|(name, _)| name.as_str())));
+        let parameters =
+            Parameters::new(config.as_ref().and_then(|config| config.target_parameters.as_ref()));
         let mut layers = BTreeMap::new();
         for ((name, is_embedding), pair) in pairs {
             let known = names.get(&name).cloned();
             let module = known.unwrap_or_else(|| name.strip_prefix(prefix).unwrap_or(&name).to_owned());
-            let targets = config.as_ref().and_then(|config| config.target_parameters.as_ref());
-            let read = parameter(&module, targets).and_then(|parameter| {
+            let read = parameters.named(&module).and_then(|parameter| {
                 let is_parameter = parameter.is_some();
                 let module = parameter.unwrap_or(module);
                 layers_of(
@@ -102,7 +108,7 @@ impl PeftAdapter {
                 }
             }
         }
-        Some(Self { config, single_file, layers, source })
+        Some(Self { config, single_file, layers, source, shared: Mutex::default() })
     }
 
     /// The configuration of a PEFT adapter.
@@ -147,12 +153,31 @@ impl PeftAdapter {
         let a = self.rows(&layer.a, element, block * rank, rank, inputs)?;
         let b = match layer.shape {
             LayerShape::Expert { count, .. } => {
-                let all = self.rows(&layer.b, element, 0, outputs, rank * count)?;
+                let all = self.shared_rows(&layer.b, element, outputs, rank * count)?;
                 Mat::from_fn(outputs, rank, |i, j| all[(i, j * count + block)])
             }
             _ => self.rows(&layer.b, element, block * outputs, outputs, rank)?,
         };
         Ok(Factors { a, b })
+    }
+
+    /// Reads all rows of a factor that several layers share, or returns them if they were read last.
+    fn shared_rows(
+        &self,
+        tensor: &Tensor,
+        element: Element,
+        rows: usize,
+        columns: usize,
+    ) -> Result<Arc<Mat<f32>>, Problem> {
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((offset, all)) = &*shared
+            && *offset == tensor.offset
+        {
+            return Ok(Arc::clone(all));
+        }
+        let all = Arc::new(self.rows(tensor, element, 0, rows, columns)?);
+        *shared = Some((tensor.offset, Arc::clone(&all)));
+        Ok(all)
     }
 
     /// Reads rows of a factor, from row `first` on.
@@ -167,15 +192,24 @@ impl PeftAdapter {
         let row_bytes = (columns * element.size()) as u64;
         let bytes =
             self.source.read_vec(tensor.offset + first as u64 * row_bytes, rows as u64 * row_bytes)?;
-        let mut values = vec![0.0; rows * columns];
+        let mut values =
+            zeros((rows * columns) as u64).map_err(|problem| problem.in_file(self.source.path()))?;
         element.decode_f32(&bytes, &mut values);
         Ok(Mat::from_fn(rows, columns, |i, j| values[i * columns + j]))
     }
 }
 
 fn check_folder(folder: &Path) -> Result<(), Problem> {
-    let metadata = fs::metadata(folder)
-        .map_err(|error| Problem::io("cannot open the folder", &error).in_file(folder))?;
+    let metadata = fs::metadata(folder).map_err(|error| {
+        let problem = Problem::io("cannot open the folder", &error).in_file(folder);
+        match interrupted_replacement(folder) {
+            Some(old) => problem.help(format!(
+                "a run was killed while it replaced this folder: give its command again, or rename {} to get the old folder back",
+                quoted(&old.display().to_string())
+            )),
+            None => problem,
+        }
+    })?;
     if metadata.is_dir() {
         return Ok(());
     }
@@ -355,6 +389,10 @@ fn layers_of(
         (None, None) => 1.0,
     };
     let count = shape.blocks();
+    if let Some(count) = count.filter(|&count| count > MOST_BLOCKS) {
+        let what = format!("A has {count} blocks of rank {rank}, but at most {MOST_BLOCKS} are supported");
+        return Err(Problem::data(what).in_tensor(&a_key));
+    }
     let layer = PeftLayer { rank, inputs, outputs, shape, scale, element, a, b, block: 0 };
     Ok(match count {
         None => vec![(LayerName::of_module(module), layer)],
@@ -368,7 +406,7 @@ fn layers_of(
 fn read_number(tensor: &Tensor, source: &Source) -> Result<f64, Problem> {
     let element = element_of(&tensor.dtype)?;
     match product(&tensor.shape) {
-        Some(1) => Ok(decode(&source.read_vec(tensor.offset, tensor.length)?, element)[0]),
+        Some(1) => Ok(decode(&source.read_vec(tensor.offset, tensor.length)?, element)?[0]),
         _ => Err(Problem::data(format!("alpha must be a single number, found shape {:?}", tensor.shape))),
     }
 }

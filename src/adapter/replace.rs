@@ -1,12 +1,10 @@
-//! Removes the residual base or the anchor of an earlier run. Only files that their records list are removed.
+//! The residual base or the anchor of an earlier run. Only files that their records list are removed.
 
-use super::folder::OutputFolder;
 use super::record::Record;
-use super::{RECORD_FILE, TENSORS_FILE, retire};
+use super::{FileRecord, RECORD_FILE};
 use crate::storage::{Access, Category, Problem, Schema, Source, is_missing, is_plain_name, quoted};
 use serde::{Deserialize, Serialize};
-use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 const SCHEMA: Schema = Schema {
     format: "cntlora-base",
@@ -22,12 +20,15 @@ pub(super) struct BaseRecord {
     version: u64,
     /// Sorted names of files in the folder.
     pub(super) files: Vec<String>,
+    /// The tensors of the adapter that it was written with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) adapter: Option<FileRecord>,
 }
 
 impl BaseRecord {
-    pub(super) fn new(mut files: Vec<String>) -> Self {
+    pub(super) fn new(mut files: Vec<String>, adapter: Option<FileRecord>) -> Self {
         files.sort();
-        Self { format: SCHEMA.format.into(), version: SCHEMA.newest, files }
+        Self { format: SCHEMA.format.into(), version: SCHEMA.newest, files, adapter }
     }
 
     /// Reads the record in a folder; `None` if there is no valid record of a residual base.
@@ -52,27 +53,12 @@ impl BaseRecord {
         }
     }
 
-    /// Removes the base from its folder: weights first, this record last. Files that are not listed stay. The folder is removed if it is
-    /// empty then.
-    pub(super) fn remove_from(&self, folder: &Path) -> Result<(), Problem> {
-        let output = OutputFolder::open(folder)?;
-        remove_all(&output, &self.files)?;
-        output.remove(RECORD_FILE)?;
-        // Fails, as intended, if other files are in the folder.
-        let _ = fs::remove_dir(folder);
-        Ok(())
+    /// The files of the base, in an order of removal in which the rest never loads: index, weights, other files, this record.
+    pub(super) fn old_files(&self) -> Vec<PathBuf> {
+        let mut names: Vec<&String> = self.files.iter().collect();
+        names.sort_by_key(|name| std::cmp::Reverse(standing(name)));
+        names.into_iter().map(PathBuf::from).chain([RECORD_FILE.into()]).collect()
     }
-}
-
-/// Removes the anchor in a folder, after a check with [`is_anchor`]. Other files stay. The folder is removed if it is empty then.
-pub(super) fn remove_anchor(folder: &Path) -> Result<(), Problem> {
-    retire(folder)?;
-    let output = OutputFolder::open(folder)?;
-    output.remove(TENSORS_FILE)?;
-    output.remove(RECORD_FILE)?;
-    // Fails, as intended, if other files are in the folder.
-    let _ = fs::remove_dir(folder);
-    Ok(())
 }
 
 /// True if a folder contains an anchor, according to its record.
@@ -82,13 +68,6 @@ pub(super) fn is_anchor(folder: &Path) -> Result<bool, Problem> {
         Err(problem) if problem.category() == Category::Io => Err(problem),
         Err(_) => Ok(false),
     }
-}
-
-/// Removes files of a model in an order in which the rest never loads: index, weights, other files.
-pub(super) fn remove_all(output: &OutputFolder<'_>, names: &[String]) -> Result<(), Problem> {
-    let mut names: Vec<&String> = names.iter().collect();
-    names.sort_by_key(|name| std::cmp::Reverse(standing(name)));
-    names.into_iter().try_for_each(|name| output.remove(name))
 }
 
 /// The rank of a file: files with a higher rank make a folder loadable, so they are written last and removed first.

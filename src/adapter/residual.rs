@@ -1,15 +1,15 @@
 //! The residual base: a copy of the checkpoint with `W − s B A` in place of each adapted weight.
 
-use super::RECORD_FILE;
 use super::contents::pretty;
 use super::folder::OutputFolder;
 use super::numbers::{check_shapes, decode, element_of, encode, first_nonfinite};
-use super::replace::{BaseRecord, remove_all, standing};
+use super::replace::{BaseRecord, standing};
+use super::staged::{Names, names_of};
+use super::{FileRecord, RECORD_FILE, Staged};
 use crate::element::Element;
 use crate::factors::Factors;
 use crate::storage::{
-    Access, AtomicFile, Checkpoint, Piece, Problem, Problems, Source, StagedFile, folder_of, is_same_file,
-    names_in,
+    Access, Checkpoint, NewFile, Piece, Problem, Problems, Source, folder_of, is_same_file, names_in,
 };
 use faer::MatRef;
 use rayon::prelude::*;
@@ -41,8 +41,7 @@ pub struct AdaptedWeight {
 /// Memory: one block of a weight, and the factors. The folder is created if its parent exists. In it, files of the same names are
 /// replaced; an old index, and the files in the record `cntlora.json` of an earlier base, are removed. Other files stay.
 ///
-/// All files are complete before the first is put in place. Old weights are removed before new ones are put in place, and the index
-/// comes last, so a mixture of both never loads.
+/// The folder is replaced as a whole: at every moment, it holds the old base or the new one.
 ///
 /// # Errors
 /// - Data: a tensor that is missing, is not a matrix of floating-point numbers, does not fit its factors, or has a number that is not
@@ -56,103 +55,71 @@ pub fn write_residual_base(
     scale: f64,
     element: Element,
 ) -> Result<Vec<String>, Problems> {
-    Ok(stage_residual_base(folder, checkpoint, layers, scale, element)?.commit()?)
+    let mut staged = Staged::create(&[folder])?;
+    let left_out = staged.base(folder, checkpoint, layers, (scale, element), None)?;
+    staged.commit()?;
+    Ok(left_out)
 }
 
-/// A residual base that is synced to disk, but not yet in place. Dropping it removes it.
-pub struct StagedBase<'a> {
-    /// In the order in which they are put in place. The file that makes the folder loadable comes last.
-    files: Vec<StagedFile>,
-    /// The files of an earlier base that are removed first.
-    old: Vec<String>,
-    /// The record of old and new files. It is in place while files are replaced, so that the next run finds them if this run is killed.
-    during: StagedFile,
-    /// The record of the new files.
-    record: StagedFile,
-    // Dropped after the files, so that a folder that was created for them is empty then.
-    output: OutputFolder<'a>,
-    left_out: Vec<String>,
+/// The parts of a checkpoint that change, after all checks that need no numbers.
+pub(super) struct Residuals<'a> {
+    checkpoint: &'a Checkpoint,
+    of_files: BTreeMap<usize, Vec<Residual<'a>>>,
 }
 
-/// Does the same as [`write_residual_base`], up to the point where old files change.
-///
-/// # Errors
-/// Those of [`write_residual_base`]; a data problem if the record of an earlier base lists files outside of its folder.
-pub fn stage_residual_base<'a>(
-    folder: &'a Path,
-    checkpoint: &Checkpoint,
-    layers: &[AdaptedWeight],
-    scale: f64,
-    element: Element,
-) -> Result<StagedBase<'a>, Problems> {
-    let residuals = residuals(checkpoint, layers, scale, element)?;
-    refuse_model_folder(folder, checkpoint)?;
-    let (copied, left_out) = companions(checkpoint)?;
-    let left_out = left_out.iter().map(|name| name.to_string_lossy().into_owned()).collect();
-
-    let output = OutputFolder::open(folder)?;
-    let mut written = Vec::new();
-    for (number, (source, _)) in checkpoint.files().iter().enumerate() {
-        let mut file = output.create(relative(source.path(), checkpoint))?;
-        let adapted = residuals.get(&number).map_or(&[][..], Vec::as_slice);
-        write_weights(source, adapted, &mut file)?;
-        source.check_unchanged()?;
-        written.push(file);
-    }
-    for name in &copied {
-        let source = Source::open(&checkpoint.path().join(name), Access::Read)?;
-        let mut file = output.create(name)?;
-        copy(&source, 0, source.length(), &mut file)?;
-        written.push(file);
-    }
-    let name = |file: &AtomicFile| file.path().file_name().map(|name| name.to_string_lossy().into_owned());
-    let names: Vec<String> = written.iter().filter_map(name).collect();
-    let mut old = BaseRecord::of(folder)?.map_or_else(Vec::new, |record| record.files);
-    // Old files that are replaced stay until then, except those that could make a mixture load.
-    old.extend(names.iter().filter(|name| standing(name) > 0).cloned());
-    old.push(INDEX_FILE.into());
-    old.retain(|old| standing(old) > 0 || !names.contains(old));
-    let mut ours = [old.as_slice(), &names].concat();
-    ours.sort();
-    ours.dedup();
-    written.sort_by_key(|file| name(file).map_or(0, |name| standing(&name)));
-    Ok(StagedBase {
-        files: written.into_iter().map(AtomicFile::stage).collect::<Result<_, _>>()?,
-        old,
-        during: stage_record(&output, ours)?,
-        record: stage_record(&output, names)?,
-        output,
-        left_out,
-    })
-}
-
-impl<'a> StagedBase<'a> {
-    /// The folder of the base.
-    pub fn folder(&self) -> &'a Path {
-        self.output.path()
+impl<'a> Residuals<'a> {
+    /// `folder` is the folder for the base.
+    pub(super) fn new(
+        folder: &Path,
+        checkpoint: &'a Checkpoint,
+        layers: &'a [AdaptedWeight],
+        scale: f64,
+        element: Element,
+    ) -> Result<Self, Problems> {
+        let of_files = residuals(checkpoint, layers, scale, element)?;
+        refuse_model_folder(folder, checkpoint)?;
+        Ok(Self { checkpoint, of_files })
     }
 
-    /// Replaces an earlier base. Returns the names of files and folders of the model that were not copied.
-    ///
-    /// # Errors
-    /// An I/O problem if a file cannot be replaced. The folder then has the old model, the new model, or no model that loads.
-    pub fn commit(self) -> Result<Vec<String>, Problem> {
-        // After an error, the rest is dropped in reverse order: the folder last.
-        let Self { left_out, output, record, during, old, mut files } = self;
-        during.commit()?;
-        remove_all(&output, &old)?;
-        // The file that makes the folder loadable comes after its record.
-        let last = files.pop();
-        files.into_iter().try_for_each(StagedFile::commit)?;
-        record.commit()?;
-        last.map_or(Ok(()), StagedFile::commit)?;
-        Ok(left_out)
+    /// Writes the base, and its record with the hash of the tensors of its adapter. Returns the names of files and folders of the model
+    /// that were not copied.
+    pub(super) fn write(
+        &self,
+        output: &OutputFolder<'_>,
+        adapter: Option<FileRecord>,
+    ) -> Result<(Names, Vec<String>), Problems> {
+        let Self { checkpoint, of_files } = self;
+        let (copied, left_out) = companions(checkpoint)?;
+        let left_out = left_out.iter().map(|name| name.to_string_lossy().into_owned()).collect();
+        let mut old = BaseRecord::of(output.path())?.map_or_else(Vec::new, |record| record.old_files());
+        let mut files = Vec::new();
+        for (number, (source, _)) in checkpoint.files().iter().enumerate() {
+            let mut file = output.create(relative(source.path(), checkpoint))?;
+            write_weights(source, of_files.get(&number).map_or(&[][..], Vec::as_slice), &mut file)?;
+            source.check_unchanged()?;
+            files.push(file);
+        }
+        for name in &copied {
+            let source = Source::open(&checkpoint.path().join(name), Access::Read)?;
+            let mut file = output.create(name)?;
+            copy(&source, 0, source.length(), &mut file)?;
+            files.push(file);
+        }
+        let name = |file: &NewFile| file.path().file_name().map(|name| name.to_string_lossy().into_owned());
+        let names = files.iter().filter_map(name).collect();
+        // A mixture of old and new weights must never load.
+        old.extend(
+            names_of(&files, output.path()).into_iter().filter(|name| standing(&name.to_string_lossy()) > 0),
+        );
+        old.insert(0, INDEX_FILE.into());
+        let record = pretty(&serde_json::json!(BaseRecord::new(names, adapter)));
+        files.push(output.write(RECORD_FILE, record.as_bytes())?);
+        // The file that makes the folder loadable comes last.
+        files.sort_by_key(|file| name(file).map_or(0, |name| standing(&name)));
+        let new = names_of(&files, output.path());
+        files.into_iter().try_for_each(NewFile::finish)?;
+        Ok((Names { old, new }, left_out))
     }
-}
-
-fn stage_record(output: &OutputFolder<'_>, files: Vec<String>) -> Result<StagedFile, Problem> {
-    let record = pretty(&serde_json::json!(BaseRecord::new(files)));
-    output.write(RECORD_FILE, record.as_bytes())?.stage()
 }
 
 /// Checks that the folder for a residual base is not the folder of the model.
@@ -261,9 +228,9 @@ impl<'a> Residual<'a> {
         let bytes =
             checkpoint.bytes_of(piece).filter(|_| fits).ok_or_else(|| wrong_shape(&expected, shape))?;
         let element = element_of(stored.map_or("", |tensor| &tensor.dtype))?;
-        let mut b_values = rounded(b.as_ref().subrows(rows.start, rows.len()), stored_as);
+        let mut b_values = rounded(b.as_ref().subrows(rows.start, rows.len()), stored_as)?;
         b_values.iter_mut().for_each(|value| *value *= scale);
-        let a_values = rounded(a.as_ref(), stored_as);
+        let a_values = rounded(a.as_ref(), stored_as)?;
         Ok(Self {
             name: &piece.tensor,
             bytes,
@@ -289,7 +256,7 @@ impl<'a> Residual<'a> {
         });
     }
 
-    fn write(&self, source: &Source, file: &mut AtomicFile) -> Result<(), Problem> {
+    fn write(&self, source: &Source, file: &mut NewFile) -> Result<(), Problem> {
         let row_bytes = self.inputs as u64 * self.element.size() as u64;
         let block = (BLOCK / row_bytes).max(1) * row_bytes;
         let mut encoded = Vec::new();
@@ -298,7 +265,7 @@ impl<'a> Residual<'a> {
         while done < all {
             let length = block.min(all - done);
             let bytes = source.read_vec(self.bytes.start + done, length)?;
-            let mut values = decode(&bytes, self.element);
+            let mut values = decode(&bytes, self.element)?;
             let first = (done / row_bytes) as usize;
             self.check_finite(source, first, &values, "")?;
             self.subtract(first, &mut values);
@@ -326,12 +293,12 @@ impl<'a> Residual<'a> {
 }
 
 /// The values of a factor after rounding to the format of the adapter, row by row.
-fn rounded(factor: MatRef<'_, f32>, element: Element) -> Vec<f64> {
+fn rounded(factor: MatRef<'_, f32>, element: Element) -> Result<Vec<f64>, Problem> {
     decode(&encode(factor, element), element)
 }
 
 /// Copies a file, and replaces the adapted weights.
-fn write_weights(source: &Source, adapted: &[Residual<'_>], file: &mut AtomicFile) -> Result<(), Problem> {
+fn write_weights(source: &Source, adapted: &[Residual<'_>], file: &mut NewFile) -> Result<(), Problem> {
     let mut done = 0;
     for residual in adapted {
         copy(source, done, residual.bytes.start, file)?;
@@ -341,7 +308,7 @@ fn write_weights(source: &Source, adapted: &[Residual<'_>], file: &mut AtomicFil
     copy(source, done, source.length(), file)
 }
 
-fn copy(source: &Source, mut from: u64, to: u64, file: &mut AtomicFile) -> Result<(), Problem> {
+fn copy(source: &Source, mut from: u64, to: u64, file: &mut NewFile) -> Result<(), Problem> {
     while from < to {
         let length = BLOCK.min(to - from);
         file.put(&source.read_vec(from, length)?)?;

@@ -9,39 +9,36 @@
 //! In both formats, the text encoders of CLIP have `text_model.` before `encoder.layers`, as in transformers before 5.6. Modules cannot
 //! be derived from these names and from those of kohya, so the metadata contains the modules by name.
 
-use super::Adapter;
 use super::contents::{Contents, Entries, Entry};
 use super::folder::OutputFolder;
 use super::format::{Component, SingleFile};
 use super::names::{ALPHA_SUFFIX, affixes};
 use super::peft::check;
-use super::staged::StagedAdapter;
+use super::{Adapter, FileRecord};
 use crate::element::Element;
 use crate::factors::{Factors, LayerName, LayerShape};
-use crate::storage::{Problem, Problems, quoted};
+use crate::storage::{NewFile, Problem, Problems, quoted};
 use faer::Mat;
 use serde_json::json;
 use std::collections::BTreeMap;
-use std::path::Path;
 
 /// The metadata entry with the modules by the names of their tensors.
 pub(super) const MODULES_KEY: &str = "cntlora_modules";
 
-/// Writes a single-file adapter into a folder, with `cntlora.json` and the files beside it, up to the point where old files change.
-pub(super) fn stage<'a>(
-    folder: &'a Path,
+/// Writes a single-file adapter, with `cntlora.json` and the files beside it. Returns the files and the hash of the tensors. The file with
+/// the tensors comes last, because it completes the adapter.
+pub(super) fn write(
+    output: &OutputFolder<'_>,
     contents: &Contents<'_>,
     (format, component): (SingleFile, Component),
-) -> Result<StagedAdapter<'a>, Problems> {
+) -> Result<(Vec<NewFile>, FileRecord), Problems> {
     let Contents { adapter, element, .. } = *contents;
     check(adapter, element)?;
     refuse_shapes_without_place(adapter.shapes.iter())?;
     let (entries, metadata) = content(adapter, element, (format, component))?;
-    let output = OutputFolder::open(folder)?;
-    let mut files = contents.write(&output, format.file_name(), metadata, &entries)?;
-    // The file with the tensors completes the adapter.
+    let (mut files, hash) = contents.write(output, format.file_name(), metadata, &entries)?;
     files.rotate_left(1);
-    Ok(StagedAdapter::new(files, output)?)
+    Ok((files, hash))
 }
 
 /// Refuses layers that these formats do not support: embeddings, fused experts and convolutions in groups.

@@ -1,11 +1,17 @@
-//! An adapter with its base and anchor, completely written before old files are replaced.
+//! The folders of an output, completely written before old folders are replaced.
 
 use super::folder::OutputFolder;
 use super::names::last_files;
 use super::record::Record;
-use super::replace::{BaseRecord, is_anchor, remove_anchor};
-use super::{RECORD_FILE, REPORT_FILE, StagedBase, TENSORS_FILE, retire};
-use crate::storage::{AtomicFile, Category, Problem, Problems, StagedFile};
+use super::replace::{BaseRecord, is_anchor};
+use super::residual::Residuals;
+use super::{
+    AdaptedWeight, Contents, FileRecord, Format, RECORD_FILE, REPORT_FILE, TENSORS_FILE, peft, single_file,
+};
+use crate::element::Element;
+use crate::storage::{
+    Category, Checkpoint, NewFile, Problem, Problems, Replacement, StagedFile, StagedFolder, real, replace,
+};
 use std::path::{Path, PathBuf};
 
 /// The default folder for the changed base of an adapter.
@@ -18,81 +24,230 @@ pub fn anchor_of(folder: &Path) -> PathBuf {
     folder.join("anchor")
 }
 
-/// An adapter that is synced to disk, but not yet in place. Dropping it removes it.
-pub struct StagedAdapter<'a> {
-    /// In the order in which they are put in place.
-    files: Vec<StagedFile>,
-    /// Files of an old adapter that the new one does not replace.
-    old: Vec<&'static str>,
-    // Dropped after the files, so that a folder that was created for them is empty then.
-    output: OutputFolder<'a>,
+/// The folders of an output, with all files of an adapter, its changed base or its anchor. Dropping it removes them.
+///
+/// Folders that lie in one another are replaced together, in one step. The others follow one another directly, the folder of the
+/// adapter last.
+pub struct Staged {
+    roots: Vec<Root>,
+    page: Option<StagedFile>,
 }
 
-impl<'a> StagedAdapter<'a> {
-    /// Syncs the files. The presence of the last one will mean that all are complete.
-    pub(super) fn new(files: Vec<AtomicFile>, output: OutputFolder<'a>) -> Result<Self, Problem> {
-        let is_old = |name: &&str| !files.iter().any(|file| file.path().file_name() == Some(name.as_ref()));
-        let mut old = vec![TENSORS_FILE];
-        match Record::read(&output.path().join(RECORD_FILE)) {
-            // The report describes the old adapter.
-            Ok(Some(_)) => old.push(REPORT_FILE),
-            Err(problem) if problem.category() == Category::Io => return Err(problem),
-            _ => {}
-        }
-        old.retain(is_old);
-        let files = files.into_iter().map(AtomicFile::stage).collect::<Result<_, _>>()?;
-        Ok(Self { files, old, output })
-    }
-
-    /// Replaces an old adapter, in whatever format it is. The file that completes the old one is removed first.
-    pub(super) fn commit(self) -> Result<(), Problem> {
-        let Self { output, old, files } = self;
-        last_files().chain(old).try_for_each(|name| output.remove(name))?;
-        files.into_iter().try_for_each(StagedFile::commit)
-    }
+/// A folder that is replaced as a whole.
+struct Root {
+    folder: StagedFolder,
+    /// In the order in which they were written.
+    parts: Vec<Part>,
 }
 
-/// An adapter, and the other outputs of a run.
-pub struct Staged<'a> {
-    /// The adapter.
-    pub adapter: StagedAdapter<'a>,
-    /// The changed base of the adapter, if there is one.
-    pub base: Option<StagedBase<'a>>,
-    /// The anchor, if there is one.
-    pub anchor: Option<StagedAdapter<'a>>,
-    /// The report as a page, if it is wanted.
-    pub page: Option<StagedFile>,
+/// The files of an adapter, a base or an anchor. Parts are put in place in the order of their kinds.
+struct Part {
+    kind: Kind,
+    /// The old files that it does not keep, in the order of their removal, and its own. The paths are relative to the root.
+    old: Vec<PathBuf>,
+    new: Vec<PathBuf>,
 }
 
-impl Staged<'_> {
-    /// Puts everything in place. The adapter comes last: if it is present, everything is. An old adapter is removed with its base and
-    /// anchor. Returns the files of the model that were not copied to the base.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    /// Files of an old base or anchor, without new ones.
+    Old,
+    Base,
+    Anchor,
+    Adapter,
+}
+
+/// The names of the files of a part.
+pub(super) struct Names {
+    /// Old files that are not kept, in the order in which they are removed.
+    pub(super) old: Vec<PathBuf>,
+    /// New files, in the order in which they are put in place. The presence of the last one means that all are complete.
+    pub(super) new: Vec<PathBuf>,
+}
+
+impl Staged {
+    /// Creates empty folders in the place of these. Their parent folders must exist, or be among them.
     ///
     /// # Errors
-    /// An I/O problem if a file cannot be renamed or removed; a data problem if the record of an earlier base lists files outside of its
-    /// folder. Old and new files never load together then.
-    pub fn commit(self) -> Result<Vec<String>, Problems> {
-        // After an error, the rest is dropped in reverse order: the folder of the adapter, which can contain the others, last.
-        let Self { adapter, base, anchor, page } = self;
-        let folder = adapter.output.path();
-        let (base_folder, anchor_folder) = (default_base(folder), anchor_of(folder));
-        // Records are read first, so that a problem leaves the old adapter in place.
-        let old_base = BaseRecord::of(&base_folder)?;
-        let has_anchor = is_anchor(&anchor_folder)?;
-        // The old adapter must not be used with the new base or anchor.
-        retire(folder)?;
-        if let Some(old_base) = old_base
-            && base.as_ref().is_none_or(|base| base.folder() != base_folder)
-        {
-            old_base.remove_from(&base_folder)?;
+    /// An I/O problem if a folder cannot be created, or if there is a file in its place.
+    pub fn create(folders: &[&Path]) -> Result<Self, Problem> {
+        let mut staged = Self { roots: Vec::new(), page: None };
+        let targets: Vec<PathBuf> = folders.iter().map(|folder| real(folder)).collect();
+        for (folder, target) in folders.iter().zip(&targets) {
+            let is_inner = targets.iter().any(|other| other != target && target.starts_with(other));
+            if !is_inner && staged.root_of(target).is_none() {
+                staged.add_root(folder)?;
+            }
         }
-        if has_anchor && anchor.is_none() {
-            remove_anchor(&anchor_folder)?;
-        }
-        let left_out = base.map_or(Ok(Vec::new()), StagedBase::commit)?;
-        anchor.map_or(Ok(()), StagedAdapter::commit)?;
-        page.map_or(Ok(()), StagedFile::commit)?;
-        adapter.commit()?;
-        Ok(left_out)
+        Ok(staged)
     }
+
+    fn add_root(&mut self, folder: &Path) -> Result<usize, Problem> {
+        self.roots.push(Root { folder: StagedFolder::create(folder)?, parts: Vec::new() });
+        Ok(self.roots.len() - 1)
+    }
+
+    /// The index of the root that holds a folder, and the path of the folder in it.
+    fn root_of(&self, target: &Path) -> Option<(usize, PathBuf)> {
+        let roots = self.roots.iter().enumerate();
+        roots.rev().find_map(|(index, root)| {
+            Some((index, target.strip_prefix(root.folder.target()).ok()?.to_owned()))
+        })
+    }
+
+    /// Writes the files of a part.
+    fn part<T>(
+        &mut self,
+        kind: Kind,
+        folder: &Path,
+        write: impl FnOnce(&OutputFolder<'_>) -> Result<(Names, T), Problems>,
+    ) -> Result<T, Problems> {
+        let (index, below) = match self.root_of(&real(folder)) {
+            Some(found) => found,
+            None => (self.add_root(folder)?, PathBuf::new()),
+        };
+        let root = &mut self.roots[index];
+        let output = OutputFolder::new(&root.folder, below.clone(), folder);
+        let (Names { old, new }, result) = write(&output)?;
+        let [old, new] = [old, new].map(|names| names.iter().map(|name| below.join(name)).collect());
+        root.parts.push(Part { kind, old, new });
+        Ok(result)
+    }
+
+    /// Writes an adapter, in any format. Returns the hash of its tensors.
+    ///
+    /// # Errors
+    /// - Data: no layers, factors whose shapes do not fit, numbers that are not finite before or after rounding, modules whose names are
+    ///   equal in the format.
+    /// - Usage: a scale that is not positive, a number format other than F32, F16 and BF16, a layer that the format does not support.
+    /// - I/O: problems of writing.
+    pub fn adapter(
+        &mut self,
+        folder: &Path,
+        contents: &Contents<'_>,
+        format: Format,
+    ) -> Result<FileRecord, Problems> {
+        self.adapter_of(Kind::Adapter, folder, contents, format)
+    }
+
+    /// Writes an anchor as [`adapter`](Self::adapter) does.
+    ///
+    /// # Errors
+    /// Those of [`adapter`](Self::adapter).
+    pub fn anchor(&mut self, folder: &Path, contents: &Contents<'_>, format: Format) -> Result<(), Problems> {
+        self.adapter_of(Kind::Anchor, folder, contents, format).map(drop)
+    }
+
+    fn adapter_of(
+        &mut self,
+        kind: Kind,
+        folder: &Path,
+        contents: &Contents<'_>,
+        format: Format,
+    ) -> Result<FileRecord, Problems> {
+        self.part(kind, folder, |output| {
+            let (files, hash) = match format {
+                Format::Peft => peft::write(output, contents)?,
+                Format::SingleFile(format, component) => {
+                    single_file::write(output, contents, (format, component))?
+                }
+            };
+            Ok((finish_adapter(files, folder)?, hash))
+        })
+    }
+
+    /// Writes a copy of the checkpoint with `W − s B A` in place of each adapted weight, as
+    /// [`write_residual_base`](super::write_residual_base) does. `adapter` is the hash of the tensors of its adapter. Returns the names of
+    /// files and folders of the model that were not copied.
+    ///
+    /// # Errors
+    /// Those of [`write_residual_base`](super::write_residual_base).
+    pub fn base(
+        &mut self,
+        folder: &Path,
+        checkpoint: &Checkpoint,
+        layers: &[AdaptedWeight],
+        (scale, element): (f64, Element),
+        adapter: Option<FileRecord>,
+    ) -> Result<Vec<String>, Problems> {
+        let residuals = Residuals::new(folder, checkpoint, layers, scale, element)?;
+        self.part(Kind::Base, folder, |output| residuals.write(output, adapter))
+    }
+
+    /// Adds a page, which is put in place before the folders.
+    pub fn page(&mut self, page: StagedFile) {
+        self.page = Some(page);
+    }
+
+    /// Puts everything in place, and removes the old files.
+    ///
+    /// # Errors
+    /// An I/O problem if a step fails. The old folders are in place then, or the new ones.
+    pub fn commit(self) -> Result<(), Problem> {
+        let Self { mut roots, page } = self;
+        // An old adapter keeps its base until the new one is in place.
+        roots.sort_by_key(|root| {
+            let last = root.parts.iter().map(|part| part.kind).max();
+            (last == Some(Kind::Old), last)
+        });
+        page.map_or(Ok(()), StagedFile::commit)?;
+        replace(roots.into_iter().map(Root::into_replacement).collect())
+    }
+
+    /// Does the same as [`commit`](Self::commit), and also removes the base and the anchor of an old adapter in `folder`.
+    ///
+    /// # Errors
+    /// Those of [`commit`](Self::commit); a data problem if the record of the old base lists files outside of its folder.
+    pub fn commit_adapter(mut self, folder: &Path) -> Result<(), Problems> {
+        let base = default_base(folder);
+        if let Some(old) = BaseRecord::of(&base)?
+            && !self.has(Kind::Base, &base)
+        {
+            self.part(Kind::Old, &base, |_| Ok((Names { old: old.old_files(), new: Vec::new() }, ())))?;
+        }
+        let anchor = anchor_of(folder);
+        if is_anchor(&anchor)? && !self.has(Kind::Anchor, &anchor) {
+            let old = last_files().chain([TENSORS_FILE, RECORD_FILE]).map(PathBuf::from).collect();
+            self.part(Kind::Old, &anchor, |_| Ok((Names { old, new: Vec::new() }, ())))?;
+        }
+        Ok(self.commit()?)
+    }
+
+    /// True if a part of this kind was written to a folder.
+    fn has(&self, kind: Kind, folder: &Path) -> bool {
+        self.root_of(&real(folder)).is_some_and(|(index, below)| {
+            let written = self.roots[index].parts.iter().filter(|part| part.kind == kind);
+            written.flat_map(|part| &part.new).any(|file| file.parent() == Some(&below))
+        })
+    }
+}
+
+impl Root {
+    fn into_replacement(self) -> Replacement {
+        let Self { folder, mut parts } = self;
+        parts.sort_by_key(|part| part.kind);
+        // The file that completes the adapter is removed first, and put in place last.
+        let old = parts.iter().rev().flat_map(|part| part.old.clone()).collect();
+        let new = parts.iter().flat_map(|part| part.new.clone()).collect();
+        Replacement::new(folder, old, new)
+    }
+}
+
+/// Syncs the files of an adapter. The last one completes it.
+fn finish_adapter(files: Vec<NewFile>, folder: &Path) -> Result<Names, Problem> {
+    let mut old: Vec<PathBuf> = last_files().chain([TENSORS_FILE]).map(PathBuf::from).collect();
+    match Record::read(&folder.join(RECORD_FILE)) {
+        // The report describes the old adapter.
+        Ok(Some(_)) => old.push(REPORT_FILE.into()),
+        Err(problem) if problem.category() == Category::Io => return Err(problem),
+        _ => {}
+    }
+    let new = names_of(&files, folder);
+    files.into_iter().try_for_each(NewFile::finish)?;
+    Ok(Names { old, new })
+}
+
+/// The paths of files in a folder.
+pub(super) fn names_of(files: &[NewFile], folder: &Path) -> Vec<PathBuf> {
+    files.iter().filter_map(|file| file.path().strip_prefix(folder).ok().map(Path::to_owned)).collect()
 }

@@ -2,14 +2,18 @@
 
 use super::numbers::{by_rows, decode, element_of, first_nonfinite, in_module};
 use super::read::tensors_file;
-use super::record::Record;
+use super::record::{Record, RecordedLayer};
+use super::replace::BaseRecord;
 use super::residual::wrong_shape;
 use super::{CONFIG_FILE, Config, FileRecord, PeftAdapter, PeftLayer, RECORD_FILE, SingleFile, Targets};
 use crate::dense;
 use crate::element::Element;
 use crate::factors::{Factors, LayerName, LayerShape, Start};
 use crate::method::Form;
-use crate::storage::{Access, Checkpoint, Piece, Problem, Problems, Source, is_missing, quoted};
+use crate::storage::expressions::ends_of;
+use crate::storage::{
+    Access, Checkpoint, Piece, Problem, Problems, Source, folder_of, is_missing, quoted, visible,
+};
 use faer::{Mat, MatRef, Par};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -76,6 +80,7 @@ pub fn verify(
     let record = problems.collect(Record::read(&folder.join(RECORD_FILE))).flatten();
     if let Some(record) = &record {
         problems.collect(check_hash(folder, record));
+        problems.collect(base.map_or(Ok(()), |base| check_base(folder, record, base)));
     }
     let Some(adapter) = adapter else { return Err(problems) };
     match adapter.config() {
@@ -90,7 +95,10 @@ pub fn verify(
         form.filter(|form| !holds_scale || *form == Form::Mirrored)
     };
     let has_config = adapter.config().is_some();
-    let weights = Weights { base, given: weights, record: record.as_ref(), has_config };
+    // The first entry of a layer counts.
+    let recorded = record.iter().flat_map(|record| &record.layers).rev();
+    let recorded = recorded.map(|layer| (layer.module.as_str(), layer)).collect();
+    let weights = Weights { base, given: weights, recorded, has_config };
     let mut largest_relative_update = base.map(|_| 0.0);
     for (name, layer) in adapter.layers() {
         if let Some(relative) =
@@ -211,10 +219,29 @@ fn check_hash(folder: &Path, record: &Record) -> Result<(), Problem> {
         found.bytes,
         found.sha256,
         expected.bytes,
-        expected.sha256.escape_debug()
+        visible(&expected.sha256)
     ))
     .in_file(&path)
     .help("the file was changed or damaged: write the adapter again"))
+}
+
+/// Checks that a changed base was written together with this adapter, as far as both records say. Base and adapter in different folders
+/// are replaced one directly after the other, so a process that is killed in between leaves a new base beside an old adapter.
+fn check_base(folder: &Path, record: &Record, base: &Checkpoint) -> Result<(), Problem> {
+    if record.start() != Some(Start::Residual) || record.is_anchored() {
+        return Ok(());
+    }
+    let base_folder = base.folder().unwrap_or(folder_of(base.path()));
+    let written_with = BaseRecord::of(base_folder)?.and_then(|record| record.adapter);
+    match written_with {
+        Some(written_with) if record.files.get(tensors_file(folder)) != Some(&written_with) => {
+            let what = "this base was written together with another adapter, according to both records";
+            Err(Problem::data(what)
+                .in_file(&base_folder.join(RECORD_FILE))
+                .help("give the base of this adapter, or write both again"))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn check_targets(adapter: &PeftAdapter, config: &Config, config_path: &Path, problems: &mut Problems) {
@@ -234,11 +261,9 @@ fn check_targets(adapter: &PeftAdapter, config: &Config, config_path: &Path, pro
         )));
     }
     let mut check_used = |key: &str, names: &BTreeSet<String>, is_parameter: bool| {
-        let unused = names.iter().filter(|name| {
-            let one = Targets::Names([(*name).clone()].into());
-            !of_kind(is_parameter).any(|module| one.contain(module))
-        });
-        for name in unused {
+        let ends = of_kind(is_parameter).flat_map(ends_of);
+        let used: BTreeSet<&str> = ends.filter(|end| names.contains(*end)).collect();
+        for name in names.iter().filter(|name| !used.contains(name.as_str())) {
             problems.push(complain(format!(
                 "{key} has the name {}, but there are no tensors for it",
                 quoted(name)
@@ -265,7 +290,8 @@ fn check_not_empty(adapter: &PeftAdapter, problems: &mut Problems) {
 struct Weights<'a> {
     base: Option<&'a Checkpoint>,
     given: &'a BTreeMap<LayerName, Vec<Piece>>,
-    record: Option<&'a Record>,
+    /// The layers of the record, by name.
+    recorded: BTreeMap<&'a str, &'a RecordedLayer>,
     has_config: bool,
 }
 
@@ -323,10 +349,8 @@ impl Weights<'_> {
         if let Some(given) = self.given.get(name) {
             return given.clone();
         }
-        let recorded = self.record.map_or(&[][..], |record| &record.layers);
         let text = name.to_string();
-        let recorded = recorded.iter().find(|layer| layer.module == text);
-        match recorded.map(|layer| (&layer.weight, &layer.tensor)) {
+        match self.recorded.get(text.as_str()).map(|layer| (&layer.weight, &layer.tensor)) {
             Some((Some(pieces), _)) => pieces.clone(),
             Some((None, tensor)) => vec![base.whole(tensor).unwrap_or_else(|| Piece::of(tensor, 0..0))],
             None => base.whole(&format!("{text}.weight")).into_iter().collect(),
@@ -336,7 +360,7 @@ impl Weights<'_> {
     fn sum_of_squares(&self, base: &Checkpoint, piece: &Piece) -> Result<f64, Problem> {
         let dtype = base.get(&piece.tensor).map_or("", |stored| &stored.tensor.dtype);
         let element = element_of(dtype).map_err(|p| p.in_file(base.path()).in_tensor(&piece.tensor))?;
-        let values = decode(&base.read_piece(piece)?, element);
+        let values = decode(&base.read_piece(piece)?, element)?;
         Ok(values.iter().map(|value| value * value).sum())
     }
 }

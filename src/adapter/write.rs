@@ -1,10 +1,9 @@
 //! Adapters in memory, and writing them in any format.
 
-use super::folder::OutputFolder;
 use super::names::last_files;
-use super::{Contents, Format, StagedAdapter, peft, single_file};
+use super::{Contents, Format, Staged};
 use crate::factors::{Factors, LayerName, LayerShape};
-use crate::storage::{Problem, Problems};
+use crate::storage::Problems;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -43,46 +42,17 @@ impl Adapter {
 /// The folder is created if its parent exists. An adapter in it is replaced, in whatever format it is. The record `cntlora.json` is
 /// written too: the provenance, and the hash of the tensors. The same arguments give the same bytes.
 ///
-/// All files are complete before the first is put in place. Of an old adapter, the file that completes it is removed first. So there
-/// is never a configuration beside tensors of another adapter.
+/// The folder is replaced as a whole: at every moment, it holds the old adapter or the new one. Other files in it stay.
 ///
 /// # Errors
-/// - Data: no layers, factors whose shapes do not fit, numbers that are not finite before or after rounding, modules whose names are
-///   equal in the format.
-/// - Usage: a scale that is not positive, a number format other than F32, F16 and BF16, a layer that the format does not support.
-/// - I/O: problems of writing.
+/// Those of [`Staged::adapter`]; an I/O problem if the folder cannot be replaced.
 pub fn write_adapter(folder: &Path, contents: &Contents<'_>, format: Format) -> Result<(), Problems> {
-    Ok(stage_adapter(folder, contents, format)?.commit()?)
-}
-
-/// Does the same as [`write_adapter`], up to the point where old files change.
-///
-/// # Errors
-/// Those of [`write_adapter`].
-pub fn stage_adapter<'a>(
-    folder: &'a Path,
-    contents: &Contents<'_>,
-    format: Format,
-) -> Result<StagedAdapter<'a>, Problems> {
-    match format {
-        Format::Peft => peft::stage(folder, contents),
-        Format::SingleFile(format, component) => single_file::stage(folder, contents, (format, component)),
-    }
+    let mut staged = Staged::create(&[folder])?;
+    staged.adapter(folder, contents, format)?;
+    Ok(staged.commit()?)
 }
 
 /// True if the adapter in a folder is complete: the file that is written last is present.
 pub fn is_complete(folder: &Path) -> bool {
     last_files().any(|name| folder.join(name).exists())
-}
-
-/// Removes the file that completes an adapter, in whatever format it is. Call this before its base changes.
-///
-/// # Errors
-/// An I/O problem if the file cannot be removed.
-pub fn retire(folder: &Path) -> Result<(), Problem> {
-    if folder.is_dir() {
-        let output = OutputFolder::open(folder)?;
-        last_files().try_for_each(|name| output.remove(name))?;
-    }
-    Ok(())
 }

@@ -12,11 +12,6 @@ pub(crate) fn join(words: impl IntoIterator<Item: AsRef<OsStr>>) -> String {
     quoted.collect::<Vec<_>>().join(" ")
 }
 
-/// The command line of this process.
-pub(crate) fn of_this_process() -> String {
-    join(std::env::args_os())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,17 +1,16 @@
 //! The command convert.
 
 use super::interrupt::Interruption;
+use super::limits;
 use super::prepare::{refuse_file_in_place, refuse_input_folder};
 use super::resolve::ConvertTask;
 use super::saved::Outputs;
 use super::terminal::Terminal;
-use crate::adapter::{
-    Contents, Origin, PeftAdapter, Staged, convert, record_heading, refuse_occupied, stage_adapter,
-};
+use crate::adapter::{Contents, Origin, PeftAdapter, Staged, convert, record_heading, refuse_occupied};
 use crate::factors::{Factors, LayerName, Start};
 use crate::report::format::{count, percent};
 use crate::report::table::{Align, Table};
-use crate::storage::{Problem, Problems};
+use crate::storage::{Problem, Problems, visible};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
@@ -54,6 +53,7 @@ pub(crate) fn run(task: &ConvertTask, terminal: &Terminal) -> anyhow::Result<()>
     };
     problems.or_ok(())?;
     let (initial, origin) = initial.flatten().unzip();
+    limits::refuse_below(memory([Some(&trained), initial.as_ref()].into_iter().flatten()))?;
     Interruption::handle(terminal)?;
     let _locks = Outputs::of(output).lock()?;
     check_folder()?;
@@ -72,11 +72,12 @@ pub(crate) fn run(task: &ConvertTask, terminal: &Terminal) -> anyhow::Result<()>
         other_modules,
         beside: &[],
     };
-    let adapter = stage_adapter(&output.folder, &contents, output.format)?;
+    let mut staged = Staged::create(&[&output.folder])?;
+    staged.adapter(&output.folder, &contents, output.format)?;
     for read in [&trained].into_iter().chain(&initial) {
         read.source().check_unchanged()?;
     }
-    Staged { adapter, base: None, anchor: None, page: None }.commit()?;
+    staged.commit_adapter(&output.folder)?;
 
     let layer = |(name, factors): (&LayerName, &Factors)| ConvertedLayer {
         name: name.clone(),
@@ -87,6 +88,17 @@ pub(crate) fn run(task: &ConvertTask, terminal: &Terminal) -> anyhow::Result<()>
     let layers = conversion.adapter.layers.iter().map(layer).collect();
     terminal.result(&Converted { base: conversion.adapter.base.clone(), layers }, render)?;
     Ok(())
+}
+
+/// Bytes of a conversion. The factors of all layers are in memory, then also their bytes to write, and those of one layer several times,
+/// in f64, while it is cut to a rank.
+fn memory<'a>(adapters: impl Iterator<Item = &'a PeftAdapter>) -> u64 {
+    let layers = adapters.flat_map(|adapter| adapter.layers().values());
+    let numbers =
+        layers.map(|layer| (layer.rank as u64).saturating_mul(layer.outputs as u64 + layer.inputs as u64));
+    let (all, largest) =
+        numbers.fold((0u64, 0), |(all, largest), layer| (all.saturating_add(layer), layer.max(largest)));
+    all.saturating_mul(2 * 4).saturating_add(largest.saturating_mul(8 * 8))
 }
 
 /// Opens the adapter that the training started from, and its record.
@@ -141,7 +153,7 @@ fn render(converted: &Converted) -> String {
     ]);
     for layer in &converted.layers {
         table.row([
-            layer.name.to_string().escape_debug().to_string(),
+            visible(&layer.name.to_string()),
             layer.rank_before.to_string(),
             layer.rank.to_string(),
             percent(layer.kept),
@@ -152,7 +164,7 @@ fn render(converted: &Converted) -> String {
         "{}\n{} for {}; at most {} of the squared norm of an update is lost\n",
         table.render(),
         count(converted.layers.len() as u64, "layer"),
-        converted.base.escape_debug(),
+        visible(&converted.base),
         percent(1.0 - least),
     )
 }

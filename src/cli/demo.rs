@@ -55,7 +55,9 @@ pub(crate) fn run(args: &DemoArgs, terminal: &Terminal) -> anyhow::Result<()> {
     let Command::Init(init) = Cli::try_parse_from(&words)?.command else {
         unreachable!("the words begin with cntlora init")
     };
-    init::execute(&resolve::init(*init, terminal.json())?, &line, terminal, &interruption)?;
+    let mut task = resolve::init(*init, terminal.json())?;
+    task.job.limit(terminal);
+    init::execute(&task, &line, terminal, &interruption)?;
 
     let next = job(&["--rank", "8", "--budget"], &folder("adapter-budget"));
     terminal.note(&format!(

@@ -6,7 +6,7 @@
 
 use crate::plan::{Inputs, Plan, PlannedSite, Recording};
 use crate::run::{Event, Observer};
-use crate::storage::{Problem, Problems, is_same_file};
+use crate::storage::{Problem, Problems, is_same_file, visible};
 use serde::Serialize;
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -100,7 +100,10 @@ impl Events {
             tool_version: env!("CARGO_PKG_VERSION"),
             sites: sites.len(),
             layers: sites.iter().map(|site| site.layers.len()).sum(),
-            rows: sites.iter().map(|site| site.rows + site.source_rows.unwrap_or(0)).sum(),
+            rows: sites
+                .iter()
+                .map(|site| site.rows.saturating_add(site.source_rows.unwrap_or(0)))
+                .fold(0, u64::saturating_add),
             operations: work.map(|work| work.moments + work.factors).sum(),
             memory: plan.peak_memory,
         });
@@ -126,9 +129,8 @@ impl Events {
         let mut out = self.out.lock().unwrap_or_else(PoisonError::into_inner);
         if out.failure.is_none() {
             // Each line in one piece, so that a reader never sees half of one.
-            let written = serde_json::to_vec(&line).map_err(Into::into).and_then(|mut bytes| {
-                bytes.push(b'\n');
-                out.to.write_all(&bytes)?;
+            let written = serde_json::to_string(&line).map_err(Into::into).and_then(|json| {
+                out.to.write_all(format!("{}\n", visible::json(&json)).as_bytes())?;
                 out.to.flush()
             });
             out.failure = written.err();

@@ -1,10 +1,13 @@
 //! Exit codes, and errors as messages.
 
 use super::terminal::{Terminal, labelled};
-use crate::storage::{Category, Problem, Problems};
+use crate::storage::{Category, Problem, Problems, visible};
+use signal_hook::consts::SIGABRT;
 use std::fmt::Write as _;
-use std::io;
-use std::process::ExitCode;
+use std::io::{self, Write as _};
+use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind, set_hook, take_hook};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 const DATA: u8 = 1;
 const USAGE: u8 = 2;
@@ -14,30 +17,71 @@ pub(crate) const BUG: u8 = 4;
 /// Interrupted from outside.
 pub(crate) const INTERRUPTED: u8 = 130;
 
+/// Ends the process with an exit code in place of SIGABRT, which the standard library raises if an allocation fails. It has then printed
+/// "memory allocation of … bytes failed". Allocations whose size a file decides return errors, and do not get here.
+pub(crate) fn exit_if_aborted() {
+    let always = Arc::new(AtomicBool::new(true));
+    // This signal can be handled. If it could not, it would still end the process.
+    let _ = signal_hook::flag::register_conditional_shutdown(SIGABRT, IO.into(), always);
+}
+
 /// Makes every panic print that it is a bug, and ask for a report.
 pub(crate) fn announce_panics() {
-    std::panic::set_hook(Box::new(|panic| {
-        eprintln!("error: this is a bug of cntlora {}: {panic}", env!("CARGO_PKG_VERSION"));
-        eprintln!("  help: please report it, with the command line and the lines above");
-    }));
+    set_hook(Box::new(announce));
+}
+
+fn announce(panic: &PanicHookInfo<'_>) {
+    let panic = visible::message(&panic.to_string());
+    eprintln!("error: this is a bug of cntlora {}: {panic}", env!("CARGO_PKG_VERSION"));
+    eprintln!("  help: please report it, with the command line and the lines above");
+}
+
+/// Does work. A panic is announced as by [`announce_panics`], and gives `None`. Afterwards panics of the process are handled as before.
+pub(crate) fn catch_announced<T>(work: impl FnOnce() -> T) -> Option<T> {
+    let before = take_hook();
+    set_hook(Box::new(announce));
+    // The state of the work is dropped, so nobody sees it half changed.
+    let done = catch_unwind(AssertUnwindSafe(work));
+    set_hook(before);
+    done.ok()
 }
 
 /// Prints help, or an error in the arguments.
-pub(crate) fn of_arguments(error: &clap::Error) -> ExitCode {
+pub(crate) fn of_arguments(error: &clap::Error) -> u8 {
     let code = if error.use_stderr() { USAGE } else { 0 };
-    match error.print() {
-        Err(failure) if failure.kind() != io::ErrorKind::BrokenPipe => IO.into(),
-        _ => code.into(),
+    let words = error.to_string();
+    let safe = visible::message(&words);
+    let printed = match safe == words {
+        true => error.print(),
+        // An argument can be the name of a file from outside. Without colours, everything in the message can be escaped.
+        false => io::stderr().lock().write_all(safe.as_bytes()),
+    };
+    match printed {
+        Err(failure) if failure.kind() != io::ErrorKind::BrokenPipe => IO,
+        _ => code,
     }
 }
 
 /// Prints an error on stderr, unless the reader of stdout only closed the pipe.
-pub(crate) fn of_error(error: &anyhow::Error, terminal: &Terminal) -> ExitCode {
+pub(crate) fn of_error(error: &anyhow::Error, terminal: &Terminal) -> u8 {
     let code = code(error);
     if code != 0 {
         terminal.error(&in_words(error, terminal.coloured()));
     }
-    code.into()
+    code
+}
+
+/// Problems in words, with their help: the text of an error in another program.
+pub fn message(problems: &Problems) -> String {
+    let mut lines = Vec::new();
+    for problem in &problems.0 {
+        lines.push(problem.to_string());
+        lines.extend(problem.next_step().map(|step| format!("  help: {step}")));
+    }
+    if problems.0.len() > 1 {
+        lines.push(format!("{} problems were found", problems.0.len()));
+    }
+    lines.join("\n")
 }
 
 fn code(error: &anyhow::Error) -> u8 {

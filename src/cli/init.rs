@@ -1,6 +1,5 @@
 //! The main job: plans, computes and writes an adapter, and reports what was done.
 
-use super::command_line;
 use super::events::{Events, is_stdout};
 use super::interrupt::Interruption;
 use super::parts;
@@ -17,16 +16,17 @@ use crate::plan::{Inputs, Plan, PlannedSite};
 use crate::report::format::count;
 use crate::report::{Report, UnusableSite, text};
 use crate::run::{self, Event, Job, Observer, Outcome, Output, PartialRun, run_resumable};
-use crate::storage::{Problem, Problems, quoted};
+use crate::storage::{Problem, Problems, quoted, visible};
 use std::fmt::Write as _;
 use std::path::Path;
 
 /// Computes an adapter, or a part of one.
-pub(crate) fn run(task: InitTask, terminal: &Terminal) -> anyhow::Result<()> {
+pub(crate) fn run(mut task: InitTask, terminal: &Terminal) -> anyhow::Result<()> {
+    task.job.limit(terminal);
     let interruption = Interruption::handle(terminal)?;
     match task.shard {
         Some(shard) => parts::run(&task, shard, terminal, &interruption),
-        None => execute(&task, &command_line::of_this_process(), terminal, &interruption),
+        None => execute(&task, terminal.process().command_line(), terminal, &interruption),
     }
 }
 
@@ -80,7 +80,6 @@ impl<'a> Session<'a> {
         interruption: &'a Interruption,
     ) -> Result<Self, Problem> {
         task.events.as_deref().map_or(Ok(()), |path| Events::check(path, inputs))?;
-        terminal.warn_of_many(plan.threads);
         Ok(Self { task, plan, inputs, sites, terminal, interruption })
     }
 
@@ -158,7 +157,7 @@ fn left_out(sites: &[UnusableSite]) -> String {
         count(modules as u64, "module"),
     );
     for UnusableSite { name, modules, reason, remedy } in sites {
-        let _ = write!(words, "\n  {}; {}", text::left_out(name, modules, reason), remedy.escape_debug());
+        let _ = write!(words, "\n  {}; {}", text::left_out(name, modules, reason), visible(remedy));
     }
     words
 }

@@ -6,6 +6,7 @@ mod text;
 mod values;
 
 use super::args::InspectArgs;
+use super::limits;
 use super::moments::Summary;
 use super::terminal::Terminal;
 use crate::activations::ActivationSet;
@@ -163,6 +164,7 @@ fn folder(path: &Path) -> Result<Inspection, Problems> {
 
 fn adapter(path: &Path) -> Result<Inspection, Problems> {
     let adapter = PeftAdapter::open(path)?;
+    limits::refuse_below(0)?;
     let mut problems = Problems::default();
     let mut layers = Vec::new();
     for (name, layer) in adapter.layers() {
@@ -369,6 +371,28 @@ mod tests {
             in: 5 rows of 2 numbers, read by k, q
         "#]]
         .assert_eq(&texts.join("\n----\n"));
+    }
+
+    /// Widths in formats have a limit of 65 535 characters.
+    #[test]
+    fn tensors_with_many_axes_are_described() {
+        let folder = tempfile::tempdir().unwrap();
+        let tensors = BTreeMap::from([("t".into(), ("F32".into(), vec![1; 33_000], vec![0; 4]))]);
+        let mut file = File::create(folder.path().join("x.safetensors")).unwrap();
+        safetensors::write(&mut file, &BTreeMap::new(), &tensors).unwrap();
+        expect![[r#"
+            FOLDER/x.safetensors: safetensors file, 66.1 kB, 1 tensor (1 F32)
+
+            tensor  format                           shape
+            t       F32     1×1×1×1×1×1×1×1×… (33000 axes)
+            t: norm 0, largest 0, 1 zero
+        "#]]
+        .assert_eq(&described(&folder, "x.safetensors"));
+        let long = "n".repeat(70_000);
+        let tensors = BTreeMap::from([(long, ("F32".into(), vec![1], vec![0; 4]))]);
+        let mut file = File::create(folder.path().join("y.safetensors")).unwrap();
+        safetensors::write(&mut file, &BTreeMap::new(), &tensors).unwrap();
+        assert!(described(&folder, "y.safetensors").len() < 5000);
     }
 
     #[test]

@@ -1,41 +1,54 @@
 //! Ctrl-C and termination. A run that saves its progress is asked to stop; anything else ends at once, and removes its temporary files.
 
 use super::exit::INTERRUPTED;
-use super::terminal::Terminal;
-use crate::storage::{abandon_unfinished, is_unfinished};
-use std::ffi::OsString;
-use std::fs;
-use std::path::Path;
+use super::terminal::{Terminal, write_stderr};
+use crate::storage::abandon_unfinished;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 /// The state of the signal handler.
-#[derive(Clone, Debug)]
-pub(crate) struct Interruption(Arc<State>);
+#[derive(Clone, Debug, Default)]
+pub struct Interruption(Arc<State>);
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct State {
     /// True while work asks for `requested`.
     polled: AtomicBool,
     /// True after the first signal during such work.
     requested: AtomicBool,
+    /// True if only errors are printed.
+    quiet: AtomicBool,
 }
 
 impl Interruption {
     /// Handles signals from now on. A process that ends at once first removes its unfinished files.
+    ///
+    /// Inside another process, that process handles its signals and passes interrupts on.
     pub(crate) fn handle(terminal: &Terminal) -> anyhow::Result<Self> {
-        let state = State { polled: AtomicBool::new(false), requested: AtomicBool::new(false) };
-        let interruption = Self(Arc::new(state));
-        let (state, terminal) = (interruption.0.clone(), terminal.clone());
+        if let Some(given) = terminal.process().interruption() {
+            given.0.quiet.store(terminal.quiet(), SeqCst);
+            return Ok(given.clone());
+        }
+        let interruption = Self::default();
+        interruption.0.quiet.store(terminal.quiet(), SeqCst);
+        let handled = interruption.clone();
         ctrlc::set_handler(move || {
-            if state.polled.load(SeqCst) && !state.requested.swap(true, SeqCst) {
-                terminal.note("Saving the progress, then stopping; interrupt again to stop at once");
-                return;
+            if !handled.interrupt() {
+                abandon_unfinished();
+                std::process::exit(INTERRUPTED.into());
             }
-            abandon_unfinished();
-            std::process::exit(INTERRUPTED.into());
         })?;
         Ok(interruption)
+    }
+
+    /// Asks the work to stop. Returns false if it cannot stop itself, or was asked before: then the process can end at once, or wait for
+    /// the end of the work.
+    pub fn interrupt(&self) -> bool {
+        let stops = self.0.polled.load(SeqCst) && !self.0.requested.swap(true, SeqCst);
+        if stops && !self.0.quiet.load(SeqCst) {
+            write_stderr("Saving the progress, then stopping; interrupt again to stop at once\n");
+        }
+        stops
     }
 
     /// Does work that often asks for [`requested`](Self::requested). The first signal does not end the process: the work stops itself.
@@ -49,57 +62,5 @@ impl Interruption {
     /// Returns whether a signal came during the work.
     pub(crate) fn requested(&self) -> bool {
         self.0.requested.load(SeqCst)
-    }
-}
-
-/// Removes the unfinished [`AtomicFile`](crate::storage::AtomicFile)s of a process that was killed: in an output folder, or beside an
-/// output file of the same name. No other process may write there at the same time. Files that cannot be removed stay.
-pub(crate) fn remove_unfinished(output: &Path) {
-    let (folder, prefix) = match (output.is_dir(), output.parent(), output.file_name()) {
-        (false, Some(parent), Some(name)) => {
-            let mut prefix = OsString::from(".");
-            prefix.push(name);
-            prefix.push(".tmp");
-            (if parent.as_os_str().is_empty() { Path::new(".") } else { parent }, prefix)
-        }
-        _ => (output, OsString::new()),
-    };
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let ours = name.as_encoded_bytes().starts_with(prefix.as_encoded_bytes());
-        if ours && name.to_str().is_some_and(is_unfinished) {
-            let _ = fs::remove_file(entry.path());
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::storage::AtomicFile;
-
-    fn names(folder: &Path) -> Vec<OsString> {
-        let mut names: Vec<_> =
-            fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-        names.sort();
-        names
-    }
-
-    #[test]
-    fn only_unfinished_files_are_removed() {
-        let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join("notes.tmp"), "mine").unwrap();
-        fs::write(folder.path().join(".hidden"), "mine").unwrap();
-        let unfinished = AtomicFile::create(&folder.path().join("adapter_model.safetensors")).unwrap();
-        assert_eq!(names(folder.path()).len(), 3);
-        remove_unfinished(&folder.path().join("other"));
-        assert_eq!(names(folder.path()).len(), 3, "another output's file");
-        remove_unfinished(&folder.path().join("adapter_model.safetensors"));
-        assert_eq!(names(folder.path()), [".hidden", "notes.tmp"]);
-        drop(unfinished);
-        let unfinished = AtomicFile::create(&folder.path().join("cntlora.json")).unwrap();
-        remove_unfinished(folder.path());
-        drop(unfinished);
-        assert_eq!(names(folder.path()), [".hidden", "notes.tmp"]);
     }
 }

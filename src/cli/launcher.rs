@@ -33,46 +33,65 @@ fn auto(variable: impl Fn(&str) -> Option<String>) -> Result<Shard, Problem> {
             refused(format!("expected a number in the variable {name}, found {}", quoted(&text)))
         })
     };
-    let array = match number("SLURM_ARRAY_TASK_ID")? {
-        None => Shard { index: 0, count: 1 },
-        Some(id) => {
-            let (count, first) = (number("SLURM_ARRAY_TASK_COUNT")?, number("SLURM_ARRAY_TASK_MIN")?);
+    let (id, count) = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT");
+    let array = match (number(id)?, number(count)?) {
+        (None, None) => Shard { index: 0, count: 1 },
+        (Some(_), None) => return Err(alone(id, count)),
+        (None, Some(_)) => return Err(alone(count, id)),
+        (Some(id), Some(count)) => {
+            let first = number("SLURM_ARRAY_TASK_MIN")?;
             let step = number("SLURM_ARRAY_TASK_STEP")?.unwrap_or(1);
             let index =
                 id.checked_sub(first.unwrap_or(0)).and_then(|from_first| from_first.checked_div(step));
             let last = number("SLURM_ARRAY_TASK_MAX")?;
             // A list such as 0-3,7 has gaps, and parts must not have gaps.
-            let dense = last.zip(first).zip(count).is_none_or(|((last, first), count)| {
+            let dense = last.zip(first).is_none_or(|(last, first)| {
                 last.checked_sub(first)
                     .and_then(|span| span.checked_div(step))
                     .is_some_and(|span| span + 1 == count)
             });
-            let shard =
-                index.zip(count).and_then(|(index, count)| Shard::new(index, count)).filter(|_| dense);
+            let shard = index.and_then(|index| Shard::new(index, count)).filter(|_| dense);
             shard.ok_or_else(|| refused("the task numbers of this Slurm array have gaps".into()))?
         }
     };
-    let mut process = Shard { index: 0, count: 1 };
-    let mut launched = false;
+    let mut process = None;
+    let mut incomplete = None;
     for (rank, size) in PROCESSES {
-        if let (Some(index), Some(count)) = (number(rank)?, number(size)?) {
-            process = Shard::new(index, count)
-                .ok_or_else(|| refused(format!("{rank} is {index}, but must be below {size}, {count}")))?;
-            launched = true;
-            break;
+        match (number(rank)?, number(size)?) {
+            (Some(index), Some(count)) => {
+                process = Some(Shard::new(index, count).ok_or_else(|| {
+                    refused(format!("{rank} is {index}, but must be below {size}, {count}"))
+                })?);
+                break;
+            }
+            // The batch script of a Slurm job has process 0, and is no step.
+            (Some(0), None) if rank == "SLURM_PROCID" => {}
+            (Some(_), None) => incomplete = incomplete.or(Some(alone(rank, size))),
+            (None, Some(_)) => incomplete = incomplete.or(Some(alone(size, rank))),
+            (None, None) => {}
         }
     }
-    if !launched && variable("PMIX_RANK").is_some() {
-        return Err(refused(
-            "the launcher sets PMIX_RANK, but no variable for the number of processes".into(),
-        ));
+    if process.is_none() && variable("PMIX_RANK").is_some() {
+        incomplete = incomplete.or_else(|| {
+            Some(refused("the launcher sets PMIX_RANK, but no variable for the number of processes".into()))
+        });
     }
+    let process = match (process, incomplete) {
+        (Some(process), _) => process,
+        (None, Some(incomplete)) => return Err(incomplete),
+        (None, None) => Shard { index: 0, count: 1 },
+    };
     let count = array.count.checked_mul(process.count);
     let index = array.index.checked_mul(process.count).and_then(|first| first.checked_add(process.index));
     index
         .zip(count)
         .and_then(|(index, count)| Shard::new(index, count))
         .ok_or_else(|| refused("the launcher gives too many parts".into()))
+}
+
+/// The problem of one variable of a pair without the other. Every process would do the whole job.
+fn alone(set: &str, missing: &str) -> Problem {
+    refused(format!("the launcher sets {set}, but not {missing}"))
 }
 
 fn refused(what: String) -> Problem {
@@ -119,6 +138,10 @@ mod tests {
             ("OMPI_COMM_WORLD_SIZE", "2"),
         ];
         assert_eq!(of(&both).unwrap(), "1/2");
+        // Another launcher below mpirun can set one of its variables. Those of mpirun are enough.
+        let more =
+            both.into_iter().filter(|(name, _)| *name != "SLURM_STEP_NUM_TASKS").chain([("PMI_SIZE", "9")]);
+        assert_eq!(of(&more.collect::<Vec<_>>()).unwrap(), "1/2");
         // Processes of an array task divide its part.
         let nested: Vec<_> =
             ARRAY.into_iter().chain([("SLURM_PROCID", "1"), ("SLURM_STEP_NUM_TASKS", "3")]).collect();
@@ -137,11 +160,25 @@ mod tests {
             ("PMI_RANK", "1"),
             ("PMI_SIZE", "2"),
         ];
+        // Each pair without one of its variables.
+        let pairs = PROCESSES.into_iter().chain([("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT")]);
+        let alone = pairs.flat_map(|(rank, size)| [of(&[(rank, "1")]), of(&[(size, "2")])]);
+        expect![[r#"
+            --shard auto: the launcher sets OMPI_COMM_WORLD_RANK, but not OMPI_COMM_WORLD_SIZE; help: give --shard I/N
+            --shard auto: the launcher sets OMPI_COMM_WORLD_SIZE, but not OMPI_COMM_WORLD_RANK; help: give --shard I/N
+            --shard auto: the launcher sets PMI_RANK, but not PMI_SIZE; help: give --shard I/N
+            --shard auto: the launcher sets PMI_SIZE, but not PMI_RANK; help: give --shard I/N
+            --shard auto: the launcher sets SLURM_PROCID, but not SLURM_STEP_NUM_TASKS; help: give --shard I/N
+            --shard auto: the launcher sets SLURM_STEP_NUM_TASKS, but not SLURM_PROCID; help: give --shard I/N
+            --shard auto: the launcher sets MV2_COMM_WORLD_RANK, but not MV2_COMM_WORLD_SIZE; help: give --shard I/N
+            --shard auto: the launcher sets MV2_COMM_WORLD_SIZE, but not MV2_COMM_WORLD_RANK; help: give --shard I/N
+            --shard auto: the launcher sets SLURM_ARRAY_TASK_ID, but not SLURM_ARRAY_TASK_COUNT; help: give --shard I/N
+            --shard auto: the launcher sets SLURM_ARRAY_TASK_COUNT, but not SLURM_ARRAY_TASK_ID; help: give --shard I/N
+        "#]].assert_eq(&alone.map(Result::unwrap_err).collect::<String>());
         let refusals = [
             of(&[("PMI_RANK", "one"), ("PMI_SIZE", "2")]),
             of(&[("PMI_RANK", "2"), ("PMI_SIZE", "2")]),
             of(&[("PMIX_RANK", "2")]),
-            of(&ARRAY[..1]),
             of(&gaps),
             of(&no_step),
             of(&overflow),
@@ -150,7 +187,6 @@ mod tests {
             --shard auto: expected a number in the variable PMI_RANK, found "one"; help: give --shard I/N
             --shard auto: PMI_RANK is 2, but must be below PMI_SIZE, 2; help: give --shard I/N
             --shard auto: the launcher sets PMIX_RANK, but no variable for the number of processes; help: give --shard I/N
-            --shard auto: the task numbers of this Slurm array have gaps; help: give --shard I/N
             --shard auto: the task numbers of this Slurm array have gaps; help: give --shard I/N
             --shard auto: the task numbers of this Slurm array have gaps; help: give --shard I/N
             --shard auto: the launcher gives too many parts; help: give --shard I/N

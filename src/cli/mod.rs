@@ -1,6 +1,6 @@
 //! The command-line tool. It parses arguments, plans, runs and writes files; the mathematics is in the library.
 //!
-//! `main` runs the tool. `args` parses arguments, and `resolve` turns them into the task of a command. The commands are in the files of
+//! `main` runs the tool, also inside another process. `args` parses arguments, and `resolve` turns them into the task of a command. The commands are in the files of
 //! their names: `init` and `parts`, `plan`, `moments`, `inspect`, `verify`, `report`, `convert`, `demo` and `generate`. They share the
 //! checks of `prepare`, the saved progress of `saved`, and the output of `terminal`, `progress` and `events`. `exit` has the exit codes.
 
@@ -12,10 +12,12 @@ mod demo_model;
 mod events;
 mod exit;
 mod generate;
+mod in_process;
 mod init;
 mod inspect;
 mod interrupt;
 mod launcher;
+mod limits;
 mod main;
 mod moments;
 mod options_page;
@@ -32,4 +34,7 @@ mod slurm;
 mod terminal;
 mod verify;
 
-pub use main::main;
+pub use exit::message;
+pub use in_process::{Loaded, MomentsInput, initialize};
+pub use interrupt::Interruption;
+pub use main::{main, main_with};

@@ -2,6 +2,7 @@
 
 use super::args::MergeArgs;
 use super::interrupt::Interruption;
+use super::limits;
 use super::parts;
 use super::prepare::{check_output_file, refuse_existing};
 use super::progress::Progress;
@@ -13,19 +14,19 @@ use crate::plan::{Measurement, Shard, plan_measurement};
 use crate::report::format::{bytes, count};
 use crate::report::table::{Align, Table};
 use crate::run::{Job, Parts, measure};
-use crate::storage::{Access, Problem, Problems, quoted};
+use crate::storage::{Access, Problem, Problems, quoted, visible};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
 /// Measures the moments of activations.
 pub(crate) fn run(task: MomentsTask, terminal: &Terminal) -> anyhow::Result<()> {
-    let MomentsTask { request, out, force, saving } = task;
+    let MomentsTask { mut request, out, force, saving } = task;
+    (request.threads, request.room) = limits::of_run(request.threads, terminal);
     let mut problems = Problems::default();
     problems.collect(check_output_file(&out, force, &request.activations));
     let planned = problems.collect(plan_measurement(&request));
     let Some((measurement, set)) = planned else { return Err(problems.into()) };
     problems.or_ok(())?;
-    terminal.warn_of_many(measurement.threads);
     terminal.note(&announcement(&measurement));
     for site in &measurement.empty {
         terminal.warning(&format!("site {} is left out, because it has no rows", quoted(site)));
@@ -113,11 +114,12 @@ struct SourceSummary {
 impl Summary {
     /// The content of the file at this path.
     pub(crate) fn of(path: &Path, content: &Content) -> Self {
+        let rows = content.rows_of_sites();
         let sites = content.sites.iter().map(|(name, site)| SiteSummary {
             name: name.clone(),
             width: site.width,
             counts: site.counts,
-            rows: content.rows(name).saturating_sub(site.skipped_rows),
+            rows: rows.get(name.as_str()).map_or(0, |rows| rows.saturating_sub(site.skipped_rows)),
             skipped_rows: site.skipped_rows,
             modules: site.modules.clone(),
         });
@@ -144,7 +146,7 @@ impl Summary {
             ("skipped", Align::Right),
         ]);
         for site in &self.sites {
-            let name = site.name.escape_debug().to_string();
+            let name = visible(&site.name);
             let rows = match site.counts {
                 true => count(site.rows, "token"),
                 false => site.rows.to_string(),
@@ -154,7 +156,7 @@ impl Summary {
         format!(
             "{}\n{}: {}moments of {} in precision {}, from {} of {}\n",
             table.render(),
-            self.path.display().to_string().escape_debug(),
+            visible(&self.path.to_string_lossy()),
             self.part.map(|part| format!("part {part}, ")).unwrap_or_default(),
             count(self.sites.len() as u64, "site"),
             self.precision,

@@ -1,10 +1,10 @@
 //! An adapter in parts: computes one of them, and joins all of them.
 
 use super::args::MergeArgs;
-use super::command_line;
 use super::events::is_stdout;
 use super::init::{Session, conclude, warn_of_left_out, write};
 use super::interrupt::Interruption;
+use super::limits;
 use super::prepare::{
     check_layers, check_output, create_folder, prepare, refuse_existing_part, refuse_occupied,
 };
@@ -15,7 +15,7 @@ use crate::plan::{self, PlannedSite, Shard};
 use crate::report::UnusableSite;
 use crate::report::format::count;
 use crate::run::{Output, Part, Parts, run_part};
-use crate::storage::Problems;
+use crate::storage::{Problems, visible};
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -77,7 +77,7 @@ pub(crate) fn run(
         terminal.result(&done, |done| {
             format!(
                 "{}: part {shard}, {} at {}\n",
-                done.path.display().to_string().escape_debug(),
+                visible(&done.path.to_string_lossy()),
                 count(done.layers.len() as u64, "layer"),
                 count(done.sites.len() as u64, "site"),
             )
@@ -94,7 +94,9 @@ pub(crate) fn join(args: MergeArgs, folders: &[PathBuf], terminal: &Terminal) ->
     let output = Output { page: args.report, ..output(&args.out, request.method.start, writing) };
     let mut problems = Problems::default();
     problems.collect(check_output(&output, request, args.force));
-    let planned = problems.collect(plan::plan(request));
+    let mut request = request.clone();
+    (request.threads, request.room) = limits::of_run(request.threads, terminal);
+    let planned = problems.collect(plan::plan(&request));
     let Some((plan, inputs)) = planned else { return Err(problems.into()) };
     check_layers(&output, &plan, &inputs, &mut problems);
     problems.or_ok(())?;
@@ -104,6 +106,6 @@ pub(crate) fn join(args: MergeArgs, folders: &[PathBuf], terminal: &Terminal) ->
         refuse_occupied(&output)?;
     }
     let outcome = parts.join(&plan, &inputs)?;
-    let report = write(outcome, &command_line::of_this_process(), &output, &plan, &inputs, terminal)?;
+    let report = write(outcome, terminal.process().command_line(), &output, &plan, &inputs, terminal)?;
     conclude(&report, &output, true, terminal)
 }

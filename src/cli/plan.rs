@@ -1,5 +1,6 @@
 //! The command plan.
 
+use super::limits;
 use super::prepare::prepare;
 use super::rate::Rate;
 use super::resolve::PlanTask;
@@ -8,21 +9,30 @@ use crate::plan::{Division, Plan, PlannedLayer};
 use crate::rank::Policy;
 use crate::report::format::{bytes, count, duration};
 use crate::report::table::{Align, Table};
+use crate::storage::visible;
 use serde::Serialize;
 use std::fmt::Write as _;
 
 /// Plans a job, and prints the plan.
 pub(crate) fn run(task: &PlanTask, terminal: &Terminal) -> anyhow::Result<()> {
     let (plan, inputs) = prepare(&task.job, task.output.as_ref())?;
+    if let Some(room) = limits::room(plan.threads)
+        && room.bytes < plan.peak_memory
+    {
+        terminal
+            .warning(&format!("`cntlora init` would have less memory here: {}; {}", room.limit, room.help));
+    }
     let Some(nodes) = task.nodes else {
         terminal.result(&plan, render)?;
         return Ok(());
     };
-    let rate = Rate::measure(plan.threads, plan.precision)?;
+    // The plan can be for another machine. The rate is that of this one.
+    let (threads, _) = limits::of_run(plan.threads, terminal);
+    let rate = Rate::measure(threads, plan.precision)?;
     let division = Division::new(&plan, &inputs, nodes);
     let divided = DividedPlan { plan, division, rate };
     terminal.result(&divided, |DividedPlan { plan, division, rate }| {
-        format!("{}\n{}", render(plan), render_division(division, rate, plan.threads))
+        format!("{}\n{}", render(plan), render_division(division, rate, threads))
     })?;
     Ok(())
 }
@@ -85,7 +95,7 @@ pub(crate) fn render(plan: &Plan) -> String {
     for site in &plan.sites {
         for layer in &site.layers {
             table.row([
-                layer.name.to_string().escape_debug().to_string(),
+                visible(&layer.name.to_string()),
                 format!("{}×{}", layer.outputs, layer.inputs),
                 layer.element.name().into(),
                 layer.max_rank.to_string(),
@@ -104,8 +114,7 @@ pub(crate) fn render(plan: &Plan) -> String {
         bytes(parameters.saturating_mul(plan.element.size() as u64)),
     );
     for skipped in &plan.skipped {
-        let _ =
-            writeln!(text, "left out: {}: {}", skipped.name.escape_debug(), skipped.reason.escape_debug());
+        let _ = writeln!(text, "left out: {}: {}", visible(&skipped.name), visible(&skipped.reason));
     }
     text
 }
@@ -125,7 +134,10 @@ pub(crate) fn summary(plan: &Plan) -> String {
 fn most_parameters(plan: &Plan) -> u64 {
     let at_ranks = |rank: &dyn Fn(&PlannedLayer) -> usize| {
         plan.layers()
-            .map(|layer| (rank(layer) as u64).saturating_mul(layer.outputs as u64 + layer.inputs as u64))
+            .map(|layer| {
+                (rank(layer) as u64)
+                    .saturating_mul((layer.outputs as u64).saturating_add(layer.inputs as u64))
+            })
             .fold(0, u64::saturating_add)
     };
     let ceiling = at_ranks(&|layer| layer.max_rank);

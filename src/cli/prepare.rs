@@ -5,7 +5,7 @@ use crate::adapter::{self, Format};
 use crate::factors::LayerShape;
 use crate::plan::{self, Inputs, Plan, Request};
 use crate::run::{Output, PartialRun, progress_folder};
-use crate::storage::{Problem, Problems, is_same_file, quoted};
+use crate::storage::{Problem, Problems, is_same_file, quoted, visible};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -102,7 +102,7 @@ pub(crate) fn refuse_input_folder<'a>(
         None => Ok(()),
         Some(input) => Err(Problem::usage(format!(
             "this folder is or holds an input, {}",
-            input.display().to_string().escape_debug()
+            visible(&input.to_string_lossy())
         ))
         .in_file(folder)
         .help("write to another folder")),

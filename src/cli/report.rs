@@ -55,6 +55,20 @@ mod tests {
         fs::write(folder.path().join(REPORT_FILE), "{}").unwrap();
         let problem = read(folder.path()).unwrap_err();
         let text = format!("{problem}; help: {}", problem.next_step().unwrap());
+        let newer = read_json::<Report>(
+            &Source::from_bytes("r.json", br#"{"schema_version": 2}"#.to_vec()),
+            "report",
+        );
+        let older = read_json::<Report>(
+            &Source::from_bytes("r.json", br#"{"schema_version": 0}"#.to_vec()),
+            "report",
+        );
+        let refusals = [newer, older].map(|report| report.unwrap_err().to_string());
+        let texts = refusals.map(|text| text.split(" at line").next().unwrap().to_owned());
+        expect![[r#"
+            r.json: invalid report: unsupported schema_version 2: this version of cntlora reads 1
+            r.json: invalid report: unsupported schema_version 0: this version of cntlora reads 1"#]]
+        .assert_eq(&texts.join("\n"));
         expect!["FOLDER/report.json: invalid report: missing field `schema_version` at line 1 column 2; help: give an adapter folder of this version of cntlora, its report.json, or the output of init --json"].assert_eq(&text.replace(folder.path().to_str().unwrap(), "FOLDER"));
     }
 }

@@ -8,7 +8,8 @@ use super::args::{
     WritingArgs,
 };
 use super::events::is_stdout;
-use super::launcher;
+use super::terminal::Terminal;
+use super::{launcher, limits};
 use crate::adapter::{Component, Format, anchor_of, default_base};
 use crate::element::Element;
 use crate::factors::{Start, Strength};
@@ -32,6 +33,13 @@ pub(crate) struct Job {
     pub(crate) force: bool,
     /// Refused options. They are reported together with what the files show.
     pub(crate) refused: Problems,
+}
+
+impl Job {
+    /// Keeps to the processors and the memory that the system leaves to this process.
+    pub(crate) fn limit(&mut self, terminal: &Terminal) {
+        (self.request.threads, self.request.room) = limits::of_run(self.request.threads, terminal);
+    }
 }
 
 /// The task of `init`.
@@ -140,6 +148,7 @@ pub(crate) fn moments(args: MomentsArgs) -> Result<MomentsTask, Problem> {
         access: args.reading.io,
         threads: threads(&args.run),
         max_memory: args.run.max_memory,
+        room: None,
     };
     Ok(MomentsTask { request, out, force: args.force, saving: saving(&args.saving) })
 }
@@ -181,6 +190,7 @@ fn job(args: JobArgs) -> Job {
         access: inputs.reading.io,
         threads: threads(&args.run),
         max_memory: args.run.max_memory,
+        room: None,
         strict: args.strict,
     };
     Job { request, writing, force: args.output.force, refused }

@@ -1,11 +1,10 @@
 //! Locks on outputs, and runs whose progress is saved.
 
-use super::interrupt::remove_unfinished;
 use super::prepare::create_parent;
 use super::resolve::Saving;
 use super::terminal::Terminal;
 use crate::run::{Job, Output, OutputLock, PartialRun, progress_folder};
-use crate::storage::{Category, Problem, Problems, quoted};
+use crate::storage::{Category, Problem, Problems, quoted, remove_unfinished};
 use std::path::{Path, PathBuf};
 
 /// The outputs of a command.
@@ -124,6 +123,10 @@ pub(crate) fn keep<T>(
     let SavedRun { partial, _locks } = run;
     let category = problems.category();
     if matches!(category, Category::Data | Category::Usage) {
+        if problems.0.iter().any(|problem| is_within(problem, partial.folder())) {
+            // The progress itself is damaged. The message says how to go on.
+            return Err(problems);
+        }
         if partial.has_progress().unwrap_or(true) && !problems.0.iter().any(Problem::is_change) {
             let folder = quoted(&partial.folder().display().to_string());
             terminal.note(&format!(
@@ -135,6 +138,10 @@ pub(crate) fn keep<T>(
         return Err(problems);
     }
     Err(with_way_to_continue(problems, partial.folder()))
+}
+
+fn is_within(problem: &Problem, folder: &Path) -> bool {
+    problem.file().is_some_and(|file| file.starts_with(folder))
 }
 
 /// An interruption or an I/O error, with help to continue from the progress in `folder`.

@@ -1,13 +1,44 @@
-//! The output of the tool: data on stdout, everything else on stderr.
+//! The output of the tool: data on stdout, everything else on stderr. All text goes through [`crate::storage::visible`], so that no name in
+//! a file can move the cursor of the terminal or change the text around it.
 
 use super::args::{GlobalArgs, ProgressStyle, When};
+use super::command_line;
+use super::interrupt::Interruption;
+use crate::storage::visible;
 use clap::ColorChoice;
 use clap::builder::styling::{AnsiColor, Style};
 use serde::Serialize;
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
-use std::thread::available_parallelism;
+use std::sync::OnceLock;
 use tracing::level_filters::LevelFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Registry, fmt, registry, reload};
+
+/// The process in which the tool runs.
+#[derive(Clone, Debug)]
+pub(crate) struct Process {
+    command_line: String,
+    interruption: Option<Interruption>,
+}
+
+impl Process {
+    /// A process with these words as its command line. `interruption` is given if another thread passes interrupts on.
+    pub(crate) fn new(words: &[OsString], interruption: Option<Interruption>) -> Self {
+        Self { command_line: command_line::join(words), interruption }
+    }
+
+    /// The command line, as a shell reads it.
+    pub(crate) fn command_line(&self) -> &str {
+        &self.command_line
+    }
+
+    /// The interrupts that another thread passes on, inside another process.
+    pub(crate) fn interruption(&self) -> Option<&Interruption> {
+        self.interruption.as_ref()
+    }
+}
 
 /// Where and how the tool prints, from the global options.
 #[derive(Clone, Debug)]
@@ -16,11 +47,12 @@ pub(crate) struct Terminal {
     quiet: bool,
     coloured: bool,
     progress: ProgressStyle,
+    process: Process,
 }
 
 impl Terminal {
     /// Reads the options and the environment, and starts tracing to stderr.
-    pub(crate) fn new(options: &GlobalArgs) -> Self {
+    pub(crate) fn new(options: &GlobalArgs, process: Process) -> Self {
         let coloured = match options.color {
             When::Always => true,
             When::Never => false,
@@ -32,20 +64,24 @@ impl Terminal {
             (false, 1) => LevelFilter::INFO,
             (false, _) => LevelFilter::DEBUG,
         };
-        tracing_subscriber::fmt()
-            .with_max_level(level)
-            .with_ansi(coloured)
-            .with_writer(io::stderr)
-            .with_target(false)
-            .without_time()
-            .init();
+        trace(level, coloured);
         let progress = match options.progress {
             _ if options.quiet => ProgressStyle::None,
             ProgressStyle::Auto if io::stderr().is_terminal() && options.verbose == 0 => ProgressStyle::Bar,
             ProgressStyle::Auto => ProgressStyle::Plain,
             style => style,
         };
-        Self { json: options.json, quiet: options.quiet, coloured, progress }
+        Self { json: options.json, quiet: options.quiet, coloured, progress, process }
+    }
+
+    /// The process.
+    pub(crate) fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// True if only errors are printed on stderr.
+    pub(crate) fn quiet(&self) -> bool {
+        self.quiet
     }
 
     /// Returns whether messages are coloured.
@@ -66,15 +102,14 @@ impl Terminal {
     /// Prints the result of a command: the value as JSON, or its rendering as text.
     pub(crate) fn result<T: Serialize>(&self, value: &T, text: impl FnOnce(&T) -> String) -> io::Result<()> {
         if self.json {
-            let mut json = serde_json::to_vec_pretty(value)?;
-            json.push(b'\n');
-            self.data(&json)
+            let json = serde_json::to_string_pretty(value)? + "\n";
+            self.data(visible::json(&json).as_bytes())
         } else {
-            self.data(text(value).as_bytes())
+            self.data(visible::lines(&text(value)).as_bytes())
         }
     }
 
-    /// Writes to stdout.
+    /// Writes to stdout, without any change.
     pub(crate) fn data(&self, bytes: &[u8]) -> io::Result<()> {
         let mut out = io::stdout().lock();
         out.write_all(bytes)?;
@@ -84,7 +119,7 @@ impl Terminal {
     /// Prints a message on stderr, unless the tool is quiet.
     pub(crate) fn note(&self, words: &str) {
         if !self.quiet {
-            write_stderr(&format!("{words}\n"));
+            write_stderr(&format!("{}\n", visible::message(words)));
         }
     }
 
@@ -95,24 +130,33 @@ impl Terminal {
         }
     }
 
-    /// Warns if there are more threads than processors. The result is the same, and the user may have a reason.
-    pub(crate) fn warn_of_many(&self, threads: usize) {
-        if let Ok(available) = available_parallelism().map(usize::from)
-            && threads > available
-        {
-            self.warning(&format!(
-                "--threads {threads} is more than the {available} processors that this process may use: threads will wait for each other"
-            ));
-        }
-    }
-
     /// Prints why the command failed on stderr.
     pub(crate) fn error(&self, text: &str) {
         write_stderr(text);
     }
 }
 
-/// A line that begins with `error:`, `warning:` or `help:`, which has a colour if `coloured`.
+/// Starts tracing to stderr. Later calls in the same process change the level only.
+fn trace(level: LevelFilter, coloured: bool) {
+    static LEVEL: OnceLock<reload::Handle<LevelFilter, Registry>> = OnceLock::new();
+    if let Some(handle) = LEVEL.get() {
+        // This fails only if the subscriber is gone, and it is never dropped.
+        let _ = handle.reload(level);
+        return;
+    }
+    let (filter, handle) = reload::Layer::new(level);
+    let lines = fmt::layer()
+        .with_ansi(coloured)
+        .with_writer(move || Log { coloured })
+        .with_target(false)
+        .without_time();
+    // The process can have a subscriber of its own. Then it receives the events.
+    if registry().with(filter).with(lines).try_init().is_ok() {
+        let _ = LEVEL.set(handle);
+    }
+}
+
+/// A message that begins with `error:`, `warning:` or `help:`, which has a colour if `coloured`.
 pub(crate) fn labelled(label: &str, words: &str, coloured: bool) -> String {
     let colour = match label {
         "error:" => AnsiColor::Red,
@@ -120,7 +164,7 @@ pub(crate) fn labelled(label: &str, words: &str, coloured: bool) -> String {
         _ => AnsiColor::Cyan,
     };
     let style = if coloured { Style::new().bold().fg_color(Some(colour.into())) } else { Style::new() };
-    format!("{style}{label}{style:#} {words}\n")
+    format!("{style}{label}{style:#} {}\n", visible::message(words))
 }
 
 /// Decides on colours from NO_COLOR, CLICOLOR_FORCE, CLICOLOR and TERM, in the same order as clap does for its help.
@@ -149,8 +193,31 @@ pub(crate) fn colours_of_help(words: impl Iterator<Item = OsString>) -> ColorCho
     }
 }
 
+/// Writes the lines of a log to stderr.
+struct Log {
+    coloured: bool,
+}
+
+impl Write for Log {
+    /// Writes a whole event.
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        let text = String::from_utf8_lossy(event);
+        let safe = match self.coloured {
+            // The library of the log escapes names, and adds the colours.
+            true => visible::short_lines(&text),
+            false => visible::message(&text),
+        };
+        io::stderr().lock().write_all(safe.as_bytes())?;
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// Writes to stderr. A failure is ignored, because there is no other place to report it.
-fn write_stderr(text: &str) {
+pub(crate) fn write_stderr(text: &str) {
     let _ = io::stderr().lock().write_all(text.as_bytes());
 }
 

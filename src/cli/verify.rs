@@ -1,6 +1,7 @@
 //! The command verify.
 
 use super::args::VerifyArgs;
+use super::limits;
 use super::terminal::Terminal;
 use crate::adapter::{Outcome, Verification, verify};
 use crate::report::format::{bytes, count, number, percent};
@@ -15,6 +16,7 @@ pub(crate) fn run(args: &VerifyArgs, terminal: &Terminal) -> anyhow::Result<()> 
         Some(path) => problems.collect(Checkpoint::open(path, Access::Auto)),
         None => None,
     };
+    limits::refuse_below(0)?;
     let verification = problems.collect(verify(&args.adapter, base.as_ref(), &BTreeMap::new()));
     let Some(verification) = verification else { return Err(problems.into()) };
     problems.or_ok(())?;

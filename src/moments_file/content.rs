@@ -55,6 +55,33 @@ pub struct MeasuredSite {
     pub skipped_rows: u64,
 }
 
+impl MeasuredSite {
+    /// The kind of the site, in words.
+    pub(super) fn kind(&self) -> String {
+        match self.counts {
+            true => format!("counts of {} tokens", self.width),
+            false => format!("rows of {} numbers", self.width),
+        }
+    }
+
+    /// Compares with the same site in other moments, whose sums can be added if all but the skipped rows is equal.
+    ///
+    /// # Errors
+    /// The difference, in words. `before` says where this site is, as in "in the files before".
+    pub(super) fn check_same(&self, other: &Self, before: &str) -> Result<(), String> {
+        if (self.width, self.counts) != (other.width, other.counts) {
+            return Err(format!("expected {} as {before}, found {}", self.kind(), other.kind()));
+        }
+        if self.modules != other.modules {
+            let list =
+                |modules: &[String]| modules.iter().map(|name| quoted(name)).collect::<Vec<_>>().join(", ");
+            let (expected, found) = (list(&self.modules), list(&other.modules));
+            return Err(format!("expected the modules {expected} as {before}, found {found}"));
+        }
+        Ok(())
+    }
+}
+
 /// A source file of rows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -71,6 +98,21 @@ pub struct MeasuredSource {
 }
 
 impl MeasuredSource {
+    /// Adds a source to others. Rows of the same file are put together.
+    pub(super) fn join(sources: &mut Vec<Self>, source: &Self) {
+        match sources.iter_mut().find(|known| known.fingerprint == source.fingerprint) {
+            None => sources.push(source.clone()),
+            Some(known) => known.extend(source),
+        }
+    }
+
+    /// Adds the rows of another source with the same fingerprint.
+    pub(super) fn extend(&mut self, other: &Self) {
+        for (site, rows) in &other.rows {
+            self.rows.entry(site.clone()).or_default().extend(rows);
+        }
+    }
+
     /// The first rows, with their site, that another source with the same fingerprint also contains.
     pub(crate) fn first_in_common<'a>(&'a self, other: &Self) -> Option<(&'a str, Range<u64>)> {
         self.rows.iter().find_map(|(site, rows)| Some((site.as_str(), other.rows.get(site)?.overlap(rows)?)))
@@ -87,6 +129,16 @@ impl Content {
     pub fn rows(&self, site: &str) -> u64 {
         let rows = self.sources.iter().filter_map(|source| source.rows.get(site));
         rows.map(RowRanges::count).fold(0, u64::saturating_add)
+    }
+
+    /// As [`rows`](Self::rows), for all sites with rows.
+    pub fn rows_of_sites(&self) -> BTreeMap<&str, u64> {
+        let mut sums: BTreeMap<&str, u64> = BTreeMap::new();
+        for (site, rows) in self.sources.iter().flat_map(|source| &source.rows) {
+            let sum = sums.entry(site).or_default();
+            *sum = sum.saturating_add(rows.count());
+        }
+        sums
     }
 
     /// The metadata as JSON, with a hash of the sums of each site.
@@ -147,15 +199,15 @@ impl Content {
 
     /// Checks that every row belongs to a site, and that every site has rows.
     fn check_rows(&self) -> Result<(), Problem> {
-        let named = self.sources.iter().flat_map(|source| source.rows.keys());
-        if let Some(stranger) = named.into_iter().find(|site| !self.sites.contains_key(*site)) {
+        let rows = self.rows_of_sites();
+        if let Some(stranger) = rows.keys().find(|site| !self.sites.contains_key(**site)) {
             let what = format!(
                 "the sources contain rows of the site {}, which is not in the file",
                 quoted(stranger)
             );
             return Err(Problem::data(what));
         }
-        match self.sites.keys().find(|site| self.rows(site) == 0) {
+        match self.sites.keys().find(|site| rows.get(site.as_str()).is_none_or(|rows| *rows == 0)) {
             Some(site) => Err(Problem::data("the sources contain no rows of this site").in_tensor(site)),
             None => Ok(()),
         }

@@ -6,8 +6,8 @@ use super::{Content, METADATA, SiteSums};
 use crate::error::Error;
 use crate::moments::{Counts, Moments, RowsOrTokens};
 use crate::storage::safetensors::{Header, Tensor};
-use crate::storage::{Access, Problem, Source, quoted};
-use bytemuck::{Pod, Zeroable, cast_slice_mut};
+use crate::storage::{Access, Problem, Source, quoted, zeros};
+use bytemuck::{Pod, cast_slice_mut};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -17,6 +17,8 @@ pub struct MomentsFile {
     pub(super) source: Source,
     pub(super) content: Content,
     hashes: BTreeMap<String, String>,
+    /// The rows that were read of each site.
+    rows: BTreeMap<String, u64>,
     pub(super) tensors: BTreeMap<String, Tensor>,
 }
 
@@ -36,7 +38,8 @@ impl MomentsFile {
     pub fn from_source(source: Source) -> Result<Self, Problem> {
         let header = Header::read(&source)?;
         let (content, hashes) = Self::check(&header).map_err(|problem| problem.in_file(source.path()))?;
-        Ok(Self { source, content, hashes, tensors: header.tensors })
+        let rows = content.rows_of_sites().into_iter().map(|(site, rows)| (site.to_owned(), rows)).collect();
+        Ok(Self { source, content, hashes, rows, tensors: header.tensors })
     }
 
     /// Returns whether a header claims to be that of a moments file, valid or not.
@@ -82,6 +85,11 @@ impl MomentsFile {
         &self.content
     }
 
+    /// Number of rows that were read of a site, including skipped ones.
+    pub fn rows(&self, site: &str) -> u64 {
+        self.rows.get(site).copied().unwrap_or(0)
+    }
+
     /// The file.
     pub fn source(&self) -> &Source {
         &self.source
@@ -115,7 +123,7 @@ impl MomentsFile {
         if self.hashes.get(site) != Some(&sums.hash()) {
             return Err(damaged("checksum mismatch: the file is damaged".into()));
         }
-        let rows = self.content.rows(site);
+        let rows = self.rows(site);
         if sums.count().checked_add(measured.skipped_rows) != Some(rows) {
             let (count, skipped) = (sums.count(), measured.skipped_rows);
             return Err(damaged(format!(
@@ -132,25 +140,17 @@ impl MomentsFile {
     pub fn moments(&self, site: &str) -> Result<Moments, Problem> {
         match self.read(site)?.0 {
             RowsOrTokens::Rows(moments) => Ok(moments.into_owned()),
-            RowsOrTokens::Tokens(_) => {
-                let what = "expected sums of rows, found token counts";
-                Err(Problem::data(what).in_file(self.source.path()).in_tensor(site))
-            }
+            RowsOrTokens::Tokens(_) => Err(not_rows().in_file(self.source.path()).in_tensor(site)),
         }
     }
 
     /// The numbers of one tensor.
-    fn numbers<T: Pod + Zeroable>(&self, site: &str, sum: Stored) -> Result<Vec<T>, Problem> {
+    fn numbers<T: Pod + Default>(&self, site: &str, sum: Stored) -> Result<Vec<T>, Problem> {
         let name = sum.tensor(site);
         let tensor = &self.tensors[&name];
         let located = |problem: Problem| problem.in_file(self.source.path()).in_tensor(&name);
-        let mut numbers: Vec<T> = Vec::new();
         // The header was checked against the length of the file. The memory can still be too small.
-        let length = usize::try_from(tensor.length).unwrap_or(usize::MAX) / size_of::<T>();
-        numbers.try_reserve_exact(length).map_err(|_| {
-            located(Problem::environment(format!("not enough memory for {} bytes", tensor.length)))
-        })?;
-        numbers.resize(length, T::zeroed());
+        let mut numbers: Vec<T> = zeros(tensor.length / size_of::<T>() as u64).map_err(located)?;
         let bytes: &mut [u8] = cast_slice_mut(&mut numbers);
         self.source.read(bytes, tensor.offset).map_err(|problem| problem.in_tensor(&name))?;
         if cfg!(target_endian = "big") {
@@ -158,4 +158,9 @@ impl MomentsFile {
         }
         Ok(numbers)
     }
+}
+
+/// The problem of token counts in place of sums of rows.
+pub(super) fn not_rows() -> Problem {
+    Problem::data("expected sums of rows, found token counts")
 }

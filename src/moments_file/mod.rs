@@ -20,6 +20,7 @@
 //! row. So rows that are counted twice can be refused ([`MomentsSet`]). The entry also contains a checksum for the sums of each site,
 //! which is verified at each read.
 
+mod collected;
 mod content;
 mod file;
 mod parts;
@@ -31,6 +32,7 @@ mod sums;
 mod tests;
 mod write;
 
+pub use collected::{Collected, CollectedSite};
 pub use content::{Content, MeasuredSite, MeasuredSource, Part};
 pub use file::MomentsFile;
 pub(crate) use parts::check_all_once;
@@ -38,7 +40,7 @@ pub use ranges::RowRanges;
 pub use set::MomentsSet;
 pub use sums::SiteSums;
 pub(crate) use sums::memory;
-pub use write::{stage, write};
+pub use write::{stage, to_bytes, write};
 
 /// The end of the names of moments files in a folder.
 pub const ENDING: &str = ".moments.safetensors";

@@ -16,8 +16,19 @@ impl RowRanges {
 
     /// The first range of rows that is in both sets, if there is one.
     pub fn overlap(&self, other: &Self) -> Option<Range<u64>> {
-        let both = |a: &Range<u64>, b: &Range<u64>| a.start.max(b.start)..a.end.min(b.end);
-        self.0.iter().flat_map(|a| other.0.iter().map(move |b| both(a, b))).find(|range| !range.is_empty())
+        let (mut mine, mut theirs) = (self.0.iter().peekable(), other.0.iter().peekable());
+        while let (Some(a), Some(b)) = (mine.peek(), theirs.peek()) {
+            let both = a.start.max(b.start)..a.end.min(b.end);
+            if !both.is_empty() {
+                return Some(both);
+            }
+            if a.end < b.end {
+                mine.next()
+            } else {
+                theirs.next()
+            };
+        }
+        None
     }
 
     /// Adds rows.

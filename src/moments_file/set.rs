@@ -1,15 +1,18 @@
 //! Several moments files together: their sums are added, and no row counts twice.
 
-use super::{Content, ENDING, MeasuredSite, MomentsFile, SiteSums, memory, parts};
-use crate::moments::{Counts, Moments};
+use super::file::not_rows;
+use super::{Collected, Content, ENDING, MomentsFile, RowRanges, SiteSums, memory, parts};
+use crate::moments::{Counts, Moments, RowsOrTokens};
 use crate::storage::{Access, Problem, Problems, Source, quoted};
-use std::collections::BTreeMap;
+use std::borrow::Cow;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-/// Compatible moments files. The moments of a site are the sums over all files with this site, added in the order of the files: the same
+/// Compatible moments files, or moments in memory. The moments of a site are the sums over all files with this site, added in the order of the files: the same
 /// files in the same order give the same bits.
 #[derive(Debug)]
 pub struct MomentsSet {
@@ -17,6 +20,8 @@ pub struct MomentsSet {
     content: Content,
     /// The token counts, which are small.
     counts: BTreeMap<String, Counts>,
+    /// Moments in memory, in place of files.
+    collected: Option<Arc<Collected>>,
 }
 
 impl MomentsSet {
@@ -31,8 +36,8 @@ impl MomentsSet {
         let mut problems = Problems::default();
         let paths: Vec<PathBuf> =
             paths.iter().filter_map(|path| problems.collect(files_of(path))).flatten().collect();
-        let files =
-            paths.iter().filter_map(|path| problems.collect(MomentsFile::open(path, access))).collect();
+        let open = |path: &PathBuf| MomentsFile::from_source(Source::open_one_of(paths.len(), path, access)?);
+        let files = paths.iter().filter_map(|path| problems.collect(open(path))).collect();
         problems.or_ok(files).and_then(Self::from_files)
     }
 
@@ -57,7 +62,22 @@ impl MomentsSet {
         let counts = sites
             .filter_map(|(name, _)| Some((name.clone(), problems.collect(counts_of(&files, name))??)))
             .collect();
-        problems.or_ok(Self { files, content, counts })
+        problems.or_ok(Self { files, content, counts, collected: None })
+    }
+
+    /// Moments in memory. With `all`, sites without rows count too.
+    ///
+    /// # Errors
+    /// A data problem if the moments cannot be used.
+    pub fn in_memory(collected: Arc<Collected>, all: bool) -> Result<Self, Problems> {
+        let content = collected.content(Collected::NAME, all)?;
+        let mut counts = BTreeMap::new();
+        for (name, _) in content.sites.iter().filter(|(name, site)| site.counts && content.rows(name) > 0) {
+            if let RowsOrTokens::Tokens(tokens) = collected.sums(name)?.0 {
+                counts.insert(name.clone(), tokens.into_owned());
+            }
+        }
+        Ok(Self { files: Vec::new(), content, counts, collected: Some(collected) })
     }
 
     /// The files, in the given order.
@@ -72,6 +92,9 @@ impl MomentsSet {
 
     /// The path of the first file with a site.
     pub fn path_of(&self, site: &str) -> Option<&Path> {
+        if self.collected.is_some() {
+            return Some(Path::new(Collected::NAME));
+        }
         let file = self.files.iter().find(|file| file.content.sites.contains_key(site))?;
         Some(file.source.path())
     }
@@ -103,6 +126,10 @@ impl MomentsSet {
     /// # Errors
     /// As [`MomentsFile::moments`].
     pub fn read(&self, site: &str) -> Result<Moments, Problem> {
+        if let Some(collected) = &self.collected {
+            let sums = collected.sums(site)?.0.rows();
+            return sums.map(Cow::into_owned).ok_or_else(|| not_rows().in_site(site));
+        }
         let mut holders = self.files.iter().filter(|file| file.content.sites.contains_key(site));
         let first = holders
             .next()
@@ -185,58 +212,52 @@ fn join(content: &mut Content, first: &MomentsFile, other: &MomentsFile, problem
             }
             Entry::Occupied(mut entry) => {
                 let known = entry.get_mut();
-                if (known.width, known.counts) != (site.width, site.counts) {
-                    let (expected, found) = (kind_of(known), kind_of(site));
-                    let what = format!("expected {expected} as in the files before, found {found}");
-                    problems.push(refuse(what).in_tensor(name));
-                } else if known.modules != site.modules {
-                    let list = |modules: &[String]| {
-                        modules.iter().map(|name| quoted(name)).collect::<Vec<_>>().join(", ")
-                    };
-                    let what = format!(
-                        "expected the modules {} as in the files before, found {}",
-                        list(&known.modules),
-                        list(&site.modules)
-                    );
+                if let Err(what) = known.check_same(site, "in the files before") {
                     problems.push(refuse(what).in_tensor(name));
                 }
                 known.skipped_rows = known.skipped_rows.saturating_add(site.skipped_rows);
             }
         }
     }
+    // The first source of several with one fingerprint counts.
+    let known = content.sources.iter().enumerate().rev();
+    let mut places: BTreeMap<String, usize> =
+        known.map(|(place, source)| (source.fingerprint.clone(), place)).collect();
     for source in &other.content.sources {
-        match content.sources.iter_mut().find(|known| known.fingerprint == source.fingerprint) {
-            None => content.sources.push(source.clone()),
-            Some(known) => {
-                for (site, rows) in &source.rows {
-                    known.rows.entry(site.clone()).or_default().extend(rows);
-                }
+        match places.entry(source.fingerprint.clone()) {
+            Entry::Vacant(entry) => {
+                entry.insert(content.sources.len());
+                content.sources.push(source.clone());
             }
+            Entry::Occupied(entry) => content.sources[*entry.get()].extend(source),
         }
-    }
-}
-
-/// The kind of a site, in words.
-fn kind_of(site: &MeasuredSite) -> String {
-    match site.counts {
-        true => format!("counts of {} tokens", site.width),
-        false => format!("rows of {} numbers", site.width),
     }
 }
 
 /// Reports each pair of files that count the same rows, with the first of these rows.
 fn refuse_double_counting(files: &[MomentsFile], problems: &mut Problems) {
     let mut seen: BTreeMap<&str, Vec<(usize, usize)>> = BTreeMap::new();
-    let mut refused: Vec<(usize, usize)> = Vec::new();
+    // The rows so far, of each site of each recording. Without an overlap, no pair of files needs a comparison.
+    let mut rows_so_far: BTreeMap<(&str, &str), RowRanges> = BTreeMap::new();
+    let mut refused: BTreeSet<(usize, usize)> = BTreeSet::new();
     for (index, file) in files.iter().enumerate() {
         for (place, source) in file.content.sources.iter().enumerate() {
+            let mut overlaps = false;
+            for (site, rows) in &source.rows {
+                let so_far = rows_so_far.entry((&source.fingerprint, site)).or_default();
+                overlaps |= so_far.overlap(rows).is_some();
+                so_far.extend(rows);
+            }
             let counted = seen.entry(&source.fingerprint).or_default();
+            if !overlaps {
+                counted.push((index, place));
+                continue;
+            }
             for &(earlier, earlier_place) in counted.iter() {
                 let twice = files[earlier].content.sources[earlier_place].first_in_common(source);
                 if let Some((site, rows)) = twice
-                    && !refused.contains(&(earlier, index))
+                    && refused.insert((earlier, index))
                 {
-                    refused.push((earlier, index));
                     problems.push(counted_twice(site, &rows, &source.path, &files[earlier], file));
                 }
             }

@@ -47,10 +47,17 @@ impl SiteSums<'_> {
 
     /// Hash of all tensors.
     pub(super) fn hash(&self) -> String {
+        self.hash_of(&[Stored::Count, Stored::Sum, Stored::Gram, Stored::AbsMax, Stored::Counts])
+    }
+
+    /// Hash of the small tensors, which identifies the rows: other rows have other sums.
+    pub(super) fn identity(&self) -> String {
+        self.hash_of(&[Stored::Count, Stored::Sum, Stored::AbsMax, Stored::Counts])
+    }
+
+    fn hash_of(&self, tensors: &[Stored]) -> String {
         let mut hashing = Hashing::default();
-        for stored in [Stored::Count, Stored::Sum, Stored::Gram, Stored::AbsMax, Stored::Counts] {
-            hashing.update(&self.bytes(stored));
-        }
+        tensors.iter().for_each(|stored| hashing.update(&self.bytes(*stored)));
         hashing.finish()
     }
 }

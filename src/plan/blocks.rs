@@ -8,7 +8,7 @@ use super::unfit::Unfit;
 use super::{PlannedLayer, embeddings, weights};
 use crate::activations::Part;
 use crate::element::Element;
-use crate::factors::{LayerName, LayerShape};
+use crate::factors::{LayerName, LayerShape, MOST_BLOCKS};
 use crate::method::Options;
 use crate::rank::Policy;
 use crate::storage::{Checkpoint, Piece, Problem, quoted};
@@ -86,6 +86,7 @@ impl Module<'_> {
         match *shape {
             [inputs, outputs]
                 if inputs == width
+                    && !self.checkpoint.is_in_memory()
                     && (outputs != width || weights::is_transposed(self.checkpoint, self.name)) =>
             {
                 one(outputs, LayerShape::Transposed)
@@ -234,6 +235,9 @@ impl Module<'_> {
         shape: LayerShape,
     ) -> Result<Vec<PlannedLayer>, Unfit> {
         let count = shape.blocks().unwrap_or(1) as u64;
+        if count > MOST_BLOCKS as u64 {
+            return Err(Unfit::Kind(format!("it has {count} blocks; at most {MOST_BLOCKS} are supported")));
+        }
         if count == 0 || !outputs.is_multiple_of(count) {
             return Err(Unfit::Kind(format!("its {outputs} outputs cannot be divided into {count} blocks")));
         }

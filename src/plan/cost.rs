@@ -32,6 +32,12 @@ const OVERHEAD: u64 = 80 << 20;
 /// An additional share, `1 / OVERHEAD_SHARE`, for gaps of the allocator and scratch memory of the factorizations.
 const OVERHEAD_SHARE: u64 = 8;
 
+/// From this number of sites on, a measurement saves the sums of many sites together, and keeps them in memory until then.
+pub(crate) const MANY_SITES: usize = 1000;
+
+/// The most bytes of such sums in memory.
+pub(crate) const MANY_SUMS: u64 = 64 << 20;
+
 /// Memory of a run, in bytes.
 pub(super) struct Memory {
     /// For each narrow site, in descending order.
@@ -59,9 +65,15 @@ impl Memory {
     pub(super) fn of_moments(sites: &[SiteRows]) -> Self {
         let memory = |site: &SiteRows| match site.counts {
             true => site.sums(),
-            false => (site.sums() + block_memory(site.width as u64)).saturating_add(site.image_bytes),
+            false => {
+                site.sums().saturating_add(block_memory(site.width as u64)).saturating_add(site.image_bytes)
+            }
         };
-        Self::of_sites(sites.iter().map(|site| (site.is_narrow(), memory(site))))
+        let kept = match sites.len() < MANY_SITES {
+            true => 0,
+            false => sites.iter().map(SiteRows::sums).fold(0, u64::saturating_add).min(MANY_SUMS),
+        };
+        Self { kept, ..Self::of_sites(sites.iter().map(|site| (site.is_narrow(), memory(site)))) }
     }
 
     /// From the memory of each site, and whether it is narrow.
@@ -83,12 +95,12 @@ impl Memory {
 
 /// Bytes of the blocks of rows, as read and packed.
 fn block_memory(width: u64) -> u64 {
-    (8 * Blocks::HELD as u64 + 4) * width * BLOCK_ROWS as u64
+    width.saturating_mul((8 * Blocks::HELD as u64 + 4) * BLOCK_ROWS as u64)
 }
 
 /// Bytes of a block of pairs: differences and rows.
 fn pairs_memory(width: u64) -> u64 {
-    8 * 2 * width * BLOCK_ROWS as u64
+    width.saturating_mul(8 * 2 * BLOCK_ROWS as u64)
 }
 
 /// Bytes of the components of layers.
@@ -96,8 +108,10 @@ pub(super) fn components_memory<'a>(
     layers: impl Iterator<Item = &'a PlannedLayer>,
     options: &Options,
 ) -> u64 {
-    let memory =
-        |layer: &PlannedLayer| 4 * components(layer, options) * (layer.outputs + layer.inputs) as u64;
+    let memory = |layer: &PlannedLayer| {
+        let sides = (layer.outputs as u64).saturating_add(layer.inputs as u64);
+        sides.saturating_mul(components(layer, options)).saturating_mul(4)
+    };
     layers.map(memory).fold(0, u64::saturating_add)
 }
 
@@ -115,21 +129,25 @@ fn site_memory(site: &PlannedSite, options: &Options) -> u64 {
     let measured_source = site.source_rows.is_some();
     let moments = match options.coupling {
         // Counts of both kinds of activations, in memory and while they are read.
-        _ if site.classes.is_some() => 4 * 8 * width,
+        _ if site.classes.is_some() => width.saturating_mul(4 * 8),
         _ if !options.method.reads_activations() => 0,
         // The joint moments are still in memory while the moments of both sides and the change are split from them.
-        Coupling::Paired => 2 * Moments::memory(2 * width) + block_memory(2 * width) + pairs_memory(width),
-        _ if measured_source => 2 * Moments::memory(width) + block_memory(width),
-        _ => Moments::memory(width) + block_memory(width),
+        Coupling::Paired => {
+            let pair = width.saturating_mul(2);
+            let moments = Moments::memory(pair).saturating_mul(2);
+            moments.saturating_add(block_memory(pair)).saturating_add(pairs_memory(width))
+        }
+        _ if measured_source => Moments::memory(width).saturating_mul(2).saturating_add(block_memory(width)),
+        _ => Moments::memory(width).saturating_add(block_memory(width)),
     };
     let Bytes { peak: building, held } = options.site_memory(size(site));
     let layer = |layer: &PlannedLayer| {
         let (m, d) = (layer.outputs as u64, layer.inputs as u64);
         let decomposition = options.of_part(layer.shape.parts()).memory(m, d);
-        m * d * (layer.element.size() as u64 + 4) + decomposition
+        m.saturating_mul(d).saturating_mul(layer.element.size() as u64 + 4).saturating_add(decomposition)
     };
-    let layers = held + site.layers.iter().map(layer).max().unwrap_or(0);
-    (moments + building).saturating_add(site.image_bytes).max(layers)
+    let layers = held.saturating_add(site.layers.iter().map(layer).max().unwrap_or(0));
+    moments.saturating_add(building).saturating_add(site.image_bytes).max(layers)
 }
 
 /// Floating-point operations of adding rows to moments.
@@ -148,7 +166,7 @@ pub(super) fn work(sites: &[PlannedSite], options: &Options) -> Work {
         let of_layer = |layer: &PlannedLayer| {
             let is_embedding = layer.shape == LayerShape::Embedding;
             let side = if is_embedding { components(layer, options) as f64 } else { d };
-            2.0 * (layer.outputs * layer.inputs) as f64 * side
+            2.0 * layer.outputs as f64 * layer.inputs as f64 * side
         };
         work.factors += site.layers.iter().map(of_layer).sum::<f64>();
     }

@@ -10,6 +10,7 @@ use super::{Inputs, Plan, PlannedSite, Recording, Shard, SiteRows, cost};
 use crate::activations::Site;
 use crate::moments_file;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 
 /// The work of the nodes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -83,8 +84,9 @@ impl Division {
             // Fine-tuning and pre-training activations are measured one after the other.
             for sites in &rows {
                 let part = part_of(shard, sites);
+                let names: BTreeSet<&str> = part.iter().map(|rows| rows.name.as_str()).collect();
                 for (site, holders) in plan.sites.iter().zip(&mut holders) {
-                    *holders += u64::from(part.iter().any(|rows| rows.name == site.name));
+                    *holders += u64::from(names.contains(site.name.as_str()));
                 }
                 share = share.then(measuring(plan, &part));
             }
@@ -93,12 +95,10 @@ impl Division {
         let all: Vec<(&PlannedSite, u64)> = plan.sites.iter().zip(holders).collect();
         let mut layers = Share::default();
         for shard in shards() {
-            let part = plan.sites_of(shard);
-            let part: Vec<_> = all
-                .iter()
-                .filter(|(site, _)| part.iter().any(|chosen| chosen.name == site.name))
-                .copied()
-                .collect();
+            let names: BTreeSet<&str> =
+                plan.sites_of(shard).into_iter().map(|site| site.name.as_str()).collect();
+            let part: Vec<_> =
+                all.iter().filter(|(site, _)| names.contains(site.name.as_str())).copied().collect();
             layers = layers.max(decomposing(plan, &part));
         }
         Self { nodes, moments, layers, joining: joining(plan) }
@@ -122,7 +122,9 @@ fn decomposing(plan: &Plan, part: &[(&PlannedSite, u64)]) -> Share {
     let sums = |site: &PlannedSite| moments_file::memory(site.width as u64, site.classes.is_some());
     let moments = part.iter().map(|(site, holders)| sums(site).saturating_mul(*holders));
     let layers = || sites.iter().flat_map(|site| &site.layers);
-    let weights = layers().map(|layer| (layer.outputs * layer.inputs * layer.element.size()) as u64);
+    let weights = layers().map(|layer| {
+        (layer.outputs as u64).saturating_mul(layer.inputs as u64).saturating_mul(layer.element.size() as u64)
+    });
     Share {
         memory: Memory::of_run(&sites, &plan.method).peak(plan.side_by_side),
         operations: cost::work(&sites, &plan.method).factors,
@@ -133,12 +135,14 @@ fn decomposing(plan: &Plan, part: &[(&PlannedSite, u64)]) -> Share {
 
 fn joining(plan: &Plan) -> Share {
     let components = cost::components_memory(plan.layers(), &plan.method);
-    let largest = plan.layers().map(|layer| (layer.max_rank * (layer.outputs + layer.inputs)) as u64);
-    let factors = 4 * largest.fold(0, u64::saturating_add);
+    let largest = plan.layers().map(|layer| {
+        (layer.outputs as u64).saturating_add(layer.inputs as u64).saturating_mul(layer.max_rank as u64)
+    });
+    let factors = largest.fold(0, u64::saturating_add).saturating_mul(4);
     // A product is decomposed through its thin factors.
     let operations = plan.layers().map(|layer| {
         let rank = layer.max_rank as f64;
-        4.0 * rank * rank * (layer.outputs + layer.inputs) as f64
+        4.0 * rank * rank * (layer.outputs as f64 + layer.inputs as f64)
     });
     Share {
         memory: components.saturating_add(factors),

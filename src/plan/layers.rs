@@ -15,6 +15,9 @@ use crate::method::Options;
 use crate::storage::{Checkpoint, Piece, Problem, Problems, quoted};
 use std::collections::BTreeMap;
 
+/// The most modules without a weight for which similar names are searched.
+const SEARCHED: usize = 20;
+
 /// The result of [`find`].
 #[derive(Default)]
 pub(super) struct Found {
@@ -45,7 +48,9 @@ pub(super) fn find(
             let (stored, name) = match locate_layer(&names, module) {
                 Ok(found) => found,
                 Err(unresolved) => {
-                    found.problems.push(unresolved.problem(module, &names).in_file(checkpoint.path()));
+                    // A search for similar names compares all names. With many problems, the first ones are enough.
+                    let names = Some(&names).filter(|_| found.problems.0.len() < SEARCHED);
+                    found.problems.push(unresolved.problem(module, names).in_file(checkpoint.path()));
                     continue;
                 }
             };
@@ -162,8 +167,14 @@ fn complete_experts(selector: &Selector<'_>, checkpoint: &Checkpoint, found: &mu
             recorded.entry(layer.name.module.clone()).or_insert((0, count)).0 += 1;
         }
     }
-    for (module, (some, all)) in recorded.into_iter().filter(|(_, (some, all))| some < all) {
-        found.sites.iter_mut().for_each(|site| site.layers.retain(|layer| layer.name.module != module));
+    recorded.retain(|_, (some, all)| some < all);
+    if recorded.is_empty() {
+        return;
+    }
+    for site in &mut found.sites {
+        site.layers.retain(|layer| !recorded.contains_key(&layer.name.module));
+    }
+    for (module, (some, all)) in recorded {
         let reason = format!("only {some} of its {all} experts were recorded, but PEFT adapts all or none");
         skip(&module, reason, selector, checkpoint, found);
     }

@@ -2,9 +2,10 @@
 
 use super::cost::Memory;
 use super::options::check_precision;
+use super::schedule::Limits;
 use super::select::Selector;
 use super::shard::part_of;
-use super::{Nonfinite, Selection, Shard, cost, schedule};
+use super::{Nonfinite, Room, Selection, Shard, cost, schedule};
 use crate::activations::{ActivationSet, Site};
 use crate::initializer;
 use crate::moments_file::{MeasuredSource, Part, memory};
@@ -36,6 +37,8 @@ pub struct MeasurementRequest {
     pub threads: usize,
     /// Memory limit in bytes, if there is one.
     pub max_memory: Option<u64>,
+    /// The memory that the system leaves to this process, if it limits it.
+    pub room: Option<Room>,
 }
 
 /// The plan of a measurement.
@@ -142,7 +145,8 @@ pub fn plan_measurement(request: &MeasurementRequest) -> Result<(Measurement, Ac
     }
     let all: Vec<SiteRows> = selected.iter().map(|site| SiteRows::of(site, 0..site.rows())).collect();
     let memory = Memory::of_moments(&all);
-    let side_by_side = schedule::side_by_side(&memory, request.threads, request.max_memory, "");
+    let limits = Limits { max_memory: request.max_memory, room: request.room.as_ref() };
+    let side_by_side = schedule::side_by_side(&memory, request.threads, limits, "");
     let side_by_side = problems.collect(side_by_side);
     let fingerprints = problems.collect(fingerprints(&set));
     let (Some(side_by_side), Some(fingerprints)) = (side_by_side, fingerprints) else { return Err(problems) };
@@ -234,6 +238,7 @@ mod tests {
             access: Access::Auto,
             threads: 1,
             max_memory: None,
+            room: None,
         }
     }
 

@@ -146,17 +146,20 @@ fn weight(module: &str) -> String {
 }
 
 impl Unresolved<'_> {
-    /// The problem for the user.
-    pub(super) fn problem(&self, module: &str, names: &Names<'_>) -> Problem {
+    /// The problem for the user. Similar names are searched in `names`, if they are given.
+    pub(super) fn problem(&self, module: &str, names: Option<&Names<'_>>) -> Problem {
         let expected = format!("expected the weight of module {} in the checkpoint", quoted(module));
         match self {
-            Self::Missing(_) if names.tensors.is_empty() => {
+            Self::Missing(_) if names.is_some_and(|names| names.tensors.is_empty()) => {
                 Problem::data(format!("{expected}, but the checkpoint has no tensors"))
             }
-            Self::Missing(name) => Problem::data(format!(
-                "{expected}, found no match; similar names are {}",
-                list(nearest(name, names.tensors.iter().copied()))
-            ))
+            Self::Missing(name) => Problem::data(match names {
+                None => format!("{expected}, found no match"),
+                Some(names) => format!(
+                    "{expected}, found no match; similar names are {}",
+                    list(nearest(name, names.tensors.iter().copied()))
+                ),
+            })
             .help("map the name to the one in the checkpoint with --rename 'REGEX=REPLACEMENT', or exclude the module with --exclude"),
             Self::Ambiguous(tensors) => Problem::data(format!(
                 "{expected}, found several matches: {}",
@@ -272,7 +275,7 @@ mod tests {
             let renames = vec![rename; 13];
             let renames = Renames::new(&renames).unwrap();
             let names = Names::new(tensors.iter().copied(), ["q"], &renames);
-            shown(&names.resolve("q").unwrap_err().problem("q", &names).into(), Path::new("-"))
+            shown(&names.resolve("q").unwrap_err().problem("q", Some(&names)).into(), Path::new("-"))
         };
         let messages = [
             message(&[], "x=y"),

@@ -7,23 +7,33 @@ use strsim::levenshtein;
 /// Number of names in a message.
 const SHOWN: usize = 3;
 
+/// The most characters of a name that are compared: its last ones.
+const LONGEST: usize = 256;
+
 /// The candidates with the smallest edit distance to `name`, nearest first, ties sorted by name.
 pub(super) fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
+    let name = end_of(name);
     let length = name.chars().count();
     let mut nearest: Vec<(usize, &str)> = Vec::with_capacity(SHOWN + 1);
     for candidate in candidates {
         // The distance is at least the difference in length. Most candidates of another length need no more work.
-        let at_least = candidate.chars().count().abs_diff(length);
+        let compared = end_of(candidate);
+        let at_least = compared.chars().count().abs_diff(length);
         if nearest.len() == SHOWN && nearest[SHOWN - 1].0 < at_least {
             continue;
         }
-        let entry = (levenshtein(name, candidate), candidate);
+        let entry = (levenshtein(name, compared), candidate);
         if let Err(place) = nearest.binary_search(&entry) {
             nearest.insert(place, entry);
             nearest.truncate(SHOWN);
         }
     }
     nearest.into_iter().map(|(_, candidate)| candidate).collect()
+}
+
+/// The part of a name that is compared. Two long names would need as many steps as the product of their lengths.
+fn end_of(name: &str) -> &str {
+    name.char_indices().rev().nth(LONGEST - 1).map_or(name, |(at, _)| &name[at..])
 }
 
 /// Names in quotes, separated by commas.

@@ -4,11 +4,13 @@ use super::cost::Memory;
 use super::layers::Found;
 use super::recording::{RecordedSite, Recording};
 use super::renames::Renames;
+use super::schedule::Limits;
 use super::select::Selector;
 use super::{Plan, Request, cost, layers, options, recording, schedule, weights};
 use crate::constraint::Coupling;
 use crate::method::Options;
-use crate::storage::{Checkpoint, Problem, Problems};
+use crate::storage::{Checkpoint, Problem, Problems, quoted};
+use std::path::PathBuf;
 
 /// The open files of a plan.
 pub struct Inputs {
@@ -26,26 +28,45 @@ pub struct Inputs {
 /// All problems of the options, the checkpoint and both sets of activations together. Checks that depend on a failed check are
 /// skipped.
 pub fn plan(request: &Request) -> Result<(Plan, Inputs), Problems> {
+    plan_with(request, |problems| {
+        let checkpoint = problems.collect(Checkpoint::open(&request.model, request.access));
+        let open = |activations: &[PathBuf], moments: &[PathBuf], problems: &mut Problems| {
+            problems.collect(Recording::open(activations, moments, request.access))
+        };
+        let target = match request.has_target() || request.method.method.reads_activations() {
+            true => open(&request.activations, &request.moments, problems),
+            false => None,
+        };
+        let source = match request.has_source() {
+            true => open(&request.source, &request.source_moments, problems),
+            false => None,
+        };
+        (checkpoint, target, source)
+    })
+}
+
+/// As [`plan()`], with inputs that are open. The paths of the request only tell which inputs there are.
+///
+/// # Errors
+/// As [`plan()`].
+pub fn plan_opened(request: &Request, inputs: Inputs) -> Result<(Plan, Inputs), Problems> {
+    plan_with(request, |_| (Some(inputs.checkpoint), inputs.target, inputs.source))
+}
+
+fn plan_with(
+    request: &Request,
+    open: impl FnOnce(&mut Problems) -> (Option<Checkpoint>, Option<Recording>, Option<Recording>),
+) -> Result<(Plan, Inputs), Problems> {
     let mut problems = Problems::default();
     let reads_rows = request.moments.is_empty() || !request.source.is_empty();
     if reads_rows {
         problems.collect(options::check_precision(request.precision));
     }
-    let has_source = !request.source.is_empty() || !request.source_moments.is_empty();
-    options::check_values(&request.method, has_source, &mut problems);
+    options::check_values(&request.method, request.has_source(), &mut problems);
     options::check_pairs(request, &mut problems);
     let renames = problems.collect(Renames::new(&request.renames));
     let selector = problems.collect(Selector::new(&request.selection));
-    let checkpoint = problems.collect(Checkpoint::open(&request.model, request.access));
-    let has_target = !request.activations.is_empty() || !request.moments.is_empty();
-    let target = match has_target || request.method.method.reads_activations() {
-        true => problems.collect(Recording::open(&request.activations, &request.moments, request.access)),
-        false => None,
-    };
-    let source = match has_source {
-        true => problems.collect(Recording::open(&request.source, &request.source_moments, request.access)),
-        false => None,
-    };
+    let (checkpoint, target, source) = open(&mut problems);
     for recording in [&target, &source].into_iter().flatten() {
         problems.collect(options::check_moments_precision(recording, request.precision));
     }
@@ -57,7 +78,7 @@ pub fn plan(request: &Request) -> Result<(Plan, Inputs), Problems> {
     let sites: Option<Vec<RecordedSite<'_>>> = match (&target, &checkpoint, &selector) {
         (Some(target), _, _) => Some(target.sites()),
         (None, Some(checkpoint), Some(selector))
-            if !has_target && !request.method.method.reads_activations() =>
+            if !request.has_target() && !request.method.method.reads_activations() =>
         {
             weights::check_selection(&request.selection, &mut problems);
             stand_ins = weights::stand_ins(checkpoint, selector);
@@ -92,7 +113,8 @@ pub fn plan(request: &Request) -> Result<(Plan, Inputs), Problems> {
         true => "; --coupling uncorrelated and smaller ranks need less",
         false => "; smaller ranks need less",
     };
-    let side_by_side = schedule::side_by_side(&memory, request.threads, request.max_memory, cheaper);
+    let limits = Limits { max_memory: request.max_memory, room: request.room.as_ref() };
+    let side_by_side = schedule::side_by_side(&memory, request.threads, limits, cheaper);
     let side_by_side = problems.collect(side_by_side);
     match (checkpoint, side_by_side) {
         (Some(checkpoint), Some(side_by_side)) if problems.0.is_empty() => {
@@ -119,10 +141,10 @@ pub fn plan(request: &Request) -> Result<(Plan, Inputs), Problems> {
 
 fn log(plan: &Plan) {
     for site in &plan.sites {
-        tracing::info!(site = ?site.name, width = site.width, rows = site.rows, layers = site.layers.len(), "planned");
+        tracing::info!(site = %quoted(&site.name), width = site.width, rows = site.rows, layers = site.layers.len(), "planned");
         for layer in &site.layers {
             let shape = format_args!("{}x{}", layer.outputs, layer.inputs);
-            tracing::debug!(layer = ?layer.name.to_string(), tensor = ?layer.tensors(), %shape, "planned");
+            tracing::debug!(layer = %quoted(&layer.name.to_string()), tensor = %quoted(&layer.tensors()), %shape, "planned");
         }
     }
     let (threads, side_by_side, memory) = (plan.threads, plan.side_by_side, plan.peak_memory);

@@ -62,7 +62,10 @@ impl Recording {
         match self {
             Self::Activations(set) => set.sites().map(|site| of_rows(set, site)).collect(),
             Self::Moments(set) => {
-                set.content().sites.keys().filter_map(|name| of_moments(set, name)).collect()
+                let rows = set.content().rows_of_sites();
+                let rows = |name: &String| rows.get(name.as_str()).copied().unwrap_or(0);
+                let names = set.content().sites.keys();
+                names.filter_map(|name| of_moments(set, name, rows(name))).collect()
             }
         }
     }
@@ -71,7 +74,7 @@ impl Recording {
     pub(super) fn site(&self, name: &str) -> Option<RecordedSite<'_>> {
         match self {
             Self::Activations(set) => set.site(name).map(|site| of_rows(set, site)),
-            Self::Moments(set) => of_moments(set, name),
+            Self::Moments(set) => of_moments(set, name, set.content().rows(name)),
         }
     }
 
@@ -131,17 +134,20 @@ pub(super) fn of_weight<'a>(weight: &'a StandIn, checkpoint: &'a Path) -> Record
     }
 }
 
-fn of_moments<'a>(set: &'a MomentsSet, name: &str) -> Option<RecordedSite<'a>> {
+fn of_moments<'a>(set: &'a MomentsSet, name: &str, rows: u64) -> Option<RecordedSite<'a>> {
     let (name, site) = set.content().sites.get_key_value(name)?;
     Some(RecordedSite {
         name,
         width: site.width,
         modules: &site.modules,
-        rows: set.content().rows(name),
+        rows,
         rows_to_read: 0,
         bytes: set.bytes(name),
         image_bytes: 0,
-        recorded: recorded(set.counts(name), &[]),
+        recorded: match site.counts {
+            true => RowsOrTokens::Tokens(set.counts(name)),
+            false => RowsOrTokens::Rows(&[]),
+        },
         path: set.path_of(name)?,
     })
 }

@@ -1,7 +1,8 @@
 //! Replacements in names by regular expressions.
 
+use crate::storage::expressions::{Unusable, check_syntax, compile, compile_set};
 use crate::storage::{Problem, Problems, quoted};
-use regex::Regex;
+use regex::{Regex, RegexSet};
 use serde::{Deserialize, Serialize};
 use std::borrow::Borrow;
 
@@ -36,15 +37,14 @@ pub(super) struct Renames<'a>(Vec<(Regex, &'a str)>);
 impl<'a> Renames<'a> {
     /// Compiles the patterns, and reports all invalid regular expressions.
     pub(super) fn new(renames: &'a [Rename]) -> Result<Self, Problems> {
-        let mut problems = Problems::default();
-        let compiled = renames
-            .iter()
-            .filter_map(|rename| {
-                let pattern = problems.collect(regular_expression("--rename", &rename.pattern))?;
-                Some((pattern, rename.replacement.as_str()))
-            })
-            .collect();
-        problems.or_ok(Self(compiled))
+        let patterns: Vec<&str> = renames.iter().map(|rename| rename.pattern.as_str()).collect();
+        regular_expressions(RENAME, &patterns)?;
+        let compiled = renames.iter().map(|rename| {
+            let pattern =
+                compile(&rename.pattern).map_err(|unusable| refusal(RENAME, &rename.pattern, &unusable))?;
+            Ok((pattern, rename.replacement.as_str()))
+        });
+        Ok(Self(compiled.collect::<Result<_, Problem>>()?))
     }
 
     /// A name after all renames. `None` if it becomes too long.
@@ -53,15 +53,35 @@ impl<'a> Renames<'a> {
     }
 }
 
-/// Compiles the regular expression of an option.
-pub(super) fn regular_expression(option: &str, pattern: &str) -> Result<Regex, Problem> {
-    Regex::new(pattern).map_err(|error| {
-        // The last line is the reason. The lines before it show the place.
-        let error = error.to_string();
-        let reason = error.lines().last().unwrap_or_default().trim_start_matches("error: ");
-        Problem::usage(format!("{option}: {} is not a regular expression: {reason}", quoted(pattern)))
-            .help("write a backslash before a literal dot or bracket")
+const RENAME: &str = "--rename";
+
+/// Compiles the regular expressions of an option into one set.
+///
+/// # Errors
+/// Usage problems for all invalid expressions, or if all together need too much memory.
+pub(super) fn regular_expressions<S: AsRef<str>>(option: &str, patterns: &[S]) -> Result<RegexSet, Problems> {
+    let mut problems = Problems::default();
+    for pattern in patterns.iter().map(AsRef::as_ref) {
+        problems.collect(check_syntax(pattern).map_err(|unusable| refusal(option, pattern, &unusable)));
+    }
+    problems.or_ok(())?;
+    compile_set(patterns).map_err(|unusable| {
+        let what = format!("{option}: the regular expressions are {}", unusable.reason());
+        Problem::usage(what).help("give fewer or simpler expressions").into()
     })
+}
+
+fn refusal(option: &str, pattern: &str, unusable: &Unusable) -> Problem {
+    let (pattern, reason) = (quoted(pattern), unusable.reason());
+    match unusable {
+        Unusable::Invalid(_) => {
+            Problem::usage(format!("{option}: {pattern} is not a regular expression: {reason}"))
+                .help("write a backslash before a literal dot or bracket")
+        }
+        Unusable::TooLarge => {
+            Problem::usage(format!("{option}: {pattern} is {reason}")).help("give a simpler expression")
+        }
+    }
 }
 
 /// Applies replacements in order. Returns `None` if the name becomes longer than [`LONGEST`]: forty rules that double the name would

@@ -1,6 +1,6 @@
 //! The request of a user: inputs, options and limits.
 
-use super::Rename;
+use super::{Rename, Room};
 use crate::element::Element;
 use crate::method::Options;
 use crate::simd::Precision;
@@ -41,6 +41,9 @@ pub struct Request {
     pub threads: usize,
     /// Memory limit in bytes, if there is one.
     pub max_memory: Option<u64>,
+    /// The memory that the system leaves to this process, if it limits it. It is not saved with the request.
+    #[serde(skip)]
+    pub room: Option<Room>,
     /// True if a site with unusable activations ends the run. Otherwise the run continues without the site.
     #[serde(default)]
     pub strict: bool,
@@ -64,8 +67,21 @@ impl Request {
             access: Access::default(),
             threads: 1,
             max_memory: None,
+            room: None,
             strict: false,
         }
+    }
+}
+
+impl Request {
+    /// True if there are fine-tuning activations, or their moments.
+    pub(super) fn has_target(&self) -> bool {
+        !self.activations.is_empty() || !self.moments.is_empty()
+    }
+
+    /// True if there are pre-training activations, or their moments.
+    pub(super) fn has_source(&self) -> bool {
+        !self.source.is_empty() || !self.source_moments.is_empty()
     }
 }
 

@@ -2,10 +2,11 @@
 
 use super::Selection;
 use super::nearest::{list, nearest};
-use super::renames::regular_expression;
+use super::renames::regular_expressions;
 use crate::activations::Site;
+use crate::storage::expressions::ends_of;
 use crate::storage::{Problem, Problems, quoted};
-use regex::Regex;
+use regex::RegexSet;
 use std::collections::BTreeSet;
 
 /// The target that selects all modules, as in PEFT.
@@ -13,38 +14,39 @@ const ALL: &str = "all-linear";
 
 /// A [`Selection`] with compiled patterns.
 pub(super) struct Selector<'a> {
-    targets: &'a [String],
-    include: Vec<Regex>,
-    exclude: Vec<Regex>,
+    targets: BTreeSet<&'a str>,
+    /// The targets in the order of the user.
+    in_order: &'a [String],
+    include: RegexSet,
+    exclude: RegexSet,
 }
 
 impl<'a> Selector<'a> {
     /// Compiles the patterns, and reports all invalid regular expressions.
     pub(super) fn new(selection: &'a Selection) -> Result<Self, Problems> {
         let mut problems = Problems::default();
-        let mut compile = |option: &str, patterns: &[String]| {
-            let compiled = patterns.iter().map(|pattern| regular_expression(option, pattern));
-            compiled.filter_map(|pattern| problems.collect(pattern)).collect()
-        };
-        let include = compile("--include", &selection.include);
-        let exclude = compile("--exclude", &selection.exclude);
-        problems.or_ok(Self { targets: &selection.targets, include, exclude })
+        let include = problems.collect(regular_expressions("--include", &selection.include));
+        let exclude = problems.collect(regular_expressions("--exclude", &selection.exclude));
+        match (include, exclude) {
+            (Some(include), Some(exclude)) => {
+                let targets = selection.targets.iter().map(String::as_str).collect();
+                Ok(Self { targets, in_order: &selection.targets, include, exclude })
+            }
+            _ => Err(problems),
+        }
     }
 
     /// Returns whether a module is selected.
     pub(super) fn selects(&self, module: &str) -> bool {
-        let found = |patterns: &[Regex]| patterns.iter().any(|pattern| pattern.is_match(module));
-        (self.targets.is_empty()
-            || self.targets.iter().any(|target| target == ALL || is_named(module, target)))
-            && (self.include.is_empty() || found(&self.include))
-            && !found(&self.exclude)
+        (self.targets.is_empty() || self.targets.contains(ALL) || self.names(module))
+            && (self.include.is_empty() || self.include.is_match(module))
+            && !self.exclude.is_match(module)
     }
 
     /// Returns whether a site is measured: one of its modules is selected. Patterns can also match the name of the site.
     pub(super) fn selects_site(&self, site: &Site) -> bool {
-        let found = |patterns: &[Regex], module: &str| {
-            patterns.iter().any(|pattern| pattern.is_match(module) || pattern.is_match(&site.name))
-        };
+        let found =
+            |patterns: &RegexSet, module: &str| patterns.is_match(module) || patterns.is_match(&site.name);
         site.modules.iter().any(|module| {
             (self.include.is_empty() || found(&self.include, module)) && !found(&self.exclude, module)
         })
@@ -52,17 +54,21 @@ impl<'a> Selector<'a> {
 
     /// Returns whether a target names the module, so that it must not be skipped silently.
     pub(super) fn names(&self, module: &str) -> bool {
-        self.targets.iter().any(|target| is_named(module, target))
+        // PEFT's rule for a list of target modules: the whole name, or its last parts.
+        ends_of(module).any(|end| self.targets.contains(end))
     }
 
     /// Reports targets without a module, and an empty selection.
     pub(super) fn check<'m>(&self, modules: impl Iterator<Item = &'m str>, problems: &mut Problems) {
         let modules: BTreeSet<&str> = modules.collect();
+        let named: BTreeSet<&str> = modules
+            .iter()
+            .flat_map(|module| ends_of(module))
+            .filter(|end| self.targets.contains(end))
+            .collect();
         let mut all_found = true;
-        for target in self.targets.iter().filter(|target| *target != ALL) {
-            if modules.iter().any(|module| is_named(module, target)) {
-                continue;
-            }
+        for target in self.in_order.iter().filter(|target| *target != ALL && !named.contains(target.as_str()))
+        {
             all_found = false;
             // A target of two parts is compared with the last two parts of each module.
             let parts = target.matches('.').count();
@@ -84,11 +90,6 @@ impl<'a> Selector<'a> {
             problems.push(Problem::usage(what).help("relax one of them"));
         }
     }
-}
-
-/// PEFT's rule for a list of target modules: the whole name, or its last parts.
-fn is_named(module: &str, target: &str) -> bool {
-    module.strip_suffix(target).is_some_and(|before| before.is_empty() || before.ends_with('.'))
 }
 
 /// The last `dots + 1` parts of a name, or the whole name if it has fewer.

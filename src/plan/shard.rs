@@ -4,6 +4,8 @@ use super::{Plan, PlannedSite, SiteRows, cost};
 use crate::activations::Site;
 use crate::simd::BLOCK_ROWS;
 use serde::{Deserialize, Serialize};
+use std::cmp::{Ordering, Reverse};
+use std::collections::BinaryHeap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -58,9 +60,9 @@ pub(super) fn part_of(shard: Shard, sites: &[&Site]) -> Vec<SiteRows> {
     let mut part = Vec::new();
     for (index, site) in sites.iter().enumerate() {
         let row_at = |cut: Cut| match index.cmp(&cut.0) {
-            std::cmp::Ordering::Less => site.rows(),
-            std::cmp::Ordering::Equal => cut.1,
-            std::cmp::Ordering::Greater => 0,
+            Ordering::Less => site.rows(),
+            Ordering::Equal => cut.1,
+            Ordering::Greater => 0,
         };
         // Rows before the end of the part, without the rows before its start.
         let rows = row_at(first)..row_at(end);
@@ -103,6 +105,30 @@ fn cut(index: u64, count: u64, sites: &[&Site]) -> Cut {
     (sites.len(), 0)
 }
 
+/// The work of a part so far, and its index. Of parts with equal work, the first is the least.
+#[derive(Clone, Copy, Debug)]
+struct Load(f64, usize);
+
+impl Ord for Load {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.0.total_cmp(&other.0).then(self.1.cmp(&other.1))
+    }
+}
+
+impl PartialOrd for Load {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Load {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Load {}
+
 /// The sites of a part. Sites are assigned in order of decreasing work, each to the part with the least work so far.
 pub(super) fn sites_of(plan: &Plan, shard: Shard) -> Vec<&PlannedSite> {
     let work = |site: &PlannedSite| {
@@ -114,12 +140,13 @@ pub(super) fn sites_of(plan: &Plan, shard: Shard) -> Vec<&PlannedSite> {
     sites.sort_by(|a, b| b.0.total_cmp(&a.0));
     // The number of parts with work is at most the number of sites.
     let parts = usize::try_from(shard.count).map_or(sites.len(), |count| count.min(sites.len()));
-    let mut loads = vec![0.0; parts];
+    let mut loads: BinaryHeap<Reverse<Load>> = (0..parts).map(|part| Reverse(Load(0.0, part))).collect();
     let mut part = Vec::new();
     for (work, site) in sites {
-        let least = (0..parts).min_by(|&a, &b| f64::total_cmp(&loads[a], &loads[b])).unwrap_or(0);
-        loads[least] += work;
-        if least as u64 == shard.index {
+        // Without sites there are no parts.
+        let Some(mut least) = loads.peek_mut() else { break };
+        least.0.0 += work;
+        if least.0.1 as u64 == shard.index {
             part.push(site);
         }
     }

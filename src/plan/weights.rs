@@ -57,6 +57,9 @@ pub(super) fn stand_ins(checkpoint: &Checkpoint, selector: &Selector<'_>) -> Vec
 pub(super) fn is_transposed(checkpoint: &Checkpoint, module: &str) -> bool {
     const FAMILIES: [&str; 4] = ["gpt2", "openai-gpt", "imagegpt", "decision_transformer"];
     const LAYERS: [&str; 4] = ["c_attn", "q_attn", "c_proj", "c_fc"];
+    if checkpoint.is_in_memory() {
+        return false;
+    }
     let model_type = checkpoint.config().and_then(|config| config.get("model_type")?.as_str());
     let last = module.rsplit('.').next().unwrap_or(module);
     model_type.is_some_and(|model_type| FAMILIES.contains(&model_type)) && LAYERS.contains(&last)

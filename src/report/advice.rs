@@ -100,9 +100,9 @@ fn few_rows_of(
 
 /// Ranks above the rank of the updates.
 fn empty_units(report: &Report) -> Option<String> {
-    let empty: usize = report.layers.iter().map(|layer| layer.empty_units).sum();
-    let all: usize = report.layers.iter().map(|layer| layer.rank).sum();
-    (empty > 0 && empty * 10 >= all).then(|| {
+    let empty = report.layers.iter().map(|layer| layer.empty_units).fold(0, usize::saturating_add);
+    let all = report.layers.iter().map(|layer| layer.rank).fold(0, usize::saturating_add);
+    (empty > 0 && empty.saturating_mul(10) >= all).then(|| {
         format!(
             "Use a smaller rank, because {empty} of {} of rank have no singular value.",
             count(all as u64, "unit")
@@ -150,15 +150,16 @@ fn rank(report: &Report) -> Option<String> {
         .step_by(step)
         .map_while(|rank| Some((rank, kept::mean(layers, |layer| kept::at(layer, method, rank))?)));
     // Beyond the full rank of every layer nothing changes.
-    let full = layers.iter().map(|layer| layer.inputs.min(layer.outputs)).max().unwrap_or(0);
-    let enough = known.take_while(|(rank, _)| *rank < full + step).find(|(_, share)| *share >= ENOUGH);
+    let updated = layers.iter().filter(|layer| layer.energy > 0.0);
+    let full = updated.map(|layer| kept::rank_in(layer, usize::MAX)).max().unwrap_or(0).saturating_add(step);
+    let enough = known.take_while(|(rank, _)| *rank < full).find(|(_, share)| *share >= ENOUGH);
     let now_in_words = percent(now);
     Some(match enough {
         Some((rank, share)) if now < ENOUGH => format!(
             "Use rank {rank} for all layers to keep {} of an update on average instead of {now_in_words}.",
             percent(share)
         ),
-        Some((rank, share)) if 2 * rank <= largest => {
+        Some((rank, share)) if rank <= largest / 2 => {
             format!(
                 "Use rank {rank} to save parameters, because it still keeps {} of an update on average.",
                 percent(share)

@@ -6,7 +6,8 @@ use crate::method::Options;
 use crate::plan::Skipped;
 use crate::simd::Precision;
 use crate::spread::Spread;
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 use std::path::PathBuf;
 
 /// Version of [`Report`].
@@ -17,6 +18,7 @@ pub const SCHEMA_VERSION: u32 = 1;
 #[serde(deny_unknown_fields)]
 pub struct Report {
     /// Version of this structure.
+    #[serde(deserialize_with = "known_version")]
     pub schema_version: u32,
     /// Version of the tool.
     pub tool_version: String,
@@ -50,6 +52,15 @@ pub struct Report {
     pub parameters: u64,
     /// Seconds from the first row to the last factor.
     pub seconds: f64,
+}
+
+fn known_version<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    match u32::deserialize(deserializer)? {
+        SCHEMA_VERSION => Ok(SCHEMA_VERSION),
+        other => Err(D::Error::custom(format!(
+            "unsupported schema_version {other}: this version of cntlora reads {SCHEMA_VERSION}"
+        ))),
+    }
 }
 
 /// The files that a run read.

@@ -1,5 +1,7 @@
 //! Text tables, within 80 columns if the names in the first column have enough room.
 
+use crate::storage::visible::shortened;
+
 /// Largest width of a table, unless the first column would be too narrow.
 const WIDTH: usize = 80;
 
@@ -63,29 +65,20 @@ impl<const N: usize> Table<N> {
                 if column > 0 {
                     line.push_str(&" ".repeat(GAP));
                 }
-                let (cell, width) = (shortened(&row[column], widths[column]), widths[column]);
-                match self.alignment[column] {
-                    Align::Left => line.push_str(&format!("{cell:<width$}")),
-                    Align::Right => line.push_str(&format!("{cell:>width$}")),
-                }
+                // Widths in formats have a limit, and cells have none.
+                let cell = shortened(&row[column], widths[column]);
+                let room = " ".repeat(widths[column].saturating_sub(cell.chars().count()));
+                let (before, after) = match self.alignment[column] {
+                    Align::Left => ("", room.as_str()),
+                    Align::Right => (room.as_str(), ""),
+                };
+                line.extend([before, &cell, after]);
             }
             text.push_str(line.trim_end());
             text.push('\n');
         }
         text
     }
-}
-
-/// `text` in at most `width` characters; an ellipsis replaces the middle of a longer text.
-pub(super) fn shortened(text: &str, width: usize) -> String {
-    let characters: Vec<char> = text.chars().collect();
-    if characters.len() <= width {
-        return text.into();
-    }
-    let kept = width.saturating_sub(1);
-    let tail = kept.div_ceil(2);
-    let head = &characters[..kept - tail];
-    head.iter().chain(['…'].iter()).chain(&characters[characters.len() - tail..]).collect()
 }
 
 #[cfg(test)]
@@ -101,18 +94,6 @@ mod tests {
             }
             let text = table.render();
             text.lines().count() == names.len() + 1 && text.lines().all(|line| line.chars().count() <= WIDTH)
-        }
-
-        fn shortening_keeps_short_texts_and_both_ends_of_long_ones(text: String, width: u8) -> bool {
-            let (long, width) = (text.chars().count(), usize::from(width).max(3));
-            let short = shortened(&text, width);
-            if long <= width {
-                short == text
-            } else {
-                short.chars().count() == width
-                    && short.chars().next() == text.chars().next()
-                    && short.chars().last() == text.chars().last()
-            }
         }
     }
 

@@ -8,6 +8,7 @@ use super::table::{Align, NONE, Table};
 use super::{Report, TrustRegion, kept, tokens};
 use crate::method::Method;
 use crate::simd::Precision;
+use crate::storage::visible;
 use std::fmt::Write as _;
 
 /// A line per module, a summary, the layers and rows that were left out, and one sentence of advice.
@@ -51,7 +52,7 @@ fn table(report: &Report) -> String {
         let in_words = |rows| rows_in_words(rows, figures.embedding, |rows| rows.to_string());
         let [own, twice, four_times] = figures.kept;
         table.row([
-            group.name.escape_debug().to_string(),
+            visible(&group.name),
             group.blocks().map_or(NONE.into(), |blocks| blocks.to_string()),
             format!("{}×{}", layer.outputs, layer.inputs),
             rows.map_or(NONE.into(), |rows| rows.range(in_words)),
@@ -152,7 +153,7 @@ fn shift(TrustRegion { model, depth, layer }: &TrustRegion) -> String {
 
 /// The units of rank without a singular value, if there are any.
 pub(super) fn empty_units(report: &Report) -> Option<String> {
-    let empty: usize = report.layers.iter().map(|layer| layer.empty_units).sum();
+    let empty = report.layers.iter().map(|layer| layer.empty_units).fold(0, usize::saturating_add);
     let layers = report.layers.iter().filter(|layer| layer.empty_units > 0).count();
     (empty > 0).then(|| {
         format!(
@@ -165,19 +166,17 @@ pub(super) fn empty_units(report: &Report) -> Option<String> {
 
 /// A site that is left out, its modules, which have no adapter, and the reason.
 pub fn left_out(site: &str, modules: &[String], reason: &str) -> String {
-    let modules: Vec<String> = modules.iter().map(|module| module.escape_debug().to_string()).collect();
-    format!("{}: site {}: {}", modules.join(", "), site.escape_debug(), reason.escape_debug())
+    let modules: Vec<String> = modules.iter().map(|module| visible(module)).collect();
+    format!("{}: site {}: {}", modules.join(", "), visible(site), visible(reason))
 }
 
 fn all_left_out(report: &Report) -> impl Iterator<Item = String> {
-    let without_rank =
-        without_rank(report).map(|(name, reason)| format!("{}: {reason}", name.escape_debug()));
+    let without_rank = without_rank(report).map(|(name, reason)| format!("{}: {reason}", visible(&name)));
     let skipped = report.skipped.iter();
-    let skipped =
-        skipped.map(|skipped| format!("{}: {}", skipped.name.escape_debug(), skipped.reason.escape_debug()));
+    let skipped = skipped.map(|skipped| format!("{}: {}", visible(&skipped.name), visible(&skipped.reason)));
     let unusable = report.unusable.iter().map(|site| left_out(&site.name, &site.modules, &site.reason));
     let rows = report.sites.iter().filter(|site| site.skipped_rows > 0).map(|site| {
-        format!("{} of site {}: NaN or infinity", count(site.skipped_rows, "row"), site.name.escape_debug())
+        format!("{} of site {}: NaN or infinity", count(site.skipped_rows, "row"), visible(&site.name))
     });
     without_rank.chain(skipped).chain(unusable).chain(rows).map(|line| format!("left out: {line}"))
 }

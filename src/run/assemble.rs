@@ -1,6 +1,5 @@
 //! The end of a run: ranks, factors and the report.
 
-use super::side_by_side::with_threads;
 use super::site::{DecomposedLayer, FinishedSite};
 use super::{Outcome, ranks, shift, unusable};
 use crate::adapter::Adapter;
@@ -10,12 +9,12 @@ use crate::plan::Plan;
 use crate::rank::Policy;
 use crate::report::{InputFiles, LayerReport, Report, SCHEMA_VERSION, UnusableSite};
 use crate::simd::Tier;
-use crate::storage::{Problem, Problems};
+use crate::storage::{Problem, Problems, quoted};
 use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-/// Chooses the ranks from the spectra of all layers, and makes the factors.
+/// Chooses the ranks from the spectra of all layers, and makes the factors, with the threads of the current pool.
 pub(super) fn assemble(
     plan: &Plan,
     files: InputFiles,
@@ -46,13 +45,11 @@ pub(super) fn assemble(
     if let Some(trust_region) = trust_region {
         options.strength = Strength::MaxShift(trust_region.layer);
     }
-    let finished = with_threads(plan.threads, || {
-        layers
-            .par_iter()
-            .zip(ranks)
-            .map(|(layer, rank)| finish(layer, rank, &options))
-            .collect::<Result<Vec<_>, _>>()
-    })?;
+    let finished = layers
+        .par_iter()
+        .zip(ranks)
+        .map(|(layer, rank)| finish(layer, rank, &options))
+        .collect::<Result<Vec<_>, _>>()?;
 
     let shaped = plan.layers().filter(|layer| layer.shape != LayerShape::Linear);
     let mut adapter = Adapter {
@@ -133,7 +130,7 @@ fn finish(
         residual: draft.residual(),
         seconds: seconds + started.elapsed().as_secs_f64(),
     };
-    let (layer, kept) = (planned.name.to_string(), report.energy_kept);
-    tracing::debug!(?layer, rank, kept, strength = report.strength, "made factors");
+    let (layer, kept) = (quoted(&planned.name.to_string()), report.energy_kept);
+    tracing::debug!(%layer, rank, kept, strength = report.strength, "made factors");
     Ok((report, made.map(|made| made.factors)))
 }

@@ -11,7 +11,11 @@ const HASHED: u64 = 1 << 28;
 
 pub(super) fn files(inputs: &Inputs) -> Result<InputFiles, Problem> {
     Ok(InputFiles {
-        checkpoint: identify(&inputs.checkpoint.files().iter().map(|(file, _)| file).collect::<Vec<_>>())?,
+        checkpoint: match inputs.checkpoint.is_in_memory() {
+            // The weights of a model in memory have no file, and to read all of them again can take long.
+            true => Vec::new(),
+            false => identify(&inputs.checkpoint.files().iter().map(|(file, _)| file).collect::<Vec<_>>())?,
+        },
         activations: identify(&inputs.target.as_ref().map(Recording::files).unwrap_or_default())?,
         source: identify(&inputs.source.as_ref().map(Recording::files).unwrap_or_default())?,
     })

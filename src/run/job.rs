@@ -2,8 +2,9 @@
 
 use crate::activations::ActivationSet;
 use crate::plan::{Inputs, Measurement, Nonfinite, Plan, Recording};
-use crate::storage::{Hashing, Problem, Source, read_json};
+use crate::storage::{Hashing, Problem, Source, read_json, visible};
 use serde_json::{Map, Value, json};
+use std::sync::OnceLock;
 
 /// Version of saved progress. Since version 2, the rows of pairs are differences and fine-tuning rows, and sums within a block are centred.
 const VERSION: u64 = 2;
@@ -13,7 +14,25 @@ const NONFINITE: &str = "/options/nonfinite";
 
 /// Everything that determines the result of a run: its inputs, by path, length and time of modification, and its options.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Job(Value);
+pub struct Job(Value, Shared);
+
+/// The hash of what the layers of all sites depend on, once it was computed. With many inputs, it takes much longer than the rest.
+#[derive(Debug, Default)]
+struct Shared(OnceLock<Hashing>);
+
+impl Clone for Shared {
+    /// A copy of a job computes the hash again.
+    fn clone(&self) -> Self {
+        Self::default()
+    }
+}
+
+impl PartialEq for Shared {
+    /// It follows from the job.
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
 
 impl Job {
     /// The job of a run.
@@ -55,14 +74,15 @@ impl Job {
         sites: Map<String, Value>,
         inputs: [(String, Value); N],
     ) -> Self {
-        Self(json!({
+        let job = json!({
             "version": VERSION,
             "tool_version": env!("CARGO_PKG_VERSION"),
             "command": command,
             "options": options,
             "sites": sites,
             "inputs": Map::from_iter(inputs),
-        }))
+        });
+        Self(job, Shared::default())
     }
 
     /// The text of the saved file.
@@ -79,13 +99,24 @@ impl Job {
     /// site. Other sites have no influence.
     pub(super) fn of_layers(&self, site: &str) -> String {
         let part = |place: &str| self.0.pointer(place).cloned();
-        hash(&json!({
-            "measured": self.measured(),
-            "method": part("/options/method"),
-            "model": part("/inputs/model"),
-            "name": site,
-            "site": self.0.get("sites").and_then(|sites| sites.get(site)),
-        }))
+        // The hash of one object: the entries of all sites, which are sorted first, and the entries of this site.
+        let shared = self.1.0.get_or_init(|| {
+            let shared = json!({
+                "measured": self.measured(),
+                "method": part("/options/method"),
+                "model": part("/inputs/model"),
+            });
+            let mut hashing = Hashing::default();
+            let text = shared.to_string();
+            hashing.update(text.strip_suffix('}').unwrap_or(&text).as_bytes());
+            hashing
+        });
+        let site = json!({ "name": site, "site": self.0.get("sites").and_then(|sites| sites.get(site)) })
+            .to_string();
+        let mut hashing = shared.clone();
+        hashing.update(b",");
+        hashing.update(&site.as_bytes()[1..]);
+        hashing.finish()
     }
 
     /// The dependencies of sums, without the treatment of rows that are not finite, which `obstacles` compares.
@@ -111,7 +142,7 @@ impl Job {
     pub fn read(source: &Source) -> Result<Self, Problem> {
         let job =
             read_json(source, "job file").map_err(|problem| problem.help("give --restart to start again"))?;
-        Ok(Self(Value::Object(job)))
+        Ok(Self(Value::Object(job), Shared::default()))
     }
 
     /// The reasons not to use the sums of an earlier job, in words. Jobs with other methods, models and layers can use the same sums.
@@ -121,7 +152,7 @@ impl Job {
             if let (Some(options), Some(value)) = (measured.get_mut("options"), nonfinite) {
                 options["nonfinite"] = value.clone();
             }
-            Self(measured)
+            Self(measured, Shared::default())
         };
         let (before, now) = (earlier.0.pointer(NONFINITE), self.0.pointer(NONFINITE));
         // If all rows were finite, skipping rows makes no difference.
@@ -167,7 +198,7 @@ pub(super) fn differences(before: &Value, now: &Value) -> Vec<String> {
 
 /// Adds the differences between two values at a place.
 fn compare(place: &str, before: Option<&Value>, now: Option<&Value>, found: &mut Vec<String>) {
-    let name = || place.escape_debug();
+    let name = || visible(place);
     match (before, now) {
         (Some(Value::Object(before)), Some(Value::Object(now))) => {
             let mut keys: Vec<&String> = before.keys().chain(now.keys()).collect();
@@ -248,6 +279,23 @@ mod tests {
             let read = Job::read(&Source::from_bytes("job.json", job.text().into_bytes())).unwrap();
             assert!(job.differences(&read).is_empty());
             assert_eq!((job.of_sums(), job.of_layers("s")), (read.of_sums(), read.of_layers("s")));
+        }
+    }
+
+    /// Saved layers of earlier versions have the hash of one object.
+    #[test]
+    fn the_identity_of_layers_is_the_hash_of_one_object() {
+        let job = job(&[("a.npy", 10)], json!({ "ridge": 0.1 }));
+        for site in ["s", "\"}", ""] {
+            let part = |place: &str| job.0.pointer(place).cloned();
+            let whole = json!({
+                "measured": job.measured(),
+                "method": part("/options/method"),
+                "model": part("/inputs/model"),
+                "name": site,
+                "site": job.0.get("sites").and_then(|sites| sites.get(site)),
+            });
+            assert_eq!(job.of_layers(site), hash(&whole), "{site}");
         }
     }
 

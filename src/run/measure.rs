@@ -1,5 +1,6 @@
 //! Carries out a measurement: reads rows and writes a moments file, without a model.
 
+use super::many_sums::ManySums;
 use super::moments::Reading;
 use super::observer::check_stop;
 use super::partial::PartialRun;
@@ -36,11 +37,16 @@ pub fn measure(
         observer,
         partial: Some(partial),
     };
-    let work = |site, threads| measure_site(reading(threads), set, site);
+    let many = ManySums::open(partial, measurement)?;
+    let work = |site, threads| measure_site(reading(threads), set, site, many.as_ref());
     let threads = Threads { all: measurement.threads, side_by_side: measurement.side_by_side };
     let sites: Vec<&SiteRows> = measurement.sites.iter().collect();
     let measured =
-        with_threads(measurement.threads, || work_side_by_side(&sites, |site| site.width, threads, work))?;
+        with_threads(measurement.threads, || work_side_by_side(&sites, |site| site.width, threads, work));
+    if let (Err(_), Some(many)) = (&measured, &many) {
+        many.save()?;
+    }
+    let measured = measured?;
     set.check_unchanged()?;
     let content = Content {
         precision: measurement.precision,
@@ -53,10 +59,14 @@ pub fn measure(
         .iter()
         .map(|site| (site.name.as_str(), extent(site, measurement.precision)))
         .collect();
+    let many = many.map(ManySums::finish);
     partial.begin_writing(&[out])?;
     write(out, &content, &|site| {
         if let Some(counts) = set.site(site).and_then(Site::counts) {
             return Ok(counts.into());
+        }
+        if let Some(sums) = many.as_ref().map(|many| many.sums(site)).transpose()?.flatten() {
+            return Ok(sums);
         }
         let sums = partial.sums(site, KIND).load(&extents[site])?;
         let sums = sums.ok_or_else(|| {
@@ -82,6 +92,7 @@ fn measure_site(
     reading: Reading<'_>,
     set: &ActivationSet,
     planned: &SiteRows,
+    many: Option<&ManySums<'_>>,
 ) -> Result<(String, MeasuredSite), Problem> {
     check_stop(reading.observer)?;
     let SiteRows { name, width, counts, modules, rows, .. } = planned;
@@ -96,12 +107,22 @@ fn measure_site(
         reading.observer.event(Event::MomentsReady { site: name });
         return Ok((name.clone(), measured(0)));
     }
+    if let Some(many) = many
+        && let Some(skipped_rows) = many.skipped_rows(&extent(planned, reading.precision))?
+    {
+        reading.observer.event(Event::Resumed { site: name, rows: planned.rows_to_read() });
+        reading.observer.event(Event::MomentsReady { site: name });
+        return Ok((name.clone(), measured(skipped_rows)));
+    }
     let site = site_of(set, name)?;
     let sums = reading.measure(set, site, rows.clone(), KIND)?;
-    if let (Some(partial), false) = (reading.partial, sums.saved) {
+    let skipped_rows = sums.skipped_rows;
+    if let (Some(many), false) = (many, sums.saved) {
+        many.keep(name, sums.moments, skipped_rows)?;
+    } else if let (Some(partial), false) = (reading.partial, sums.saved) {
         let extent = extent(planned, reading.precision);
         partial.sums(name, KIND).save(&extent, &sums.moments, rows.end, sums.skipped_rows)?;
     }
     reading.observer.event(Event::MomentsReady { site: name });
-    Ok((name.clone(), measured(sums.skipped_rows)))
+    Ok((name.clone(), measured(skipped_rows)))
 }

@@ -7,6 +7,7 @@ mod faults;
 mod inputs;
 mod job;
 mod lock;
+mod many_sums;
 mod measure;
 mod moments;
 mod observer;

@@ -1,6 +1,6 @@
 //! Adds streams of row blocks to moments.
 
-use super::partial::PartialRun;
+use super::partial::{PAIRS, PartialRun};
 use super::saved_sums::{Extent, Keeper, SavedSums, Sums};
 use super::{Event, Observer};
 use crate::activations::{ActivationSet, Block, Site};
@@ -74,7 +74,7 @@ impl Reading<'_> {
         let width = target_site.width;
         let rows = 0..target_site.rows();
         let extent = Extent { site: &target_site.name, width: 2 * width, rows, precision: self.precision };
-        let saved = self.partial.map(|partial| partial.sums(&target_site.name, "pairs"));
+        let saved = self.partial.map(|partial| partial.sums(&target_site.name, PAIRS));
         let Sums { moments, mut next_row, mut skipped_rows } = self.begin(saved.as_ref(), &extent, 2)?;
         let mut moments =
             PairedMoments::from_joint(moments).map_err(|error| Problem::data(error.to_string()))?;
@@ -176,7 +176,7 @@ impl Reading<'_> {
         match add(rows) {
             Ok(()) => Ok(0),
             Err(Error::NonFiniteRow { .. }) if self.nonfinite == Nonfinite::SkipRows => {
-                let finite = finite_rows(rows);
+                let finite = rows.finite();
                 let kept = finite.len() / rows.width;
                 let (width, stride) = (rows.width, rows.width);
                 add(Rows { values: Values::F64(&finite), rows: kept, width, stride })
@@ -215,19 +215,6 @@ fn too_far(block: &Block<'_>, row: usize, column: usize) -> Problem {
     .in_file(block.path)
     .in_tensor(block.tensor)
     .help("check that both recordings come from the same inputs, or skip such rows with --nonfinite skip-rows")
-}
-
-/// The rows that are finite in every column, as f64. This conversion is exact, so that the statistics keep their bits.
-fn finite_rows(rows: Rows<'_>) -> Vec<f64> {
-    let mut finite = Vec::with_capacity(rows.rows * rows.width);
-    let mut numbers = vec![0.0; rows.width];
-    for row in 0..rows.rows {
-        rows.copy_row(row, &mut numbers);
-        if numbers.iter().all(is_finite) {
-            finite.extend_from_slice(&numbers);
-        }
-    }
-    finite
 }
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
 //! The outputs of a run, and writing them.
 
 use super::Outcome;
+use super::side_by_side::with_threads;
 use crate::adapter::{
-    AdaptedWeight, Adapter, Contents, Format, REPORT_FILE, Staged, StagedAdapter, StagedBase, anchor_of,
-    default_base, other_modules, stage_adapter, stage_residual_base,
+    AdaptedWeight, Contents, Format, REPORT_FILE, Staged, anchor_of, default_base, other_modules,
 };
 use crate::plan::{Inputs, Plan, PlannedLayer};
 use crate::report::{Report, html};
@@ -54,8 +54,8 @@ impl Output {
     }
 }
 
-/// Writes the result of a run: the changed base or the anchor if there is one, the HTML report if requested, and last the adapter. Its
-/// presence means that the output is complete. All new files are on the disk before an old file is replaced. `provenance` is the record
+/// Writes the result of a run: the adapter, the changed base or the anchor if there is one, and the HTML report if requested. The folder of
+/// the adapter is put in place last, as a whole. All new files are on the disk before an old one is replaced. `provenance` is the record
 /// of the adapter. Returns the files that were not copied to the base.
 ///
 /// # Errors
@@ -91,42 +91,30 @@ pub fn write(
         other_modules: &others,
         beside: &[(REPORT_FILE, json.as_slice())],
     };
-    // The adapter comes first, because its folder can contain the other folders.
-    let staged_adapter = stage_adapter(&output.folder, &contents, output.format)?;
-    let staged = Staged {
-        adapter: staged_adapter,
-        base: output.base.as_ref().map(|base| stage_base(base, adapter, plan, inputs)).transpose()?,
-        anchor: output
-            .anchor
-            .as_ref()
-            .map(|anchor| stage_anchor(anchor, &contents, output.format))
-            .transpose()?,
-        page: output.page.as_ref().map(|page| stage_page(page, report)).transpose()?,
+    let mut staged = Staged::create(&output.folders())?;
+    let hash = staged.adapter(&output.folder, &contents, output.format)?;
+    let left_out = match &output.base {
+        None => Vec::new(),
+        Some(base) => {
+            let adapted = |layer: &PlannedLayer| {
+                let factors = layer.shape.of_stored_weight(adapter.layers.get(&layer.name)?);
+                Some(AdaptedWeight { pieces: layer.weight.clone(), factors })
+            };
+            let weights: Vec<_> = plan.layers().filter_map(adapted).collect();
+            with_threads(plan.threads, || {
+                staged.base(base, &inputs.checkpoint, &weights, (adapter.scale, plan.element), Some(hash))
+            })?
+        }
     };
-    staged.commit()
-}
-
-fn stage_base<'a>(
-    folder: &'a Path,
-    adapter: &Adapter,
-    plan: &Plan,
-    inputs: &Inputs,
-) -> Result<StagedBase<'a>, Problems> {
-    let adapted = |layer: &PlannedLayer| {
-        let factors = layer.shape.of_stored_weight(adapter.layers.get(&layer.name)?);
-        Some(AdaptedWeight { pieces: layer.weight.clone(), factors })
-    };
-    let weights: Vec<_> = plan.layers().filter_map(adapted).collect();
-    stage_residual_base(folder, &inputs.checkpoint, &weights, adapter.scale, plan.element)
-}
-
-fn stage_anchor<'a>(
-    folder: &'a Path,
-    contents: &Contents<'_>,
-    format: Format,
-) -> Result<StagedAdapter<'a>, Problems> {
-    let adapter = &contents.adapter.negated();
-    stage_adapter(folder, &Contents { adapter, beside: &[], ..*contents }, format)
+    if let Some(anchor) = &output.anchor {
+        let adapter = &adapter.negated();
+        staged.anchor(anchor, &Contents { adapter, beside: &[], ..contents }, output.format)?;
+    }
+    if let Some(page) = &output.page {
+        staged.page(stage_page(page, report)?);
+    }
+    staged.commit_adapter(&output.folder)?;
+    Ok(left_out)
 }
 
 fn stage_page(path: &Path, report: &Report) -> Result<StagedFile, Problem> {

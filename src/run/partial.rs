@@ -6,6 +6,7 @@
 //! | `job.json` | the inputs and options of the run (`job`) |
 //! | `writing` | the paths of the outputs, each followed by a zero byte, once the run writes them; so the run may replace them later |
 //! | `<site>.….moments.safetensors` | the sums of a site that is being measured (`saved_sums`) |
+//! | `<site>.many.moments.safetensors` | the sums of many measured sites, of which this is the first (`many_sums`) |
 //! | `<site>.layers.safetensors` | the decomposed layers of a finished site (`saved_layers`) |
 //!
 //! `<site>` stands for the first digits of the hash of a site's name. Every file is written atomically. Checksums detect damage.
@@ -26,7 +27,13 @@ use std::time::Duration;
 pub(super) const JOB: &str = "job.json";
 const WRITING: &str = "writing";
 const SUMS: &str = ".moments.safetensors";
+const MANY: &str = ".many.moments.safetensors";
 const LAYERS: &str = ".layers.safetensors";
+
+/// The kinds of sums of a site in a run: of both sides, or of pairs.
+pub(super) const TARGET: &str = "target";
+pub(super) const SOURCE: &str = "source";
+pub(super) const PAIRS: &str = "pairs";
 
 /// Number of digits of the hash of a site's name.
 const DIGITS: usize = 16;
@@ -38,6 +45,8 @@ pub struct PartialRun {
     /// Locked until this is dropped, or the process ends.
     _lock: File,
     job: Job,
+    /// Identifies the sums of the job, and is computed once.
+    sums: String,
     /// The differences from the job that started the progress.
     differences: Vec<String>,
     interval: Duration,
@@ -75,8 +84,14 @@ impl PartialRun {
             .and_then(|()| fs::create_dir_all(folder))
             .map_err(failed("cannot create the folder for the progress of this run"))?;
         let lock = lock(folder)?;
-        let mut partial =
-            Self { folder: folder.into(), _lock: lock, job: job.clone(), differences: Vec::new(), interval };
+        let mut partial = Self {
+            folder: folder.into(),
+            _lock: lock,
+            job: job.clone(),
+            sums: job.of_sums(),
+            differences: Vec::new(),
+            interval,
+        };
         partial.remove_files(is_unfinished)?;
         let path = folder.join(JOB);
         if !path.exists() {
@@ -189,7 +204,30 @@ impl PartialRun {
     /// The saved sums of a site. `kind` distinguishes several sums of the same site.
     pub(super) fn sums(&self, site: &str, kind: &str) -> SavedSums {
         let path = self.folder.join(format!("{}.{kind}{SUMS}", digits(site)));
-        SavedSums { path, job: self.job.of_sums(), interval: self.interval }
+        SavedSums { path, job: self.sums.clone(), interval: self.interval }
+    }
+
+    /// Identifies the sums of the job.
+    pub(super) fn of_sums(&self) -> &str {
+        &self.sums
+    }
+
+    /// The interval between saves.
+    pub(super) fn interval(&self) -> Duration {
+        self.interval
+    }
+
+    /// The path of the saved sums of many sites, of which this is the first.
+    pub(super) fn many_sums_path(&self, first: &str) -> PathBuf {
+        self.folder.join(format!("{}{MANY}", digits(first)))
+    }
+
+    /// The files with the saved sums of many sites, sorted.
+    pub(super) fn many_sums(&self) -> Result<Vec<PathBuf>, Problem> {
+        let mut names = names(&self.folder)?;
+        names.retain(|name| name.ends_with(MANY) && is_ours(name));
+        names.sort();
+        Ok(names.into_iter().map(|name| self.folder.join(name)).collect())
     }
 
     /// The path of the layers of a finished site.
@@ -204,8 +242,8 @@ impl PartialRun {
 
     /// Removes the sums of a site after its layers are saved.
     pub(super) fn forget_sums(&self, site: &str) -> Result<(), Problem> {
-        let digits = digits(site);
-        self.remove_files(|name| name.starts_with(&digits) && name.ends_with(SUMS))
+        // The folder of a run with many sites is not listed for each of them.
+        [TARGET, SOURCE, PAIRS].iter().try_for_each(|kind| remove_file(&self.sums(site, kind).path))
     }
 
     fn remove_files(&self, unwanted: impl Fn(&str) -> bool) -> Result<(), Problem> {
@@ -236,16 +274,17 @@ fn names(folder: &Path) -> Result<Vec<String>, Problem> {
 }
 
 fn remove_files(folder: &Path, unwanted: impl Fn(&str) -> bool) -> Result<(), Problem> {
-    for name in names(folder)?.iter().filter(|name| unwanted(name)) {
-        let path = folder.join(name);
-        match step(Step::Remove, &path).and_then(|()| fs::remove_file(&path)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(Problem::io("cannot remove the file", &error).in_file(&path));
-            }
-            _ => {}
+    names(folder)?.iter().filter(|name| unwanted(name)).try_for_each(|name| remove_file(&folder.join(name)))
+}
+
+/// Removes a file, if it is there.
+fn remove_file(path: &Path) -> Result<(), Problem> {
+    match step(Step::Remove, path).and_then(|()| fs::remove_file(path)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(Problem::io("cannot remove the file", &error).in_file(path))
         }
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 fn digits(site: &str) -> String {

@@ -137,7 +137,8 @@ impl Parts {
             let loaded = site::load(planned, &path, &job).and_then(|site| site.ok_or_else(foreign));
             finished.push(loaded.map_err(damaged)?);
         }
-        assemble(plan, inputs::files(inputs)?, finished, started)
+        let files = inputs::files(inputs)?;
+        with_threads(plan.threads, || assemble(plan, files, finished, started))
     }
 }
 
@@ -148,6 +149,5 @@ fn read(folder: &PathBuf) -> Result<(&PathBuf, Part, Job), Problem> {
 
 /// The problem of a damaged file of a part.
 fn damaged(problem: Problem) -> Problem {
-    Problem::environment(problem.to_string())
-        .help("remove this part, make it again by the same command with --shard, and give all of them")
+    problem.help("remove this part, make it again by the same command with --shard, and give all of them")
 }

@@ -182,11 +182,11 @@ impl Stored<'_> {
         Some((Draft::Nested(Nested { factors: Factors { a, b }, spectrum, energy }), seconds))
     }
 
-    fn numbers<const N: usize>(&self, name: &str, dtype: &str) -> Option<Vec<[u8; N]>> {
+    fn numbers<const N: usize>(&self, name: &str, dtype: &str) -> Option<&[[u8; N]]> {
         let tensor = self.header.tensors.get(name).filter(|tensor| tensor.dtype == dtype)?;
         debug_assert_eq!(tensor.length, self.data[name].len() as u64);
         let (numbers, []) = self.data.get(name)?.as_chunks::<N>() else { return None };
-        Some(numbers.to_vec())
+        Some(numbers)
     }
 
     fn matrix(&self, name: &str) -> Option<Mat<f32>> {
@@ -202,7 +202,7 @@ impl Stored<'_> {
 
     fn vector(&self, name: &str) -> Option<Vec<f64>> {
         let numbers = self.numbers(name, "F64")?;
-        Some(numbers.into_iter().map(f64::from_le_bytes).collect())
+        Some(numbers.iter().copied().map(f64::from_le_bytes).collect())
     }
 }
 

@@ -158,8 +158,7 @@ impl<'a> Keeper<'a> {
 
 /// The problem of a damaged saved file. Other saved files can still be used.
 pub(super) fn damaged(problem: Problem) -> Problem {
-    Problem::environment(problem.to_string())
-        .help("remove this file to process its site again, or give --restart to start again")
+    problem.help("remove this file to process its site again, or give --restart to start again")
 }
 
 #[cfg(test)]
@@ -207,7 +206,7 @@ mod tests {
         ];
         assert!(refusals.iter().all(|refusal| *refusal == refusals[0]), "{refusals:?}");
         expect![[r#"
-            Io: s: contains moments of another run
+            Data: s: contains moments of another run
                 help: remove this file to process its site again, or give --restart to start again
         "#]]
         .assert_eq(&refusals[0]);
@@ -215,7 +214,7 @@ mod tests {
         *bytes.last_mut().unwrap() ^= 1;
         fs::write(&saved.path, bytes).unwrap();
         expect![[r#"
-            Io: s: tensor "s": checksum mismatch: the file is damaged
+            Data: s: tensor "s": checksum mismatch: the file is damaged
                 help: remove this file to process its site again, or give --restart to start again
         "#]]
         .assert_eq(&refused(&saved, &extent(10..30, 3)));

@@ -9,25 +9,30 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// Calls both functions, the second on its own thread if `parallel`.
+///
+/// # Errors
+/// A problem of the environment if the thread cannot be started.
 pub(super) fn beside<A, B: Send>(
     parallel: bool,
     first: impl FnOnce() -> A,
     second: impl FnOnce() -> B + Send,
-) -> (A, B) {
+) -> Result<(A, B), Problem> {
     if !parallel {
-        return (first(), second());
+        return Ok((first(), second()));
     }
     std::thread::scope(|scope| {
-        let second = scope.spawn(second);
-        (first(), second.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        let second = std::thread::Builder::new()
+            .spawn_scoped(scope, second)
+            .map_err(|error| Problem::environment(format!("cannot start a thread: {error}")))?;
+        Ok((first(), second.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))))
     })
 }
 
 /// Runs the work in its own thread pool.
-pub(super) fn with_threads<T: Send>(
+pub(super) fn with_threads<T: Send, E: From<Problem> + Send>(
     threads: usize,
-    work: impl FnOnce() -> Result<T, Problem> + Send,
-) -> Result<T, Problem> {
+    work: impl FnOnce() -> Result<T, E> + Send,
+) -> Result<T, E> {
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
         .build()

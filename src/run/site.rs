@@ -59,7 +59,7 @@ pub(super) fn finish<'a>(
         for layer in &finished.layers {
             observer.event(Event::LayerDecomposed { layer: &layer.planned.name });
         }
-        tracing::info!(site = ?planned.name, "loaded from saved progress");
+        tracing::info!(site = %quoted(&planned.name), "loaded from saved progress");
         tell_left_out(plan, &finished, observer)?;
         return Ok(finished);
     }
@@ -185,7 +185,7 @@ fn work<'a>(
         })?;
         let (draft, seconds) = (decomposed.into_draft(), started.elapsed().as_secs_f64());
         layers.push(DecomposedLayer { site: &planned.name, planned: layer, draft, seconds });
-        tracing::info!(layer = ?layer.name.to_string(), seconds, "decomposed");
+        tracing::info!(layer = %quoted(&layer.name.to_string()), seconds, "decomposed");
         observer.event(Event::LayerDecomposed { layer: &layer.name });
     }
     Ok(FinishedSite { found: Ok(report), layers })

@@ -2,6 +2,7 @@
 
 use super::Event;
 use super::moments::{Measured, Reading};
+use super::partial::{SOURCE, TARGET};
 use super::unusable::Failure;
 use crate::activations::{ActivationSet, Site};
 use crate::constraint::{Coupling, Evidence, TokenEvidence};
@@ -11,7 +12,7 @@ use crate::moments::{Counts, Moments, RowsOrTokens, Sides};
 use crate::plan::{Inputs, PlannedSite, Recording};
 use crate::report::SiteReport;
 use crate::spread::Spread;
-use crate::storage::Problem;
+use crate::storage::{Problem, quoted};
 use faer::Mat;
 use std::time::Instant;
 
@@ -77,10 +78,10 @@ pub(super) fn of_site(
     report.frechet_distance = site.frechet_distance();
     report.constraint_seconds = started.elapsed().as_secs_f64();
     for (matrix, damping) in site.dampings() {
-        tracing::info!(site = ?name, matrix, damping, "damped");
+        tracing::info!(site = %quoted(name), matrix, damping, "damped");
     }
     let (rows, seconds) = (report.rows, report.moments_seconds + report.constraint_seconds);
-    tracing::info!(site = ?name, rows, skipped_rows = report.skipped_rows, seconds, "measured");
+    tracing::info!(site = %quoted(name), rows, skipped_rows = report.skipped_rows, seconds, "measured");
     Ok((site, report))
 }
 
@@ -137,10 +138,10 @@ impl Measurements {
             let Sides { source, target, change } = moments.split().map_err(refused)?;
             return Ok(Self { target, source: Some(source), change: Some(change), skipped_rows });
         }
-        let target = Self::side(target, name, reading, "target")?;
+        let target = Self::side(target, name, reading, TARGET)?;
         reading.check_variation(&target.moments).map_err(refused)?;
         let source = match &inputs.source {
-            Some(recording) => Some(Self::side(recording, name, reading, "source")?),
+            Some(recording) => Some(Self::side(recording, name, reading, SOURCE)?),
             None => None,
         };
         let skipped_rows = target.skipped_rows + source.as_ref().map_or(0, |source| source.skipped_rows);

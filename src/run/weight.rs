@@ -4,27 +4,24 @@ use super::unusable;
 use crate::error::Error;
 use crate::factors::LayerShape;
 use crate::plan::PlannedLayer;
-use crate::storage::{Checkpoint, Problem, quoted};
+use crate::storage::{Checkpoint, Problem, quoted, reserve, zeros};
 
 /// Reads a weight as f32, in stored order. The weight of a group of a convolution has the width of the patches of all groups, with zeros
 /// outside its own channels.
 pub(super) fn read_weight(checkpoint: &Checkpoint, layer: &PlannedLayer) -> Result<Vec<f32>, Problem> {
-    let no_memory = || in_weight(Problem::environment("not enough memory for the weight"), checkpoint, layer);
+    let no_memory = |problem| in_weight(problem, checkpoint, layer);
     let mut bytes = Vec::new();
     for piece in &layer.weight {
         let mut more = checkpoint.read_piece(piece)?;
         match bytes.is_empty() {
             true => bytes = more,
             false => {
-                bytes.try_reserve_exact(more.len()).map_err(|_| no_memory())?;
+                reserve(&mut bytes, more.len() as u64).map_err(no_memory)?;
                 bytes.append(&mut more);
             }
         }
     }
-    let length = layer.outputs * layer.inputs;
-    let mut weight = Vec::new();
-    weight.try_reserve_exact(length).map_err(|_| no_memory())?;
-    weight.resize(length, 0.0);
+    let mut weight = zeros((layer.outputs * layer.inputs) as u64).map_err(no_memory)?;
     let (LayerShape::Group { count, .. }, Some(group)) = (&layer.shape, layer.name.block) else {
         layer.element.decode_f32(&bytes, &mut weight);
         return Ok(weight);

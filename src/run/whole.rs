@@ -49,16 +49,19 @@ fn carry_out(
     partial: Option<&PartialRun>,
 ) -> Result<Outcome, Problems> {
     let started = Instant::now();
-    // With several threads, small files are hashed at the same time.
-    let (sites, files) = beside(
-        plan.threads > 1,
-        || with_threads(plan.threads, || work_on_sites(plan, inputs, observer, partial)),
-        || inputs::files(inputs),
-    );
-    let sites = sites?;
-    check_unchanged(inputs)?;
-    rows::warn_of_few(plan, sites.iter().flat_map(|site| &site.found), observer);
-    assemble(plan, files?, sites, started)
+    // The threads keep their workspaces until they end, so all steps use the same ones.
+    with_threads(plan.threads, || {
+        // With several threads, small files are hashed at the same time.
+        let (sites, files) = beside(
+            plan.threads > 1,
+            || work_on_sites(plan, inputs, observer, partial),
+            || inputs::files(inputs),
+        )?;
+        let sites = sites?;
+        check_unchanged(inputs)?;
+        rows::warn_of_few(plan, sites.iter().flat_map(|site| &site.found), observer);
+        assemble(plan, files?, sites, started)
+    })
 }
 
 /// Processes all sites. The result is sorted by name.

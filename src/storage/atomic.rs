@@ -2,27 +2,23 @@
 
 use super::Problem;
 use super::faults::{Step, step};
+use super::new_file::NewFile;
 use super::paths::folder_of;
-use std::collections::BTreeSet;
+use super::unfinished::Listed;
 use std::ffi::OsString;
-use std::fs::{self, File, Permissions};
-use std::io::{self, BufWriter, Write};
+use std::fs::{File, Permissions};
+use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use tempfile::NamedTempFile;
-
-/// The temporary files of this process.
-static UNFINISHED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+use tempfile::TempPath;
 
 /// A file that is being written: a temporary file in the same folder, which is renamed to `path` when it is complete.
 ///
-/// The temporary name is `.NAME.tmp` and six random characters; a process that is killed leaves the file behind. If several files
-/// belong together, the caller commits last the file whose presence means that all are complete.
+/// The temporary name is `.NAME.tmp` and six random characters; a process that is killed leaves the file behind.
 #[derive(Debug)]
 pub struct AtomicFile {
-    path: PathBuf,
-    writer: BufWriter<NamedTempFile>,
+    file: NewFile,
+    temporary: TempPath,
     listed: Listed,
 }
 
@@ -30,43 +26,8 @@ pub struct AtomicFile {
 #[derive(Debug)]
 pub struct StagedFile {
     path: PathBuf,
-    file: NamedTempFile,
+    temporary: TempPath,
     listed: Listed,
-}
-
-/// The path of a temporary file, listed while the file exists.
-#[derive(Debug)]
-struct Listed(PathBuf);
-
-impl Listed {
-    /// Creates a file. The list is locked meanwhile, so the file is never missing from it.
-    fn make(make: impl FnOnce() -> io::Result<NamedTempFile>) -> io::Result<(NamedTempFile, Self)> {
-        let mut all = unfinished();
-        let file = make()?;
-        let path = file.path().to_owned();
-        all.insert(path.clone());
-        Ok((file, Self(path)))
-    }
-}
-
-impl Drop for Listed {
-    fn drop(&mut self) {
-        unfinished().remove(&self.0);
-    }
-}
-
-fn unfinished() -> MutexGuard<'static, BTreeSet<PathBuf>> {
-    UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Removes the unfinished files of this process. Call it immediately before the process exits without unwinding: threads that try to
-/// create another file then wait for the exit.
-pub fn abandon_unfinished() {
-    let all = unfinished();
-    for path in all.iter() {
-        let _ = fs::remove_file(path);
-    }
-    std::mem::forget(all);
 }
 
 impl AtomicFile {
@@ -80,19 +41,6 @@ impl AtomicFile {
         let name = path.file_name().ok_or_else(|| {
             Problem::usage("the path of an output file must end with a file name").in_file(path)
         })?;
-        let failed = |error: io::Error| Problem::io("cannot create", &error).in_file(path);
-        let replaced = match fs::metadata(path) {
-            Ok(metadata) if !metadata.is_file() => {
-                return Err(Problem::environment(
-                    "cannot replace it with a file, because it is not a regular file",
-                )
-                .in_file(path)
-                .help("choose another name for the output"));
-            }
-            Ok(metadata) => Some(metadata.permissions()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => return Err(failed(error)),
-        };
         let mut prefix = OsString::from(".");
         prefix.push(name);
         prefix.push(".tmp");
@@ -102,13 +50,12 @@ impl AtomicFile {
                 .permissions(Permissions::from_mode(0o666))
                 .tempfile_in(folder_of(path))
         };
-        let (file, listed) = step(Step::Create, path).and_then(|()| Listed::make(make)).map_err(failed)?;
-        if let Some(permissions) = replaced {
-            step(Step::Permissions, path)
-                .and_then(|()| file.as_file().set_permissions(permissions))
-                .map_err(failed)?;
-        }
-        Ok(Self { path: path.into(), writer: BufWriter::new(file), listed })
+        let (file, (temporary, listed)) = NewFile::create(path, || {
+            let (file, listed) = Listed::make(make, |file| file.path())?;
+            let (file, temporary) = file.into_parts();
+            Ok((file, (temporary, listed)))
+        })?;
+        Ok(Self { file, temporary, listed })
     }
 
     /// Writes bytes.
@@ -116,7 +63,7 @@ impl AtomicFile {
     /// # Errors
     /// An I/O problem that names the file.
     pub(crate) fn put(&mut self, bytes: &[u8]) -> Result<(), Problem> {
-        self.write_all(bytes).map_err(|error| Problem::io("cannot write", &error).in_file(&self.path))
+        self.file.put(bytes)
     }
 
     /// Flushes and syncs, so that errors of the disk appear before a file is replaced.
@@ -124,14 +71,10 @@ impl AtomicFile {
     /// # Errors
     /// An I/O problem if flushing or syncing fails.
     pub fn stage(self) -> Result<StagedFile, Problem> {
-        let Self { path, writer, listed } = self;
-        let failed = |doing, error: io::Error| Problem::io(doing, &error).in_file(&path);
-        step(Step::Flush, &path).map_err(|error| failed("cannot write", error))?;
-        let file = writer.into_inner().map_err(|error| failed("cannot write", error.into_error()))?;
-        step(Step::Sync, &path)
-            .and_then(|()| file.as_file().sync_all())
-            .map_err(|error| failed("cannot sync to disk", error))?;
-        Ok(StagedFile { path, file, listed })
+        let Self { file, temporary, listed } = self;
+        let path = file.path().to_owned();
+        file.finish()?;
+        Ok(StagedFile { path, temporary, listed })
     }
 
     /// Flushes and syncs the file, renames it, and syncs the folder. Without this call, dropping removes the temporary file.
@@ -144,7 +87,7 @@ impl AtomicFile {
 
     /// The path that the file will have.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.file.path()
     }
 }
 
@@ -154,13 +97,11 @@ impl StagedFile {
     /// # Errors
     /// An I/O problem if one of these steps fails. Up to the rename, an old file stays in place.
     pub fn commit(self) -> Result<(), Problem> {
-        let Self { path, file, listed } = self;
+        let Self { path, temporary, listed } = self;
         let failed = |doing, error: io::Error| Problem::io(doing, &error).in_file(&path);
         step(Step::Rename, &path).map_err(|error| failed("cannot rename the temporary file", error))?;
-        let file =
-            file.persist(&path).map_err(|error| failed("cannot rename the temporary file", error.error))?;
+        temporary.persist(&path).map_err(|error| failed("cannot rename the temporary file", error.error))?;
         drop(listed);
-        tracing::info!(file = ?path, bytes = file.metadata().map_or(0, |metadata| metadata.len()), "wrote");
         step(Step::SyncFolder, &path)
             .and_then(|()| File::open(folder_of(&path))?.sync_all())
             .map_err(|error| failed("cannot sync its folder to disk", error))
@@ -174,12 +115,11 @@ impl StagedFile {
 
 impl Write for AtomicFile {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        step(Step::Write, &self.path)?;
-        self.writer.write(buffer)
+        self.file.write(buffer)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.writer.flush()
+        self.file.flush()
     }
 }
 
@@ -193,21 +133,15 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), Problem> {
     file.commit()
 }
 
-/// True if a file name is that of an unfinished [`AtomicFile`]: `.NAME.tmp` and six random characters.
-pub fn is_unfinished(name: &str) -> bool {
-    name.starts_with('.')
-        && name.rsplit_once(".tmp").is_some_and(|(_, random)| {
-            random.len() == 6 && random.bytes().all(|byte| byte.is_ascii_alphanumeric())
-        })
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::faults::{self, Faults};
+    use super::super::unfinished::is_listed;
     use super::super::{Category, snapshot};
     use super::*;
     use expect_test::expect;
     use quickcheck::quickcheck;
+    use std::fs;
     use std::os::unix::fs::symlink;
 
     fn mode(path: &Path) -> u32 {
@@ -284,10 +218,10 @@ mod tests {
         assert_eq!(fs::read(&path).unwrap(), b"old");
         let temporary = names(folder.path()).into_iter().find(|name| name != "content").unwrap();
         assert_eq!(fs::read(folder.path().join(&temporary)).unwrap(), b"new");
-        assert!(unfinished().iter().any(|path| path.ends_with(&temporary)));
+        assert!(is_listed(&temporary));
         staged.commit().unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"new");
-        assert!(!unfinished().iter().any(|path| path.ends_with(&temporary)));
+        assert!(!is_listed(&temporary));
     }
 
     #[test]

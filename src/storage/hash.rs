@@ -5,7 +5,7 @@ use sha2::{Digest, Sha256};
 use std::fmt::Write;
 
 /// Computes the length and the SHA-256 of bytes that arrive in pieces.
-#[derive(Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Hashing {
     bytes: u64,
     digest: Sha256,

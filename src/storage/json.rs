@@ -1,8 +1,9 @@
 //! Reading JSON: whole files up to a size limit, documents with a format and a version, objects without duplicate keys.
 
-use super::problem::printable;
+use super::visible::printable;
 use super::{Problem, Source, quoted};
 use serde::de::{Deserialize, DeserializeOwned, Deserializer, Error, MapAccess, Visitor};
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::fmt;
@@ -11,19 +12,31 @@ use std::marker::PhantomData;
 /// The largest JSON file that is read, in bytes.
 const LARGEST: u64 = 1 << 28;
 
+/// The largest JSON file of any form that is read, in bytes. In memory, it can be many times as large as its text.
+const LARGEST_VALUE: u64 = 1 << 24;
+
 /// Reads a JSON file. `name` says in messages what the file should contain, for example "plan".
 ///
 /// # Errors
 /// An I/O problem if the file cannot be read; a data problem if it has more than 256 MiB, or is not JSON of this form.
 pub(crate) fn read_json<T: DeserializeOwned>(source: &Source, name: &str) -> Result<T, Problem> {
-    let text = read_text(source)?;
+    let text = read_text(source, LARGEST)?;
     parse_json(&text, name).map_err(|problem| problem.in_file(source.path()))
 }
 
-fn read_text(source: &Source) -> Result<Vec<u8>, Problem> {
+/// As [`read_json`], for JSON of any form.
+///
+/// # Errors
+/// As [`read_json`]; a data problem if the file has more than 16 MiB.
+pub(crate) fn read_value(source: &Source, name: &str) -> Result<Value, Problem> {
+    let text = read_text(source, LARGEST_VALUE)?;
+    parse_json(&text, name).map_err(|problem| problem.in_file(source.path()))
+}
+
+fn read_text(source: &Source, largest: u64) -> Result<Vec<u8>, Problem> {
     let length = source.length();
-    if length > LARGEST {
-        let what = format!("file is too large: {length} bytes, the limit for JSON is {LARGEST} bytes");
+    if length > largest {
+        let what = format!("file is too large: {length} bytes, the limit for JSON is {largest} bytes");
         return Err(Problem::data(what).in_file(source.path()));
     }
     source.read_vec(0, length)
@@ -52,7 +65,7 @@ pub(crate) struct Schema {
 impl Schema {
     /// Reads a file that holds such a document and nothing else.
     pub(crate) fn read<T: DeserializeOwned>(&self, source: &Source) -> Result<T, Problem> {
-        let text = read_text(source)?;
+        let text = read_text(source, LARGEST)?;
         self.parse(&text).map_err(|problem| problem.in_file(source.path()))
     }
 
@@ -140,7 +153,6 @@ mod tests {
     use super::super::snapshot;
     use super::*;
     use expect_test::expect;
-    use serde_json::Value;
 
     const SCHEMA: Schema = Schema {
         format: "moments",
@@ -190,16 +202,17 @@ mod tests {
 
     #[test]
     fn files_that_are_not_json_or_too_large_are_refused() {
-        struct Huge;
+        struct Huge(u64);
         impl ReadAt for Huge {
             fn len(&self) -> u64 {
-                LARGEST + 1
+                self.0 + 1
             }
             fn read_exact_at(&self, _: &mut [u8], _: u64) -> std::io::Result<()> {
                 panic!("the length must be checked before reading")
             }
         }
-        let huge = Source::from_reader("x.json".into(), Box::new(Huge));
+        let huge = |largest| Source::from_reader("x.json".into(), Box::new(Huge(largest)));
+        let (huge, huge_value) = (huge(LARGEST), huge(LARGEST_VALUE));
         let texts = ["{\"a\": 1}", "{} {}", "\u{1b}[31m", "\"a\u{7}\""];
         let sources = texts.map(|text| Source::from_bytes("x.json", text.into()));
         expect![[r#"
@@ -208,7 +221,24 @@ mod tests {
             x.json: invalid plan: expected value at line 1 column 1
             x.json: invalid plan: control character (\u0000-\u001F) found while parsing a string at line 1 column 3
             x.json: file is too large: 268435457 bytes, the limit for JSON is 268435456 bytes
-        "#]].assert_eq(&list(sources.iter().chain([&huge]).map(|source| read_json(source, "plan"))));
+            x.json: file is too large: 16777217 bytes, the limit for JSON is 16777216 bytes
+        "#]].assert_eq(&list(
+            sources.iter().chain([&huge]).map(|source| read_json(source, "plan")).chain([read_value(&huge_value, "plan")])
+        ));
+    }
+
+    /// The parser calls itself for each level, and the stack is limited.
+    #[test]
+    fn deeply_nested_json_is_refused() {
+        let nested = "[".repeat(1_000_000);
+        let texts = [nested.clone(), nested.replace('[', r#"{"a":"#), format!(r#"{{"a":{nested}"#)];
+        let sources = texts.map(|text| Source::from_bytes("x.json", text.into()));
+        expect![[r#"
+            x.json: invalid plan: recursion limit exceeded at line 1 column 128
+            x.json: invalid plan: recursion limit exceeded at line 1 column 636
+            x.json: invalid plan: recursion limit exceeded at line 1 column 132
+        "#]]
+        .assert_eq(&list(sources.iter().map(|source| read_value(source, "plan"))));
     }
 
     #[test]

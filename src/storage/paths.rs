@@ -5,13 +5,31 @@ use super::source::Identity;
 use std::ffi::OsString;
 use std::fs;
 use std::io;
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
 /// The folder of a file. It is `.` for a bare file name.
 pub(crate) fn folder_of(path: &Path) -> &Path {
     match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
+    }
+}
+
+/// The absolute path without links, also of a file or folder that does not exist yet.
+pub(crate) fn real(path: &Path) -> PathBuf {
+    match fs::canonicalize(path) {
+        Ok(real) => return real,
+        // A link to a missing folder. A circle of links is another error.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            if let Ok(target) = fs::read_link(path) {
+                return real(&folder_of(path).join(target));
+            }
+        }
+        Err(_) => {}
+    }
+    match path.file_name() {
+        Some(name) => real(folder_of(path)).join(name),
+        None => std::path::absolute(path).unwrap_or_else(|_| path.into()),
     }
 }
 
@@ -49,6 +67,30 @@ pub(crate) fn is_plain_name(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn real_paths_follow_links_also_of_missing_folders() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = fs::canonicalize(folder.path()).unwrap();
+        fs::create_dir(root.join("a")).unwrap();
+        symlink("a", root.join("link")).unwrap();
+        symlink("a/missing", root.join("dangling")).unwrap();
+        for (path, expected) in [
+            ("a", "a"),
+            ("a/.", "a"),
+            ("a/../link", "a"),
+            ("link/new/base", "a/new/base"),
+            ("dangling", "a/missing"),
+            ("dangling/base", "a/missing/base"),
+        ] {
+            assert_eq!(real(&folder.path().join(path)), root.join(expected), "{path}");
+        }
+        assert_eq!(real(Path::new("new")), std::env::current_dir().unwrap().join("new"));
+        // A link to itself cannot be followed.
+        symlink("circle", root.join("circle")).unwrap();
+        assert_eq!(real(&root.join("circle/x")), root.join("circle/x"));
+    }
 
     #[test]
     fn names_that_leave_the_folder_are_not_plain() {

@@ -1,4 +1,4 @@
-//! The trait for reading at an offset, and its implementation for bytes in memory and memory-mapped files.
+//! The trait for reading at an offset, and its implementation for bytes in memory.
 
 use std::io;
 
@@ -17,16 +17,16 @@ pub trait ReadAt: Send + Sync {
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
 }
 
-/// Bytes in memory, or a mapped file.
-pub(super) struct InMemory<B>(pub(super) B);
+/// Bytes in memory.
+pub(super) struct InMemory(pub(super) Vec<u8>);
 
-impl<B: AsRef<[u8]> + Send + Sync> ReadAt for InMemory<B> {
+impl ReadAt for InMemory {
     fn len(&self) -> u64 {
-        self.0.as_ref().len() as u64
+        self.0.len() as u64
     }
 
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        let from = usize::try_from(offset).ok().and_then(|offset| self.0.as_ref().get(offset..));
+        let from = usize::try_from(offset).ok().and_then(|offset| self.0.get(offset..));
         let found = from.and_then(|from| from.get(..buffer.len()));
         buffer.copy_from_slice(found.ok_or(io::ErrorKind::UnexpectedEof)?);
         Ok(())

@@ -1,9 +1,10 @@
 //! Input files: opening, reading at offsets, and detecting changes during a run.
 
-use super::Problem;
 use super::faults::{Step, step};
-use super::mapping::map;
+use super::mapping::Mapping;
+use super::memory::zeros;
 use super::read_at::{InMemory, ReadAt};
+use super::{Problem, quoted};
 use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
@@ -18,7 +19,8 @@ pub enum Access {
     Auto,
     /// `pread` into a buffer.
     Read,
-    /// A memory mapping. If the file is truncated meanwhile, the process is killed.
+    /// A memory mapping, whose bytes are copied out. Another process may write to the file meanwhile: then the copies can be a mixture of
+    /// old and new bytes, as with `Read`. If the file is truncated meanwhile, the system kills the process.
     Mmap,
 }
 
@@ -78,15 +80,31 @@ impl Source {
         let bytes: Box<dyn ReadAt> = match access {
             Access::Auto | Access::Read => Box::new(Positioned { file, length: metadata.len() }),
             Access::Mmap => {
-                Box::new(InMemory(step(Step::Map, path).and_then(|()| map(&file)).map_err(|error| {
+                Box::new(step(Step::Map, path).and_then(|()| Mapping::of(&file)).map_err(|error| {
                     Problem::io("cannot map the file into memory", &error)
                         .in_file(path)
                         .help("read it with --io read")
-                })?))
+                })?)
             }
         };
-        tracing::info!(file = ?path, bytes = metadata.len(), "opened");
+        tracing::info!(file = %quoted(&path.to_string_lossy()), bytes = metadata.len(), "opened");
         Ok(Self { path: path.into(), bytes, identity: Some(Identity::of(&metadata)) })
+    }
+
+    /// As [`open`](Self::open), for one of several files. So many files that they could exceed the limit of the system are opened again for
+    /// each reading, whatever the access.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub(crate) fn open_one_of(count: usize, path: &Path, access: Access) -> Result<Self, Problem> {
+        if count <= MOST_OPEN {
+            return Self::open(path, access);
+        }
+        let opened = Self::open(path, Access::Read)?;
+        let Some(identity) = opened.identity else { return Ok(opened) };
+        let (path, length) = (opened.path, identity.length);
+        let bytes = Box::new(Reopened { path: path.clone(), file: identity.file, length });
+        Ok(Self { path, bytes, identity: Some(identity) })
     }
 
     /// Creates a source of bytes in memory. `name` takes the place of the path in messages.
@@ -119,7 +137,7 @@ impl Source {
     /// # Errors
     /// An I/O problem if the file cannot be read, or was truncated after it was opened.
     pub fn read(&self, buffer: &mut [u8], offset: u64) -> Result<(), Problem> {
-        tracing::debug!(file = ?self.path, offset, bytes = buffer.len(), "read");
+        tracing::debug!(file = %quoted(&self.path.to_string_lossy()), offset, bytes = buffer.len(), "read");
         let read = step(Step::Read, &self.path).and_then(|()| self.bytes.read_exact_at(buffer, offset));
         read.map_err(|error| {
             let problem = match error.kind() {
@@ -142,12 +160,7 @@ impl Source {
         if offset.checked_add(length).is_none_or(|end| end > self.length()) {
             return Err(Problem::data(too_short(self.length(), offset, length)).in_file(&self.path));
         }
-        let out_of_memory =
-            || Problem::environment(format!("not enough memory to read {length} bytes")).in_file(&self.path);
-        let length = usize::try_from(length).map_err(|_| out_of_memory())?;
-        let mut bytes = Vec::new();
-        bytes.try_reserve_exact(length).map_err(|_| out_of_memory())?;
-        bytes.resize(length, 0);
+        let mut bytes = zeros(length).map_err(|problem| problem.in_file(&self.path))?;
         self.read(&mut bytes, offset)?;
         Ok(bytes)
     }
@@ -213,6 +226,31 @@ fn too_short(length: u64, offset: u64, count: u64) -> String {
     format!("file is too short: it has {length} bytes, but at least {needed} are needed")
 }
 
+/// The most files of one set that stay open.
+const MOST_OPEN: usize = 128;
+
+/// A file that is opened for each reading.
+struct Reopened {
+    path: PathBuf,
+    /// Device and inode.
+    file: (u64, u64),
+    length: u64,
+}
+
+impl ReadAt for Reopened {
+    fn len(&self) -> u64 {
+        self.length
+    }
+
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        let file = File::open(&self.path)?;
+        if Identity::of(&file.metadata()?).file != self.file {
+            return Err(io::Error::other("it was replaced by another file"));
+        }
+        file.read_exact_at(buffer, offset)
+    }
+}
+
 /// A file that is read with `pread`. The standard library repeats calls that a signal interrupts or that return too few bytes.
 struct Positioned<F> {
     file: F,
@@ -256,6 +294,7 @@ mod tests {
             [Access::Auto, Access::Read, Access::Mmap]
                 .map(|access| Source::open(&path, access).unwrap())
                 .into_iter()
+                .chain([Source::open_one_of(MOST_OPEN + 1, &path, Access::Auto).unwrap()])
                 .chain([Source::from_bytes("content", content.clone())])
                 .all(|source| {
                     let mut buffer = vec![0; length];
@@ -356,7 +395,7 @@ mod tests {
         let problem = source.read_vec(0, u64::MAX).unwrap_err();
         assert_eq!(problem.category(), Category::Io);
         expect![[r#"
-            huge: not enough memory to read 18446744073709551615 bytes
+            huge: not enough memory for 18446744073709551615 bytes
         "#]]
         .assert_eq(&snapshot(problem));
     }

@@ -63,6 +63,7 @@ impl Small {
     }
 
     /// Runs the tool, which must exit with this code and print exactly this message on stderr. Returns the text of stderr.
+    #[allow(dead_code, reason = "not every test uses it")]
     #[track_caller]
     pub fn refused(&self, words: &str, code: i32, message: Expect) -> String {
         let output = self.run(words);
@@ -93,6 +94,7 @@ impl Small {
     }
 
     /// Returns the files of an output by name, but only the files with reproducible bytes. The output is a file or a folder.
+    #[allow(dead_code, reason = "not every test uses it")]
     pub fn bytes(&self, output: &str) -> BTreeMap<String, Vec<u8>> {
         let path = self.path(output);
         if path.is_file() {
@@ -133,6 +135,7 @@ pub fn on_any_machine(text: &str) -> String {
     lines.concat()
 }
 
+#[allow(dead_code, reason = "not every test uses it")]
 pub fn names(folder: &Path) -> Vec<String> {
     let names = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let mut names: Vec<String> = names.collect();

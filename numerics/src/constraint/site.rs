@@ -74,7 +74,7 @@ impl Constraint {
     /// The peak is at the eigendecomposition, if there is one: its scratch of `3 d²` numbers, the covariance, the matrix and its
     /// eigenvectors, and with a measured source three further matrices.
     pub fn memory(width: u64, terms: Terms, measured_source: bool) -> (u64, u64) {
-        let square = width * width;
+        let square = width.saturating_mul(width);
         let kept_source = u64::from(measured_source);
         let preserved = u64::from(terms.preserve > 0.0);
         let near_noise = is_near_noise(terms.ridge, width as usize);
@@ -85,7 +85,7 @@ impl Constraint {
             Coupling::Uncorrelated | Coupling::Paired => 3 + kept_source + preserved,
         };
         let factored = if near_noise { 8 } else { 4 };
-        (8 * double * square, (4 + factored * (2 + preserved)) * square)
+        (square.saturating_mul(8 * double), square.saturating_mul(4 + factored * (2 + preserved)))
     }
 
     /// The relative dampings that were used.

@@ -203,5 +203,5 @@ impl ChannelScale {
 /// Rows that a site should have at least, for its width: with fewer, its covariance is partly noise, and so is the update.
 pub fn rows_wanted(width: usize) -> u64 {
     const ROWS_PER_CHANNEL: u64 = 4;
-    ROWS_PER_CHANNEL * width as u64
+    ROWS_PER_CHANNEL.saturating_mul(width as u64)
 }

@@ -119,14 +119,16 @@ impl TokenConstraint {
     /// Bytes that [`Self::new`] needs at its peak for `V` tokens in `k` classes, and bytes that its result holds.
     pub fn memory(tokens: u64, classes: u64, terms: Terms, measured_source: bool) -> (u64, u64) {
         // Shares, those of the source, the diagonal and a copy of counts; classes of tokens.
-        let vectors = (8 * 4 + 2 * 4) * tokens;
+        let vectors = tokens.saturating_mul(8 * 4 + 2 * 4);
         let squares = match terms.coupling {
             Coupling::Transport if measured_source => 10,
             Coupling::Transport => 7,
             Coupling::Uncorrelated | Coupling::Paired => return (vectors, vectors),
         };
         // While classes are determined, there is an entry of a map for each.
-        (vectors + 8 * squares * classes * classes + 64 * classes, vectors + 8 * classes * classes)
+        let square = classes.saturating_mul(classes).saturating_mul(8);
+        let peak = square.saturating_mul(squares).saturating_add(classes.saturating_mul(64));
+        (vectors.saturating_add(peak), vectors.saturating_add(square))
     }
 
     /// The relative dampings that were used.

@@ -16,5 +16,5 @@ pub(crate) use components::{ROUNDING, sign_of_largest};
 pub use mirrored::mirrored;
 pub use name::LayerName;
 pub use pair::{Factors, Initialization};
-pub use shape::LayerShape;
+pub use shape::{LayerShape, MOST_BLOCKS};
 pub use start::{Start, Strength};

@@ -4,6 +4,10 @@
 
 use super::Factors;
 
+/// The most blocks of one weight: experts, or groups of a convolution. Each block is a layer with a name of its own, so a file of a few
+/// megabytes could otherwise fill the memory.
+pub const MOST_BLOCKS: usize = 1 << 16;
+
 /// How a weight `W (m × d)` is stored.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -98,7 +102,7 @@ impl LayerShape {
 
 /// `[first, channels, kernel…]`.
 fn with_kernel(first: u64, inputs: u64, kernel: &[u64]) -> Vec<u64> {
-    let places: u64 = kernel.iter().product();
+    let places = kernel.iter().copied().fold(1, u64::saturating_mul);
     [first, inputs / places.max(1)].into_iter().chain(kernel.iter().copied()).collect()
 }
 

@@ -98,6 +98,19 @@ impl AnyRows<'_> {
         }
     }
 
+    /// Bytes of the numbers.
+    pub fn bytes(&self) -> u64 {
+        let size = match self {
+            Self::F64(_) => Element::F64.size(),
+            Self::F32(_) => Element::F32.size(),
+            Self::F16(_) => Element::F16.size(),
+            Self::Bf16(_) => Element::Bf16.size(),
+            Self::Slice(rows) => rows.values.element().size(),
+        };
+        let (rows, width) = self.shape();
+        (rows as u64).saturating_mul(width as u64).saturating_mul(size as u64)
+    }
+
     /// Refuses rows of another width, and slices that are too short.
     pub(super) fn check(&self, width: usize) -> Result<()> {
         let refused = |what, expected, found| Err(Error::Shape { what, expected, found });

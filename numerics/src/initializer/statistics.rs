@@ -5,7 +5,7 @@ use super::rows::{Number, copy};
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::moments::Moments;
-use crate::simd::{BLOCK_ROWS, Rows, Values, Workspace};
+use crate::simd::{BLOCK_ROWS, Precision, Rows, Tier, Unsupported, Values, Workspace};
 use faer::MatRef;
 use half::{bf16, f16};
 use std::borrow::Cow;
@@ -35,12 +35,18 @@ pub struct Statistics {
     moments: Moments,
     workspace: Workspace,
     buffer: Buffer,
+    /// True if rows that are not finite are skipped.
+    skips: bool,
+    /// Number of rows that were skipped, without those that wait in the buffer.
+    skipped: u64,
 }
 
-/// Rows that do not fill a block yet. All of them are finite.
+/// Rows that do not fill a block yet. All of them are finite, unless such rows are skipped when the block is added.
 #[derive(Default)]
 struct Buffer {
     rows: usize,
+    /// Number of these rows that are not finite.
+    not_finite: usize,
     /// The format of the rows.
     format: Option<Element>,
     f64: Vec<f64>,
@@ -132,6 +138,25 @@ impl Statistics {
         Moments::new(width).into()
     }
 
+    /// Statistics that begin with sums that were computed before, with the arithmetic of a precision.
+    ///
+    /// # Errors
+    /// If this processor lacks the instructions.
+    pub fn with_precision(moments: Moments, precision: Precision) -> std::result::Result<Self, Unsupported> {
+        Ok(Self { workspace: Workspace::new(Tier::best(), precision)?, ..Self::from(moments) })
+    }
+
+    /// From now on, rows with NaN or infinity are skipped and counted, in place of an error.
+    #[must_use]
+    pub fn skipping_nonfinite(self) -> Self {
+        Self { skips: true, ..self }
+    }
+
+    /// Number of rows that were skipped.
+    pub fn skipped(&self) -> u64 {
+        self.skipped + self.buffer.not_finite as u64
+    }
+
     /// Adds rows: any number of them, in any number format and layout, on the current rayon pool.
     ///
     /// # Errors
@@ -139,6 +164,17 @@ impl Statistics {
     /// conversion to f32: then a part of the rows before that row may have been added, and the statistics should be discarded.
     pub fn add<'a>(&mut self, rows: impl Into<AnyRows<'a>>) -> Result<()> {
         self.add_any(rows.into())
+    }
+
+    /// As [`add`](Self::add), with the memory of a workspace that many statistics can share. It must have the same precision.
+    ///
+    /// # Errors
+    /// As [`add`](Self::add).
+    pub fn add_with<'a>(&mut self, rows: impl Into<AnyRows<'a>>, workspace: &mut Workspace) -> Result<()> {
+        std::mem::swap(&mut self.workspace, workspace);
+        let added = self.add_any(rows.into());
+        std::mem::swap(&mut self.workspace, workspace);
+        added
     }
 
     /// Not generic, so that it is compiled with this crate.
@@ -180,9 +216,8 @@ impl Statistics {
             };
             match source.block(rows.clone()).filter(|_| count == BLOCK_ROWS) {
                 Some(block) => {
-                    self.moments
-                        .add(block, &mut self.workspace, rayon::current_num_threads())
-                        .map_err(given(0))?;
+                    self.skipped +=
+                        add(&mut self.moments, block, &mut self.workspace, self.skips).map_err(given(0))?;
                 }
                 None => {
                     let place = T::place(&mut self.buffer);
@@ -192,7 +227,7 @@ impl Statistics {
                     // A whole block is checked as it is added. The rows that waited were checked before.
                     let added = match self.buffer.rows == BLOCK_ROWS {
                         true => self.finish_block().map_err(given(0)),
-                        false => check_finite(self.buffer.rows_from(waiting, width)).map_err(given(waiting)),
+                        false => self.check_from(waiting).map_err(given(waiting)),
                     };
                     if let Err(error) = added {
                         self.buffer.rows = waiting;
@@ -209,10 +244,23 @@ impl Statistics {
     fn finish_block(&mut self) -> Result<()> {
         if self.buffer.rows > 0 {
             let waiting = self.buffer.rows_from(0, self.moments.width());
-            self.moments.add(waiting, &mut self.workspace, rayon::current_num_threads())?;
-            self.buffer.rows = 0;
+            self.skipped += add(&mut self.moments, waiting, &mut self.workspace, self.skips)?;
+            (self.buffer.rows, self.buffer.not_finite) = (0, 0);
         }
         Ok(())
+    }
+
+    /// Looks for numbers that are not finite in the rows of the buffer from `first` on: refuses them, or counts their rows.
+    fn check_from(&mut self, first: usize) -> Result<()> {
+        let rows = self.buffer.rows_from(first, self.moments.width());
+        if self.skips {
+            self.buffer.not_finite += (0..rows.rows).filter(|&row| !rows.is_finite(row)).count();
+            return Ok(());
+        }
+        match rows.first_non_finite() {
+            None => Ok(()),
+            Some((row, column)) => Err(Error::NonFiniteRow { row, column }),
+        }
     }
 
     /// Adds the statistics of further rows. The result has other bits than one pass over all rows.
@@ -220,7 +268,10 @@ impl Statistics {
     /// # Errors
     /// [`Error::Shape`] for statistics of another width.
     pub fn merge(&mut self, other: &Self) -> Result<()> {
-        self.moments.merge(&other.moments())
+        self.finish_block()?;
+        self.moments.merge(&other.moments())?;
+        self.skipped += other.skipped();
+        Ok(())
     }
 
     /// Numbers per row, `d`.
@@ -228,9 +279,9 @@ impl Statistics {
         self.moments.width()
     }
 
-    /// Number of rows.
+    /// Number of rows, without those that were skipped.
     pub fn count(&self) -> u64 {
-        self.moments.count() + self.buffer.rows as u64
+        self.moments.count() + (self.buffer.rows - self.buffer.not_finite) as u64
     }
 
     /// The sums over all rows, which can be saved and read back with [`Moments::from_sums`].
@@ -245,8 +296,8 @@ impl Statistics {
         }
         let mut moments = self.moments.clone();
         let waiting = self.buffer.rows_from(0, self.width());
-        let added = moments.add(waiting, &mut Workspace::default(), rayon::current_num_threads());
-        added.expect("rows in the buffer have this width and are finite");
+        let added = add(&mut moments, waiting, &mut self.workspace.fresh(), self.skips);
+        added.expect("rows in the buffer have this width, and are finite or skipped");
         Cow::Owned(moments)
     }
 }
@@ -254,7 +305,8 @@ impl Statistics {
 impl From<Moments> for Statistics {
     /// Statistics that begin with sums that were computed before.
     fn from(moments: Moments) -> Self {
-        Self { moments, workspace: Workspace::default(), buffer: Buffer::default() }
+        let (workspace, buffer) = (Workspace::default(), Buffer::default());
+        Self { moments, workspace, buffer, skips: false, skipped: 0 }
     }
 }
 
@@ -265,11 +317,12 @@ impl fmt::Debug for Statistics {
     }
 }
 
-/// Refuses rows with a number that is not finite as an f32.
-fn check_finite(rows: Rows<'_>) -> Result<()> {
-    match rows.first_non_finite() {
-        None => Ok(()),
-        Some((row, column)) => Err(Error::NonFiniteRow { row, column }),
+/// Adds a block on the current rayon pool. Returns the number of skipped rows.
+fn add(moments: &mut Moments, rows: Rows<'_>, workspace: &mut Workspace, skips: bool) -> Result<u64> {
+    let threads = rayon::current_num_threads();
+    match skips {
+        true => moments.add_finite(rows, workspace, threads),
+        false => moments.add(rows, workspace, threads).map(|()| 0),
     }
 }
 
@@ -371,6 +424,64 @@ mod tests {
         expect_test::expect!["width of the rows: expected 3, found 4"].assert_eq(&refused(4, 4));
         expect_test::expect!["stride of the rows: expected 3, found 2"].assert_eq(&refused(3, 2));
         expect_test::expect!["numbers in the slice of rows: expected 9, found 7"].assert_eq(&refused(3, 3));
+    }
+
+    /// Rows are cut into blocks as if none was skipped, so that the bits are those of blocks from a file.
+    #[test]
+    fn rows_that_are_not_finite_can_be_skipped() {
+        let mut rows = gaussian::<f32>(2 * BLOCK_ROWS + 50, 3, 0, "rows");
+        let bad = [0, 5, BLOCK_ROWS - 1, BLOCK_ROWS, 2 * BLOCK_ROWS + 7];
+        bad.iter().for_each(|row| rows[(*row, row % 3)] = f32::NAN);
+        let mut wanted = Moments::new(3);
+        for first in (0..rows.nrows()).step_by(BLOCK_ROWS) {
+            let kept = (first..rows.nrows().min(first + BLOCK_ROWS)).filter(|row| !bad.contains(row));
+            let block: Vec<f64> = kept
+                .flat_map(|row| (0..3).map(move |column| (row, column)))
+                .map(|at| rows[at].into())
+                .collect();
+            let block = Rows { values: Values::F64(&block), rows: block.len() / 3, width: 3, stride: 3 };
+            wanted.add(block, &mut Workspace::default(), 1).unwrap();
+        }
+        for pieces in [1, 7, 100, rows.nrows()] {
+            let mut statistics = Statistics::new(3).skipping_nonfinite();
+            let mut shared = Workspace::default();
+            for first in (0..rows.nrows()).step_by(pieces) {
+                let piece = rows.subrows(first, pieces.min(rows.nrows() - first));
+                statistics.add_with(piece, &mut shared).unwrap();
+                let read = statistics.count() + statistics.skipped();
+                assert_eq!(read, (first + piece.nrows()) as u64);
+            }
+            assert_eq!(statistics.skipped(), 5);
+            assert_eq!(*statistics.moments(), wanted, "{pieces}");
+        }
+    }
+
+    /// Statistics of bf16 that are read early, or begin with sums, must use the chosen arithmetic too.
+    #[test]
+    fn a_precision_holds_for_all_rows() {
+        if !Precision::Bf16.supported() {
+            let refused = Statistics::with_precision(Moments::new(3), Precision::Bf16).unwrap_err();
+            assert_eq!(refused, Unsupported::Bf16);
+            return;
+        }
+        let rows = gaussian::<f32>(BLOCK_ROWS + 70, 3, 0, "rows");
+        let rows: Vec<bf16> =
+            (0..rows.nrows() * 3).map(|at| bf16::from_f32(rows[(at / 3, at % 3)] + 1.0)).collect();
+        let block = |from: usize, to: usize| Rows {
+            values: Values::Bf16(&rows[3 * from..3 * to]),
+            rows: to - from,
+            width: 3,
+            stride: 3,
+        };
+        let mut workspace = Workspace::new(Tier::best(), Precision::Bf16).unwrap();
+        let mut wanted = Moments::new(3);
+        wanted.add(block(0, BLOCK_ROWS), &mut workspace, 1).unwrap();
+        let mut statistics = Statistics::with_precision(wanted.clone(), Precision::Bf16).unwrap();
+        wanted.add(block(BLOCK_ROWS, BLOCK_ROWS + 70), &mut workspace, 1).unwrap();
+        statistics.add(block(BLOCK_ROWS, BLOCK_ROWS + 70)).unwrap();
+        assert_eq!(*statistics.moments(), wanted);
+        let single = of(3, [block(0, BLOCK_ROWS + 70).into()]);
+        assert_ne!(*single.moments(), wanted, "the arithmetic differs");
     }
 
     #[test]

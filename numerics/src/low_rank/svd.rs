@@ -4,6 +4,7 @@ use super::{KrylovParams, Operator, krylov};
 use crate::dense;
 use crate::error::Result;
 use faer::{Mat, MatRef, Par};
+use std::num::Saturating;
 
 /// Leading, or last, singular triplets of an operator.
 #[derive(Clone, Debug)]
@@ -81,8 +82,9 @@ pub fn last_components(matrix: MatRef<'_, f64>, k: usize, par: Par) -> Result<Tr
 /// Bytes that a dense decomposition in f64 holds at its peak: the matrix, both factors, and a scratch that was measured as this many
 /// squares.
 pub fn dense_memory(m: u64, n: u64) -> u64 {
+    let [m, n] = [m, n].map(Saturating);
     let side = m.min(n);
-    8 * (m * n + (m + n) * side + 8 * side * side)
+    (Saturating(8) * (m * n + (m + n) * side + Saturating(8) * side * side)).0
 }
 
 /// Bytes that [`truncated_svd`] needs at its peak, besides the operator, unless a large operator has to be decomposed densely.
@@ -93,8 +95,9 @@ pub fn memory(m: u64, n: u64, k: u64) -> u64 {
         Some(params) => {
             // Two bases, and a few blocks.
             let columns = params.max_dimension + 4 * params.widest(k as usize);
-            let iteration = 4 * (m + n) * columns as u64;
-            if m * n <= krylov::FALLBACK_ENTRIES as u64 { iteration.max(dense) } else { iteration }
+            let iteration = m.saturating_add(n).saturating_mul(4).saturating_mul(columns as u64);
+            let is_small = m.saturating_mul(n) <= krylov::FALLBACK_ENTRIES as u64;
+            if is_small { iteration.max(dense) } else { iteration }
         }
     }
 }

@@ -79,8 +79,11 @@ impl Definition for Corda {
     fn basis_memory(&self, SiteSize { width, classes, .. }: SiteSize, _: &Options) -> Bytes {
         let bytes = self.0.bytes();
         match classes {
-            None => Bytes { peak: 8 * 3 * width * width, held: bytes * width * width },
-            Some(_) => Bytes { peak: (8 + bytes) * width, held: bytes * width },
+            None => {
+                let square = width.saturating_mul(width);
+                Bytes { peak: square.saturating_mul(8 * 3), held: square.saturating_mul(bytes) }
+            }
+            Some(_) => Bytes { peak: width.saturating_mul(8 + bytes), held: width.saturating_mul(bytes) },
         }
     }
 

@@ -128,7 +128,7 @@ pub(crate) trait Definition: Sync {
     /// Bytes that the decomposition of a weight into so many components needs at its peak, besides the weight and the basis.
     fn layer_memory(&self, outputs: u64, inputs: u64, components: u64) -> u64 {
         // The factors, and as much again.
-        2 * 4 * components * (outputs + inputs)
+        outputs.saturating_add(inputs).saturating_mul(components).saturating_mul(2 * 4)
     }
 }
 

@@ -62,8 +62,9 @@ impl Definition for Eva {
 
     fn basis_memory(&self, site: SiteSize, options: &Options) -> Bytes {
         let components = options.components(site.width as usize) as u64;
-        let peak = 8 * 2 * site.width * site.width + low_rank::memory(site.width, site.width, components);
-        Bytes { peak, held: 4 * components * site.width }
+        let squares = site.width.saturating_mul(site.width).saturating_mul(8 * 2);
+        let peak = squares.saturating_add(low_rank::memory(site.width, site.width, components));
+        Bytes { peak, held: site.width.saturating_mul(components).saturating_mul(4) }
     }
 
     fn basis_cubes(&self, _: SiteSize, _: &Options) -> f64 {

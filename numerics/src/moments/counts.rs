@@ -54,7 +54,7 @@ impl Counts {
 
     /// Bytes that the counts of a vocabulary hold.
     pub fn memory(width: u64) -> u64 {
-        8 * width
+        width.saturating_mul(8)
     }
 
     /// Size of the vocabulary, `V`.

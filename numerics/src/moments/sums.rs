@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use crate::simd::{self, Rows, Sums, Values, Workspace};
 use faer::{Col, Mat, MatRef};
+use std::num::Saturating;
 
 /// Sums over the rows of a site.
 #[derive(Clone, Debug, PartialEq)]
@@ -106,6 +107,26 @@ impl Moments {
         simd::accumulate(rows, into, workspace, threads)?;
         self.count += rows.rows as u64;
         Ok(())
+    }
+
+    /// As [`Self::add`], without the rows that are not finite. Returns the number of these rows.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for rows of another width.
+    ///
+    /// # Panics
+    /// As [`Self::add`].
+    pub fn add_finite(&mut self, rows: Rows<'_>, workspace: &mut Workspace, threads: usize) -> Result<u64> {
+        match self.add(rows, workspace, threads) {
+            Err(Error::NonFiniteRow { .. }) => {
+                let finite = rows.finite();
+                let (width, kept) = (rows.width, finite.len() / rows.width);
+                let finite = Rows { values: Values::F64(&finite), rows: kept, width, stride: width };
+                self.add(finite, workspace, threads)?;
+                Ok((rows.rows - kept) as u64)
+            }
+            added => added.map(|()| 0),
+        }
     }
 
     /// Adds the moments of further rows.
@@ -223,7 +244,8 @@ impl Moments {
 
     /// Bytes that the moments of a site of this width hold.
     pub fn memory(width: u64) -> u64 {
-        4 * width * (width + 1) + 12 * width
+        let width = Saturating(width);
+        (Saturating(4) * width * (width + Saturating(1)) + Saturating(12) * width).0
     }
 
     /// Entry of the Gram matrix. Only the upper triangle is stored.
@@ -308,6 +330,12 @@ mod tests {
     }
 
     /// Widths beyond all memory are reported and do not abort.
+    #[test]
+    fn the_memory_of_huge_widths_is_the_largest_number() {
+        assert_eq!([1 << 31, 1 << 32, 1 << 63, u64::MAX].map(Moments::memory), [u64::MAX; 4]);
+        assert!(Moments::memory((1 << 31) - 8) < u64::MAX);
+    }
+
     #[test]
     fn widths_beyond_all_memory_are_reported() {
         assert_eq!(Moments::try_new(3), Some(Moments::new(3)));

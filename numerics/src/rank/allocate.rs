@@ -75,7 +75,7 @@ impl Limits {
 
     /// Least step between two ranks of a layer.
     fn step_of(self, layer: &Layer<'_>) -> usize {
-        self.step(layer.rank_per_component * layer.parts)
+        self.step(layer.rank_per_component.saturating_mul(layer.parts))
     }
 
     /// Least and largest legal rank of a layer.
@@ -92,13 +92,13 @@ impl Limits {
     }
 }
 
-/// The least common multiple of two numbers.
+/// The least common multiple of two numbers, or the largest number if it is larger than that.
 pub fn least_common_multiple(a: usize, b: usize) -> usize {
     let (mut divisor, mut rest) = (a, b);
     while rest > 0 {
         (divisor, rest) = (rest, divisor % rest);
     }
-    a / divisor * b
+    (a / divisor).saturating_mul(b)
 }
 
 /// A rank for every layer, in their order. 0 means that the layer gets no adapter.
@@ -116,7 +116,7 @@ pub fn allocate(policy: Policy, limits: Limits, layers: &[Layer<'_>]) -> Result<
         Policy::BudgetOfRank(rank) => {
             let cost = |(rank, layer): (usize, &Layer<'_>)| (rank as u64).saturating_mul(layer.cost);
             let full = layers.iter().map(|layer| rank.min(layer.full_rank()));
-            by_budget(full.zip(layers).map(cost).sum(), limits, layers)
+            by_budget(full.zip(layers).map(cost).fold(0, u64::saturating_add), limits, layers)
         }
         Policy::Shared(rank) => {
             let ranks = (rank as u64).saturating_mul(layers.len() as u64);
@@ -144,7 +144,8 @@ fn by_budget(parameters: u64, limits: Limits, layers: &[Layer<'_>]) -> Result<Ve
     let too_small =
         |expected| Error::Option { what: "the parameter budget", expected, found: parameters as f64 };
     let mut ranks: Vec<usize> = layers.iter().map(|layer| limits.of(layer).0).collect();
-    let least: u64 = ranks.iter().zip(layers).map(|(rank, layer)| *rank as u64 * layer.cost).sum();
+    let cost = |(rank, layer): (&usize, &Layer<'_>)| (*rank as u64).saturating_mul(layer.cost);
+    let least = ranks.iter().zip(layers).map(cost).fold(0, u64::saturating_add);
     let Some(mut left) = parameters.checked_sub(least) else {
         return Err(too_small("at least the cost of the least ranks"));
     };
@@ -160,6 +161,7 @@ fn by_budget(parameters: u64, limits: Limits, layers: &[Layer<'_>]) -> Result<Ve
         let unit = limits.step_of(layer);
         let per_parameter = 1.0 / (layer.energy.max(f64::MIN_POSITIVE) * unit as f64 * layer.cost as f64);
         for from in (min..max).step_by(unit) {
+            // At most the largest rank, which is a multiple of the unit.
             let gain = layer.energy_between(from, from + unit);
             steps.push(Step { value: gain * per_parameter, layer: index, from });
         }
@@ -167,7 +169,7 @@ fn by_budget(parameters: u64, limits: Limits, layers: &[Layer<'_>]) -> Result<Ve
     steps.sort_by(|a, b| b.value.total_cmp(&a.value).then(a.layer.cmp(&b.layer)).then(a.from.cmp(&b.from)));
     for step in steps {
         let unit = limits.step_of(&layers[step.layer]);
-        let cost = unit as u64 * layers[step.layer].cost;
+        let cost = (unit as u64).saturating_mul(layers[step.layer].cost);
         if cost <= left && ranks[step.layer] == step.from {
             ranks[step.layer] += unit;
             left -= cost;

@@ -2,6 +2,7 @@
 
 use super::BLOCK_ROWS;
 use super::convert::Number;
+use crate::element::Element;
 use half::{bf16, f16};
 
 /// Numbers of rows, row after row, in their own format.
@@ -18,6 +19,16 @@ pub enum Values<'a> {
 }
 
 impl Values<'_> {
+    /// The number format.
+    pub fn element(&self) -> Element {
+        match self {
+            Values::F64(_) => Element::F64,
+            Values::F32(_) => Element::F32,
+            Values::F16(_) => Element::F16,
+            Values::Bf16(_) => Element::Bf16,
+        }
+    }
+
     pub(crate) fn len(&self) -> usize {
         match self {
             Values::F64(values) => values.len(),
@@ -92,7 +103,38 @@ impl Rows<'_> {
 
     /// Row and column of the first number, in row-major order, that is not finite as an f32.
     pub(crate) fn first_non_finite(&self) -> Option<(usize, usize)> {
-        let mut positions = (0..self.rows).flat_map(|row| (0..self.width).map(move |column| (row, column)));
-        positions.find(|(row, column)| !self.values.get(row * self.stride + column).is_finite())
+        let row = (0..self.rows).find(|&row| !self.is_finite(row))?;
+        let column =
+            (0..self.width).find(|column| !self.values.get(row * self.stride + column).is_finite())?;
+        Some((row, column))
+    }
+
+    /// The rows that are finite in every column as f32, as f64. This conversion is exact, so that sums keep their bits.
+    ///
+    /// # Panics
+    /// If the slice is too short.
+    pub fn finite(&self) -> Vec<f64> {
+        let mut finite = vec![0.0; self.rows * self.width];
+        let mut kept = 0;
+        for row in (0..self.rows).filter(|&row| self.is_finite(row)) {
+            self.copy_row(row, &mut finite[kept..kept + self.width]);
+            kept += self.width;
+        }
+        finite.truncate(kept);
+        finite
+    }
+
+    /// True if all numbers of a row are finite as f32. The loops have no early exit, so that they are compiled to vector instructions.
+    pub(crate) fn is_finite(&self, row: usize) -> bool {
+        fn all<N: Copy>(numbers: &[N], is_finite: impl Fn(N) -> bool) -> bool {
+            numbers.iter().fold(true, |all, &number| all & is_finite(number))
+        }
+        let range = row * self.stride..row * self.stride + self.width;
+        match self.values {
+            Values::F64(values) => all(&values[range], |number| (number as f32).is_finite()),
+            Values::F32(values) => all(&values[range], f32::is_finite),
+            Values::F16(values) => all(&values[range], f16::is_finite),
+            Values::Bf16(values) => all(&values[range], bf16::is_finite),
+        }
     }
 }

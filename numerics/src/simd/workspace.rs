@@ -58,6 +58,12 @@ impl Workspace {
         Self { instructions, dot_product, rows: Packed::default(), pairs: Packed::default() }
     }
 
+    /// A workspace with the same kernels, without their memory.
+    #[must_use]
+    pub fn fresh(&self) -> Self {
+        Self::with(self.instructions, self.dot_product)
+    }
+
     pub(super) fn accumulate(&mut self, rows: Rows<'_>, into: Sums<'_>, threads: usize) -> Result<()> {
         if rows.rows == 0 || rows.width == 0 {
             return Ok(());

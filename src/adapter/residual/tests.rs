@@ -63,7 +63,7 @@ quickcheck! {
         let layers = whole(&old, &[("q.weight", &factors)]);
         write_residual_base(output.path(), &old, &layers, 0.75, stored_as).unwrap();
         let new = checkpoint(output.path());
-        let (a, b) = (rounded(factors.a.as_ref(), stored_as), rounded(factors.b.as_ref(), stored_as));
+        let [a, b] = [&factors.a, &factors.b].map(|factor| rounded(factor.as_ref(), stored_as).unwrap());
         let (old, new) = (values(&old, "q.weight"), values(&new, "q.weight"));
         (0..outputs * inputs).all(|index| {
             let (i, j) = (index / inputs, index % inputs);

@@ -345,3 +345,58 @@ fn all_problems_are_reported_together() {
         FOLDER/adapter_model.safetensors: module "q": B has the value NaN in row 0, column 0
     "#]].assert_eq(&refused(folder.path()));
 }
+
+/// Adapters with many experts have a pattern for each layer. A comparison of each layer with each pattern, name or entry of the record would
+/// take hours here.
+#[test]
+fn adapters_with_many_layers_and_ranks_are_verified() {
+    let names: Vec<String> =
+        (0..20_000).map(|index| format!("layers.{}.experts.{}.up", index % 40, index / 40)).collect();
+    let layer = |(index, name): (usize, &String)| {
+        let unit = |i: usize, j: usize| if i == j { 1.0 } else { 0.0 };
+        let rank = 1 + index % 2;
+        (name.as_str().into(), Factors { a: Mat::from_fn(rank, 3, unit), b: Mat::from_fn(4, rank, unit) })
+    };
+    let layers = names.iter().enumerate().map(layer).collect();
+    let adapter = Adapter { layers, shapes: BTreeMap::new(), scale: 1.0, base: "many".into() };
+    let tensors: Vec<String> = names.iter().map(|name| format!("{name}.kernel")).collect();
+    let recorded: Vec<(&str, &str)> =
+        names.iter().map(String::as_str).zip(tensors.iter().map(String::as_str)).collect();
+    let folder = written(&adapter, Element::F32, "update", &recorded);
+    let base = folder.path().join("base.safetensors");
+    let weights: Vec<_> =
+        tensors.iter().map(|name| (name.as_str(), Element::F32, vec![4, 3], vec![1.0; 12])).collect();
+    write_tensors(&base, &weights);
+    let verification = verify(folder.path(), Some(&checkpoint(&base)), &BTreeMap::new()).unwrap();
+    assert_eq!((verification.layers, verification.min_rank, verification.max_rank), (20_000, 1, 2));
+}
+
+/// The experts of a module share one tensor, which is read once.
+#[test]
+fn a_module_with_many_experts_is_verified() {
+    let folder = tempfile::tempdir().unwrap();
+    let count: u64 = 20_000;
+    let tensors = [
+        ("base_model.model.experts.lora_A.weight", Element::F32, vec![count, 1], vec![1.0; count as usize]),
+        (
+            "base_model.model.experts.lora_B.weight",
+            Element::F32,
+            vec![2, count],
+            vec![0.5; 2 * count as usize],
+        ),
+    ];
+    write_tensors(&folder.path().join(TENSORS_FILE), &tensors);
+    let config = r#"{"peft_type":"LORA","r":1,"target_modules":[],"target_parameters":["experts.w"]}"#;
+    fs::write(folder.path().join(CONFIG_FILE), config).unwrap();
+    assert_eq!(verified(folder.path()).unwrap().layers, count);
+    let many = [
+        ("base_model.model.experts.lora_A.weight", Element::F32, vec![1 << 17, 1], vec![1.0; 1 << 17]),
+        ("base_model.model.experts.lora_B.weight", Element::F32, vec![1, 1 << 17], vec![0.5; 1 << 17]),
+    ];
+    write_tensors(&folder.path().join(TENSORS_FILE), &many);
+    expect![[r#"
+        FOLDER/adapter_model.safetensors: tensor "base_model.model.experts.lora_A.weight": A has 131072 blocks of rank 1, but at most 65536 are supported
+        FOLDER/adapter_config.json: target_parameters has the name "experts.w", but there are no tensors for it
+        FOLDER/adapter_model.safetensors: the adapter has no factors
+    "#]].assert_eq(&refused(folder.path()));
+}

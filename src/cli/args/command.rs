@@ -6,6 +6,7 @@ use super::{
     ReportArgs, SlurmArgs, VerifyArgs, When,
 };
 use clap::{ArgAction, Args, Parser, Subcommand};
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// Initialize LoRA adapters from data, offline, on ordinary processors
@@ -60,6 +61,15 @@ pub(crate) enum Command {
         "init model --method pissa --target q_proj,v_proj -o adapter",
     ]))]
     Init(Box<InitArgs>),
+
+    /// Run a model on text or data, and record the statistics of its layers (with the Python package)
+    ///
+    /// This command is in the Python package, whose `cntlora record --help` shows its options. Everything else needs no Python.
+    Record {
+        /// Model and options
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<OsString>,
+    },
 
     /// Measure the moments of activations, for many runs of init
     ///

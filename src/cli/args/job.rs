@@ -299,14 +299,14 @@ pub(crate) struct WritingArgs {
 pub(crate) struct RunArgs {
     /// Number of threads [default: all]
     ///
-    /// More threads than processors slow each other down.
+    /// More threads than processors slow each other down. At most four for each processor are used.
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<NonZeroUsize>,
 
     /// Largest memory to use, such as 2GiB or 500MB [default: no limit]
     ///
     /// With less memory the run works on fewer sites at the same time. If that is not enough, the run is refused with the size that it
-    /// needs.
+    /// needs. Limits of the system (ulimit -v and -d, control groups) have the same effect.
     #[arg(long, value_name = "SIZE", value_parser = bytes)]
     pub(crate) max_memory: Option<u64>,
 

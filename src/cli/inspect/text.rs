@@ -8,6 +8,7 @@ use super::{SiteEntry, TensorEntry};
 use crate::report::format::{bytes, count, number};
 use crate::report::table::{Align, Table};
 use crate::report::text as report;
+use crate::storage::visible;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
@@ -34,7 +35,7 @@ fn safetensors(file: &SafetensorsFile) -> String {
     );
     // The entry of cntlora is shown as sites.
     for (key, value) in file.metadata.iter().filter(|(key, _)| file.sites.is_none() || *key != "cntlora") {
-        text.push_str(&format!("metadata {}: {}\n", key.escape_debug(), value.escape_debug()));
+        text.push_str(&format!("metadata {}: {}\n", visible(key), visible(value)));
     }
     text.push_str(&format!("\n{}", tensors(&file.tensors)));
     if let Some(sites) = &file.sites {
@@ -58,7 +59,7 @@ fn npy(file: &NpyFile) -> String {
 }
 
 fn checkpoint(checkpoint: &CheckpointFiles) -> String {
-    let model = checkpoint.model_type.as_ref().map(|name| format!(" of a {} model", name.escape_debug()));
+    let model = checkpoint.model_type.as_ref().map(|name| format!(" of a {} model", visible(name)));
     format!(
         "{}: checkpoint{}, {}, {}, {}\n\n{}",
         shown(&checkpoint.path),
@@ -85,7 +86,7 @@ fn adapter(adapter: &AdapterFolder, blocks: bool) -> String {
     ]);
     for layer in &adapter.layers {
         table.row([
-            layer.name.to_string().escape_debug().to_string(),
+            visible(&layer.name.to_string()),
             format!("{}×{}", layer.outputs, layer.inputs),
             layer.rank.to_string(),
             number(layer.scale),
@@ -95,7 +96,7 @@ fn adapter(adapter: &AdapterFolder, blocks: bool) -> String {
     }
     let formats: BTreeSet<&str> = adapter.layers.iter().map(|layer| layer.dtype).collect();
     let formats = formats.into_iter().collect::<Vec<_>>().join(", ");
-    let base = adapter.base.as_ref().map(|base| format!(", for {}", base.escape_debug()));
+    let base = adapter.base.as_ref().map(|base| format!(", for {}", visible(base)));
     format!(
         "{}: PEFT adapter{}, {} in {}, {}\n\n{}\nnorm and spectrum are those of the product that each layer adds to its weight\n",
         shown(&adapter.path),
@@ -110,13 +111,13 @@ fn adapter(adapter: &AdapterFolder, blocks: bool) -> String {
 fn tensors(tensors: &[TensorEntry]) -> String {
     let mut table = Table::new([("tensor", Align::Left), ("format", Align::Left), ("shape", Align::Right)]);
     for tensor in tensors {
-        let name = tensor.name.escape_debug().to_string();
-        table.row([name, tensor.dtype.escape_debug().to_string(), shape(&tensor.shape)]);
+        let name = visible(&tensor.name);
+        table.row([name, visible(&tensor.dtype), shape(&tensor.shape)]);
     }
     let mut text = table.render();
     for tensor in tensors {
         if let Some(values) = &tensor.values {
-            text.push_str(&format!("{}: {}\n", tensor.name.escape_debug(), self::values(values)));
+            text.push_str(&format!("{}: {}\n", visible(&tensor.name), self::values(values)));
         }
     }
     text
@@ -138,13 +139,12 @@ fn values(values: &Values) -> String {
 fn sites(sites: &[SiteEntry]) -> String {
     let mut text = format!("{}\n", count(sites.len() as u64, "activation site"));
     for site in sites {
-        let modules: Vec<String> =
-            site.modules.iter().map(|module| module.escape_debug().to_string()).collect();
+        let modules: Vec<String> = site.modules.iter().map(|module| visible(module)).collect();
         let recorded = match site.counts {
             true => format!("{} of a vocabulary of {}", count(site.rows, "token"), site.width),
             false => format!("{} of {}", count(site.rows, "row"), count(site.width as u64, "number")),
         };
-        text.push_str(&format!("{}: {recorded}, read by {}\n", site.name.escape_debug(), modules.join(", ")));
+        text.push_str(&format!("{}: {recorded}, read by {}\n", visible(&site.name), modules.join(", ")));
     }
     text
 }
@@ -156,7 +156,7 @@ fn formats(tensors: &[TensorEntry]) -> String {
         *numbers.entry(&tensor.dtype).or_default() += 1;
     }
     let formats: Vec<String> =
-        numbers.iter().map(|(dtype, number)| format!("{number} {}", dtype.escape_debug())).collect();
+        numbers.iter().map(|(dtype, number)| format!("{number} {}", visible(dtype))).collect();
     match formats.is_empty() {
         true => count(0, "tensor"),
         false => format!("{} ({})", count(tensors.len() as u64, "tensor"), formats.join(", ")),
@@ -168,13 +168,17 @@ fn file_sizes(files: &[FileEntry]) -> String {
     format!("{} of {}", count(files.len() as u64, "file"), bytes(size))
 }
 
+/// A shape. Only the first axes are shown if there are many.
 fn shape(shape: &[u64]) -> String {
+    const SHOWN: usize = 8;
+    let axes = |shape: &[u64]| shape.iter().map(u64::to_string).collect::<Vec<_>>().join("×");
     match shape {
         [] => "scalar".into(),
-        _ => shape.iter().map(u64::to_string).collect::<Vec<_>>().join("×"),
+        _ if shape.len() <= SHOWN => axes(shape),
+        _ => format!("{}×… ({} axes)", axes(&shape[..SHOWN]), shape.len()),
     }
 }
 
 fn shown(path: &Path) -> String {
-    path.display().to_string().escape_debug().to_string()
+    visible(&path.to_string_lossy())
 }

@@ -4,6 +4,7 @@ use crate::factors::LayerName;
 use crate::plan::{Measurement, Plan, PlannedSite, Work};
 use crate::report::format::duration;
 use crate::run::Event;
+use crate::storage::visible;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -149,7 +150,7 @@ impl Tally {
     pub(crate) fn site_line(&self, name: &str) -> Option<String> {
         let unfinished = |site: &&Site| site.rows_done < site.rows || site.layers_done < site.layers;
         let site = self.sites.get(name).filter(unfinished)?;
-        let name = name.escape_debug();
+        let name = visible(name);
         Some(match site.rows_done < site.rows {
             true => format!("{name}: {} of {} rows", site.rows_done, site.rows),
             false => format!("{name}: layer {} of {}", site.layers_done + 1, site.layers),

@@ -269,7 +269,7 @@ fn a_missing_site_and_missing_memory_are_reported() {
     let problems = Problems(vec![missing, no_memory]);
     expect![[r#"
         Data: tensor "b": the moments files have no site with this name
-        Io: m: tensor "a/gram": not enough memory for 18446744073709551615 bytes
+        Io: m: tensor "a/gram": not enough memory for 18446744073709551608 bytes
     "#]]
     .assert_eq(&shown(&problems, fixture.folder.path()));
 }

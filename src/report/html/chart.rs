@@ -3,7 +3,7 @@
 //! Lengths along x are percentages, so that a chart fills the width of the screen and its letters keep their size.
 
 use super::escape;
-use crate::report::table::shortened;
+use crate::storage::visible::shortened;
 use std::fmt::Write as _;
 
 /// An SVG of this height in pixels that fills the width. `title` and `description` are plain text.

@@ -71,8 +71,8 @@ fn strips(
     for ((kind, row), y) in ranks.iter().zip((0..).map(|row| ROW * f64::from(row))) {
         let label = label(kind.strip_prefix(prefix).unwrap_or(kind));
         let _ = write!(body, "<text x=\"0\" y=\"{:.0}\">{label}</text>", y + 14.0);
-        for (depth, x) in depths.iter().zip((0..).map(|column| width * f64::from(column))) {
-            let Some(&rank) = row.get(depth) else { continue };
+        for (depth, &rank) in row {
+            let x = width * depths.partition_point(|before| before < depth) as f64;
             let share = if largest > 0 { rank as f64 / largest as f64 } else { 0.0 };
             let (cell, number) = match rank {
                 0 => ("cell none", "value"),

@@ -1,7 +1,7 @@
 //! Finds the files of a checkpoint.
 
 use super::super::json::UniqueKeys;
-use super::super::problem::printable;
+use super::super::visible::printable;
 use super::super::{
     Access, Category, Problem, Problems, Source, is_missing, is_plain_name, names_in, quoted, read_json,
 };

@@ -1,7 +1,8 @@
 //! Opening a checkpoint, and reading its tensors.
 
-use super::super::problem::printable;
-use super::super::{Access, Problem, Problems, Source, is_missing, read_json, safetensors};
+use super::super::json::read_value;
+use super::super::visible::printable;
+use super::super::{Access, Problem, Problems, Source, is_missing, safetensors};
 use super::listing::{INDEX, Listing};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -23,6 +24,7 @@ pub struct Checkpoint {
     files: Vec<(Source, safetensors::Header)>,
     tensors: BTreeMap<String, StoredTensor>,
     config: Option<serde_json::Value>,
+    in_memory: bool,
 }
 
 pub(super) const CONFIG: &str = "config.json";
@@ -66,7 +68,32 @@ impl Checkpoint {
             files.push((source, header));
         }
         let folder = is_folder.then(|| path.to_owned());
-        problems.or_ok(Self { path: path.into(), folder, files, tensors, config })
+        problems.or_ok(Self { path: path.into(), folder, files, tensors, config, in_memory: false })
+    }
+
+    /// The weights of a model in memory, in the form of a safetensors file. All matrices are stored as `[outputs, inputs]`, whatever
+    /// layout the files of the model have. `config` is the text of its `config.json`.
+    ///
+    /// # Errors
+    /// A data problem for a header or a configuration that cannot be read.
+    pub fn in_memory(source: Source, config: Option<&str>) -> Result<Self, Problem> {
+        let path = source.path().to_owned();
+        let header = safetensors::Header::read(&source)?;
+        let stored = |(name, tensor): (&String, &safetensors::Tensor)| {
+            (name.clone(), StoredTensor { file: 0, tensor: tensor.clone() })
+        };
+        let tensors = header.tensors.iter().map(stored).collect();
+        let config = config.map(|text| {
+            let source = Source::from_bytes(CONFIG, text.as_bytes().to_vec());
+            read_value(&source, "model configuration")
+        });
+        let (config, files) = (config.transpose()?, vec![(source, header)]);
+        Ok(Self { path, folder: None, files, tensors, config, in_memory: true })
+    }
+
+    /// True if these are the weights of a model in memory, whose matrices are stored as `[outputs, inputs]`.
+    pub fn is_in_memory(&self) -> bool {
+        self.in_memory
     }
 
     /// The path that it was opened with.
@@ -156,6 +183,6 @@ fn read_config(path: &Path) -> Result<Option<serde_json::Value>, Problem> {
     if is_missing(path) {
         return Ok(None);
     }
-    let config = read_json(&Source::open(path, Access::Read)?, "model configuration");
+    let config = read_value(&Source::open(path, Access::Read)?, "model configuration");
     config.map(Some).map_err(|problem| problem.help("download the file again"))
 }

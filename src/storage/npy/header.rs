@@ -1,7 +1,7 @@
 //! Reading and checking a header.
 
-use super::super::problem::printable;
 use super::super::recognize::{PREFIX, recognize};
+use super::super::visible::printable;
 use super::super::{Number, Problem, Source, product};
 use super::dictionary::{self, Dictionary};
 use crate::element::Element;

@@ -24,7 +24,7 @@ pub(super) fn alignment(dtype: &str) -> u64 {
 ///
 /// # Errors
 /// A message, if no tensor can have this format and shape.
-pub(super) fn byte_length(dtype: &str, shape: &[u64]) -> Result<u64, String> {
+pub fn byte_length(dtype: &str, shape: &[u64]) -> Result<u64, String> {
     let bits = bits(dtype).ok_or_else(|| {
         format!("unknown number format {}: expected one of safetensors, such as F32 or BF16", quoted(dtype))
     })?;

@@ -1,8 +1,8 @@
 //! Reading and checking a header, without reading tensors.
 
 use super::super::json::{UniqueKeys, insert_unique};
-use super::super::problem::printable;
 use super::super::recognize::{PREFIX, recognize};
+use super::super::visible::printable;
 use super::super::{Problem, Source, quoted};
 use super::dtype;
 use serde::Deserialize;
