@@ -1,0 +1,230 @@
+"""Adapters of the tool, computed from files: PEFT loads them without a warning, computes W x + s B A x, and trains them.
+
+The models have linear layers, GPT-2's Conv1D, convolutions of one to three dimensions and in groups, embeddings and fused experts.
+Diffusers reads its own format and that of kohya's scripts.
+"""
+
+import json
+import warnings
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import cntlora
+from adapted import output
+from cntlora import _cntlora
+from in_peft import TOLERANCE, add_anchor, check_layers, load, train
+from models import batches, make
+
+METHODS = ["cntlora", "pissa", "milora", "olora", "corda-ipm", "corda-kpm", "eva", "lora", "gaussian", "orthogonal"]
+RESIDUAL = {"pissa", "milora", "olora", "corda-ipm", "corda-kpm"}
+STARTS = {
+    "cntlora": ["mirrored", "update", "residual", "zero"],
+    **{method: ["residual", "mirrored"] for method in RESIDUAL},
+}
+# Token counts have no directions, so that these methods do not adapt embeddings.
+NO_EMBEDDINGS = {"eva", "orthogonal"}
+
+
+def tool(*words):
+    assert _cntlora.main([*map(str, words), "-q"]) == 0, words
+
+
+class Files:
+    """A saved model, and moments of its layers."""
+
+    def __init__(self, folder, name, targets=None, **options):
+        self.folder, self.name = folder, name
+        self.model, self.batch = make(name)
+        self.batch.pop("labels", None) if "decoder_input_ids" in self.batch else None
+        self.model.save_pretrained(folder / name)
+        self.moments = folder / f"{name}.moments.safetensors"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            cntlora.record(self.model, batches(self.batch), targets=targets, **options).save(str(self.moments), "a test")
+
+    def base(self, folder):
+        model = type(self.model).from_pretrained(folder)
+        return model.eval()
+
+    def adapt(self, method, *words, start=None):
+        """Computes an adapter, verifies it, checks it in PEFT and trains it. After a residual start, converts it for the original base."""
+        start = start or STARTS.get(method, ["zero"])[0]
+        out = self.folder / f"{self.name}-{method}"
+        chosen = ["--start", start] if method in STARTS else []
+        tool("init", self.folder / self.name, "--moments", self.moments, "-o", out, "--rank", 4, "--method", method, *chosen, "--force", *words)
+        tool("verify", out, "--base", self.folder / self.name)
+        is_anchored = "anchor" in words
+        changed = start == "residual" and not is_anchored
+        model = load(self.base(out / "base" if changed else self.folder / self.name), out, is_trainable=True).eval()
+        assert check_layers(model, out, self.batch) > 0
+        if is_anchored:
+            add_anchor(model, out / "anchor")
+        wanted = output(self.model, self.batch)
+        if start != "update":
+            assert ((output(model, self.batch) - wanted).norm() / wanted.norm()).item() <= 10 * TOLERANCE
+        train(model, self.batch)
+        trained, plain = out.with_name(out.name + "-trained"), out.with_name(out.name + "-plain")
+        model.save_pretrained(trained, selected_adapters=["default"])
+        tool("verify", trained)
+        if start == "residual" and method in ("pissa", "corda-ipm"):
+            tool("convert", trained, "--init", out, "--out", plain, "--force")
+            converted = output(load(self.base(self.folder / self.name), plain).eval(), self.batch)
+            found = output(model.eval(), self.batch)
+            assert ((found - converted).norm() / converted.norm()).item() <= 10 * TOLERANCE
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder, made = tmp_path_factory.mktemp("files"), {}
+
+    def get(name, *targets, **options):
+        return made.setdefault((name, targets), Files(folder, name, list(targets) or None, **options))
+
+    return get
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_and_start_on_a_language_model(files, method):
+    for start in STARTS.get(method, [None]):
+        files("llama").adapt(method, "--scale", 2, start=start)
+
+
+def test_anchors_budgets_and_text_models(files):
+    files("llama").adapt("pissa", "--residual", "anchor")
+    files("llama").adapt("cntlora", "--budget")
+    for name in ("bert", "vit"):
+        for method in ("cntlora", "corda-ipm"):
+            files(name).adapt(method, *(["--exclude", "classifier"] if name == "vit" else []))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "resnet", "regnet", "videomae", "wav2vec2"])
+def test_conv1d_and_convolutions(files, name):
+    # wav2vec2 has a convolution whose weight is stored in two factors. The targets leave it out.
+    targets = ("conv_layers.0.conv", "conv_layers.1.conv", "q_proj", "out_proj") if name == "wav2vec2" else ()
+    for method in METHODS:
+        # A changed base cannot hold the residual of a convolution in groups.
+        words = ["--residual", "anchor"] if name == "regnet" and method in RESIDUAL else []
+        files(name, *targets).adapt(method, *words)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gptoss"])
+def test_fused_experts(files, name):
+    """The checkpoint stores the experts one by one, or in one tensor of shape [inputs, outputs]."""
+    one = files(name, per_expert=name == "gptoss")
+    for method in METHODS:
+        # All experts get the same rank: PEFT applies rank patterns to experts, but still warns about them.
+        one.adapt(method, *(["--rho", 1] if method == "eva" else []))
+    one.adapt("pissa", "--residual", "anchor")
+    if name == "mixtral":
+        one.adapt("cntlora", "--budget", "--exclude", "experts")
+
+
+@pytest.mark.parametrize("name, targets", [
+    ("llama", ("embed_tokens", "q_proj")), ("bert", ("word_embeddings", "query")), ("tied", ("embed_tokens", "q_proj")),
+    ("gemma3", ("embed_tokens", "q_proj")),
+])
+def test_embeddings(files, name, targets):
+    """Their activations are counts of tokens. Some models share the embedding with the output head, or multiply it."""
+    one = files(name, *targets)
+    if name in ("tied", "gemma3"):
+        one.adapt("pissa", "--residual", "anchor")
+        return
+    for method in METHODS if name == "llama" else ("cntlora", "corda-ipm"):
+        if method not in NO_EMBEDDINGS:
+            for start in STARTS.get(method, [None]) if name == "llama" else [None]:
+                one.adapt(method, start=start)
+
+
+PARTS = {
+    "unet": ("to_q", "to_k", "to_v", "to_out.0", "conv1", "conv_shortcut"),
+    "text-encoder": ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
+}
+SINGLE_FILES = {"diffusers": "pytorch_lora_weights.safetensors", "kohya": "lora.safetensors"}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_diffusers_reads_adapters_of_one_file(part, tmp_path):
+    """Diffusers' own format and that of kohya's scripts give the layers of the adapter in the format of PEFT."""
+    from diffusers import UNet2DConditionModel
+    from diffusers.loaders import StableDiffusionLoraLoaderMixin as Loader
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    if part == "unet":
+        model, batch = make("unet")
+    else:
+        torch.manual_seed(0)
+        model = CLIPTextModel(CLIPTextConfig(
+            vocab_size=64, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=12,
+            bos_token_id=1, eos_token_id=2,
+        )).eval()
+        batch = dict(input_ids=torch.randint(3, 60, (12, 9)))
+    model.save_pretrained(tmp_path / part)
+    moments = tmp_path / "part.moments.safetensors"
+    cntlora.record(model, [batch], targets=list(PARTS[part])).save(str(moments), "a test")
+    for method in METHODS:
+        for form in ("peft", *SINGLE_FILES):
+            # All layers get the same rank: versions of diffusers before August 2026 read different ranks at wrong scales.
+            words = ["--rank", 2, "--scale", 3, "--format", form, *(["--rho", 1] if method == "eva" else [])]
+            words += ["--residual", "anchor"] if method in RESIDUAL else []
+            words += ["--component", part] if form != "peft" else []
+            out = tmp_path / f"{method}-{form}"
+            tool("init", tmp_path / part, "--moments", moments, "--method", method, "-o", out, *words)
+            tool("verify", out, "--base", tmp_path / part)
+        updates = products(tmp_path / f"{method}-peft")
+        for form, file in SINGLE_FILES.items():
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                folder = tmp_path / f"{method}-{form}"
+                if part == "unet":
+                    fresh = UNet2DConditionModel.from_pretrained(tmp_path / part)
+                    state, alphas = Loader.lora_state_dict(folder, weight_name=file, unet_config=fresh.config)
+                    Loader.load_lora_into_unet(state, alphas, fresh, adapter_name="default")
+                else:
+                    fresh = CLIPTextModel.from_pretrained(tmp_path / part)
+                    state, alphas = Loader.lora_state_dict(folder, weight_name=file)
+                    Loader.load_lora_into_text_encoder(state, alphas, fresh, prefix="text_encoder", adapter_name="default")
+            check_updates(f"{method}, {form}", fresh.eval(), batch, updates)
+
+
+def products(folder):
+    """Returns s B A of every module, read without PEFT. The shape is that of the weight, with the axes of a kernel flattened."""
+    config = json.loads((folder / "adapter_config.json").read_text())
+    tensors = load_file(folder / "adapter_model.safetensors")
+    scale = config["lora_alpha"] / config["r"]
+    return {
+        key.removeprefix("base_model.model.").removesuffix(".lora_A.weight"):
+        scale * tensors[key.replace("lora_A", "lora_B")].flatten(1) @ a.flatten(1)
+        for key, a in tensors.items() if ".lora_A." in key
+    }
+
+
+def check_updates(name, model, batch, updates):
+    """Compares the output of every adapted layer with the output of its base layer after the update is added to the weight."""
+    worst, seen = 0.0, set()
+
+    def hook(module_name):
+        def compare(module, args, found):
+            nonlocal worst
+            base = module.base_layer
+            weight, update = base.weight.data, updates[module_name]
+            base.weight.data = weight + update.view_as(weight)
+            expected = base(args[0])
+            base.weight.data = weight
+            # Some methods start from a product of zero, up to rounding.
+            is_zero = update.norm() < 1e-5 * weight.norm()
+            assert is_zero or not torch.allclose(expected, base(args[0]), rtol=1e-3), f"{name}: {module_name} adds nothing"
+            worst = max(worst, ((found - expected).norm() / expected.norm()).item())
+            seen.add(module_name)
+
+        return compare
+
+    adapted = {module_name: module for module_name, module in model.named_modules() if hasattr(module, "lora_A")}
+    assert set(adapted) == set(updates), f"{name}: {set(adapted) ^ set(updates)}"
+    for module_name, module in adapted.items():
+        module.register_forward_hook(hook(module_name))
+    with torch.no_grad():
+        model(**batch)
+    assert seen == set(updates), f"{name}: never reached: {set(updates) - seen}"
+    assert worst <= TOLERANCE, f"{name}: a layer differs by {worst:.1e}"
