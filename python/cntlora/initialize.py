@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import pathlib
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -156,22 +155,9 @@ def _statistics(
     if isinstance(data, (list, tuple)) and data and all(isinstance(path, (str, pathlib.Path)) for path in data):
         return _cntlora.Statistics.load([str(path) for path in data]), {}
     recorder = Recorder(root, names, **recording)
-    with adapters_off(root), shown(progress, "batches") as show:
+    with shown(progress, "batches") as show:
         run(recorder, root, data, progress=show and (lambda done, total, _: show("recording", done, total)))
     return recorder.statistics, recorder.left_out
-
-
-@contextlib.contextmanager
-def adapters_off(model: torch.nn.Module) -> Iterator[None]:
-    """Switches all adapters off, and afterwards on again, without a change to anything else."""
-    switched = [module for module in model.modules() if getattr(module, "_disable_adapters", None) is False]
-    for module in switched:
-        module._disable_adapters = True
-    try:
-        yield
-    finally:
-        for module in switched:
-            module._disable_adapters = False
 
 
 def _listed(reasons: dict[str, str]) -> str:

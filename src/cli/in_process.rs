@@ -66,7 +66,8 @@ const MESSAGES: &str = "the program shows the warnings";
 
 /// Computes an adapter, and writes it to a folder. `options` are the options of `init` in the words of its command line.
 ///
-/// `planned` is called before the computation. No progress is saved. A residual start leaves the weights as they are: the caller subtracts the update.
+/// `planned` is called before the computation. No progress is saved. A residual start leaves the weights as they are: the caller
+/// subtracts the update.
 ///
 /// # Errors
 /// Problems of the options, the inputs and the computation, as in `cntlora init`.

@@ -6,7 +6,7 @@
 use super::terminal::Terminal;
 use crate::dense::workspace;
 use crate::plan::Room;
-use crate::storage::Problem;
+use crate::storage::{Problem, visible};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread::available_parallelism;
@@ -148,7 +148,7 @@ fn of_control_groups(read: Read<'_>) -> Option<Room> {
         limit: format!(
             "the control group of this process is limited to {} MiB ({})",
             bytes / MEBIBYTE,
-            file.display().to_string().escape_debug(),
+            visible(&file.to_string_lossy()),
         ),
         help: "raise the limit of the job or container".into(),
     })

@@ -1,7 +1,7 @@
 //! The command-line tool. It parses arguments, plans, runs and writes files; the mathematics is in the library.
 //!
-//! `main` runs the tool, also inside another process. `args` parses arguments, and `resolve` turns them into the task of a command. The commands are in the files of
-//! their names: `init` and `parts`, `plan`, `moments`, `inspect`, `verify`, `report`, `convert`, `demo` and `generate`. They share the
+//! `main` runs the tool, also inside another process. `args` parses arguments, and `resolve` turns them into the task of a command. The
+//! commands are in the files of their names: `init` and `parts`, `plan`, `moments`, `inspect`, `verify`, `report`, `convert`, `demo` and `generate`. They share the
 //! checks of `prepare`, the saved progress of `saved`, and the output of `terminal`, `progress` and `events`. `exit` has the exit codes.
 
 mod args;

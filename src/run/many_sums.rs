@@ -2,13 +2,12 @@
 //! stay in memory, and are saved together: many sites in one moments file.
 
 use super::partial::PartialRun;
-use super::saved_sums::{Extent, damaged};
+use super::saved_sums::{Extent, SavedSite, content_of, damaged, foreign};
 use crate::moments::Moments;
-use crate::moments_file::{Content, MeasuredSite, MeasuredSource, MomentsFile, SiteSums, write};
+use crate::moments_file::{MeasuredSource, MomentsFile, SiteSums, write};
 use crate::plan::{MANY_SITES, MANY_SUMS, Measurement};
 use crate::storage::{Access, Problem, Source};
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
@@ -87,23 +86,16 @@ impl<'a> ManySums<'a> {
     fn save_all(&self, kept: &mut Kept) -> Result<(), Problem> {
         let Some(first) = kept.sums.keys().next() else { return Ok(()) };
         let path = self.partial.many_sums_path(first);
-        let planned = self.measurement.sites.iter().filter(|site| kept.sums.contains_key(&site.name));
-        let (mut sites, mut rows) = (BTreeMap::new(), BTreeMap::new());
-        for site in planned {
-            let (_, skipped_rows) = kept.sums[&site.name];
-            let measured = MeasuredSite {
+        let planned = self.measurement.sites.iter().filter_map(|site| {
+            let (_, skipped_rows) = kept.sums.get(&site.name)?;
+            Some(SavedSite {
+                name: &site.name,
                 width: site.width,
-                counts: false,
-                modules: vec![site.name.clone()],
-                skipped_rows,
-            };
-            sites.insert(site.name.clone(), measured);
-            rows.insert(site.name.clone(), std::iter::once(site.rows.clone()).collect());
-        }
-        let fingerprint = self.partial.of_sums().to_owned();
-        let source = MeasuredSource { path: String::new(), bytes: 0, fingerprint, rows };
-        let content =
-            Content { precision: self.measurement.precision, sites, sources: vec![source], part: None };
+                rows: site.rows.clone(),
+                skipped_rows: *skipped_rows,
+            })
+        });
+        let content = content_of("", self.partial.of_sums(), self.measurement.precision, planned);
         write(&path, &content, &|site| Ok((&kept.sums[site].0).into()))?;
         kept.open(Source::open(&path, Access::Read)?, self.partial)?;
         (kept.sums, kept.bytes, kept.last) = (BTreeMap::new(), 0, Instant::now());
@@ -145,10 +137,6 @@ impl Finished {
         let Some(&place) = self.0.places.get(site) else { return Ok(None) };
         self.0.files[place].moments(site).map(|moments| Some(moments.into())).map_err(damaged)
     }
-}
-
-fn foreign(path: &Path) -> Problem {
-    damaged(Problem::data("contains moments of another run").in_file(path))
 }
 
 #[cfg(test)]

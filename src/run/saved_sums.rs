@@ -9,7 +9,7 @@ use crate::simd::Precision;
 use crate::storage::{Access, Problem};
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// The place of the saved sums of a site, and the interval between saves.
@@ -46,7 +46,7 @@ impl SavedSums {
         }
         let file = MomentsFile::open(&self.path, Access::Read).map_err(damaged)?;
         let content = file.content();
-        let foreign = || damaged(Problem::data("contains moments of another run").in_file(&self.path));
+        let foreign = || foreign(&self.path);
         let [MeasuredSource { fingerprint, .. }] = content.sources.as_slice() else { return Err(foreign()) };
         let Some(measured) = content.sites.get(extent.site) else { return Err(foreign()) };
         let next_row =
@@ -67,24 +67,49 @@ impl SavedSums {
         next_row: u64,
         skipped_rows: u64,
     ) -> Result<(), Problem> {
-        let site = extent.site.to_owned();
-        let rows = std::iter::once(extent.rows.start..next_row).collect();
-        let source = MeasuredSource {
-            path: site.clone(),
-            bytes: 0,
-            fingerprint: self.job.clone(),
-            rows: BTreeMap::from([(site.clone(), rows)]),
+        let site = SavedSite {
+            name: extent.site,
+            width: extent.width,
+            rows: extent.rows.start..next_row,
+            skipped_rows,
         };
-        let measured =
-            MeasuredSite { width: extent.width, counts: false, modules: vec![site.clone()], skipped_rows };
-        let content = Content {
-            precision: extent.precision,
-            sites: BTreeMap::from([(site, measured)]),
-            sources: vec![source],
-            part: None,
-        };
+        let content = content_of(extent.site, &self.job, extent.precision, std::iter::once(site));
         write(&self.path, &content, &|_| Ok(moments.into()))
     }
+}
+
+/// A site of a file with saved sums.
+pub(super) struct SavedSite<'a> {
+    pub name: &'a str,
+    /// As in [`Extent`].
+    pub width: usize,
+    /// The rows in the sums, also those that were skipped.
+    pub rows: Range<u64>,
+    pub skipped_rows: u64,
+}
+
+/// The metadata of a file with saved sums: each site has its own name as its module, and the rows of all sites have one source, whose
+/// fingerprint is the identity of the job.
+pub(super) fn content_of<'a>(
+    path: &str,
+    job: &str,
+    precision: Precision,
+    saved: impl IntoIterator<Item = SavedSite<'a>>,
+) -> Content {
+    let (mut sites, mut rows) = (BTreeMap::new(), BTreeMap::new());
+    for site in saved {
+        let SavedSite { name, width, skipped_rows, .. } = site;
+        let measured = MeasuredSite { width, counts: false, modules: vec![name.to_owned()], skipped_rows };
+        sites.insert(name.to_owned(), measured);
+        rows.insert(name.to_owned(), std::iter::once(site.rows).collect());
+    }
+    let source = MeasuredSource { path: path.into(), bytes: 0, fingerprint: job.into(), rows };
+    Content { precision, sites, sources: vec![source], part: None }
+}
+
+/// The problem of a file whose sums belong to another job or to other rows.
+pub(super) fn foreign(path: &Path) -> Problem {
+    damaged(Problem::data("contains moments of another run").in_file(path))
 }
 
 /// Sums that took less time than this are not saved at the end of their site: with many small sites, saving would take longer than

@@ -33,7 +33,7 @@ fn without_limits_there_is_no_room() {
     assert_eq!(found(&groups, 1), None);
 }
 
-/// What the threads will reserve is not left for the run. Data does not include the arenas of the allocator.
+/// The memory that the threads will reserve is not left for the run. Data does not include the arenas of the allocator.
 #[test]
 fn limits_of_the_process_are_less_what_threads_reserve() {
     let most = 100 << 30;

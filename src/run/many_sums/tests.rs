@@ -5,6 +5,7 @@ use crate::simd::Precision;
 use crate::storage::shown;
 use expect_test::expect;
 use std::fs;
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
