@@ -1,12 +1,16 @@
 """The command `cntlora record`: from a model and a file of data to moments or activations, and its errors."""
 
+import errno
 import io
 import json
+import pathlib
+import sys
 
 import numpy as np
 import pytest
 import tokenizers
 import torch
+import transformers
 from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -356,6 +360,50 @@ def test_interruption(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(LlamaForCausalLM, "forward", interrupted)
     refused(run("llama", "--text", "text.txt", "--out", tmp_path / "x.safetensors"), 130, "error: interrupted")
+    assert list(tmp_path.iterdir()) == []
+
+
+def failing(problem):
+    def fail(*_, **__):
+        raise problem
+
+    return fail
+
+
+@pytest.mark.parametrize("problem, line", [
+    (MemoryError(), "error: not enough memory for a forward pass"),
+    (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB\nmore"), "error: the model fails on its inputs: CUDA out of memory. Tried to allocate 2 GiB"),
+])
+def test_too_little_memory(run, tmp_path, monkeypatch, problem, line):
+    """A forward pass that needs too much memory is a problem of the environment, and the message says which options help."""
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "forward", failing(problem))
+    found = run("llama", "--text", "text.txt", "--out", tmp_path / "x.safetensors")
+    refused(found, 3, line, "  help: use a smaller --batch-size or --length")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_device_that_the_machine_does_not_have(run, tmp_path, monkeypatch):
+    """Torch reports a missing device in two ways, and only when the model moves there."""
+    for problem in (AssertionError("Torch not compiled with CUDA enabled"), RuntimeError("no NVIDIA driver")):
+        monkeypatch.setattr(transformers.LlamaForCausalLM, "to", failing(problem))
+        found = run("llama", "--text", "text.txt", "--device", "cuda", "--out", tmp_path / "x.safetensors")
+        refused(found, 3, f"error: --device cuda: {problem}")
+
+
+def test_missing_packages(run, tmp_path, monkeypatch):
+    """A missing package is named, with the command that installs it."""
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    code, said, errors = run("llama", "--text", "text.txt", "--out", tmp_path / "x.safetensors")
+    assert (code, said) == (3, [])
+    assert errors[0].startswith("error: cntlora record needs torch and transformers: ")
+    assert errors[1:] == ["  help: pip install torch transformers"]
+
+
+def test_an_output_that_cannot_be_written(run, tmp_path, monkeypatch):
+    """Nothing is left of an output that cannot be moved to its place."""
+    out = tmp_path / "x.safetensors"
+    monkeypatch.setattr(pathlib.Path, "replace", failing(OSError(errno.ENOSPC, "No space left on device")))
+    refused(run("llama", "--text", "text.txt", "--out", out), 3, f"error: {out}: No space left on device")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,7 +1,7 @@
 //! Reads the rows of a site ahead, block by block.
 //!
 //! A thread fills one buffer while the block in the other buffer is in use. So reading overlaps with computing, and a stream of any
-//! length needs two blocks of memory.
+//! length needs two blocks of memory. A single block is read without a thread.
 
 use super::{ActivationSet, Part, Site, Span};
 use crate::element::Element;
@@ -49,7 +49,7 @@ impl<'a> Blocks<'a> {
     pub(super) fn new(
         set: &'a ActivationSet,
         site: &'a Site,
-        spans: impl Iterator<Item = Span> + Send + 'static,
+        mut spans: impl Iterator<Item = Span> + Send + 'static,
     ) -> Self {
         let (empty, empties) = channel();
         let (fill, filled) = channel();
@@ -57,6 +57,9 @@ impl<'a> Blocks<'a> {
             // The receiver still exists, so this cannot fail.
             let _ = empty.send(Buffer::new());
         }
+        let (first, second) = (spans.next(), spans.next());
+        let single = second.is_none();
+        let spans = first.into_iter().chain(second).chain(spans);
         let refused = fill.clone();
         let mut reader = Reader {
             files: Arc::clone(&set.files),
@@ -74,6 +77,11 @@ impl<'a> Blocks<'a> {
                 }
             }
         };
+        if single {
+            // To start a thread takes longer than to read the rows of a small site.
+            read();
+            return Self { set, site, buffer: Buffer::new(), filled, empty: Some(empty), reader: None };
+        }
         let reader = thread::Builder::new().name("reader".into()).spawn(read);
         let reader = reader.map_err(|error| {
             let problem = Problem::environment(format!("cannot start a thread for reading: {error}"));

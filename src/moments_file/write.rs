@@ -2,7 +2,7 @@
 
 use super::stored::Stored;
 use super::{Content, METADATA, SiteSums};
-use crate::storage::safetensors::Layout;
+use crate::storage::safetensors::{Header, Layout};
 use crate::storage::{AtomicFile, Problem, StagedFile};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -103,7 +103,9 @@ impl<'c> Prepared<'c> {
             }
         }
         let metadata = BTreeMap::from([(METADATA.to_owned(), content.to_text(&hashes))]);
-        Ok(Self { layout: Layout::new(&metadata, &shapes), owners, small })
+        let layout = Layout::new(&metadata, &shapes);
+        check_header(layout.header().len() as u64)?;
+        Ok(Self { layout, owners, small })
     }
 
     /// Passes the bytes of the file on, in order.
@@ -129,5 +131,17 @@ impl<'c> Prepared<'c> {
             put(&sums.bytes(stored))?;
         }
         Ok(())
+    }
+}
+
+/// Checks that the file can be read again.
+pub(super) fn check_header(length: u64) -> Result<(), Problem> {
+    match length <= Header::LONGEST {
+        true => Ok(()),
+        false => Err(Problem::data(format!(
+            "too many sites for one moments file: its header would have {length} bytes, the limit is {}",
+            Header::LONGEST
+        ))
+        .help("measure in parts with --shard, and pass all parts to --moments")),
     }
 }

@@ -10,7 +10,7 @@ use std::fmt;
 use std::marker::PhantomData;
 
 /// The largest JSON file that is read, in bytes.
-const LARGEST: u64 = 1 << 28;
+pub(crate) const LARGEST: u64 = 1 << 28;
 
 /// The largest JSON file of any form that is read, in bytes. In memory, it can be many times as large as its text.
 const LARGEST_VALUE: u64 = 1 << 24;

@@ -1,6 +1,8 @@
 //! Messages about files and parts that are refused.
 
 use super::*;
+use crate::moments_file::write::check_header;
+use crate::storage::safetensors::Header;
 
 /// Parts are sorted, and all must be given.
 #[test]
@@ -272,4 +274,16 @@ fn a_missing_site_and_missing_memory_are_reported() {
         Io: m: tensor "a/gram": not enough memory for 18446744073709551608 bytes
     "#]]
     .assert_eq(&shown(&problems, fixture.folder.path()));
+}
+
+/// A file that cannot be read again is not written.
+#[test]
+fn moments_of_too_many_sites_are_refused() {
+    check_header(Header::LONGEST).unwrap();
+    let problems = Problems(vec![check_header(Header::LONGEST + 1).unwrap_err()]);
+    expect![[r#"
+        Data: too many sites for one moments file: its header would have 268435457 bytes, the limit is 268435456
+            help: measure in parts with --shard, and pass all parts to --moments
+    "#]]
+    .assert_eq(&shown(&problems, Path::new("")));
 }

@@ -65,14 +65,14 @@ fn files_too_short_for_a_header_are_refused() {
 fn impossible_header_lengths_are_refused() {
     let texts = [
         refused(b"\x03\0\0\0\0\0\0\0{}"),
-        refused(b"\x01\xe1\xf5\x05\0\0\0\0{}"),
+        refused(b"\x01\0\0\x10\0\0\0\0{}"),
         refused(b"\xff\xff\xff\xff\xff\xff\xff\xff{}"),
         refused(b"\0\0\0\0\0\0\0\0{}"),
     ];
     expect![[r#"
         x.safetensors: the header should have 3 bytes, but only 2 bytes follow its length; help: the file is damaged or incomplete: download it again, or write it with a safetensors library
-        x.safetensors: the header has 100000001 bytes, the limit is 100000000; help: the file is damaged or incomplete: download it again, or write it with a safetensors library
-        x.safetensors: the header has 18446744073709551615 bytes, the limit is 100000000; help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        x.safetensors: the header has 268435457 bytes, the limit is 268435456; help: the file is damaged or incomplete: download it again, or write it with a safetensors library
+        x.safetensors: the header has 18446744073709551615 bytes, the limit is 268435456; help: the file is damaged or incomplete: download it again, or write it with a safetensors library
         x.safetensors: the header does not end with "}" and spaces; help: the file is damaged or incomplete: download it again, or write it with a safetensors library
     "#]].assert_eq(&texts.concat());
 }
