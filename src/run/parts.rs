@@ -9,12 +9,14 @@ use super::job::Job;
 use super::part::{PART, Part};
 use super::partial::{JOB, PartialRun};
 use super::side_by_side::{Threads, with_threads, work_side_by_side};
+use super::site::FinishedSite;
 use super::whole::check_unchanged;
 use super::{Observer, Outcome, inputs, rows, site};
 use crate::moments_file::check_all_once;
-use crate::plan::{Inputs, Plan, Shard};
+use crate::plan::{Inputs, Plan, PlannedSite, Shard};
 use crate::report::UnusableSite;
 use crate::storage::{Access, Problem, Problems, Source, quoted};
+use rayon::prelude::*;
 use std::fs;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -127,18 +129,24 @@ impl Parts {
             problems.push(Problem::data(what).help("make the parts again"));
         }
         problems.or_ok(())?;
-        let mut finished = Vec::new();
-        for planned in &plan.sites {
-            let mut paths = self.folders.iter().map(|folder| PartialRun::layers_in(folder, &planned.name));
-            let path = paths.find(|path| path.exists()).ok_or_else(|| {
-                damaged(Problem::data("no part contains the layers of this site").in_tensor(&planned.name))
-            })?;
-            let foreign = || Problem::data("contains layers of another run").in_file(&path);
-            let loaded = site::load(planned, &path, &job).and_then(|site| site.ok_or_else(foreign));
-            finished.push(loaded.map_err(damaged)?);
-        }
         let files = inputs::files(inputs)?;
-        with_threads(plan.threads, || assemble(plan, files, finished, started))
+        with_threads(plan.threads, || {
+            // Most of the time of many small files is spent in opening them.
+            let loaded: Vec<Result<_, Problem>> =
+                plan.sites.par_iter().map(|site| self.load(site, &job)).collect();
+            let finished = loaded.into_iter().collect::<Result<Vec<_>, _>>().map_err(damaged)?;
+            assemble(plan, files, finished, started)
+        })
+    }
+
+    /// Reads the decomposed layers of a site.
+    fn load<'a>(&self, planned: &'a PlannedSite, job: &Job) -> Result<FinishedSite<'a>, Problem> {
+        let mut paths = self.folders.iter().map(|folder| PartialRun::layers_in(folder, &planned.name));
+        let path = paths.find(|path| path.exists()).ok_or_else(|| {
+            Problem::data("no part contains the layers of this site").in_tensor(&planned.name)
+        })?;
+        let foreign = || Problem::data("contains layers of another run").in_file(&path);
+        site::load(planned, &path, job)?.ok_or_else(foreign)
     }
 }
 
