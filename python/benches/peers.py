@@ -3,8 +3,8 @@
     python benches/peers.py --model FOLDER --texts FILE
 
 FOLDER holds MiniLM as published. FILE has one text per line, or is JSON with a list "train" of texts or of pairs of a text and a label.
-Each case runs in a process of its own, one after another. Wall time starts when the model and the batches are in memory, and includes
-the forward passes. Peak memory is what the process needs beyond that. Run it alone on the machine.
+Each case runs in a process of its own, one after another. All methods have their defaults. Wall time starts when the model and the
+batches are in memory, and includes the forward passes. Peak memory is what the process needs beyond that. Run it alone on the machine.
 
 A second table compares the forward pass with and without the recorder, for MiniLM and for a Llama-shaped stack of width 2048.
 """
@@ -62,7 +62,7 @@ def run_all(model, batches):
 def initialize(case, args, model, batches):
     """Runs one case on a model and batches in memory."""
     import cntlora
-    from peft import EvaConfig, LoraConfig, get_peft_model, initialize_lora_eva_weights
+    from peft import LoraConfig, get_peft_model, initialize_lora_eva_weights
 
     family, _, name = case.partition(" ")
     plain = dict(r=args.rank, lora_alpha=args.rank, target_modules=TARGETS)
@@ -70,12 +70,10 @@ def initialize(case, args, model, batches):
         run_all(model, batches)
     elif family == "cntlora":
         peft_model = get_peft_model(model, LoraConfig(**plain))
-        # As in PEFT, all layers keep the rank if the method shares ranks out.
-        options = dict(rho=1) if name == "eva" else {}
         loader = batches if name in ("cntlora", "eva", "corda-ipm") else None
-        cntlora.initialize_lora_weights(peft_model, loader, method=name, progress=False, **options)
+        cntlora.initialize_lora_weights(peft_model, loader, method=name, progress=False)
     elif name == "eva":
-        peft_model = get_peft_model(model, LoraConfig(**plain, init_lora_weights="eva", eva_config=EvaConfig(rho=1.0)), low_cpu_mem_usage=True)
+        peft_model = get_peft_model(model, LoraConfig(**plain, init_lora_weights="eva"), low_cpu_mem_usage=True)
         initialize_lora_eva_weights(peft_model, batches, show_progress_bar=False)
     elif name == "corda":
         from peft.tuners.lora.config import CordaConfig
@@ -83,7 +81,8 @@ def initialize(case, args, model, batches):
 
         config = LoraConfig(**plain, init_lora_weights="corda", corda_config=CordaConfig(corda_method="ipm"))
         # PEFT's CorDA takes one example at a time.
-        singles = [{name: tensor[row : row + 1] for name, tensor in batch.items()} for batch in batches for row in range(len(batch["input_ids"]))]
+        rows = [(batch, row) for batch in batches for row in range(len(batch["input_ids"]))]
+        singles = [{name: tensor[row : row + 1] for name, tensor in batch.items()} for batch, row in rows]
         preprocess_corda(model, config, run_model=lambda: run_all(model, singles))
         get_peft_model(model, config)
     else:
