@@ -454,7 +454,7 @@ fn unsupported_embeddings_are_skipped_or_refused() {
     model.configure(r#"{"tie_word_embeddings":true}"#);
     model.refused(residual, expect![[r#"
         error: model: tensor "e.weight": this embedding is also the output head of the model (tie_word_embeddings in config.json): a changed base would change both
-          help: give --residual anchor, which does not change the base, or exclude the embedding with --exclude
+          help: give --start mirrored or --residual anchor, which do not change the base, or exclude the layer with --exclude
     "#]]);
     assert!(!model.path("x").exists());
     model.succeed(&format!("{residual} --residual anchor"));

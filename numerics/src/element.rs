@@ -64,6 +64,20 @@ impl Element {
         }
     }
 
+    /// The word for a number that the format cannot hold: rounded to it, the number is zero or infinite, or it is not a number.
+    pub fn loses(self, value: f64) -> Option<&'static str> {
+        let mut bytes = Vec::new();
+        self.encode([value], &mut bytes);
+        let mut rounded = [0.0];
+        self.decode_f64(&bytes, &mut rounded);
+        match rounded[0] {
+            0.0 => Some("zero"),
+            number if number.is_nan() => Some("not a number"),
+            number if number.is_infinite() => Some("infinite"),
+            _ => None,
+        }
+    }
+
     /// Appends little-endian bytes, each number rounded once, to nearest even. Numbers that are too large become infinite.
     pub fn encode(self, values: impl IntoIterator<Item = f64>, out: &mut Vec<u8>) {
         let values = values.into_iter();
@@ -142,6 +156,28 @@ mod tests {
         let mut out = [0.0];
         element.decode_f64(bytes, &mut out);
         out[0]
+    }
+
+    /// The ends of the formats, from their definitions: the smallest numbers above zero and the largest ones.
+    #[test]
+    fn formats_hold_numbers_within_their_ranges() {
+        for (element, least, largest) in [
+            (Element::F64, 5e-324, 1.7e308),
+            (Element::F32, 1.4e-45, 3.4e38),
+            (Element::F16, 6e-8, 65504.0),
+            (Element::Bf16, 9.2e-41, 3.38e38),
+        ] {
+            for value in [least, 1.0, largest, -largest] {
+                assert_eq!(element.loses(value), None, "{element:?} {value}");
+            }
+            let lost =
+                [0.0, least / 3.0, largest * 2.0, f64::INFINITY, f64::NAN].map(|value| element.loses(value));
+            assert_eq!(
+                lost,
+                ["zero", "zero", "infinite", "infinite", "not a number"].map(Some),
+                "{element:?}"
+            );
+        }
     }
 
     #[test]

@@ -155,7 +155,8 @@ fn an_adapter_with_its_base_is_the_old_one_or_the_new_one() {
         };
         let hash = staged.adapter(folder, &contents, Format::Peft)?;
         let (checkpoint, weights) = adapted_model(folder, sharded)?;
-        staged.base(&default_base(folder), &checkpoint, &weights, (1.0, Element::F32), Some(hash))?;
+        let base = Base { folder: &default_base(folder), wide: false };
+        staged.base(base, &checkpoint, &weights, (1.0, Element::F32), Some(hash))?;
         staged.commit_adapter(folder)
     };
     let prepare = |folder: &Path| {

@@ -58,6 +58,9 @@ pub(super) fn check(adapter: &Adapter, element: Element) -> Result<(), Problems>
     if !(adapter.scale > 0.0 && adapter.scale.is_finite()) {
         let found = adapter.scale;
         problems.push(Problem::usage(format!("the scale must be positive and finite, found {found}")));
+    } else if let Some(lost) = Element::F32.loses(adapter.scale) {
+        let found = adapter.scale;
+        problems.push(Problem::usage(format!("the scale {found:e} is {lost} in single precision")));
     }
     if adapter.layers.is_empty() {
         problems.push(

@@ -82,6 +82,9 @@ pub(super) struct RecordedLayer {
     /// The place of the weight, if it is not a complete tensor.
     #[serde(default)]
     pub(super) weight: Option<Vec<Piece>>,
+    /// The fingerprint of each piece of the weight. Older records have none.
+    #[serde(default)]
+    pub(super) fingerprints: Vec<String>,
 }
 
 impl Record {
@@ -93,6 +96,11 @@ impl Record {
     /// True if the initial update is subtracted by an anchor and not by a changed base.
     pub(super) fn is_anchored(&self) -> bool {
         self.residual.as_deref() == Some("anchor")
+    }
+
+    /// True if the adapter was written together with a changed base.
+    pub(super) fn changes_base(&self) -> bool {
+        self.start() == Some(Start::Residual) && !self.is_anchored()
     }
 
     /// The start of the adapter, if it is recorded.
@@ -119,11 +127,20 @@ pub fn record_heading() -> Map<String, Value> {
     entries.map(|(key, value)| (key.to_owned(), value)).into_iter().collect()
 }
 
-/// The entry of a layer in a record: its module, the tensor of its weight, and the pieces of the weight if it is not a complete tensor.
-pub fn recorded_layer(module: &str, tensor: &str, weight: Option<&[Piece]>) -> Value {
+/// The entry of a layer in a record: its module, the tensor of its weight, the pieces of the weight if it is not a complete tensor, and
+/// the [fingerprint](super::weight_fingerprint) of each piece, if they are known.
+pub fn recorded_layer(
+    module: &str,
+    tensor: &str,
+    weight: Option<&[Piece]>,
+    fingerprints: &[String],
+) -> Value {
     let mut layer = serde_json::json!({ "module": module, "tensor": tensor });
     if let Some(weight) = weight {
         layer["weight"] = serde_json::json!(weight);
+    }
+    if !fingerprints.is_empty() {
+        layer["fingerprints"] = serde_json::json!(fingerprints);
     }
     layer
 }
@@ -149,7 +166,9 @@ impl Origin {
         let start = record.start();
         let layers = record.layers.into_iter();
         let layers = layers
-            .map(|layer| recorded_layer(&layer.module, &layer.tensor, layer.weight.as_deref()))
+            .map(|layer| {
+                recorded_layer(&layer.module, &layer.tensor, layer.weight.as_deref(), &layer.fingerprints)
+            })
             .collect();
         Ok(Self { start, model: record.model, layers })
     }

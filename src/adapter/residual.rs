@@ -18,6 +18,8 @@ use std::ffi::{OsStr, OsString};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+mod wide;
+
 const INDEX_FILE: &str = "model.safetensors.index.json";
 /// Number of bytes that are read at once.
 const BLOCK: u64 = 1 << 20;
@@ -31,7 +33,17 @@ pub struct AdaptedWeight {
     pub factors: Factors,
 }
 
-/// Writes a copy of the checkpoint with `W − s B A` in place of each adapted weight.
+/// The folder of a residual base, and the number format of its changed weights.
+#[derive(Clone, Copy, Debug)]
+pub struct Base<'a> {
+    /// The folder.
+    pub folder: &'a Path,
+    /// True if changed weights in BF16 and F16 become F32, so that they are not rounded to these formats. The configuration then says
+    /// float32, so that programs do not round them when they load the base.
+    pub wide: bool,
+}
+
+/// Writes a copy of the checkpoint with `W − s B A` in place of each adapted weight, in the number format of the weight.
 ///
 /// `element` is the number format of the adapter: the factors are first rounded to it, so that PEFT adds exactly what was subtracted.
 /// The difference is computed in f64 and rounded to the format of the weight. All other bytes of the weights, the division into
@@ -56,7 +68,8 @@ pub fn write_residual_base(
     element: Element,
 ) -> Result<Vec<String>, Problems> {
     let mut staged = Staged::create(&[folder])?;
-    let left_out = staged.base(folder, checkpoint, layers, (scale, element), None)?;
+    let base = Base { folder, wide: false };
+    let left_out = staged.base(base, checkpoint, layers, (scale, element), None)?;
     staged.commit()?;
     Ok(left_out)
 }
@@ -65,20 +78,20 @@ pub fn write_residual_base(
 pub(super) struct Residuals<'a> {
     checkpoint: &'a Checkpoint,
     of_files: BTreeMap<usize, Vec<Residual<'a>>>,
+    wide: bool,
 }
 
 impl<'a> Residuals<'a> {
-    /// `folder` is the folder for the base.
     pub(super) fn new(
-        folder: &Path,
+        base: Base<'_>,
         checkpoint: &'a Checkpoint,
         layers: &'a [AdaptedWeight],
         scale: f64,
         element: Element,
     ) -> Result<Self, Problems> {
         let of_files = residuals(checkpoint, layers, scale, element)?;
-        refuse_model_folder(folder, checkpoint)?;
-        Ok(Self { checkpoint, of_files })
+        refuse_model_folder(base.folder, checkpoint)?;
+        Ok(Self { checkpoint, of_files, wide: base.wide })
     }
 
     /// Writes the base, and its record with the hash of the tensors of its adapter. Returns the names of files and folders of the model
@@ -88,19 +101,31 @@ impl<'a> Residuals<'a> {
         output: &OutputFolder<'_>,
         adapter: Option<FileRecord>,
     ) -> Result<(Names, Vec<String>), Problems> {
-        let Self { checkpoint, of_files } = self;
+        let Self { checkpoint, of_files, wide } = self;
         let (copied, left_out) = companions(checkpoint)?;
         let left_out = left_out.iter().map(|name| name.to_string_lossy().into_owned()).collect();
         let mut old = BaseRecord::of(output.path())?.map_or_else(Vec::new, |record| record.old_files());
         let mut files = Vec::new();
-        for (number, (source, _)) in checkpoint.files().iter().enumerate() {
+        let mut weight_bytes = 0u64;
+        for (number, (source, header)) in checkpoint.files().iter().enumerate() {
             let mut file = output.create(relative(source.path(), checkpoint))?;
-            write_weights(source, of_files.get(&number).map_or(&[][..], Vec::as_slice), &mut file)?;
+            let adapted = of_files.get(&number).map_or(&[][..], Vec::as_slice);
+            let written = match wide {
+                true => wide::write_weights(source, header, adapted, &mut file)?,
+                false => write_weights(source, adapted, &mut file).map(|()| 0)?,
+            };
+            weight_bytes = weight_bytes.saturating_add(written);
             source.check_unchanged()?;
             files.push(file);
         }
         for name in &copied {
             let source = Source::open(&checkpoint.path().join(name), Access::Read)?;
+            if let Some(text) =
+                wide.then(|| wide::companion(name, &source, weight_bytes)).transpose()?.flatten()
+            {
+                files.push(output.write(name, pretty(&text).as_bytes())?);
+                continue;
+            }
             let mut file = output.create(name)?;
             copy(&source, 0, source.length(), &mut file)?;
             files.push(file);
@@ -256,7 +281,8 @@ impl<'a> Residual<'a> {
         });
     }
 
-    fn write(&self, source: &Source, file: &mut NewFile) -> Result<(), Problem> {
+    /// Writes the changed numbers in a number format.
+    fn write(&self, source: &Source, format: Element, file: &mut NewFile) -> Result<(), Problem> {
         let row_bytes = self.inputs as u64 * self.element.size() as u64;
         let block = (BLOCK / row_bytes).max(1) * row_bytes;
         let mut encoded = Vec::new();
@@ -270,8 +296,8 @@ impl<'a> Residual<'a> {
             self.check_finite(source, first, &values, "")?;
             self.subtract(first, &mut values);
             encoded.clear();
-            self.element.encode(values.iter().copied(), &mut encoded);
-            self.element.decode_f64(&encoded, &mut values);
+            format.encode(values.iter().copied(), &mut encoded);
+            format.decode_f64(&encoded, &mut values);
             self.check_finite(source, first, &values, " after subtracting the update")?;
             file.put(&encoded)?;
             done += length;
@@ -302,7 +328,7 @@ fn write_weights(source: &Source, adapted: &[Residual<'_>], file: &mut NewFile) 
     let mut done = 0;
     for residual in adapted {
         copy(source, done, residual.bytes.start, file)?;
-        residual.write(source, file)?;
+        residual.write(source, residual.element, file)?;
         done = residual.bytes.end;
     }
     copy(source, done, source.length(), file)

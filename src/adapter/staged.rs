@@ -6,7 +6,8 @@ use super::record::Record;
 use super::replace::{BaseRecord, is_anchor};
 use super::residual::Residuals;
 use super::{
-    AdaptedWeight, Contents, FileRecord, Format, RECORD_FILE, REPORT_FILE, TENSORS_FILE, peft, single_file,
+    AdaptedWeight, Base, Contents, FileRecord, Format, RECORD_FILE, REPORT_FILE, TENSORS_FILE, peft,
+    single_file,
 };
 use crate::element::Element;
 use crate::storage::{
@@ -164,14 +165,14 @@ impl Staged {
     /// Those of [`write_residual_base`](super::write_residual_base).
     pub fn base(
         &mut self,
-        folder: &Path,
+        base: Base<'_>,
         checkpoint: &Checkpoint,
         layers: &[AdaptedWeight],
         (scale, element): (f64, Element),
         adapter: Option<FileRecord>,
     ) -> Result<Vec<String>, Problems> {
-        let residuals = Residuals::new(folder, checkpoint, layers, scale, element)?;
-        self.part(Kind::Base, folder, |output| residuals.write(output, adapter))
+        let residuals = Residuals::new(base, checkpoint, layers, scale, element)?;
+        self.part(Kind::Base, base.folder, |output| residuals.write(output, adapter))
     }
 
     /// Adds a page, which is put in place before the folders.

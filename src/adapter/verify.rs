@@ -1,20 +1,20 @@
 //! Reads a written adapter again and checks it.
 
+use self::grams::Grams;
+use super::made_from::Comparison;
 use super::numbers::{by_rows, decode, element_of, first_nonfinite, in_module};
 use super::read::tensors_file;
 use super::record::{Record, RecordedLayer};
 use super::replace::BaseRecord;
 use super::residual::wrong_shape;
 use super::{CONFIG_FILE, Config, FileRecord, PeftAdapter, PeftLayer, RECORD_FILE, SingleFile, Targets};
-use crate::dense;
 use crate::element::Element;
-use crate::factors::{Factors, LayerName, LayerShape, Start};
+use crate::factors::{LayerName, LayerShape, Start};
 use crate::method::Form;
 use crate::storage::expressions::ends_of;
 use crate::storage::{
     Access, Checkpoint, Piece, Problem, Problems, Source, folder_of, is_missing, quoted, visible,
 };
-use faer::{Mat, MatRef, Par};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -80,13 +80,30 @@ pub fn verify(
     let record = problems.collect(Record::read(&folder.join(RECORD_FILE))).flatten();
     if let Some(record) = &record {
         problems.collect(check_hash(folder, record));
-        problems.collect(base.map_or(Ok(()), |base| check_base(folder, record, base)));
     }
+    let is_own_base = match (&record, base) {
+        (Some(record), Some(base)) => problems.collect(is_own_base(folder, record, base)),
+        _ => None,
+    };
     let Some(adapter) = adapter else { return Err(problems) };
+    let comparison = match (&record, base, is_own_base) {
+        // The weights of a changed base are not those that the adapter was made from.
+        (Some(record), Some(base), Some(false)) => {
+            problems.collect(compare(base, record, &adapter, weights)).unwrap_or_default()
+        }
+        _ => Comparison::default(),
+    };
+    let not_compared = match (&record, base) {
+        (_, None) => Some("no base was given".to_owned()),
+        (None, _) => Some(format!("there is no {RECORD_FILE}")),
+        _ if is_own_base == Some(true) || !comparison.is_empty() => None,
+        _ => Some(format!("{RECORD_FILE} has no fingerprints of the weights")),
+    };
     match adapter.config() {
         Some(config) => check_targets(&adapter, config, &folder.join(CONFIG_FILE), &mut problems),
         None => check_not_empty(&adapter, &mut problems),
     }
+    problems.collect(check_scales(&adapter));
     let start = record.as_ref().and_then(Record::start);
     // In diffusers' format, the scale is multiplied into the factors, so most properties are lost. Opposite rows stay opposite.
     let holds_scale = adapter.single_file() == Some(SingleFile::Diffusers);
@@ -98,7 +115,7 @@ pub fn verify(
     // The first entry of a layer counts.
     let recorded = record.iter().flat_map(|record| &record.layers).rev();
     let recorded = recorded.map(|layer| (layer.module.as_str(), layer)).collect();
-    let weights = Weights { base, given: weights, recorded, has_config };
+    let weights = Weights { base, given: weights, found: &comparison.places, recorded, has_config };
     let mut largest_relative_update = base.map(|_| 0.0);
     for (name, layer) in adapter.layers() {
         if let Some(relative) =
@@ -118,6 +135,7 @@ pub fn verify(
             holds_scale,
             adapter.config().is_some(),
             base.is_some(),
+            not_compared,
         ),
         layers: adapter.layers().len() as u64,
         parameters: layers().map(|layer| (layer.rank * (layer.inputs + layer.outputs)) as u64).sum(),
@@ -136,6 +154,7 @@ fn checks(
     holds_scale: bool,
     with_config: bool,
     with_base: bool,
+    not_compared: Option<String>,
 ) -> Vec<Check> {
     const BALANCED: &str = "the factors are balanced: BᵀB = A Aᵀ";
     let no_record = format!("there is no {RECORD_FILE}");
@@ -171,6 +190,7 @@ fn checks(
             "all adapted weights are in the base, with the right shapes",
             (!with_base).then(|| "no base was given".into()),
         ),
+        ("the base is the one that the adapter was made from, or was written with it", not_compared),
     ]
     .map(|(what, reason)| Check {
         what: what.into(),
@@ -225,23 +245,39 @@ fn check_hash(folder: &Path, record: &Record) -> Result<(), Problem> {
     .help("the file was changed or damaged: write the adapter again"))
 }
 
-/// Checks that a changed base was written together with this adapter, as far as both records say. Base and adapter in different folders
-/// are replaced one directly after the other, so a process that is killed in between leaves a new base beside an old adapter.
-fn check_base(folder: &Path, record: &Record, base: &Checkpoint) -> Result<(), Problem> {
-    if record.start() != Some(Start::Residual) || record.is_anchored() {
-        return Ok(());
+/// Returns whether the base was written together with this adapter. Base and adapter in different folders are replaced one directly after
+/// the other, so a process that is killed in between leaves a new base beside an old adapter.
+///
+/// # Errors
+/// A data problem if both records say that the base was written together with another adapter.
+fn is_own_base(folder: &Path, record: &Record, base: &Checkpoint) -> Result<bool, Problem> {
+    if !record.changes_base() {
+        return Ok(false);
     }
     let base_folder = base.folder().unwrap_or(folder_of(base.path()));
-    let written_with = BaseRecord::of(base_folder)?.and_then(|record| record.adapter);
-    match written_with {
-        Some(written_with) if record.files.get(tensors_file(folder)) != Some(&written_with) => {
-            let what = "this base was written together with another adapter, according to both records";
-            Err(Problem::data(what)
-                .in_file(&base_folder.join(RECORD_FILE))
-                .help("give the base of this adapter, or write both again"))
-        }
-        _ => Ok(()),
+    let Some(written_with) = BaseRecord::of(base_folder)?.and_then(|record| record.adapter) else {
+        return Ok(false);
+    };
+    if record.files.get(tensors_file(folder)) == Some(&written_with) {
+        return Ok(true);
     }
+    let what = "this base was written together with another adapter, according to both records";
+    Err(Problem::data(what)
+        .in_file(&base_folder.join(RECORD_FILE))
+        .help("give the base of this adapter, or write both again"))
+}
+
+/// Compares the weights of the base with those that the adapter was made from.
+fn compare(
+    base: &Checkpoint,
+    record: &Record,
+    adapter: &PeftAdapter,
+    given: &BTreeMap<LayerName, Vec<Piece>>,
+) -> Result<Comparison, Problem> {
+    let comparison = Comparison::new(base, record, adapter, given)?;
+    let changed = format!(", or the changed base that was written with it, with its {RECORD_FILE}");
+    comparison.check(base, record, if record.changes_base() { &changed } else { "" })?;
+    Ok(comparison)
 }
 
 fn check_targets(adapter: &PeftAdapter, config: &Config, config_path: &Path, problems: &mut Problems) {
@@ -279,6 +315,29 @@ fn check_targets(adapter: &PeftAdapter, config: &Config, config_path: &Path, pro
     check_not_empty(adapter, problems);
 }
 
+/// Refuses scales with which layers have no effect, or with which they overflow. Programs multiply with them in single precision.
+fn check_scales(adapter: &PeftAdapter) -> Result<(), Problem> {
+    let lost = || {
+        let layers = adapter.layers().iter();
+        layers.filter_map(|(name, layer)| Some((name, layer, Element::F32.loses(layer.scale)?)))
+    };
+    let Some((name, layer, word)) = lost().next() else { return Ok(()) };
+    let scale = layer.scale;
+    let reason = match scale {
+        0.0 => "is 0, so that the layer has no effect".to_owned(),
+        _ if scale.is_finite() => {
+            format!("is {scale:e}, which is {word} in single precision")
+        }
+        _ => format!("is {scale}"),
+    };
+    let more = match (lost().count(), adapter.layers().len()) {
+        (1, 1) => String::new(),
+        (some, all) => format!(" ({some} of {all} layers have such a scale)"),
+    };
+    let problem = in_module(name, format!("the scale, lora_alpha divided by the rank, {reason}{more}"));
+    Err(problem.in_file(adapter.source().path()).help("correct lora_alpha"))
+}
+
 fn check_not_empty(adapter: &PeftAdapter, problems: &mut Problems) {
     if adapter.layers().is_empty() {
         let problem = Problem::data("the adapter has no factors");
@@ -290,6 +349,8 @@ fn check_not_empty(adapter: &PeftAdapter, problems: &mut Problems) {
 struct Weights<'a> {
     base: Option<&'a Checkpoint>,
     given: &'a BTreeMap<LayerName, Vec<Piece>>,
+    /// Places that were found by the fingerprints of the weights.
+    found: &'a BTreeMap<String, Vec<Piece>>,
     /// The layers of the record, by name.
     recorded: BTreeMap<&'a str, &'a RecordedLayer>,
     has_config: bool,
@@ -350,6 +411,9 @@ impl Weights<'_> {
             return given.clone();
         }
         let text = name.to_string();
+        if let Some(found) = self.found.get(&text) {
+            return found.clone();
+        }
         match self.recorded.get(text.as_str()).map(|layer| (&layer.weight, &layer.tensor)) {
             Some((Some(pieces), _)) => pieces.clone(),
             Some((None, tensor)) => vec![base.whole(tensor).unwrap_or_else(|| Piece::of(tensor, 0..0))],
@@ -400,95 +464,6 @@ fn check_layer(
     problems.or_ok(norm.filter(|&norm| norm > 0.0).map(relative))
 }
 
-/// `A Aᵀ` and `BᵀB`. They are small, and all checks need only them.
-struct Grams {
-    a: Mat<f64>,
-    b: Mat<f64>,
-}
-
-impl Grams {
-    fn of(factors: &Factors) -> Self {
-        let wide = |factor: MatRef<'_, f32>| {
-            Mat::from_fn(factor.nrows(), factor.ncols(), |i, j| f64::from(factor[(i, j)]))
-        };
-        let product = |left: MatRef<'_, f64>, right: MatRef<'_, f64>| {
-            let mut product = Mat::zeros(left.nrows(), right.ncols());
-            dense::product_into(product.as_mut(), left, right, Par::Seq);
-            product
-        };
-        let (a, b) = (wide(factors.a.as_ref()), wide(factors.b.as_ref()));
-        Self { a: product(a.as_ref(), a.transpose()), b: product(b.transpose(), b.as_ref()) }
-    }
-
-    /// The Frobenius norm `|B A|`. Its square is `tr(BᵀB · A Aᵀ)`.
-    fn product_norm(&self) -> f64 {
-        let rank = self.a.nrows();
-        let places = (0..rank).flat_map(|i| (0..rank).map(move |j| (i, j)));
-        places.map(|place| self.a[place] * self.b[place]).sum::<f64>().max(0.0).sqrt()
-    }
-
-    /// Checks the property that the factors must have.
-    fn check(&self, form: Form, element: Element) -> Result<(), String> {
-        let rank = self.a.nrows();
-        let tolerance = 1e-3 + rounding(element, rank);
-        let identity = Mat::<f64>::identity(rank, rank);
-        let (rule, found, norm) = match form {
-            Form::Balanced => {
-                // Unused units have a zero column in B; their rows of A are orthonormal.
-                let (empty, used) = (0..rank).partition(|unit| self.b[(*unit, *unit)] == 0.0);
-                let part = |gram: &Mat<f64>, units: &Vec<usize>| {
-                    Mat::from_fn(units.len(), units.len(), |i, j| gram[(units[i], units[j])])
-                };
-                let empty_rows = part(&self.a, &empty);
-                let off = (empty_rows - Mat::<f64>::identity(empty.len(), empty.len())).norm_l2();
-                if off > tolerance * empty.len() as f64 {
-                    return Err(format!(
-                        "rows of A whose columns of B are zero must be orthonormal, but deviate by {off:.1e}"
-                    ));
-                }
-                let (a, b) = (part(&self.a, &used), part(&self.b, &used));
-                ("the factors must be balanced (BᵀB = A Aᵀ)", (&a - &b).norm_l2(), a.norm_l2())
-            }
-            Form::OrthonormalUp => {
-                ("the columns of B must be orthonormal", (&self.b - &identity).norm_l2(), identity.norm_l2())
-            }
-            Form::OrthonormalDown | Form::ZeroUp if self.b.norm_l2() != 0.0 => {
-                return Err(format!("B must be zero, but |BᵀB| = {:e}", self.b.norm_l2()));
-            }
-            Form::ZeroDown if self.a.norm_l2() != 0.0 => {
-                return Err(format!("A must be zero, but |A Aᵀ| = {:e}", self.a.norm_l2()));
-            }
-            Form::OrthonormalDown => {
-                ("the rows of A must be orthonormal", (&self.a - &identity).norm_l2(), identity.norm_l2())
-            }
-            Form::ZeroUp | Form::ZeroDown | Form::Mirrored => return Ok(()),
-            Form::ZeroProduct => {
-                // |B A| ≤ |B| |A|, and |B|² = tr BᵀB.
-                let trace = |gram: &Mat<f64>| gram.diagonal().column_vector().iter().sum::<f64>();
-                ("B A must be zero", self.product_norm(), (trace(&self.a) * trace(&self.b)).sqrt())
-            }
-        };
-        if found <= tolerance * norm {
-            return Ok(());
-        }
-        Err(format!(
-            "{rule}, but the relative deviation is {:.1e}; the tolerance is {tolerance:.0e}",
-            found / norm
-        ))
-    }
-}
-
-/// Bounds the deviation that rounding to the format of the file causes: with the unit roundoff `u`, each Gram matrix changes by at
-/// most `2 u |A|²`, and `|A|² ≤ √r |A Aᵀ|`.
-fn rounding(element: Element, rank: usize) -> f64 {
-    let unit = match element {
-        Element::F64 => f64::EPSILON / 2.0,
-        Element::F32 => 2f64.powi(-24),
-        Element::F16 => 2f64.powi(-11),
-        Element::Bf16 => 2f64.powi(-8),
-    };
-    4.0 * unit * (rank as f64).sqrt()
-}
-
+mod grams;
 #[cfg(test)]
 mod tests;

@@ -1,12 +1,16 @@
 //! The command convert.
 
+use super::dry_run;
 use super::interrupt::Interruption;
 use super::limits;
 use super::prepare::{refuse_file_in_place, refuse_input_folder};
 use super::resolve::ConvertTask;
 use super::saved::Outputs;
 use super::terminal::Terminal;
-use crate::adapter::{Contents, Origin, PeftAdapter, Staged, convert, record_heading, refuse_occupied};
+use crate::adapter::{
+    Contents, Conversion, Format, Origin, PeftAdapter, Staged, convert, record_heading, refuse_occupied,
+    refuse_shapes_without_place,
+};
 use crate::factors::{Factors, LayerName, Start};
 use crate::report::format::{count, percent};
 use crate::report::table::{Align, Table};
@@ -54,14 +58,19 @@ pub(crate) fn run(task: &ConvertTask, terminal: &Terminal) -> anyhow::Result<()>
     problems.or_ok(())?;
     let (initial, origin) = initial.flatten().unzip();
     limits::refuse_below(memory([Some(&trained), initial.as_ref()].into_iter().flatten()))?;
+    if task.dry_run {
+        let conversion = converted(task, &trained, initial.as_ref(), origin.as_ref())?;
+        if let Format::SingleFile(..) = output.format {
+            let layers = conversion.adapter.layers.keys();
+            refuse_shapes_without_place(layers.map(|name| (name, conversion.adapter.shape(name))))?;
+        }
+        return dry_run::print(&Converted::of(&conversion, &trained), render, &output.all(), terminal);
+    }
     Interruption::handle(terminal)?;
     let _locks = Outputs::of(output).lock()?;
     check_folder()?;
 
-    let mut conversion = convert(&trained, initial.as_ref(), task.rank)?;
-    if let Some(model) = origin.as_ref().and_then(|origin: &Origin| origin.model.clone()) {
-        conversion.adapter.base = model;
-    }
+    let conversion = converted(task, &trained, initial.as_ref(), origin.as_ref())?;
     let record = record(task, origin.as_ref(), &conversion.adapter.base);
     // The names of other modules are not known here, so the list of targets is that of PEFT itself.
     let other_modules = &BTreeSet::new();
@@ -79,15 +88,35 @@ pub(crate) fn run(task: &ConvertTask, terminal: &Terminal) -> anyhow::Result<()>
     }
     staged.commit_adapter(&output.folder)?;
 
-    let layer = |(name, factors): (&LayerName, &Factors)| ConvertedLayer {
-        name: name.clone(),
-        rank_before: trained.layers().get(name).map_or(0, |layer| layer.rank),
-        rank: factors.a.nrows(),
-        kept: conversion.kept.get(name).copied().unwrap_or(1.0),
-    };
-    let layers = conversion.adapter.layers.iter().map(layer).collect();
-    terminal.result(&Converted { base: conversion.adapter.base.clone(), layers }, render)?;
+    terminal.result(&Converted::of(&conversion, &trained), render)?;
     Ok(())
+}
+
+/// Converts an adapter in memory. The original base is that of the initial adapter.
+fn converted(
+    task: &ConvertTask,
+    trained: &PeftAdapter,
+    initial: Option<&PeftAdapter>,
+    origin: Option<&Origin>,
+) -> Result<Conversion, Problems> {
+    let mut conversion = convert(trained, initial, task.rank)?;
+    if let Some(model) = origin.and_then(|origin| origin.model.clone()) {
+        conversion.adapter.base = model;
+    }
+    Ok(conversion)
+}
+
+impl Converted {
+    fn of(conversion: &Conversion, trained: &PeftAdapter) -> Self {
+        let layer = |(name, factors): (&LayerName, &Factors)| ConvertedLayer {
+            name: name.clone(),
+            rank_before: trained.layers().get(name).map_or(0, |layer| layer.rank),
+            rank: factors.a.nrows(),
+            kept: conversion.kept.get(name).copied().unwrap_or(1.0),
+        };
+        let layers = conversion.adapter.layers.iter().map(layer).collect();
+        Self { base: conversion.adapter.base.clone(), layers }
+    }
 }
 
 /// Bytes of a conversion. The factors of all layers are in memory, then also their bytes to write, and those of one layer several times,
@@ -172,7 +201,7 @@ fn render(converted: &Converted) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::adapter::{Adapter, Format, write_adapter};
+    use crate::adapter::{Adapter, write_adapter};
     use crate::element::Element;
     use crate::storage::snapshot;
     use expect_test::expect;

@@ -1,6 +1,7 @@
 //! Exit codes, and errors as messages.
 
-use super::terminal::{Terminal, labelled};
+use super::terminal::{Terminal, labelled, write_stderr};
+use super::variables;
 use crate::storage::{Category, Problem, Problems, visible};
 use signal_hook::consts::SIGABRT;
 use std::fmt::Write as _;
@@ -46,8 +47,16 @@ pub(crate) fn catch_announced<T>(work: impl FnOnce() -> T) -> Option<T> {
     done.ok()
 }
 
-/// Prints help, or an error in the arguments.
-pub(crate) fn of_arguments(error: &clap::Error) -> u8 {
+/// Prints the problem of a variable that gives an option.
+pub(crate) fn of_variable(problem: &Problem) -> u8 {
+    let mut text = String::new();
+    push_problem(&mut text, problem, false);
+    write_stderr(&text);
+    of_category(problem.category())
+}
+
+/// Prints help, or an error in the arguments. `origin` says where an argument comes from that is not on the command line.
+pub(crate) fn of_arguments(error: &clap::Error, origin: Option<&str>) -> u8 {
     let code = if error.use_stderr() { USAGE } else { 0 };
     let words = error.to_string();
     let safe = visible::message(&words);
@@ -56,6 +65,9 @@ pub(crate) fn of_arguments(error: &clap::Error) -> u8 {
         // An argument can be the name of a file from outside. Without colours, everything in the message can be escaped.
         false => io::stderr().lock().write_all(safe.as_bytes()),
     };
+    if let Some(origin) = origin {
+        write_stderr(&format!("\n  {}", labelled("help:", origin, false)));
+    }
     match printed {
         Err(failure) if failure.kind() != io::ErrorKind::BrokenPipe => IO,
         _ => code,
@@ -66,7 +78,14 @@ pub(crate) fn of_arguments(error: &clap::Error) -> u8 {
 pub(crate) fn of_error(error: &anyhow::Error, terminal: &Terminal) -> u8 {
     let code = code(error);
     if code != 0 {
-        terminal.error(&in_words(error, terminal.coloured()));
+        let mut text = in_words(error, terminal.coloured());
+        // The command line alone does not show these options.
+        if code == USAGE
+            && let Some(origin) = variables::origin(terminal.process().variables())
+        {
+            text += &format!("  {}", labelled("help:", &origin, terminal.coloured()));
+        }
+        terminal.error(&text);
     }
     code
 }

@@ -37,7 +37,7 @@ pub struct Loaded {
 }
 
 /// Options that have no effect here, and the next step.
-const WITHOUT_EFFECT: [(&str, &str); 19] = [
+const WITHOUT_EFFECT: [(&str, &str); 21] = [
     ("activations", RECORDED),
     ("source", RECORDED),
     ("moments", RECORDED),
@@ -50,7 +50,9 @@ const WITHOUT_EFFECT: [(&str, &str); 19] = [
     ("component", IN_PLACE),
     ("anchored", IN_PLACE),
     ("base_out", IN_PLACE),
+    ("wide_base", IN_PLACE),
     ("shard", "run `cntlora init --shard` on files to divide the work"),
+    ("dry_run", "give the same options to `cntlora plan` and the files of the model"),
     ("events", PROGRESS),
     ("progress", PROGRESS),
     ("json", "the report is returned"),
@@ -102,7 +104,7 @@ pub fn initialize(
     let output = Output { base: None, ..output };
     planned(&plan);
     let mut outcome = run(&plan, &inputs, observer)?;
-    let record = provenance(&plan, &inputs, &outcome.report);
+    let record = provenance(&plan, &inputs, &outcome.report)?;
     run::write(&mut outcome, record, &output, &plan, &inputs)?;
     Ok(outcome.report)
 }

@@ -1,5 +1,6 @@
 //! The main job: plans, computes and writes an adapter, and reports what was done.
 
+use super::dry_run;
 use super::events::{Events, is_stdout};
 use super::interrupt::Interruption;
 use super::parts;
@@ -23,11 +24,26 @@ use std::path::Path;
 /// Computes an adapter, or a part of one.
 pub(crate) fn run(mut task: InitTask, terminal: &Terminal) -> anyhow::Result<()> {
     task.job.limit(terminal);
+    if task.dry_run {
+        return dry_run(&task, terminal);
+    }
     let interruption = Interruption::handle(terminal)?;
     match task.shard {
         Some(shard) => parts::run(&task, shard, terminal, &interruption),
         None => execute(&task, terminal.process().command_line(), terminal, &interruption),
     }
+}
+
+/// Makes all checks, and prints the plan and the outputs.
+fn dry_run(task: &InitTask, terminal: &Terminal) -> anyhow::Result<()> {
+    let output = &task.output;
+    if let Some(shard) = task.shard {
+        return parts::dry_run(task, shard, terminal);
+    }
+    let (plan, inputs) = prepare(&task.job, Some(output), terminal)?;
+    task.check_events(&inputs)?;
+    saved::check(&output.folder, &Job::of_run(&plan, &inputs), task.saving)?;
+    dry_run::print(&plan, super::plan::render, &output.all(), terminal)
 }
 
 /// Computes an adapter. `command` is the command line for the report.
@@ -38,7 +54,7 @@ pub(crate) fn execute(
     interruption: &Interruption,
 ) -> anyhow::Result<()> {
     let output = &task.output;
-    let (plan, inputs) = prepare(&task.job, Some(output))?;
+    let (plan, inputs) = prepare(&task.job, Some(output), terminal)?;
     let sites: Vec<_> = plan.sites.iter().collect();
     let check = || if task.job.force { Ok(()) } else { refuse_occupied(output) };
     let session = Session::new(task, (&plan, &inputs), &sites, terminal, interruption)?;
@@ -55,6 +71,13 @@ pub(crate) fn execute(
     let report = result?;
     logged?;
     conclude(&report, output, !task.events.as_deref().is_some_and(is_stdout), terminal)
+}
+
+impl InitTask {
+    /// Checks the path of the events file.
+    pub(crate) fn check_events(&self, inputs: &Inputs) -> Result<(), Problem> {
+        self.events.as_deref().map_or(Ok(()), |path| Events::check(path, inputs))
+    }
 }
 
 /// A computation on sites of a plan, whose progress is saved and shown.
@@ -79,7 +102,7 @@ impl<'a> Session<'a> {
         terminal: &'a Terminal,
         interruption: &'a Interruption,
     ) -> Result<Self, Problem> {
-        task.events.as_deref().map_or(Ok(()), |path| Events::check(path, inputs))?;
+        task.check_events(inputs)?;
         Ok(Self { task, plan, inputs, sites, terminal, interruption })
     }
 
@@ -172,7 +195,7 @@ pub(crate) fn write(
     terminal: &Terminal,
 ) -> Result<Report, Problems> {
     outcome.report.command = Some(command.into());
-    let provenance = provenance(plan, inputs, &outcome.report);
+    let provenance = provenance(plan, inputs, &outcome.report)?;
     let left_out = run::write(&mut outcome, provenance, output, plan, inputs)?;
     if !left_out.is_empty() {
         let names: Vec<String> = left_out.iter().map(|name| quoted(name)).collect();
@@ -222,6 +245,7 @@ mod tests {
         let output = |base: Option<&str>, anchor: Option<&str>, format| Output {
             folder: "out".into(),
             base: base.map(Into::into),
+            wide_base: false,
             anchor: anchor.map(Into::into),
             format,
             page: None,

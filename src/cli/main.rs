@@ -3,6 +3,7 @@
 use super::args::{Cli, Command, laid_out};
 use super::interrupt::Interruption;
 use super::terminal::{self, Process, Terminal};
+use super::variables::{self, Completed};
 use super::{convert, demo, exit, generate, init, inspect, moments, plan, report, resolve, verify};
 use crate::storage::Problem;
 use clap::{CommandFactory, FromArgMatches};
@@ -31,14 +32,25 @@ pub fn main_with(words: &[OsString], interruption: &Interruption) -> u8 {
 
 /// Parses the words, runs the command, and returns the exit code. `interruption` is given if another thread passes interrupts on.
 fn parse_and_run(words: &[OsString], interruption: Option<Interruption>) -> u8 {
+    let colours = terminal::colours_of_help(words.iter().cloned());
+    let Completed { words: completed, used, unknown } = match variables::complete(words) {
+        Ok(completed) => completed,
+        Err(problem) => return exit::of_variable(&problem),
+    };
     let all = words.iter().any(|word| word == "--help");
-    let description = laid_out(Cli::command(), all).color(terminal::colours_of_help(words.iter().cloned()));
-    let parsed = description.try_get_matches_from(words).and_then(|matches| Cli::from_arg_matches(&matches));
+    let description = laid_out(Cli::command(), all).color(colours);
+    let parsed =
+        description.try_get_matches_from(completed).and_then(|matches| Cli::from_arg_matches(&matches));
     let cli = match parsed {
         Ok(cli) => cli,
-        Err(error) => return exit::of_arguments(&error),
+        Err(error) => {
+            return exit::of_arguments(&error, variables::origin_of_argument(&error, &used).as_deref());
+        }
     };
-    let terminal = Terminal::new(&cli.global, Process::new(words, interruption));
+    let terminal = Terminal::new(&cli.global, Process::new(words, used, interruption));
+    if let Some(warning) = variables::warning(&unknown) {
+        terminal.warning(&warning);
+    }
     match run(cli.command, &terminal) {
         Ok(()) => 0,
         Err(error) => exit::of_error(&error, &terminal),

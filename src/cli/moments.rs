@@ -1,6 +1,7 @@
 //! The commands moments and merge.
 
 use super::args::MergeArgs;
+use super::dry_run;
 use super::interrupt::Interruption;
 use super::limits;
 use super::parts;
@@ -20,7 +21,7 @@ use std::path::{Path, PathBuf};
 
 /// Measures the moments of activations.
 pub(crate) fn run(task: MomentsTask, terminal: &Terminal) -> anyhow::Result<()> {
-    let MomentsTask { mut request, out, force, saving } = task;
+    let MomentsTask { mut request, out, force, saving, dry_run } = task;
     (request.threads, request.room) = limits::of_run(request.threads, terminal);
     let mut problems = Problems::default();
     problems.collect(check_output_file(&out, force, &request.activations));
@@ -32,10 +33,14 @@ pub(crate) fn run(task: MomentsTask, terminal: &Terminal) -> anyhow::Result<()> 
         terminal.warning(&format!("site {} is left out, because it has no rows", quoted(site)));
     }
 
+    let job = Job::of_measurement(&measurement, &set);
+    if dry_run {
+        saved::check(&out, &job, saving)?;
+        return dry_run::print(&measurement, render_measurement, &[&out], terminal);
+    }
     let interruption = Interruption::handle(terminal)?;
     let progress = Progress::of_measurement(terminal, &interruption, &measurement);
     let check = || refuse_existing(&out, force).map_err(Into::into);
-    let job = Job::of_measurement(&measurement, &set);
     let (run, ()) = saved::open(&Outputs::one(&out), &job, saving, check, terminal)?;
     let content = interruption.while_polled(|| measure(&measurement, &set, &out, &progress, &run.partial));
     progress.finish();
@@ -63,6 +68,10 @@ pub(crate) fn merge(args: MergeArgs, terminal: &Terminal) -> anyhow::Result<()> 
     let set = problems.collect(MomentsSet::open(&args.files, Access::Auto));
     let Some(set) = set else { return Err(problems.into()) };
     problems.or_ok(())?;
+    if args.dry.dry_run {
+        let summary = Summary::of(&args.out, set.content());
+        return dry_run::print(&summary, Summary::render, &[&args.out], terminal);
+    }
     Interruption::handle(terminal)?;
     let _locks = Outputs::one(&args.out).lock()?;
     refuse_existing(&args.out, args.force)?;
@@ -71,6 +80,15 @@ pub(crate) fn merge(args: MergeArgs, terminal: &Terminal) -> anyhow::Result<()> 
     staged.commit()?;
     terminal.result(&Summary::of(&args.out, set.content()), Summary::render)?;
     Ok(())
+}
+
+/// A table of the sites of a measurement.
+fn render_measurement(measurement: &Measurement) -> String {
+    let mut table = Table::new([("site", Align::Left), ("width", Align::Right), ("rows", Align::Right)]);
+    for site in &measurement.sites {
+        table.row([visible(&site.name), site.width.to_string(), site.rows_to_read().to_string()]);
+    }
+    table.render()
 }
 
 /// The sites, bytes and memory of a measurement.

@@ -1,5 +1,6 @@
 //! The page of all options, `docs/options.md`, from the definitions of the commands.
 
+use super::variables;
 use clap::{Arg, Command};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -11,27 +12,40 @@ const HEAD: &str = "\
 
 `cntlora COMMAND -h` shows the common options of a command, and `cntlora COMMAND --help` shows all options.
 
+Environment variables can give options too: `CNTLORA_MAX_RANK=32` stands for `--max-rank 32`. The name is `CNTLORA_` and the name of the
+option in capitals, with `_` for `-`. If an option has another meaning than that of the same name in an earlier command on this page, its
+variable is named in its row, so that a variable for one command does not change another one.
+
+- An option on the command line wins over its variable, and over variables of options that it cannot be used with.
+- Options without a value take `true` or `false`, and `--verbose` takes a number. Several values are separated like the words of a shell:
+  `CNTLORA_ACTIVATIONS='monday \"two words\"'`. An empty variable counts as not set.
+- Values that cannot be used are refused with the name of the variable. Reports show the variables before the command.
+- The functions of the Python package, and `cntlora record`, do not read these variables. Variables that begin with `CNTLORA_TEST_` belong
+  to the tests of the tool.
+
 ";
 
 /// The page for the [built](Command::build) definition of the tool.
 pub(crate) fn page(mut tool: Command) -> String {
+    let whole = tool.clone();
     let mut page = HEAD.to_owned();
     page.push_str("## All commands\n\nEvery command takes these options:\n\n");
-    let global: Vec<String> = tool.get_arguments().filter(|arg| arg.is_global_set()).map(row).collect();
+    let global: Vec<String> =
+        tool.get_arguments().filter(|arg| arg.is_global_set()).map(|arg| row(&whole, "", arg)).collect();
     table(&mut page, &global);
-    section(&mut page, &mut tool, "", &mut Known::new());
+    section(&mut page, (&whole, &mut tool), "", &mut Known::new());
     page
 }
 
 /// The options that are on the page so far: row, command and spelling.
 type Known = Vec<(String, String, String)>;
 
-/// Writes the sections of the subcommands of a command, or of the command itself if it has none.
-fn section(page: &mut String, command: &mut Command, name: &str, known: &mut Known) {
+/// Writes the sections of the subcommands of a command of the tool, or of the command itself if it has none.
+fn section(page: &mut String, (tool, command): (&Command, &mut Command), name: &str, known: &mut Known) {
     if command.has_subcommands() {
         for part in command.get_subcommands_mut().filter(|part| part.get_name() != "help") {
             let name = format!("{name} {}", part.get_name());
-            section(page, part, name.trim_start(), known);
+            section(page, (tool, part), name.trim_start(), known);
         }
         return;
     }
@@ -50,7 +64,7 @@ fn section(page: &mut String, command: &mut Command, name: &str, known: &mut Kno
     };
     arguments.sort_by_key(|arg| (place(arg), !arg.is_positional(), arg.get_display_order()));
     for arg in arguments {
-        let row = row(arg);
+        let row = row(tool, name, arg);
         match known.iter().find(|(known, _, _)| *known == row && !arg.is_positional()) {
             Some((_, command, spelling)) => shared.entry(command).or_default().push(spelling.clone()),
             None => {
@@ -93,8 +107,8 @@ fn table(page: &mut String, rows: &[String]) {
     rows.iter().for_each(|row| page.push_str(row));
 }
 
-/// The row of an argument.
-fn row(arg: &Arg) -> String {
+/// The row of an argument of a command.
+fn row(tool: &Command, command: &str, arg: &Arg) -> String {
     let help = arg.get_long_help().or(arg.get_help()).map(ToString::to_string).unwrap_or_default();
     // Some defaults are in the text, because they depend on another option.
     let (mut text, in_text) =
@@ -112,6 +126,12 @@ fn row(arg: &Arg) -> String {
     }
     if !plain.is_empty() {
         _ = write!(text, "\n{}", plain.join(", "));
+    }
+    let path: Vec<&str> = command.split_whitespace().collect();
+    if let Some(variable) =
+        variables::name_of(tool, &path, arg).filter(|name| *name != variables::usual_name(arg))
+    {
+        _ = write!(text, "\nVariable: `{variable}`");
     }
     let defaults: Vec<_> = arg.get_default_values().iter().map(|value| value.to_string_lossy()).collect();
     let default = if defaults.is_empty() || !arg.get_action().takes_values() {
@@ -146,7 +166,7 @@ mod tests {
     fn the_page_is_complete() {
         let page = page(tool());
         assert!(
-            page.contains("\nAnd all options of [init](#init), except `--shard <I/N>`.\n"),
+            page.contains("\nAnd all options of [init](#init), except `--dry-run`, `--shard <I/N>`.\n"),
             "plan takes the options of init"
         );
         let rows: Vec<&str> = page.lines().filter(|line| line.starts_with("| `-")).collect();

@@ -1,20 +1,21 @@
 //! An adapter in parts: computes one of them, and joins all of them.
 
 use super::args::MergeArgs;
+use super::dry_run;
 use super::events::is_stdout;
 use super::init::{Session, conclude, warn_of_left_out, write};
 use super::interrupt::Interruption;
 use super::limits;
 use super::prepare::{
-    check_layers, check_output, create_folder, prepare, refuse_existing_part, refuse_occupied,
+    check_layers, check_output, create_folder, prepare, refuse_existing_part, refuse_occupied, rounding,
 };
 use super::resolve::{InitTask, output};
 use super::saved::{self, Outputs};
 use super::terminal::Terminal;
-use crate::plan::{self, PlannedSite, Shard};
+use crate::plan::{self, Inputs, Plan, PlannedSite, Shard};
 use crate::report::UnusableSite;
 use crate::report::format::count;
-use crate::run::{Output, Part, Parts, run_part};
+use crate::run::{Job, Output, Part, Parts, run_part};
 use crate::storage::{Problems, visible};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -30,6 +31,29 @@ struct Done {
     unusable: Vec<UnusableSite>,
 }
 
+/// Plans the job, and checks the folder of a part. Returns this folder, and the plan with its inputs.
+fn prepare_part(
+    task: &InitTask,
+    shard: Shard,
+    terminal: &Terminal,
+) -> Result<(PathBuf, (Plan, Inputs)), Problems> {
+    let folder = task.output.folder.join(shard.file_name(""));
+    let mut problems = Problems::default();
+    problems.collect(refuse_existing_part(&folder, task.job.force));
+    match problems.collect(prepare(&task.job, None, terminal)) {
+        Some(planned) => problems.or_ok((folder, planned)),
+        None => Err(problems),
+    }
+}
+
+/// Makes all checks, and prints the plan of the whole job and the folder of the part.
+pub(crate) fn dry_run(task: &InitTask, shard: Shard, terminal: &Terminal) -> anyhow::Result<()> {
+    let (folder, (plan, inputs)) = prepare_part(task, shard, terminal)?;
+    task.check_events(&inputs)?;
+    saved::check(&folder, &Job::of_run(&plan, &inputs), task.saving)?;
+    dry_run::print(&plan, super::plan::render, &[&folder], terminal)
+}
+
 /// Decomposes the layers of a part, into a folder of its own in `--out`.
 pub(crate) fn run(
     task: &InitTask,
@@ -38,15 +62,8 @@ pub(crate) fn run(
     interruption: &Interruption,
 ) -> anyhow::Result<()> {
     let InitTask { job, output, .. } = task;
-    let folder = output.folder.join(shard.file_name(""));
+    let (folder, (plan, inputs)) = prepare_part(task, shard, terminal)?;
     let check = || refuse_existing_part(&folder, job.force).map_err(Problems::from);
-    let mut problems = Problems::default();
-    problems.collect(check());
-    let planned = problems.collect(prepare(job, None));
-    let Some((plan, inputs)) = planned else { return Err(problems.into()) };
-    check_layers(output, &plan, &inputs, &mut problems);
-    problems.or_ok(())?;
-
     let sites = plan.sites_of(shard);
     let session = Session::new(task, (&plan, &inputs), &sites, terminal, interruption)?;
     create_folder(&output.folder)?;
@@ -100,6 +117,12 @@ pub(crate) fn join(args: MergeArgs, folders: &[PathBuf], terminal: &Terminal) ->
     let Some((plan, inputs)) = planned else { return Err(problems.into()) };
     check_layers(&output, &plan, &inputs, &mut problems);
     problems.or_ok(())?;
+    if let Some(warning) = rounding(&output, &plan) {
+        terminal.warning(&warning);
+    }
+    if args.dry.dry_run {
+        return dry_run::print(&plan, super::plan::render, &output.all(), terminal);
+    }
     Interruption::handle(terminal)?;
     let _locks = Outputs::of(&output).lock()?;
     if !args.force {

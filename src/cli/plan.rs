@@ -15,7 +15,7 @@ use std::fmt::Write as _;
 
 /// Plans a job, and prints the plan.
 pub(crate) fn run(task: &PlanTask, terminal: &Terminal) -> anyhow::Result<()> {
-    let (plan, inputs) = prepare(&task.job, task.output.as_ref())?;
+    let (plan, inputs) = prepare(&task.job, task.output.as_ref(), terminal)?;
     if let Some(room) = limits::room(plan.threads)
         && room.bytes < plan.peak_memory
     {
@@ -184,6 +184,7 @@ pub(crate) mod testing {
                 layers: vec![layer("query", 6), layer("value", 2)],
             }],
             skipped: vec![Skipped { name: "conv".into(), reason: "its weight is not a matrix".into() }],
+            shared: vec![],
             method: Options {
                 strength: Strength::MaxShift(0.05),
                 ranks,

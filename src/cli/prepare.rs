@@ -1,26 +1,39 @@
 //! Checks before the computation: all problems with options and outputs are found at once.
 
-use super::resolve::Job;
+use super::resolve::{self, Job};
+use super::terminal::Terminal;
 use crate::adapter::{self, Format};
+use crate::element::Element;
 use crate::factors::LayerShape;
 use crate::plan::{self, Inputs, Plan, Request};
+use crate::report::format::count;
 use crate::run::{Output, PartialRun, progress_folder};
 use crate::storage::{Problem, Problems, is_same_file, quoted, visible};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Plans a job, and checks its output if it is known. Refused options are among the problems.
-pub(crate) fn prepare(job: &Job, output: Option<&Output>) -> Result<(Plan, Inputs), Problems> {
+/// Plans a job, and checks its output if it is known. Refused options are among the problems, and layers that the output cannot hold.
+/// Warns of a changed base that is rounded.
+pub(crate) fn prepare(
+    job: &Job,
+    output: Option<&Output>,
+    terminal: &Terminal,
+) -> Result<(Plan, Inputs), Problems> {
     let mut problems = job.refused.clone();
     if let Some(output) = output {
         problems.collect(check_output(output, &job.request, job.force));
     }
     match problems.collect(plan::plan(&job.request)) {
         Some((plan, inputs)) => {
-            if let Some(output) = output {
-                check_layers(output, &plan, &inputs, &mut problems);
+            // Where the output goes does not matter to the layers.
+            let anywhere = resolve::output(Path::new(""), job.request.method.start, &job.writing);
+            let output = output.unwrap_or(&anywhere);
+            check_layers(output, &plan, &inputs, &mut problems);
+            problems.or_ok(())?;
+            if let Some(warning) = rounding(output, &plan) {
+                terminal.warning(&warning);
             }
-            problems.or_ok((plan, inputs))
+            Ok((plan, inputs))
         }
         None => Err(problems),
     }
@@ -42,6 +55,24 @@ fn check_groups(output: &Output, plan: &Plan) -> Result<(), Problem> {
     Ok(())
 }
 
+/// The warning about a changed base that is rounded, if it is: the size of the effect, and the ways without it.
+pub(crate) fn rounding(output: &Output, plan: &Plan) -> Option<String> {
+    if output.base.is_none() || output.wide_base {
+        return None;
+    }
+    let formats = [(Element::Bf16, "0.4 %"), (Element::F16, "0.05 %")];
+    let (element, share) =
+        formats.into_iter().find(|(element, _)| plan.layers().any(|layer| layer.element == *element))?;
+    let rounded = plan.layers().filter(|layer| layer.element == element).count();
+    let name = element.name();
+    Some(format!(
+        "the changed base is rounded: the model stores {} in {name}, so each changed number is off by up to {share} of its size, and \
+         the outputs before training differ from those of the model. Give --base-dtype f32 for a changed base in F32, or --start \
+         mirrored, which does not change the base",
+        count(rounded as u64, "adapted weight"),
+    ))
+}
+
 /// Refuses layers that the output cannot hold.
 pub(crate) fn check_layers(output: &Output, plan: &Plan, inputs: &Inputs, problems: &mut Problems) {
     if let Format::SingleFile(..) = output.format {
@@ -49,9 +80,7 @@ pub(crate) fn check_layers(output: &Output, plan: &Plan, inputs: &Inputs, proble
         problems.collect(adapter::refuse_shapes_without_place(shapes));
     }
     if output.base.is_some() {
-        for layer in plan.layers().filter(|layer| layer.shape == LayerShape::Embedding) {
-            problems.collect(plan::refuse_tied_embedding(&inputs.checkpoint, &layer.tensors()));
-        }
+        problems.collect(plan::refuse_shared_weights(plan, &inputs.checkpoint));
     }
     problems.collect(check_groups(output, plan));
 }
@@ -258,6 +287,8 @@ pub(crate) fn create_folder(folder: &Path) -> Result<(), Problem> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::plan::testing::plan_of;
+    use crate::rank::Policy;
     use expect_test::expect;
 
     /// The refusal with its help, without the name of the test's folder.
@@ -324,6 +355,7 @@ mod tests {
         let output = |folder: &str, base: Option<&str>, page: Option<&str>| Output {
             folder: path(folder),
             base: base.map(path),
+            wide_base: false,
             anchor: None,
             format: Format::Peft,
             page: page.map(path),
@@ -339,6 +371,35 @@ mod tests {
         .assert_eq(&refused(output("page.html", None, Some("page.txt")), true));
         assert!(check_output(&output("used", None, None), &request, false).is_err());
         assert!(check_output(&output("used", None, Some("page.html")), &request, true).is_ok());
+    }
+
+    /// The old code rounded the base without a word.
+    #[test]
+    fn a_rounded_base_is_told_with_the_ways_without_it() {
+        let output = |base: Option<&str>, wide_base| Output {
+            folder: "out".into(),
+            base: base.map(Into::into),
+            wide_base,
+            anchor: None,
+            format: Format::Peft,
+            page: None,
+        };
+        let mut plan = plan_of(Policy::Fixed(3));
+        let base = output(Some("base"), false);
+        let of_bf16 = rounding(&base, &plan).unwrap();
+        for unchanged in [output(None, false), output(Some("base"), true)] {
+            assert_eq!(rounding(&unchanged, &plan), None);
+        }
+        let set = |plan: &mut Plan, element| {
+            plan.sites.iter_mut().flat_map(|site| &mut site.layers).for_each(|layer| layer.element = element);
+        };
+        set(&mut plan, Element::F16);
+        let of_f16 = rounding(&base, &plan).unwrap();
+        set(&mut plan, Element::F32);
+        assert_eq!(rounding(&base, &plan), None);
+        expect![[r#"
+            the changed base is rounded: the model stores 2 adapted weights in BF16, so each changed number is off by up to 0.4 % of its size, and the outputs before training differ from those of the model. Give --base-dtype f32 for a changed base in F32, or --start mirrored, which does not change the base
+            the changed base is rounded: the model stores 2 adapted weights in F16, so each changed number is off by up to 0.05 % of its size, and the outputs before training differ from those of the model. Give --base-dtype f32 for a changed base in F32, or --start mirrored, which does not change the base"#]].assert_eq(&[of_bf16, of_f16].join("\n"));
     }
 
     #[test]

@@ -5,13 +5,22 @@ use crate::adapter::{record_heading, recorded_layer};
 use crate::factors::LayerName;
 use crate::plan::{Inputs, Plan, Recording};
 use crate::report::Report;
-use crate::storage::{Piece, Source};
+use crate::run::weight_fingerprints;
+use crate::storage::{Piece, Problem, Source};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
 /// The record of the adapter of a run.
-pub(crate) fn provenance(plan: &Plan, inputs: &Inputs, report: &Report) -> Map<String, Value> {
-    let mut entries = of_report(plan, inputs, report);
+///
+/// # Errors
+/// Problems of reading the weights.
+pub(crate) fn provenance(
+    plan: &Plan,
+    inputs: &Inputs,
+    report: &Report,
+) -> Result<Map<String, Value>, Problem> {
+    let fingerprints = weight_fingerprints(plan, inputs)?;
+    let mut entries = of_report(plan, inputs, report, &fingerprints);
     entries.insert("activations".into(), json!([]));
     entries.insert("source".into(), json!([]));
     if let Some(target) = &inputs.target {
@@ -20,7 +29,7 @@ pub(crate) fn provenance(plan: &Plan, inputs: &Inputs, report: &Report) -> Map<S
     if let Some(source) = &inputs.source {
         insert_recording(&mut entries, source, "source", "source_moments");
     }
-    entries
+    Ok(entries)
 }
 
 /// The activation files, and the moments files if those were used in their place.
@@ -40,7 +49,12 @@ fn insert_recording(entries: &mut Map<String, Value>, recording: &Recording, row
     }
 }
 
-fn of_report(plan: &Plan, inputs: &Inputs, report: &Report) -> Map<String, Value> {
+fn of_report(
+    plan: &Plan,
+    inputs: &Inputs,
+    report: &Report,
+    fingerprints: &BTreeMap<&LayerName, Vec<String>>,
+) -> Map<String, Value> {
     let is_whole = |weight: &[Piece]| matches!(weight, [one] if inputs.checkpoint.whole(&one.tensor).as_ref() == Some(one));
     let pieces: BTreeMap<&LayerName, &[Piece]> = plan
         .layers()
@@ -53,7 +67,9 @@ fn of_report(plan: &Plan, inputs: &Inputs, report: &Report) -> Map<String, Value
         .filter(|layer| layer.rank > 0)
         .map(|layer| {
             let name = layer.name();
-            let mut record = recorded_layer(&name.to_string(), &layer.tensor, pieces.get(&name).copied());
+            let fingerprints = fingerprints.get(&name).map_or(&[][..], Vec::as_slice);
+            let mut record =
+                recorded_layer(&name.to_string(), &layer.tensor, pieces.get(&name).copied(), fingerprints);
             record["rank"] = json!(layer.rank);
             record["energy_kept"] = json!(layer.energy_kept);
             record["strength"] = json!(layer.strength);

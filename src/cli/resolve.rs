@@ -52,6 +52,8 @@ pub(crate) struct InitTask {
     /// File for events; `-` is stdout.
     pub(crate) events: Option<PathBuf>,
     pub(crate) saving: Saving,
+    /// True to write nothing.
+    pub(crate) dry_run: bool,
 }
 
 /// The task of `plan`.
@@ -70,6 +72,8 @@ pub(crate) struct MomentsTask {
     /// True to replace an existing file.
     pub(crate) force: bool,
     pub(crate) saving: Saving,
+    /// True to write nothing.
+    pub(crate) dry_run: bool,
 }
 
 /// The task of `convert`.
@@ -85,6 +89,8 @@ pub(crate) struct ConvertTask {
     pub(crate) force: bool,
     /// Refused options. They are reported together with what the files show.
     pub(crate) refused: Problems,
+    /// True to write nothing.
+    pub(crate) dry_run: bool,
 }
 
 /// How progress is saved.
@@ -101,7 +107,7 @@ pub(crate) struct Saving {
 /// # Errors
 /// A usage problem if the launcher does not tell the part for `--shard auto`.
 pub(crate) fn init(args: InitArgs, json: bool) -> Result<InitTask, Problem> {
-    let InitArgs { job: mut args, out, shard } = args;
+    let InitArgs { job: mut args, out, shard, dry } = args;
     let shard = shard.map(launcher::shard).transpose()?;
     let (page, events) = (args.output.report.take(), args.events.take());
     let saving = saving(&args.saving);
@@ -117,7 +123,7 @@ pub(crate) fn init(args: InitArgs, json: bool) -> Result<InitTask, Problem> {
             .push(problem.help("remove --report, and give it to the `cntlora merge` that joins the parts"));
     }
     let output = Output { page, ..output(&out, job.request.method.start, &job.writing) };
-    Ok(InitTask { job, output, shard, events, saving })
+    Ok(InitTask { job, output, shard, events, saving, dry_run: dry.dry_run })
 }
 
 /// Resolves the arguments of `plan`.
@@ -150,20 +156,30 @@ pub(crate) fn moments(args: MomentsArgs) -> Result<MomentsTask, Problem> {
         max_memory: args.run.max_memory,
         room: None,
     };
-    Ok(MomentsTask { request, out, force: args.force, saving: saving(&args.saving) })
+    let (saving, dry_run) = (saving(&args.saving), args.dry.dry_run);
+    Ok(MomentsTask { request, out, force: args.force, saving, dry_run })
 }
 
 /// Resolves the arguments of `convert`.
 pub(crate) fn convert(args: ConvertArgs) -> ConvertTask {
-    let ConvertArgs { adapter, init, rank, out, writing, force } = args;
+    let ConvertArgs { adapter, init, rank, out, writing, force, dry } = args;
     let mut refused = Problems::default();
     let format = format(&writing, &mut refused);
     if init.is_none() && rank.is_none() && format == Format::Peft {
         let problem = Problem::usage("nothing to do: give --init, --rank or --format");
         refused.push(problem.help("--init takes the adapter that the training started from"));
     }
-    let output = Output { folder: out, base: None, anchor: None, format, page: None };
-    ConvertTask { adapter, init, rank: rank.map(usize::from), output, element: writing.dtype, force, refused }
+    let output = Output { folder: out, base: None, wide_base: false, anchor: None, format, page: None };
+    ConvertTask {
+        adapter,
+        init,
+        rank: rank.map(usize::from),
+        output,
+        element: writing.dtype,
+        force,
+        refused,
+        dry_run: dry.dry_run,
+    }
 }
 
 fn job(args: JobArgs) -> Job {
@@ -173,6 +189,7 @@ fn job(args: JobArgs) -> Job {
         format: format(&args.output.writing, &mut refused),
         base: args.output.base_out,
         anchored: args.output.anchored == Some(true),
+        wide_base: args.output.wide_base == Some(true),
     };
     let (inputs, layers) = (args.inputs, args.layers);
     let request = Request {
@@ -248,6 +265,7 @@ pub(crate) fn output(folder: &Path, start: Start, writing: &Writing) -> Output {
     Output {
         folder: folder.into(),
         base: (is_residual && !writing.anchored).then(base),
+        wide_base: writing.wide_base,
         anchor: (is_residual && writing.anchored).then(|| anchor_of(folder)),
         format: writing.format,
         page: None,
@@ -284,6 +302,7 @@ fn refuse_without_effect(job: &JobArgs, refused: &mut Problems) {
     let (method, start) = (args.method, start(args));
     for (option, given, needed) in [
         ("--base-out", output.base_out.is_some(), Start::Residual),
+        ("--base-dtype", output.wide_base.is_some(), Start::Residual),
         ("--residual", output.anchored.is_some(), Start::Residual),
         ("--strength", args.strength.is_some(), Start::Update),
         ("--max-shift", args.max_shift.is_some(), Start::Update),
@@ -317,10 +336,15 @@ fn refuse_without_effect(job: &JobArgs, refused: &mut Problems) {
             refused.push(Problem::usage(what).help(format!("remove {option}")));
         }
     }
-    if output.base_out.is_some() && output.anchored == Some(true) {
-        let problem =
-            Problem::usage("--base-out has no effect with --residual anchor, which keeps the base as it is");
-        refused.push(problem.help("remove --base-out, or give --residual checkpoint"));
+    for (option, given) in
+        [("--base-out", output.base_out.is_some()), ("--base-dtype", output.wide_base.is_some())]
+    {
+        if given && output.anchored == Some(true) {
+            let what =
+                format!("{option} has no effect with --residual anchor, which keeps the base as it is");
+            refused
+                .push(Problem::usage(what).help(format!("remove {option}, or give --residual checkpoint")));
+        }
     }
     let inputs = &job.inputs;
     let reads_rows = inputs.moments.is_empty() || !inputs.source.is_empty();

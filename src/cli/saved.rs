@@ -51,6 +51,11 @@ impl Outputs {
     }
 }
 
+/// Checks that a run that writes to `main` could continue the progress beside it. Writes nothing.
+pub(crate) fn check(main: &Path, job: &Job, saving: Saving) -> Result<(), Problems> {
+    if saving.restart { Ok(()) } else { PartialRun::check(&progress_folder(main), job) }
+}
+
 /// A run whose outputs are locked, and whose progress is saved.
 pub(crate) struct SavedRun {
     pub(crate) partial: PartialRun,

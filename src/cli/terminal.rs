@@ -4,6 +4,7 @@
 use super::args::{GlobalArgs, ProgressStyle, When};
 use super::command_line;
 use super::interrupt::Interruption;
+use super::variables::Variable;
 use crate::storage::visible;
 use clap::ColorChoice;
 use clap::builder::styling::{AnsiColor, Style};
@@ -20,16 +21,29 @@ use tracing_subscriber::{Registry, fmt, registry, reload};
 #[derive(Clone, Debug)]
 pub(crate) struct Process {
     command_line: String,
+    variables: Vec<Variable>,
     interruption: Option<Interruption>,
 }
 
 impl Process {
-    /// A process with these words as its command line. `interruption` is given if another thread passes interrupts on.
-    pub(crate) fn new(words: &[OsString], interruption: Option<Interruption>) -> Self {
-        Self { command_line: command_line::join(words), interruption }
+    /// A process with these words as its command line, and the variables that give further options. `interruption` is given if another
+    /// thread passes interrupts on.
+    pub(crate) fn new(
+        words: &[OsString],
+        variables: Vec<Variable>,
+        interruption: Option<Interruption>,
+    ) -> Self {
+        let assignments = variables.iter().map(Variable::assignment);
+        let command_line = assignments.chain([command_line::join(words)]).collect::<Vec<_>>().join(" ");
+        Self { command_line, variables, interruption }
     }
 
-    /// The command line, as a shell reads it.
+    /// The variables that give options.
+    pub(crate) fn variables(&self) -> &[Variable] {
+        &self.variables
+    }
+
+    /// The command line, as a shell reads it, after the variables that give further options.
     pub(crate) fn command_line(&self) -> &str {
         &self.command_line
     }

@@ -9,10 +9,11 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// The metadata. A file has the oldest version that supports its content: version 1 has sums over rows, version 2 also counts of tokens.
+/// The metadata. A file has the oldest version that supports its content: version 1 has sums over rows, version 2 also counts of tokens,
+/// version 3 also numbers of rows that are all zero.
 const SCHEMA: Schema = Schema {
     format: "moments",
-    newest: 2,
+    newest: 3,
     name: "moments metadata",
     help: "measure activations with `cntlora moments`",
 };
@@ -141,14 +142,18 @@ impl Content {
         sums
     }
 
-    /// The metadata as JSON, with a hash of the sums of each site.
-    pub(super) fn to_text(&self, hashes: &BTreeMap<&str, String>) -> String {
+    /// The metadata as JSON, with what they state about the sums of each site.
+    pub(super) fn to_text(&self, stated: &BTreeMap<&str, Stated>) -> String {
         let sites = self.sites.iter().map(|(name, site)| {
             let MeasuredSite { width, counts, modules, skipped_rows } = site.clone();
-            let sha256 = hashes.get(name.as_str()).cloned().unwrap_or_default();
-            (name.clone(), SiteText { width: width as u64, counts, modules, skipped_rows, sha256 })
+            let Stated { sha256, zero_rows } = stated.get(name.as_str()).cloned().unwrap_or_default();
+            (name.clone(), SiteText { width: width as u64, counts, modules, skipped_rows, zero_rows, sha256 })
         });
-        let version = if self.sites.values().any(|site| site.counts) { SCHEMA.newest } else { 1 };
+        let version = match () {
+            () if stated.values().any(|site| site.zero_rows > 0) => 3,
+            () if self.sites.values().any(|site| site.counts) => 2,
+            () => 1,
+        };
         let text = Text {
             format: SCHEMA.format.into(),
             version,
@@ -161,13 +166,13 @@ impl Content {
         serde_json::to_string(&text).expect("text and integers can be written to memory")
     }
 
-    /// Reads metadata, and the hash of the sums of each site.
-    pub(super) fn parse(text: &str) -> Result<(Self, BTreeMap<String, String>), Problem> {
+    /// Reads metadata, and what they state about the sums of each site.
+    pub(super) fn parse(text: &str) -> Result<(Self, BTreeMap<String, Stated>), Problem> {
         let text: Text = SCHEMA.parse(text.as_bytes())?;
-        let mut hashes = BTreeMap::new();
+        let mut stated = BTreeMap::new();
         let mut sites = BTreeMap::new();
         for (name, site) in text.sites {
-            let SiteText { width, counts, modules, skipped_rows, sha256 } = site;
+            let SiteText { width, counts, modules, skipped_rows, zero_rows, sha256 } = site;
             let refused = |what: &str| Err(Problem::data(what).in_tensor(&name));
             let width = match usize::try_from(width) {
                 Ok(width) if width > 0 => width,
@@ -184,7 +189,7 @@ impl Content {
             if modules.is_empty() {
                 return refused("this site has no modules");
             }
-            hashes.insert(name.clone(), sha256);
+            stated.insert(name.clone(), Stated { sha256, zero_rows });
             sites.insert(name, MeasuredSite { width, counts, modules, skipped_rows });
         }
         if let Some(Part { index, count, .. }) = text.part
@@ -194,7 +199,7 @@ impl Content {
         }
         let content = Self { precision: text.precision, sites, sources: text.sources, part: text.part };
         content.check_rows()?;
-        Ok((content, hashes))
+        Ok((content, stated))
     }
 
     /// Checks that every row belongs to a site, and that every site has rows.
@@ -212,6 +217,15 @@ impl Content {
             None => Ok(()),
         }
     }
+}
+
+/// The statements of the metadata about the sums of a site.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Stated {
+    /// Their hash.
+    pub(super) sha256: String,
+    /// Number of rows that are all zero.
+    pub(super) zero_rows: u64,
 }
 
 /// The JSON of the metadata.
@@ -236,8 +250,15 @@ struct SiteText {
     counts: bool,
     modules: Vec<String>,
     skipped_rows: u64,
+    /// Number of rows that are all zero. Older files do not have it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    zero_rows: u64,
     /// Hash of the sums in little-endian bytes: count, sum, Gram triangle and maxima, or the token counts.
     sha256: String,
+}
+
+fn is_zero(value: &u64) -> bool {
+    *value == 0
 }
 
 fn is_false(value: &bool) -> bool {

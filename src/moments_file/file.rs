@@ -1,6 +1,6 @@
 //! The reader of one moments file: the header first, the sums of one site on demand.
 
-use super::content::claims;
+use super::content::{Stated, claims};
 use super::stored::Stored;
 use super::{Content, METADATA, SiteSums};
 use crate::error::Error;
@@ -16,7 +16,7 @@ use std::path::Path;
 pub struct MomentsFile {
     pub(super) source: Source,
     pub(super) content: Content,
-    hashes: BTreeMap<String, String>,
+    stated: BTreeMap<String, Stated>,
     /// The rows that were read of each site.
     rows: BTreeMap<String, u64>,
     pub(super) tensors: BTreeMap<String, Tensor>,
@@ -37,9 +37,9 @@ impl MomentsFile {
     /// As [`open`](Self::open).
     pub fn from_source(source: Source) -> Result<Self, Problem> {
         let header = Header::read(&source)?;
-        let (content, hashes) = Self::check(&header).map_err(|problem| problem.in_file(source.path()))?;
+        let (content, stated) = Self::check(&header).map_err(|problem| problem.in_file(source.path()))?;
         let rows = content.rows_of_sites().into_iter().map(|(site, rows)| (site.to_owned(), rows)).collect();
-        Ok(Self { source, content, hashes, rows, tensors: header.tensors })
+        Ok(Self { source, content, stated, rows, tensors: header.tensors })
     }
 
     /// Returns whether a header claims to be that of a moments file, valid or not.
@@ -47,12 +47,12 @@ impl MomentsFile {
         header.metadata.get(METADATA).is_some_and(|text| claims(text))
     }
 
-    fn check(header: &Header) -> Result<(Content, BTreeMap<String, String>), Problem> {
+    fn check(header: &Header) -> Result<(Content, BTreeMap<String, Stated>), Problem> {
         let text = header.metadata.get(METADATA).ok_or_else(|| {
             Problem::data("not a moments file: the metadata entry \"cntlora\" is missing")
                 .help("measure activations with `cntlora moments`")
         })?;
-        let (content, hashes) = Content::parse(text)?;
+        let (content, stated) = Content::parse(text)?;
         let mut expected = 0;
         for (site, measured) in &content.sites {
             for sum in Stored::of(measured) {
@@ -77,7 +77,7 @@ impl MomentsFile {
             let found = header.tensors.len();
             return Err(Problem::data(format!("expected {expected} tensors for its sites, found {found}")));
         }
-        Ok((content, hashes))
+        Ok((content, stated))
     }
 
     /// The metadata.
@@ -114,13 +114,15 @@ impl MomentsFile {
                 let sum = self.numbers(site, Stored::Sum)?;
                 let gram = self.numbers(site, Stored::Gram)?;
                 let abs_max = self.numbers(site, Stored::AbsMax)?;
-                Moments::from_sums(count[0], sum, gram, abs_max).map(Into::into)
+                let zero_rows = self.stated.get(site).map_or(0, |stated| stated.zero_rows);
+                let moments = Moments::from_sums(count[0], sum, gram, abs_max);
+                moments.map(|moments| moments.with_zero_rows(zero_rows).into())
             }
         };
         let sums = sums.map_err(|error| problem(Problem::data(error.to_string())))?;
         let damaged =
             |what: String| problem(Problem::data(what).help("copy the file again, or measure again"));
-        if self.hashes.get(site) != Some(&sums.hash()) {
+        if self.stated.get(site).map(|stated| &stated.sha256) != Some(&sums.hash()) {
             return Err(damaged("checksum mismatch: the file is damaged".into()));
         }
         let rows = self.rows(site);

@@ -32,6 +32,14 @@ impl SiteSums<'_> {
         }
     }
 
+    /// Number of rows that are all zero.
+    pub fn zero_rows(&self) -> u64 {
+        match &self.0 {
+            RowsOrTokens::Rows(moments) => moments.zero_rows(),
+            RowsOrTokens::Tokens(_) => 0,
+        }
+    }
+
     /// The bytes of one tensor in a file; empty for a tensor of the other kind.
     pub(super) fn bytes(&self, stored: Stored) -> Cow<'_, [u8]> {
         use RowsOrTokens::{Rows, Tokens};

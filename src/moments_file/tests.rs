@@ -2,6 +2,7 @@
 
 mod refusals;
 
+use super::content::Stated;
 use super::stored::Stored;
 use super::*;
 use crate::moments::{Counts, Moments};
@@ -11,6 +12,7 @@ use crate::storage::safetensors::Header;
 use crate::storage::shown;
 use crate::storage::{Access, Problem, Problems, Source, safetensors};
 use expect_test::{Expect, expect};
+use faer::Mat;
 use quickcheck::quickcheck;
 use std::collections::BTreeMap;
 use std::fs;
@@ -117,7 +119,7 @@ fn with_tensors(text: Option<String>, stored: &[Stored]) -> Result<MomentsFile, 
 const ROWS: [Stored; 4] = [Stored::Count, Stored::Sum, Stored::Gram, Stored::AbsMax];
 
 fn text_of(content: &Content) -> String {
-    content.to_text(&BTreeMap::from([("s", "0".repeat(64))]))
+    content.to_text(&BTreeMap::from([("s", Stated { sha256: "0".repeat(64), zero_rows: 0 })]))
 }
 
 quickcheck! {
@@ -314,6 +316,29 @@ fn counts_add_up() {
     "#]]);
 }
 
+/// Numbers of zero rows are saved and added. Files with them have version 3; other files keep their bytes, and have none.
+#[test]
+fn zero_rows_are_saved() {
+    let fixture = Fixture::new();
+    let moments = |zeros: usize| {
+        Moments::of(Mat::from_fn(4, 2, |i, j| if i < zeros { 0.0 } else { (1 + i + j) as f32 }).as_ref())
+            .unwrap()
+    };
+    let put = |name: &str, rows, zeros| {
+        let content = content_of(&[("s", "r", rows, 2)]);
+        write(&fixture.path(name), &content, &|_| Ok(moments(zeros).into())).unwrap();
+        MomentsFile::open(&fixture.path(name), Access::Auto).unwrap()
+    };
+    assert_eq!(put("without", 0..4, 0).moments("s").unwrap().zero_rows(), 0);
+    assert!(!String::from_utf8_lossy(&fs::read(fixture.path("without")).unwrap()).contains("zero_rows"));
+    assert_eq!(put("three", 4..8, 3).moments("s").unwrap(), moments(3));
+    let text = String::from_utf8_lossy(&fs::read(fixture.path("three")).unwrap()).into_owned();
+    assert!(text.contains(r#"\"version\":3"#) && text.contains(r#"\"zero_rows\":3"#), "{text}");
+    put("two", 8..12, 2);
+    let set = fixture.set(&["without", "three", "two"]).unwrap();
+    assert_eq!(set.read("s").unwrap().zero_rows(), 5);
+}
+
 /// Files of rows have version 1, which older readers accept. Files with token counts have version 2. A site has either rows or counts.
 #[test]
 fn files_with_counts_have_another_version() {
@@ -375,12 +400,12 @@ fn covariances_are_exact_after_writing_and_merging() {
     let fixture = Fixture::new();
     let recordings = [("near", 300.0f32), ("far", 1e4)].map(|(name, mean)| {
         let rows = gaussian::<f32>(ROWS, WIDTH, 1, name);
-        let rows = faer::Mat::from_fn(ROWS, WIDTH, |i, j| rows[(i, j)] + if j < 3 { mean } else { 1e4 });
+        let rows = Mat::from_fn(ROWS, WIDTH, |i, j| rows[(i, j)] + if j < 3 { mean } else { 1e4 });
         let content = content_of(&[("s", name, 0..ROWS as u64, WIDTH)]);
         write(&fixture.path(name), &content, &|_| Ok(Moments::of(rows.as_ref()).unwrap().into())).unwrap();
         rows
     });
-    let check = |names: &[&str], recordings: &[faer::Mat<f32>]| {
+    let check = |names: &[&str], recordings: &[Mat<f32>]| {
         let x = |i: usize, j: usize| f64::from(recordings[i / ROWS][(i % ROWS, j)]);
         let count = recordings.len() * ROWS;
         let mean = |j: usize| (0..count).map(|i| x(i, j)).sum::<f64>() / count as f64;

@@ -1,5 +1,6 @@
 //! The writer of moments files. It needs the sums of one site in memory at a time.
 
+use super::content::Stated;
 use super::stored::Stored;
 use super::{Content, METADATA, SiteSums};
 use crate::storage::safetensors::{Header, Layout};
@@ -80,7 +81,7 @@ impl<'c> Prepared<'c> {
         content: &'c Content,
         sums: &dyn Fn(&str) -> Result<SiteSums<'a>, Problem>,
     ) -> Result<Self, Problem> {
-        let mut hashes = BTreeMap::new();
+        let mut stated = BTreeMap::new();
         let mut shapes = BTreeMap::new();
         let mut owners = BTreeMap::new();
         let mut small = BTreeMap::new();
@@ -92,7 +93,7 @@ impl<'c> Prepared<'c> {
                 (width, counts),
                 "width and kind of site {site:?}"
             );
-            hashes.insert(site.as_str(), sums.hash());
+            stated.insert(site.as_str(), Stated { sha256: sums.hash(), zero_rows: sums.zero_rows() });
             for &stored in Stored::of(measured) {
                 let name = stored.tensor(site);
                 if matches!(stored, Stored::Count | Stored::AbsMax) {
@@ -102,7 +103,7 @@ impl<'c> Prepared<'c> {
                 owners.insert(name, (site.as_str(), stored));
             }
         }
-        let metadata = BTreeMap::from([(METADATA.to_owned(), content.to_text(&hashes))]);
+        let metadata = BTreeMap::from([(METADATA.to_owned(), content.to_text(&stated))]);
         let layout = Layout::new(&metadata, &shapes);
         check_header(layout.header().len() as u64)?;
         Ok(Self { layout, owners, small })

@@ -46,22 +46,9 @@ pub(super) fn classes(target: &RecordedSite<'_>, source: Option<&RecordedSite<'_
     target.counts().map(|counts| token_classes(counts, source) as u64)
 }
 
-/// Refuses to change the weight of an embedding that is also the output head of the model.
-///
-/// # Errors
-/// A usage problem if the configuration ties both, or if it does not mention tying and the model has an output head without a weight.
-pub fn refuse_tied_embedding(checkpoint: &Checkpoint, tensor: &str) -> Result<(), Problem> {
-    if !shares_head(checkpoint, tensor) {
-        return Ok(());
-    }
-    let what = "this embedding is also the output head of the model (tie_word_embeddings in config.json): a changed \
-                base would change both";
-    Err(Problem::usage(what).in_file(checkpoint.path()).in_tensor(tensor).help(
-        "give --residual anchor, which does not change the base, or exclude the embedding with --exclude",
-    ))
-}
-
-fn shares_head(checkpoint: &Checkpoint, tensor: &str) -> bool {
+/// True if the configuration ties this tensor of the vocabulary to the output head or the embedding of the model, or if it does not mention
+/// tying and the model has an output head without a weight.
+pub(super) fn shares_head(checkpoint: &Checkpoint, tensor: &str) -> bool {
     let Some(config) = checkpoint.config() else { return false };
     let inner = config.get("text_config");
     let shape = checkpoint.get(tensor).map(|stored| &stored.tensor.shape);
@@ -109,12 +96,10 @@ fn has_head(config: &Value) -> Option<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::shown;
     use crate::storage::{Access, safetensors};
-    use expect_test::expect;
     use std::fs;
 
-    /// Returns whether the table `e.weight` is refused with this configuration and these other tensors of the same shape.
+    /// Returns whether the table `e.weight` is tied with this configuration and these other tensors of the same shape.
     fn refused(config: &str, others: &[&str]) -> bool {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("config.json"), config).unwrap();
@@ -123,7 +108,7 @@ mod tests {
         let mut file = fs::File::create(folder.path().join("model.safetensors")).unwrap();
         safetensors::write(&mut file, &Default::default(), &tensors).unwrap();
         let checkpoint = Checkpoint::open(folder.path(), Access::Auto).unwrap();
-        refuse_tied_embedding(&checkpoint, "e.weight").is_err()
+        shares_head(&checkpoint, "e.weight")
     }
 
     /// The configuration decides. If it does not mention tying, a model with a head but without its weight counts as tied.
@@ -155,24 +140,6 @@ mod tests {
         }
         assert!(!refused(r#"{"architectures":["XLMRobertaModel"]}"#, &[]), "nothing is said");
         assert!(!refused(r#"{"architectures":["GlmForSequenceClassification"]}"#, &[]));
-    }
-
-    #[test]
-    fn tied_embeddings_have_a_message() {
-        let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join("config.json"), r#"{"tie_word_embeddings":true}"#).unwrap();
-        let tensor = ("e.weight".to_owned(), ("F32".to_owned(), vec![3, 1], vec![0; 12]));
-        let mut file = fs::File::create(folder.path().join("model.safetensors")).unwrap();
-        safetensors::write(&mut file, &Default::default(), &[tensor].into()).unwrap();
-        let checkpoint = Checkpoint::open(folder.path(), Access::Auto).unwrap();
-        let problem = refuse_tied_embedding(&checkpoint, "e.weight").unwrap_err();
-        expect![[r#"
-            Usage: model: tensor "e.weight": this embedding is also the output head of the model (tie_word_embeddings in config.json): a changed base would change both
-                help: give --residual anchor, which does not change the base, or exclude the embedding with --exclude
-        "#]].assert_eq(
-            &shown(&problem.into(), folder.path().parent().unwrap())
-                .replace(&*folder.path().file_name().unwrap().to_string_lossy(), "model"),
-        );
     }
 
     /// The table has three rows.

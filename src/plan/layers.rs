@@ -7,10 +7,11 @@ use super::recording::{RecordedSite, Recording};
 use super::renames::Renames;
 use super::select::Selector;
 use super::stored::{Stored, locate};
+use super::unadapted::Unadapted;
 use super::unfit::Unfit;
-use super::{PlannedLayer, PlannedSite, Skipped, embeddings};
+use super::{PlannedLayer, PlannedSite, SharedTensor, Skipped, embeddings, shared};
 use crate::constraint::Coupling;
-use crate::factors::{LayerName, LayerShape};
+use crate::factors::{LayerName, LayerShape, Start};
 use crate::method::Options;
 use crate::storage::{Checkpoint, Piece, Problem, Problems, quoted};
 use std::collections::BTreeMap;
@@ -25,6 +26,8 @@ pub(super) struct Found {
     pub sites: Vec<PlannedSite>,
     /// Selected modules that cannot be adapted.
     pub skipped: Vec<Skipped>,
+    /// Tensors of adapted layers that other recorded modules read too, if the start can change the base.
+    pub shared: Vec<SharedTensor>,
     /// Problems.
     pub problems: Problems,
 }
@@ -40,17 +43,27 @@ pub(super) fn find(
 ) -> Found {
     let recorded = sites.iter().flat_map(|site| site.modules).map(String::as_str);
     let names = Names::new(checkpoint.names(), recorded, renames);
+    let unadapted = Unadapted::of(checkpoint);
     let mut found = Found::default();
     let mut readers: BTreeMap<Vec<Piece>, Vec<LayerName>> = BTreeMap::new();
     for site in sites {
         let mut layers = Vec::new();
         for module in site.modules.iter().filter(|module| selector.selects(module)) {
+            if let Some(reason) = unadapted.reason_against(module) {
+                skip(module, reason, selector, checkpoint, &mut found);
+                continue;
+            }
             let (stored, name) = match locate_layer(&names, module) {
                 Ok(found) => found,
                 Err(unresolved) => {
                     // A search for similar names compares all names. With many problems, the first ones are enough.
                     let names = Some(&names).filter(|_| found.problems.0.len() < SEARCHED);
-                    found.problems.push(unresolved.problem(module, names).in_file(checkpoint.path()));
+                    let problem = unresolved.problem(module, names).in_file(checkpoint.path());
+                    let help = shared::help_for_head(checkpoint, module, &unresolved);
+                    found.problems.push(match help {
+                        Some(help) => problem.help(help),
+                        None => problem,
+                    });
                     continue;
                 }
             };
@@ -87,6 +100,9 @@ pub(super) fn find(
         }
     }
     complete_experts(selector, checkpoint, &mut found);
+    if options.start == Start::Residual {
+        found.shared = shared::tensors(&names, sites, &found.sites);
+    }
     if checkpoint.config().is_none() {
         refuse_ambiguous_squares(checkpoint, &mut found);
     }

@@ -21,20 +21,22 @@ mod room;
 mod schedule;
 mod select;
 mod shard;
+mod shared;
 mod stored;
 #[cfg(test)]
 mod testing;
+mod unadapted;
 mod unfit;
 mod weights;
 
 pub(crate) use cost::{MANY_SITES, MANY_SUMS};
 pub use division::{Division, Share};
-pub use embeddings::refuse_tied_embedding;
 pub use measurement::{Measurement, MeasurementRequest, SiteRows, plan_measurement};
-pub use planned::{Plan, PlannedLayer, PlannedSite, Skipped, Work};
+pub use planned::{Plan, PlannedLayer, PlannedSite, SharedTensor, Skipped, Work};
 pub use planning::{Inputs, plan, plan_opened};
 pub use recording::Recording;
 pub use renames::Rename;
 pub use request::{Nonfinite, Request, Selection};
 pub use room::Room;
 pub use shard::Shard;
+pub use shared::refuse_shared_weights;

@@ -3,6 +3,7 @@
 use super::nearest::list;
 use super::{PlannedLayer, PlannedSite, Recording, Request};
 use crate::constraint::Coupling;
+use crate::element::Element;
 use crate::error::Error;
 use crate::method::Options;
 use crate::rank::Policy;
@@ -22,6 +23,17 @@ pub(super) fn check_values(options: &Options, has_source: bool, problems: &mut P
             _ => problem,
         }
     }));
+    // Programs multiply with the scale in single precision. The options report a scale that is not positive themselves.
+    if options.scale > 0.0
+        && options.scale.is_finite()
+        && let Some(lost) = Element::F32.loses(options.scale)
+    {
+        let what = format!(
+            "the scale {:e} is {lost} in single precision, in which adapters are computed",
+            options.scale
+        );
+        problems.push(Problem::usage(what).help("give a --scale nearer to 1"));
+    }
     if has_source && !options.method.reads_source() {
         let what = format!("the method {} does not use pre-training activations", options.method.name());
         problems.push(Problem::usage(what).help("remove --source"));

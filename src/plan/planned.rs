@@ -19,6 +19,9 @@ pub struct Plan {
     pub sites: Vec<PlannedSite>,
     /// Modules without an adapter, and the reasons.
     pub skipped: Vec<Skipped>,
+    /// Tensors of adapted layers that other recorded modules read too. Searched only for a residual start.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shared: Vec<SharedTensor>,
     /// Method and options of the initialization.
     pub method: Options,
     /// The treatment of rows with NaN or infinity.
@@ -124,6 +127,15 @@ pub struct Skipped {
     pub name: String,
     /// The reason, in words.
     pub reason: String,
+}
+
+/// A tensor of an adapted layer, and another recorded module that reads it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct SharedTensor {
+    /// The tensor.
+    pub tensor: String,
+    /// The other module, which gets no adapter.
+    pub module: String,
 }
 
 /// Floating-point operations.

@@ -124,6 +124,7 @@ fn plan_with(
                 work: cost::work(&found.sites, &request.method),
                 sites: found.sites,
                 skipped: found.skipped,
+                shared: found.shared,
                 method: request.method.clone(),
                 nonfinite: request.nonfinite,
                 strict: request.strict,
@@ -203,6 +204,22 @@ mod tests {
         assert_eq!(few.peak_memory, many.peak_memory);
         assert_eq!(many.work.moments, 100.0 * few.work.moments);
         assert_eq!(many.work.factors, few.work.factors);
+    }
+
+    /// The old code wrote adapters without any effect, or with infinite products.
+    #[test]
+    fn scales_that_are_lost_are_refused() {
+        let mut fixture = Fixture::bert();
+        let mut refused = |scale| {
+            fixture.request.method.scale = scale;
+            crate::storage::shown(&fixture.refused(), fixture.folder.path())
+        };
+        let texts = [0.0, 1e308, 1e-50].map(&mut refused).concat();
+        expect![[r#""#]].assert_eq(&texts);
+        for scale in [1e-14, 1e30] {
+            fixture.request.method.scale = scale;
+            fixture.plan();
+        }
     }
 
     #[test]

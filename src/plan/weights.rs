@@ -25,6 +25,11 @@ const TABLES: [&str; 10] = [
     "embedding_table",
 ];
 
+/// True if a name ends like that of an embedding table. `last` is the last part of the name of a module.
+pub(super) fn is_table(last: &str) -> bool {
+    TABLES.iter().any(|table| last.ends_with(table))
+}
+
 /// A weight that stands for the site of its module.
 pub(super) struct StandIn {
     pub module: String,
@@ -41,7 +46,7 @@ pub(super) fn stand_ins(checkpoint: &Checkpoint, selector: &Selector<'_>) -> Vec
         let stored = checkpoint.get(name)?;
         let &[first, second] = stored.tensor.shape.as_slice() else { return None };
         let last = module.rsplit('.').next().unwrap_or(module);
-        let is_table = TABLES.iter().any(|table| last.ends_with(table)) && selector.names(module);
+        let is_table = is_table(last) && selector.names(module);
         if !is_table && NO_LINEAR_LAYERS.iter().any(|part| last.contains(part)) {
             return None;
         }

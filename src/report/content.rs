@@ -106,6 +106,12 @@ pub struct SiteReport {
     pub source_rows: Option<u64>,
     /// Rows that were left out because they held NaN or infinity.
     pub skipped_rows: u64,
+    /// Fine-tuning rows that are all zero, such as the padding of batches, among those used.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub zero_rows: u64,
+    /// Pre-training rows that are all zero, among those used.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub source_zero_rows: u64,
     /// Largest damping used, relative to the mean square of a channel.
     pub damping: f64,
     /// Spread of the fine-tuning activations, if the method reads activations.
@@ -119,6 +125,10 @@ pub struct SiteReport {
     pub moments_seconds: f64,
     /// Seconds for the factorizations of the site.
     pub constraint_seconds: f64,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// A site whose activations cannot be used.

@@ -16,6 +16,7 @@ pub mod table;
 mod testing;
 pub mod text;
 mod tokens;
+pub(crate) mod zero_rows;
 
 pub use crate::adapter::REPORT_FILE;
 pub use content::{

@@ -77,6 +77,8 @@ pub(super) fn report(layers: Vec<LayerReport>) -> Report {
             rows: 2048,
             source_rows: None,
             skipped_rows: 0,
+            zero_rows: 0,
+            source_zero_rows: 0,
             damping: 0.01,
             spread: Some(Spread { mean_square: 4.0, variance: 3.0, effective_rank: 12.5, top_share: 0.25 }),
             source_spread: None,

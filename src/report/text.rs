@@ -5,7 +5,7 @@ use super::figures::{self, Figures, rows_in_words};
 use super::format::{bytes, count, duration, number, percent};
 use super::groups::{self, Figure};
 use super::table::{Align, NONE, Table};
-use super::{Report, TrustRegion, kept, tokens};
+use super::{Report, TrustRegion, kept, tokens, zero_rows};
 use crate::method::Method;
 use crate::simd::Precision;
 use crate::storage::visible;
@@ -17,7 +17,8 @@ pub fn render(report: &Report) -> String {
     let _ = writeln!(text, "\n{}", summary(report));
     let lines = tokens_and_rows(report).into_iter().chain(kept_on_average(report));
     let lines = lines.chain(report.trust_region.as_ref().map(shift));
-    for line in lines.chain(all_left_out(report)).chain(empty_units(report)) {
+    let lines = lines.chain(all_left_out(report)).chain(empty_units(report));
+    for line in lines.chain(zero_rows::of_report(report).map(|line| wrap(&line))) {
         let _ = writeln!(text, "{line}");
     }
     let _ = writeln!(text, "\n{}", wrap(&format!("Advice: {}", advice(report))));

@@ -1,9 +1,13 @@
-//! The versions of the files that a run read.
+//! The versions of the files and weights that a run read.
 
-use crate::adapter::FileRecord;
-use crate::plan::{Inputs, Recording};
+use super::side_by_side::with_threads;
+use crate::adapter::{FileRecord, weight_fingerprint};
+use crate::factors::LayerName;
+use crate::plan::{Inputs, Plan, PlannedLayer, Recording};
 use crate::report::{InputFile, InputFiles};
 use crate::storage::{Problem, Source};
+use rayon::prelude::*;
+use std::collections::BTreeMap;
 
 /// The files of one kind are hashed if their total length in bytes is at most this, which takes a fraction of a second. Larger
 /// recordings are not read twice.
@@ -33,6 +37,25 @@ fn identify(files: &[&Source]) -> Result<Vec<InputFile>, Problem> {
         })
     };
     files.iter().map(identify).collect()
+}
+
+/// The fingerprints of the pieces of each weight of a plan. None for a model in memory, which has no files to recognize.
+///
+/// # Errors
+/// Problems of reading.
+pub fn weight_fingerprints<'a>(
+    plan: &'a Plan,
+    inputs: &Inputs,
+) -> Result<BTreeMap<&'a LayerName, Vec<String>>, Problem> {
+    if inputs.checkpoint.is_in_memory() {
+        return Ok(BTreeMap::new());
+    }
+    let layers: Vec<&PlannedLayer> = plan.layers().collect();
+    let of_layer = |layer: &&'a PlannedLayer| {
+        let pieces = layer.weight.iter().map(|piece| weight_fingerprint(&inputs.checkpoint, piece));
+        Ok((&layer.name, pieces.collect::<Result<_, _>>()?))
+    };
+    with_threads(plan.threads, || layers.par_iter().map(of_layer).collect())
 }
 
 #[cfg(test)]

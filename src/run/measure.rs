@@ -9,10 +9,12 @@ use super::side_by_side::{Threads, with_threads, work_side_by_side};
 use super::site_statistics::site_of;
 use super::{Event, Observer};
 use crate::activations::{ActivationSet, Site};
-use crate::moments_file::{Content, MeasuredSite, write};
+use crate::moments_file::{Content, MeasuredSite, SiteSums, write};
 use crate::plan::{Measurement, SiteRows};
+use crate::report::zero_rows;
 use crate::simd::Precision;
 use crate::storage::{Problem, Problems};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -61,7 +63,7 @@ pub fn measure(
         .collect();
     let many = many.map(ManySums::finish);
     partial.begin_writing(&[out])?;
-    write(out, &content, &|site| {
+    let sums_of = |site: &str| {
         if let Some(counts) = set.site(site).and_then(Site::counts) {
             return Ok(counts.into());
         }
@@ -74,8 +76,22 @@ pub fn measure(
                 .in_file(partial.folder())
                 .in_tensor(site)
         })?;
-        Ok(sums.moments.into())
+        Ok(SiteSums::from(sums.moments))
+    };
+    // The writer asks for the sums of every site.
+    let zeros = RefCell::new(BTreeMap::new());
+    write(out, &content, &|site| {
+        let sums = sums_of(site)?;
+        if !sums.0.is_tokens() {
+            zeros.borrow_mut().insert(site.to_owned(), (sums.count(), sums.zero_rows()));
+        }
+        Ok(sums)
     })?;
+    let zeros = zeros.into_inner();
+    let sites = zeros.iter().map(|(site, (rows, zero))| (site.as_str(), *rows, *zero));
+    if let Some(message) = zero_rows::sentence("measured", sites) {
+        observer.event(Event::Warning { message });
+    }
     Ok(content)
 }
 

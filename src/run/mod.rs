@@ -29,6 +29,7 @@ mod unusable;
 mod weight;
 mod whole;
 
+pub use inputs::weight_fingerprints;
 pub use job::Job;
 pub use lock::{OutputLock, progress_folder};
 pub use measure::measure;

@@ -3,7 +3,7 @@
 use super::Outcome;
 use super::side_by_side::with_threads;
 use crate::adapter::{
-    AdaptedWeight, Contents, Format, REPORT_FILE, Staged, anchor_of, default_base, other_modules,
+    AdaptedWeight, Base, Contents, Format, REPORT_FILE, Staged, anchor_of, default_base, other_modules,
 };
 use crate::plan::{Inputs, Plan, PlannedLayer};
 use crate::report::{Report, html};
@@ -18,6 +18,8 @@ pub struct Output {
     pub folder: PathBuf,
     /// Folder of the changed base, if the run changes the base.
     pub base: Option<PathBuf>,
+    /// True if changed weights in BF16 and F16 become F32.
+    pub wide_base: bool,
     /// Folder of the adapter that subtracts the initial update, in place of a changed base.
     pub anchor: Option<PathBuf>,
     /// Format of the adapter.
@@ -102,6 +104,7 @@ pub fn write(
             };
             let weights: Vec<_> = plan.layers().filter_map(adapted).collect();
             with_threads(plan.threads, || {
+                let base = Base { folder: base, wide: output.wide_base };
                 staged.base(base, &inputs.checkpoint, &weights, (adapter.scale, plan.element), Some(hash))
             })?
         }

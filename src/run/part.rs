@@ -41,6 +41,9 @@ pub struct Writing {
     pub base: Option<PathBuf>,
     /// True if a second adapter subtracts the initial update, in place of a changed base.
     pub anchored: bool,
+    /// True if changed weights in BF16 and F16 become F32.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub wide_base: bool,
 }
 
 impl Part {

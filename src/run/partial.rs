@@ -103,16 +103,7 @@ impl PartialRun {
             partial.remove_files(|name| is_ours(name) && ![LOCK, WRITING].contains(&name))?;
         }
         if path.exists() {
-            let earlier = Job::read(&Source::open(&path, Access::Read)?)?;
-            let differences = job.obstacles(&earlier);
-            if !differences.is_empty() {
-                let problem = |difference: &String| {
-                    Problem::usage(format!("contains the progress of another run: {difference}"))
-                        .in_file(folder)
-                        .help("give the options and inputs of that run to continue it, or --restart to start again")
-                };
-                return Err(Problems(differences.iter().map(problem).collect()));
-            }
+            let earlier = earlier(folder, job)?;
             if *job != earlier {
                 partial.differences = job.differences(&earlier);
                 // Only the job that started to write an output may replace it without --force.
@@ -124,6 +115,14 @@ impl PartialRun {
             write_atomically(&path, job.text().as_bytes())?;
         }
         Ok(partial)
+    }
+
+    /// Checks that a job can continue the progress in a folder, if there is some. Writes nothing.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), for progress of another run.
+    pub fn check(folder: &Path, job: &Job) -> Result<(), Problems> {
+        if Self::is_there(folder) { earlier(folder, job).map(drop) } else { Ok(()) }
     }
 
     /// The folder.
@@ -302,6 +301,21 @@ fn is_ours(name: &str) -> bool {
         digits == DIGITS && (name.ends_with(SUMS) || name.ends_with(LAYERS))
     };
     [LOCK, JOB, WRITING, PART].contains(&name) || is_unfinished(name) || of_a_site()
+}
+
+/// The job whose progress is in a folder, if `job` can continue it.
+fn earlier(folder: &Path, job: &Job) -> Result<Job, Problems> {
+    let earlier = Job::read(&Source::open(&folder.join(JOB), Access::Read)?)?;
+    let differences = job.obstacles(&earlier);
+    if differences.is_empty() {
+        return Ok(earlier);
+    }
+    let problem = |difference: &String| {
+        Problem::usage(format!("contains the progress of another run: {difference}"))
+            .in_file(folder)
+            .help("give the options and inputs of that run to continue it, or --restart to start again")
+    };
+    Err(Problems(differences.iter().map(problem).collect()))
 }
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
-//! One warning per run about sites with few rows relative to their width.
+//! One warning per run about sites with few rows relative to their width, and one about rows that are all zero.
 
 use super::{Event, Observer};
 use crate::constraint::rows_wanted;
 use crate::plan::Plan;
-use crate::report::SiteReport;
+use crate::report::{SiteReport, zero_rows};
 use crate::storage::quoted;
 use std::collections::BTreeSet;
 
@@ -28,6 +28,14 @@ pub(super) fn warn_of_few<'a>(
     )) {
         observer.event(Event::Warning { message });
     }
+}
+
+/// Warns about rows that are all zero.
+pub(super) fn warn_of_zeros<'a>(
+    sites: impl Iterator<Item = &'a SiteReport> + Clone,
+    observer: &dyn Observer,
+) {
+    zero_rows::of_sites(sites).for_each(|message| observer.event(Event::Warning { message }));
 }
 
 /// The warning for one kind of rows, if a site has too few.
@@ -67,6 +75,8 @@ mod tests {
             rows,
             source_rows,
             skipped_rows: 0,
+            zero_rows: 0,
+            source_zero_rows: 0,
             damping: 0.01,
             spread: None,
             source_spread: None,

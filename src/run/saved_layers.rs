@@ -260,6 +260,8 @@ mod tests {
             rows: 10,
             source_rows: Some(7),
             skipped_rows: 1,
+            zero_rows: 2,
+            source_zero_rows: 3,
             damping: 0.01,
             moments_seconds: 1.5,
             constraint_seconds: 2.5,

@@ -47,6 +47,8 @@ pub(super) fn of_site(
         rows: 0,
         source_rows: None,
         skipped_rows: 0,
+        zero_rows: 0,
+        source_zero_rows: 0,
         damping: 0.0,
         spread: None,
         source_spread: None,
@@ -61,6 +63,8 @@ pub(super) fn of_site(
             report.rows = target.count();
             report.source_rows = source.as_ref().map(Moments::count);
             report.skipped_rows = *skipped_rows;
+            report.zero_rows = target.zero_rows();
+            report.source_zero_rows = source.as_ref().map_or(0, Moments::zero_rows);
             report.spread = Some(Spread::of(target).map_err(refused)?);
             report.source_spread = source.as_ref().map(Spread::of).transpose().map_err(refused_source)?;
             Some(measured.evidence().into())

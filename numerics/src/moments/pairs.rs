@@ -75,7 +75,8 @@ impl PairedMoments {
         let change = Mat::from_fn(width, width, |i, j| joint.gram(i, width + j) * scale);
         let side = |sum: Vec<f64>, abs_max: Vec<f32>, gram: &dyn Fn(usize, usize) -> f64| {
             let gram = (0..width).flat_map(|i| (i..width).map(move |j| gram(i, j))).collect();
-            Moments { width, count: joint.count, sum, gram, abs_max }
+            // Rows of padding are zero on both sides.
+            Moments { width, count: joint.count, sum, gram, abs_max, zero_rows: joint.zero_rows }
         };
         let (sums, maxima) = (joint.sum.split_at(width), joint.abs_max.split_at(width));
         let target = side(sums.1.to_vec(), maxima.1.to_vec(), &|i, j| joint.gram(width + i, width + j));

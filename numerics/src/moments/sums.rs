@@ -13,6 +13,7 @@ pub struct Moments {
     pub(super) sum: Vec<f64>,
     pub(super) gram: Vec<f64>,
     pub(super) abs_max: Vec<f32>,
+    pub(super) zero_rows: u64,
 }
 
 /// Length of the upper triangle of a `width × width` matrix.
@@ -29,6 +30,7 @@ impl Moments {
             sum: vec![0.0; width],
             gram: vec![0.0; triangle(width)],
             abs_max: vec![0.0; width],
+            zero_rows: 0,
         }
     }
 
@@ -36,7 +38,14 @@ impl Moments {
     pub fn try_new(width: usize) -> Option<Self> {
         let triangle = width.checked_mul(width.checked_add(1)?)? / 2;
         // The largest first: if it fails, nothing else is filled.
-        Some(Self { gram: zeros(triangle)?, sum: zeros(width)?, abs_max: zeros(width)?, width, count: 0 })
+        Some(Self {
+            gram: zeros(triangle)?,
+            sum: zeros(width)?,
+            abs_max: zeros(width)?,
+            width,
+            count: 0,
+            zero_rows: 0,
+        })
     }
 
     /// Moments whose sums were computed before: of `count` rows, their sum (`d`), the upper triangle of their Gram matrix, row after
@@ -60,7 +69,13 @@ impl Moments {
         if !finite {
             return Err(Error::NonFinite { what: "a sum over activations" });
         }
-        Ok(Self { width, count, sum, gram, abs_max })
+        Ok(Self { width, count, sum, gram, abs_max, zero_rows: 0 })
+    }
+
+    /// The same moments with this number of rows that are all zero, for sums that were computed before.
+    #[must_use]
+    pub fn with_zero_rows(self, zero_rows: u64) -> Self {
+        Self { zero_rows: zero_rows.min(self.count), ..self }
     }
 
     /// The moments of all rows of a matrix in memory, `n × d`, on one thread.
@@ -106,6 +121,7 @@ impl Moments {
         let into = Sums { gram: &mut self.gram, sum: &mut self.sum, abs_max: &mut self.abs_max };
         simd::accumulate(rows, into, workspace, threads)?;
         self.count += rows.rows as u64;
+        self.zero_rows += rows.zero_rows();
         Ok(())
     }
 
@@ -142,6 +158,7 @@ impl Moments {
             });
         }
         self.count += other.count;
+        self.zero_rows += other.zero_rows;
         add_to(&mut self.sum, &other.sum);
         add_to(&mut self.gram, &other.gram);
         for (mine, theirs) in self.abs_max.iter_mut().zip(&other.abs_max) {
@@ -158,6 +175,11 @@ impl Moments {
     /// Number of rows.
     pub fn count(&self) -> u64 {
         self.count
+    }
+
+    /// Number of rows that are all zero, such as the padding of a batch. It is 0 if it is not known.
+    pub fn zero_rows(&self) -> u64 {
+        self.zero_rows
     }
 
     /// Sum of all rows, `d`.
@@ -297,6 +319,28 @@ mod tests {
             let mut merged = Moments::of(head).unwrap();
             merged.merge(&Moments::of(tail).unwrap()).unwrap();
             close(&merged, &Moments::of(x.as_ref()).unwrap())
+        }
+
+        /// Rows of zeros are counted in every number format, and only these.
+        fn zero_rows_are_counted(zeros: Vec<bool>, width: u8) -> bool {
+            let width = usize::from(width % 9) + 1;
+            let number = |i: usize, j: usize| if zeros[i] || j + 1 < width { 0.0 } else { -1.5 };
+            let places = (0..zeros.len()).flat_map(|i| (0..width).map(move |j| (i, j)));
+            let doubles: Vec<f64> = places.map(|(i, j)| number(i, j)).collect();
+            let singles: Vec<f32> = doubles.iter().map(|x| *x as f32).collect();
+            let halves: Vec<half::f16> = doubles.iter().map(|x| half::f16::from_f64(*x)).collect();
+            let brains: Vec<half::bf16> = doubles.iter().map(|x| half::bf16::from_f64(-*x)).collect();
+            let expected = zeros.iter().filter(|zero| **zero).count() as u64;
+            let formats = [Values::F64(&doubles), Values::F32(&singles), Values::F16(&halves), Values::Bf16(&brains)];
+            let all_counted = formats.into_iter().all(|values| {
+                let mut moments = Moments::new(width);
+                let rows = Rows { values, rows: zeros.len(), width, stride: width };
+                moments.add(rows, &mut Workspace::default(), 1).unwrap();
+                let mut twice = moments.clone();
+                twice.merge(&moments).unwrap();
+                (moments.zero_rows(), twice.zero_rows()) == (expected, 2 * expected)
+            });
+            all_counted
         }
 
         /// Sums that were saved and read back are the same moments.

@@ -109,6 +109,26 @@ impl Rows<'_> {
         Some((row, column))
     }
 
+    /// Number of rows whose numbers are all zero. Most rows are decided by their first number.
+    ///
+    /// # Panics
+    /// If the slice is too short.
+    pub fn zero_rows(&self) -> u64 {
+        fn all<N: Number>(numbers: &[N]) -> bool {
+            numbers.iter().all(|&number| number.into() == 0.0)
+        }
+        let is_zero = |row: &usize| {
+            let range = row * self.stride..row * self.stride + self.width;
+            match self.values {
+                Values::F64(values) => all(&values[range]),
+                Values::F32(values) => all(&values[range]),
+                Values::F16(values) => all(&values[range]),
+                Values::Bf16(values) => all(&values[range]),
+            }
+        };
+        (0..self.rows).filter(is_zero).count() as u64
+    }
+
     /// The rows that are finite in every column as f32, as f64. This conversion is exact, so that sums keep their bits.
     ///
     /// # Panics

@@ -321,3 +321,53 @@ fn pieces_of_tensors_get_their_part_of_the_update() {
         FOLDER/model.safetensors: tensor "experts": the weight has shape [3, 4, 2], but its factors need [4, 2]
     "#]].assert_eq(&snapshot(problems));
 }
+
+/// A wide base holds `W − s B A` without rounding to BF16, also for a part of a tensor. Other tensors keep their bytes, and the files
+/// beside the weights name the new format.
+#[test]
+fn a_wide_base_is_not_rounded() {
+    let (model, output) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let numbers: Vec<f64> = (0..12).map(|i| f64::from(i * 29 % 101) / 8.0 - 5.0).collect();
+    let tensor = |name, element| (name, element, vec![4, 3], numbers.clone());
+    let tensors = [tensor("other", Element::Bf16), tensor("q", Element::Bf16), tensor("wide", Element::F64)];
+    write_tensors(&model.path().join("one.safetensors"), &tensors);
+    let index = r#"{"metadata":{"total_size":144},"weight_map":{"other":"one.safetensors","q":"one.safetensors","wide":"one.safetensors"}}"#;
+    fs::write(model.path().join(INDEX_FILE), index).unwrap();
+    let config = r#"{"dtype":"bfloat16","text_config":{"torch_dtype":"float16","dtype":null}}"#;
+    fs::write(model.path().join("config.json"), config).unwrap();
+    let old = checkpoint(model.path());
+    let mut pair = factors(2, 3, 1);
+    pair.a[(0, 1)] = 0.001;
+    let whole_pair = factors(4, 3, 1);
+    // Rows 1 and 2 of `q`, and all of `wide`.
+    let layers = [
+        AdaptedWeight { pieces: vec![Piece::of("q", 3..9)], factors: pair.clone() },
+        AdaptedWeight { pieces: old.whole("wide").into_iter().collect(), factors: whole_pair },
+    ];
+    let folder = output.path().join("base");
+    let mut staged = Staged::create(&[&folder]).unwrap();
+    staged.base(Base { folder: &folder, wide: true }, &old, &layers, (0.75, Element::F32), None).unwrap();
+    staged.commit().unwrap();
+
+    let new = checkpoint(&folder);
+    let format = |name: &str| new.get(name).unwrap().tensor.dtype.clone();
+    assert_eq!(["other", "q", "wide"].map(format), ["BF16", "F32", "F64"]);
+    assert_eq!(new.read("other").unwrap(), old.read("other").unwrap());
+    let found = values(&new, "q");
+    for (index, before) in numbers.iter().enumerate() {
+        let (row, column) = (index / 3, index % 3);
+        let update = match row {
+            1 | 2 => 0.75 * f64::from(pair.b[(row - 1, 0)]) * f64::from(pair.a[(0, column)]),
+            _ => 0.0,
+        };
+        assert_eq!(found[index], f64::from((before - update) as f32), "{index}");
+    }
+    let read = |name: &str| -> serde_json::Value {
+        serde_json::from_slice(&fs::read(folder.join(name)).unwrap()).unwrap()
+    };
+    // 12 numbers of 2, 4 and 8 bytes.
+    assert_eq!(read(INDEX_FILE)["metadata"]["total_size"], 12 * 14);
+    let config =
+        serde_json::json!({ "dtype": "float32", "text_config": { "torch_dtype": "float32", "dtype": null } });
+    assert_eq!(read("config.json"), config);
+}

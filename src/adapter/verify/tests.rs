@@ -1,9 +1,11 @@
 use super::super::testing::{adapter, checkpoint, factors, provenance, try_write, write, write_tensors};
 use super::super::{Adapter, Format, TENSORS_FILE};
 use super::*;
-use crate::factors::mirrored;
+use crate::element::Element;
+use crate::factors::{Factors, mirrored};
 use crate::storage::{Category, snapshot};
 use expect_test::expect;
+use faer::Mat;
 use std::fs;
 use tempfile::TempDir;
 
@@ -46,7 +48,7 @@ fn a_written_adapter_passes() {
         assert_eq!((found.min_rank, found.max_rank, found.scale), (2, 2, Some(2.0)));
         assert_eq!(found.bytes, fs::metadata(folder.path().join(TENSORS_FILE)).unwrap().len());
         assert_eq!(found.largest_relative_update, None);
-        assert_eq!(not_made(&found), ["no base was given"]);
+        assert_eq!(not_made(&found), ["no base was given"; 2]);
         let text = serde_json::to_string(&found).unwrap();
         assert_eq!(serde_json::from_str::<Verification>(&text).unwrap(), found);
     }
@@ -73,7 +75,10 @@ fn the_relative_update_is_correct() {
     for tensors in [BTreeMap::new(), given.clone()] {
         let found = verify(folder.path(), Some(&base), &tensors).unwrap();
         assert!((found.largest_relative_update.unwrap() - expected).abs() < 1e-5 * expected);
-        assert_eq!(not_made(&found), ["cntlora.json has no start"]);
+        assert_eq!(
+            not_made(&found),
+            ["cntlora.json has no start", "cntlora.json has no fingerprints of the weights"]
+        );
     }
     fs::remove_file(folder.path().join(RECORD_FILE)).unwrap();
     assert!(verify(folder.path(), Some(&base), &given).is_ok());
@@ -158,7 +163,7 @@ fn the_properties_that_methods_promise_are_checked() {
             try_write(folder.path(), &adapter, Element::F32, &record, Format::Peft).unwrap();
             folder
         };
-        assert_eq!(not_made(&verified(written(good).path()).unwrap()), ["no base was given"], "{method}");
+        assert_eq!(not_made(&verified(written(good).path()).unwrap()), ["no base was given"; 2], "{method}");
         texts += &refused(written(bad).path());
     }
     // With lora, A of an embedding is zero, and B of other layers.
@@ -196,7 +201,7 @@ fn an_adapter_without_a_record_passes() {
     let found = verified(folder.path()).unwrap();
     assert_eq!(
         not_made(&found),
-        ["there is no cntlora.json", "there is no cntlora.json", "no base was given"]
+        ["there is no cntlora.json", "there is no cntlora.json", "no base was given", "no base was given"]
     );
 }
 
@@ -399,4 +404,22 @@ fn a_module_with_many_experts_is_verified() {
         FOLDER/adapter_config.json: target_parameters has the name "experts.w", but there are no tensors for it
         FOLDER/adapter_model.safetensors: the adapter has no factors
     "#]].assert_eq(&refused(folder.path()));
+}
+
+/// The old code passed an adapter without any effect, and one whose products are infinite.
+#[test]
+fn scales_without_an_effect_are_refused() {
+    let with_alpha = |alpha: f64| {
+        let folder = written(&adapter([("q", balanced()), ("v", balanced())]), Element::F32, "update", &[]);
+        let path = folder.path().join(CONFIG_FILE);
+        let mut config: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        config["lora_alpha"] = alpha.into();
+        fs::write(&path, config.to_string()).unwrap();
+        refused(folder.path())
+    };
+    expect![[r#"
+        FOLDER/adapter_model.safetensors: module "q": the scale, lora_alpha divided by the rank, is 0, so that the layer has no effect (2 of 2 layers have such a scale); help: correct lora_alpha
+        FOLDER/adapter_model.safetensors: module "q": the scale, lora_alpha divided by the rank, is 5e307, which is infinite as F32, the format of the factors (2 of 2 layers have such a scale); help: correct lora_alpha
+        FOLDER/adapter_model.safetensors: module "q": the scale, lora_alpha divided by the rank, is 5e-301, which is zero as F32, the format of the factors (2 of 2 layers have such a scale); help: correct lora_alpha
+    "#]].assert_eq(&[0.0, 1e308, 1e-300].map(with_alpha).concat());
 }

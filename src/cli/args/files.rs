@@ -1,6 +1,6 @@
 //! The options of the commands that read, convert or make files.
 
-use super::WritingArgs;
+use super::{DryRunArgs, WritingArgs};
 use clap::Args;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -62,6 +62,9 @@ pub(crate) struct ConvertArgs {
     /// Replace an existing adapter
     #[arg(long)]
     pub(crate) force: bool,
+
+    #[command(flatten)]
+    pub(crate) dry: DryRunArgs,
 }
 
 #[derive(Debug, Args)]

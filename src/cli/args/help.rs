@@ -19,7 +19,8 @@ Exit codes:
 pub(super) fn end(examples: &[&str]) -> String {
     let examples: String = examples.iter().map(|words| format!("{EXAMPLE}{words}\n")).collect();
     format!(
-        "Examples:\n{examples}\nEvery option and word explained: docs/options.md, or `cntlora generate options`\n\n{EXIT_CODES}"
+        "Examples:\n{examples}\nEvery option and word explained: docs/options.md, or `cntlora generate options`\n\
+         Options from environment variables: CNTLORA_THREADS=4 for --threads 4\n\n{EXIT_CODES}"
     )
 }
 

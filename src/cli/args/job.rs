@@ -1,7 +1,7 @@
 //! The options of init and plan.
 
 use super::words;
-use super::{SavingArgs, ShardArg};
+use super::{DryRunArgs, SavingArgs, ShardArg};
 use crate::adapter::{Component, Format};
 use crate::constraint::{ChannelScale, Coupling, Norm, Shrinkage};
 use crate::element::Element;
@@ -31,6 +31,9 @@ pub(crate) struct InitArgs {
     /// and writes the adapter. `auto` takes the part from the launcher, as for `cntlora moments`.
     #[arg(long, value_name = "I/N", help_heading = "Running", hide_short_help = true)]
     pub(crate) shard: Option<ShardArg>,
+
+    #[command(flatten)]
+    pub(crate) dry: DryRunArgs,
 }
 
 #[derive(Debug, Args)]
@@ -266,6 +269,10 @@ pub(crate) struct OutputArgs {
     /// --residual checkpoint: folder to write the changed base to [default: DIR/base]
     #[arg(long, value_name = "DIR", hide_short_help = true)]
     pub(crate) base_out: Option<PathBuf>,
+
+    /// --residual checkpoint: number format of the changed weights [default: model]
+    #[arg(long = "base-dtype", value_name = "FORMAT", value_parser = words::wide_base(), hide_short_help = true)]
+    pub(crate) wide_base: Option<bool>,
 
     /// Write a page about the run, as one self-contained HTML file
     ///

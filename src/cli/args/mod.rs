@@ -15,4 +15,4 @@ pub(crate) use files::{ConvertArgs, DemoArgs, InspectArgs, ReportArgs, VerifyArg
 pub(crate) use help::laid_out;
 pub(crate) use job::{InitArgs, JobArgs, MethodArgs, PlanArgs, RankArgs, ReadingArgs, RunArgs, WritingArgs};
 pub(crate) use words::{ProgressStyle, When};
-pub(crate) use work::{MergeArgs, MomentsArgs, SavingArgs, ShardArg, SlurmArgs};
+pub(crate) use work::{DryRunArgs, MergeArgs, MomentsArgs, SavingArgs, ShardArg, SlurmArgs};

@@ -178,6 +178,22 @@ pub(crate) fn component() -> OneOf<Component> {
     ])
 }
 
+/// True if changed weights in BF16 and F16 become F32.
+pub(crate) fn wide_base() -> OneOf<bool> {
+    OneOf(vec![
+        (
+            "model",
+            false,
+            "That of the model. Changed weights in BF16 and F16 are rounded, which moves the outputs of the model a little",
+        ),
+        (
+            "f32",
+            true,
+            "F32 in place of BF16 and F16, without this rounding. Its config.json says float32, so that programs load it like this",
+        ),
+    ])
+}
+
 /// True if a second adapter takes the update away, in place of a changed base.
 pub(crate) fn anchored() -> OneOf<bool> {
     OneOf(vec![

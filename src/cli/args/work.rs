@@ -44,6 +44,16 @@ pub(crate) struct MomentsArgs {
     /// Replace an existing file
     #[arg(long, help_heading = "Output")]
     pub(crate) force: bool,
+
+    #[command(flatten)]
+    pub(crate) dry: DryRunArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DryRunArgs {
+    /// Check everything and print what the command would write, but write nothing
+    #[arg(long, help_heading = "Output", hide_short_help = true)]
+    pub(crate) dry_run: bool,
 }
 
 #[derive(Debug, Args)]
@@ -65,6 +75,9 @@ pub(crate) struct MergeArgs {
     /// Replace an existing file, adapter or page
     #[arg(long)]
     pub(crate) force: bool,
+
+    #[command(flatten)]
+    pub(crate) dry: DryRunArgs,
 }
 
 #[derive(Debug, Args)]

@@ -61,7 +61,14 @@ fn defaults_are_those_of_the_library() {
     assert_eq!(task.job.writing, Writing::default());
     assert_eq!(
         task.output,
-        Output { folder: "out".into(), base: None, anchor: None, format: Format::Peft, page: None }
+        Output {
+            folder: "out".into(),
+            base: None,
+            wide_base: false,
+            anchor: None,
+            format: Format::Peft,
+            page: None
+        }
     );
     assert_eq!(task.saving, Saving { every: Duration::from_secs(300), restart: false });
     assert_eq!(refusals(&task), "");

@@ -139,9 +139,9 @@ fn other_newer_and_inconsistent_files_are_refused() {
         "#]],
     );
     refused(
-        replaced("\"version\":1", "\"version\":3"),
+        replaced("\"version\":1", "\"version\":4"),
         &expect![[r#"
-            Data: x.safetensors: unsupported version 3 of the moments metadata: the newest known version is 2
+            Data: x.safetensors: unsupported version 4 of the moments metadata: the newest known version is 3
                 help: use the version of cntlora that wrote it, or a newer one
         "#]],
     );

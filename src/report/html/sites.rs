@@ -1,11 +1,12 @@
 //! The activations of the sites, and the distance of fine-tuning from pre-training activations.
 
 use super::chart::{Bar, bars, figure};
+use super::escape;
 use super::table::{self, Cell};
 use crate::report::figures::rows_in_words;
 use crate::report::format::{duration, grouped, number, percent};
 use crate::report::groups::{self, Group};
-use crate::report::{Report, SiteReport};
+use crate::report::{Report, SiteReport, zero_rows};
 
 /// Charts with more bars are folded.
 const OPEN: usize = 40;
@@ -13,7 +14,12 @@ const OPEN: usize = 40;
 /// A chart of distances, if there are any, a chart of effective ranks, and the table.
 pub(super) fn section(report: &Report) -> String {
     let sites = groups::of_sites(report);
-    distances(&sites) + &effective_ranks(&sites) + &all(&sites)
+    zeros(report) + &distances(&sites) + &effective_ranks(&sites) + &all(&sites)
+}
+
+/// A paragraph about rows that are all zero, if there are any.
+fn zeros(report: &Report) -> String {
+    zero_rows::of_report(report).map(|words| format!("<p>{}</p>\n", escape::text(&words))).collect()
 }
 
 /// The Fréchet distance as a share of the root mean square of the pre-training activations. The page shows all distances like this.
