@@ -36,8 +36,13 @@ fn tree(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 
 /// Writes the model again, with every tensor in another format.
 fn convert_model(small: &Small, name: &str, element: Element) {
+    convert_tensors(small, name, element, |_| true);
+}
+
+/// As [`convert_model`], with some of the tensors.
+fn convert_tensors(small: &Small, name: &str, element: Element, keep: impl Fn(&str) -> bool) {
     let model = Checkpoint::open(&small.path("model.safetensors"), Access::Auto).unwrap();
-    let tensors = model.names().map(|tensor| {
+    let tensors = model.names().filter(|tensor| keep(tensor)).map(|tensor| {
         let stored = &model.get(tensor).unwrap().tensor;
         let mut numbers = vec![0.0; stored.length as usize / 4];
         Element::F32.decode_f64(&model.read(tensor).unwrap(), &mut numbers);
@@ -345,4 +350,24 @@ fn rows_of_zeros_are_told_with_their_share() {
     assert!(text(&measured.stderr).contains("192 of 256 rows (75.0 %)"), "{}", text(&measured.stderr));
     run(&format!("init model.safetensors --moments m.moments.safetensors {options} --out from-moments"));
     assert!(names(&small.path("from-moments")).contains(&"adapter_model.safetensors".to_owned()));
+}
+
+/// A rename leads two recorded modules to one tensor. The old code changed it for both without a word.
+#[test]
+fn a_changed_base_is_refused_where_two_modules_share_a_weight() {
+    let small = Small::new();
+    convert_tensors(&small, "tied.safetensors", Element::F32, |name| name != "block.value.weight");
+    let options = "tied.safetensors -a target --rank 4 --threads 1 --progress none --target block.value --rename ^block.value$=block.query";
+    let refused =
+        ["plan", "init --out adapter"].map(|command| format!("{command} {options} --start residual"));
+    small.all_refused(refused, 2, expect![[r#"
+        $ cntlora plan tied.safetensors -a target --rank 4 --threads 1 --progress none --target block.value --rename ^block.value$=block.query --start residual
+        error: tied.safetensors: tensor "block.query.weight": the module "block.query" uses the weight of "block.value" too: a changed base would change both
+          help: give --start mirrored or --residual anchor, which do not change the base, or exclude the layer with --exclude
+        $ cntlora init --out adapter tied.safetensors -a target --rank 4 --threads 1 --progress none --target block.value --rename ^block.value$=block.query --start residual
+        error: tied.safetensors: tensor "block.query.weight": the module "block.query" uses the weight of "block.value" too: a changed base would change both
+          help: give --start mirrored or --residual anchor, which do not change the base, or exclude the layer with --exclude
+    "#]]);
+    small.succeed(&format!("init {options} --out adapter"));
+    small.succeed(&format!("init {options} --start residual --residual anchor --out anchored"));
 }

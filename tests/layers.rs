@@ -2,7 +2,7 @@
 //! plus the update must equal the model.
 
 use cntlora::adapter::{
-    AdaptedWeight, Component, Contents, Format, PeftAdapter, SingleFile, verify, write_adapter,
+    AdaptedWeight, Component, Contents, Format, PeftAdapter, PeftContents, SingleFile, verify, write_adapter,
     write_residual_base,
 };
 use cntlora::element::Element;
@@ -222,6 +222,7 @@ fn check_methods(folder: &Path, expected: impl Fn(Method) -> Vec<LayerShape>, fo
                 provenance: &record(&plan),
                 other_modules: &BTreeSet::new(),
                 beside: &[],
+                peft: PeftContents::default(),
             };
             write_adapter(&out, &contents, format).unwrap();
             let weights: BTreeMap<LayerName, Vec<Piece>> =

@@ -4,8 +4,8 @@
 
 use cntlora::activations::ActivationSet;
 use cntlora::adapter::{
-    CONFIG_FILE, Component, Contents, Format, PeftAdapter, RECORD_FILE, SingleFile, TENSORS_FILE, convert,
-    verify, write_adapter,
+    CONFIG_FILE, Component, Contents, Format, PeftAdapter, PeftContents, RECORD_FILE, SingleFile,
+    TENSORS_FILE, convert, verify, write_adapter,
 };
 use cntlora::element::Element;
 use cntlora::method::{Draft, Options};
@@ -195,6 +195,7 @@ pub fn converted_adapter(bytes: &[u8]) {
         provenance: &record,
         other_modules: &other_modules,
         beside: &[],
+        peft: PeftContents::default(),
     };
     let out = parent.path().join("converted");
     if write_adapter(&out, &contents, format).is_ok() {

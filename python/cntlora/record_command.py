@@ -49,7 +49,7 @@ def parser() -> Parser:
     made.add_argument(
         "--target",
         metavar="NAMES",
-        help="names of layers or their last parts, separated by commas [default: all but the output head and embeddings]",
+        help="names of layers or their last parts, separated by commas [default: all but heads and embeddings; all-linear stands for them beside other names]",
     )
     made.add_argument(
         "--dtype", choices=["auto", "f32", "f16", "bf16"], default="f32", help="number format of the model; auto: as stored [default: f32]"

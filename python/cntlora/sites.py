@@ -21,6 +21,9 @@ WRAPPERS = ("base_layer", "original_module", "_fsdp_wrapped_module", "_checkpoin
 # The modules that PEFT refuses to adapt, and the models in which it does.
 MAMBA = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
 MAMBA_MODULES = ("out_proj", "conv1d")
+# The target that stands for all layers that are recorded without targets.
+ALL = "all-linear"
+SMALL_HEAD = "it belongs to a head with few outputs, which is usually trained whole: name it to record it"
 # Attributes of layers that their adapted form does not have.
 SHAPES = ("stride", "padding", "dilation", "kernel_size", "groups", "in_channels", "out_channels", "num_embeddings", "embedding_dim")
 
@@ -95,7 +98,8 @@ def find(model: torch.nn.Module, targets: Sequence[str] | str | None) -> Found:
     """Finds the layers to record.
 
     `targets` are names of layers or their last parts, or a regular expression for whole names, as in PEFT. Without them, or with
-    "all-linear", all layers except the output head and the embeddings are recorded; of a model with an adapter, the adapted layers.
+    "all-linear", all layers except the output head, small heads and the embeddings are recorded; of a model with an adapter, the adapted
+    layers. Names beside "all-linear" add layers.
 
     Raises an error of usage if a target names no layer, or if nothing is left to record.
     """
@@ -103,9 +107,13 @@ def find(model: torch.nn.Module, targets: Sequence[str] | str | None) -> Found:
     refuse_wrappers(bare)
     head = bare.get_output_embeddings() if hasattr(bare, "get_output_embeddings") else None
     heads = [] if head is None else [head, getattr(head, "base_layer", None)]
-    if targets == "all-linear":
+    if targets == ALL or targets is not None and not isinstance(targets, str) and set(targets) == {ALL}:
         targets = None
+    usual = targets is None or not isinstance(targets, str) and ALL in targets
+    if targets is not None and usual:
+        targets = [target for target in targets if target != ALL]
     everything = list(named_modules(bare))
+    small = small_heads(bare)
     has_adapter = targets is None and any(is_adapted(module) for _, module, _ in everything)
     model_type = getattr(getattr(bare, "config", None), "model_type", None)
     found, reasons, names = {}, {}, set()
@@ -114,15 +122,14 @@ def find(model: torch.nn.Module, targets: Sequence[str] | str | None) -> Found:
             if not layer.name:
                 continue
             names.add(layer.name)
-            if targets is None:
+            is_chosen_by_name = targets is not None and is_named(layer.name, targets)
+            chosen = is_chosen_by_name or usual and layer.kind != "embedding" and module not in heads
+            if has_adapter:
                 adapted = [one for one in around if is_adapted(one)]
-                chosen = layer.kind != "embedding" and module not in heads
-                if has_adapter:
-                    chosen = any(layer.parameter in ("", getattr(one, "parameter_name", "")) for one in adapted)
-            else:
-                chosen = is_named(layer.name, targets)
+                chosen = any(layer.parameter in ("", getattr(one, "parameter_name", "")) for one in adapted)
             if chosen and layer.name not in found and layer.name not in reasons:
-                reason = reason_against(layer, around, model_type)
+                is_small_head = not is_chosen_by_name and not has_adapter and layer.name.partition(".")[0] in small
+                reason = SMALL_HEAD if is_small_head else reason_against(layer, around, model_type)
                 if reason is None:
                     found[layer.name] = layer
                 else:
@@ -135,6 +142,21 @@ def find(model: torch.nn.Module, targets: Sequence[str] | str | None) -> Found:
             raise error("usage", f"no layer can be recorded: {quoted(name)}: {reason}{others}")
         raise error("usage", "the model has no layer to record", "record a model of linear layers or convolutions, or name an embedding")
     return Found(found, reasons)
+
+
+def small_heads(model: torch.nn.Module) -> set[str]:
+    """Returns the parts of a model of transformers beside its backbone that end in one number per label, or in one number.
+
+    Such a head is usually trained whole, and most ranks exceed its outputs.
+    """
+    prefix, labels = getattr(model, "base_model_prefix", ""), getattr(getattr(model, "config", None), "num_labels", None)
+    if not prefix or prefix not in model._modules:
+        return set()
+
+    def is_small(part: torch.nn.Module | None) -> bool:
+        return part is not None and any(getattr(one, "out_features", None) in (1, labels) for one in part.modules())
+
+    return {name for name, part in model._modules.items() if name != prefix and is_small(part)}
 
 
 def layers_of(name: str, module: torch.nn.Module) -> Iterator[Layer]:

@@ -9,12 +9,15 @@ import warnings
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from peft import (
+    AutoPeftModel, AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification, LoraConfig, get_peft_model,
+)
+from safetensors.torch import load_file, save_file
 
 import cntlora
 from adapted import output
 from cntlora import _cntlora
-from in_peft import TOLERANCE, add_anchor, check_layers, load, train
+from in_peft import TOLERANCE, add_anchor, check_layers, factors, load, train, warnings_are_errors
 from models import batches, make
 
 METHODS = ["cntlora", "pissa", "milora", "olora", "corda-ipm", "corda-kpm", "eva", "lora", "gaussian", "orthogonal"]
@@ -228,3 +231,126 @@ def check_updates(name, model, batch, updates):
         model(**batch)
     assert seen == set(updates), f"{name}: never reached: {set(updates) - seen}"
     assert worst <= TOLERANCE, f"{name}: a layer differs by {worst:.1e}"
+
+
+def test_padded_adapters_compute_the_same_in_peft(files, tmp_path):
+    """All layers have one rank and one alpha, without patterns. PEFT gives the same outputs, and no step of training changes the zeros."""
+    one = files("llama")
+    words = ["--moments", one.moments, "--rank", 4, "--budget", "--scale", 2]
+    tool("init", one.folder / "llama", *words, "--start", "update", "-o", tmp_path / "mixed")
+    tool("init", one.folder / "llama", *words, "--start", "update", "--uniform-rank", "-o", tmp_path / "init")
+    tool("convert", tmp_path / "mixed", "--uniform-rank=32", "-o", tmp_path / "convert")
+    ranks = {len(a) for a, _, _ in factors(tmp_path / "mixed").values()}
+    assert len(ranks) > 1
+    wanted = output(load(one.base(one.folder / "llama"), tmp_path / "mixed").eval(), one.batch)
+    for name, rank in (("init", max(ranks)), ("convert", 32)):
+        config = json.loads((tmp_path / name / "adapter_config.json").read_text())
+        assert (config["r"], config["lora_alpha"], config["rank_pattern"], config["alpha_pattern"]) == (rank, 2 * rank, {}, {})
+        tool("verify", tmp_path / name, "--base", one.folder / "llama")
+        model = load(one.base(one.folder / "llama"), tmp_path / name, is_trainable=True).eval()
+        assert check_layers(model, tmp_path / name, one.batch) == 14
+        assert ((output(model, one.batch) - wanted).norm() / wanted.norm()).item() <= TOLERANCE
+        own = {module: len(a) for module, (a, _, _) in factors(tmp_path / "mixed").items()}
+        train(model, one.batch)
+        for module, used in own.items():
+            layer = model.base_model.model.get_submodule(module)
+            assert not layer.lora_A["default"].weight[used:].any() and not layer.lora_B["default"].weight[:, used:].any()
+
+
+def test_rank_stabilized_adapters_of_peft_are_padded(files, tmp_path):
+    """Their layers have scales of their own, alpha / sqrt(rank), which go into the factors."""
+    one = files("llama")
+    config = LoraConfig(
+        r=4, lora_alpha=6, use_rslora=True, init_lora_weights=False, target_modules=["q_proj", "v_proj"], rank_pattern={"q_proj": 9},
+        task_type="CAUSAL_LM",
+    )
+    torch.manual_seed(1)
+    model = get_peft_model(one.base(one.folder / "llama"), config).eval()
+    model.save_pretrained(tmp_path / "stabilized")
+    tool("convert", tmp_path / "stabilized", "--uniform-rank", "-o", tmp_path / "padded")
+    config = json.loads((tmp_path / "padded" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["use_rslora"], config["task_type"]) == (9, 9, False, "CAUSAL_LM")
+    padded = load(one.base(one.folder / "llama"), tmp_path / "padded").eval()
+    wanted = output(model, one.batch)
+    assert ((output(padded, one.batch) - wanted).norm() / wanted.norm()).item() <= TOLERANCE
+
+
+def loads(cls, folder):
+    """Loads an adapter together with its base. A warning is an error."""
+    with warnings_are_errors():
+        return cls.from_pretrained(folder, is_trainable=True)
+
+
+def test_auto_classes_of_peft_load_adapters(files, tmp_path):
+    """By the task, by the class of the model, and with the head as the checkpoint has it."""
+    llama = files("llama")
+    tool("init", llama.folder / "llama", "--moments", llama.moments, "--rank", 4, "--task-type", "CAUSAL_LM", "-o", tmp_path / "causal")
+    model = loads(AutoPeftModelForCausalLM, tmp_path / "causal")
+    assert check_layers(model, tmp_path / "causal", llama.batch) == 14
+    tool("init", llama.folder / "llama", "--moments", llama.moments, "--rank", 4, "-o", tmp_path / "class")
+    model = loads(AutoPeftModel, tmp_path / "class")
+    assert type(model.base_model.model).__name__ == "LlamaForCausalLM"
+
+    head = files("bert_head")
+    words = ["--moments", head.moments, "--rank", 4, "--target", "query,value"]
+    base = head.base(head.folder / "bert_head")
+    for name, options, cls in (
+        ("task", ["--task-type", "SEQ_CLS"], AutoPeftModelForSequenceClassification),
+        ("names", ["--modules-to-save", "classifier"], AutoPeftModel),
+    ):
+        tool("init", head.folder / "bert_head", *words, *options, "-o", tmp_path / name)
+        model = loads(cls, tmp_path / name)
+        saved = model.base_model.model.classifier
+        assert torch.equal(saved.modules_to_save["default"].weight, base.classifier.weight)
+        assert saved.modules_to_save["default"].weight.requires_grad
+        assert check_layers(model, tmp_path / name, head.batch) == 4
+        model = load(head.base(head.folder / "bert_head"), tmp_path / name, is_trainable=True)
+        train(model, head.batch)
+
+    tool("init", head.folder / "bert_head", *words, "--base-name", "org/model", "-o", tmp_path / "named")
+    assert json.loads((tmp_path / "named" / "adapter_config.json").read_text())["base_model_name_or_path"] == "org/model"
+
+
+def test_two_components_convert_to_names_that_diffusers_reads(tmp_path):
+    """A file of kohya's scripts has `_` for `.` in its names. The modules of the pipeline resolve them."""
+    from diffusers import UNet2DConditionModel
+    from diffusers.loaders import StableDiffusionLoraLoaderMixin as Loader
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    unet, _ = make("unet")
+    text = CLIPTextModel(CLIPTextConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=12,
+        bos_token_id=1, eos_token_id=2,
+    ))
+    unet.save_pretrained(tmp_path / "pipeline" / "unet")
+    text.save_pretrained(tmp_path / "pipeline" / "text_encoder")
+    tensors = {}
+    for prefix, model, ends in (("lora_unet_", unet, (".to_q", ".to_out.0")), ("lora_te_", text, (".q_proj", ".fc1"))):
+        for name, module in model.named_modules():
+            if name.endswith(ends):
+                name = name if prefix == "lora_unet_" or name.startswith("text_model.") else f"text_model.{name}"
+                flat = prefix + name.replace(".", "_")
+                tensors[f"{flat}.lora_down.weight"] = torch.randn(2, module.in_features)
+                tensors[f"{flat}.lora_up.weight"] = torch.randn(module.out_features, 2)
+                tensors[f"{flat}.alpha"] = torch.tensor(2.0)
+    (tmp_path / "kohya").mkdir()
+    save_file(tensors, tmp_path / "kohya" / "lora.safetensors")
+    tool("convert", tmp_path / "kohya", "--format", "diffusers", "--base", tmp_path / "pipeline", "-o", tmp_path / "diffusers")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fresh = UNet2DConditionModel.from_pretrained(tmp_path / "pipeline" / "unet")
+        fresh_text = CLIPTextModel.from_pretrained(tmp_path / "pipeline" / "text_encoder")
+        state, alphas = Loader.lora_state_dict(tmp_path / "diffusers", weight_name=SINGLE_FILES["diffusers"], unet_config=fresh.config)
+        Loader.load_lora_into_unet(state, alphas, fresh, adapter_name="default")
+        Loader.load_lora_into_text_encoder(state, alphas, fresh_text, prefix="text_encoder", adapter_name="default")
+    seen = 0
+    for prefix, model in (("lora_unet_", fresh), ("lora_te_", fresh_text)):
+        for name, module in model.named_modules():
+            if hasattr(module, "lora_A"):
+                name = name if prefix == "lora_unet_" or name.startswith("text_model.") else f"text_model.{name}"
+                flat = prefix + name.replace(".", "_")
+                wanted = tensors[f"{flat}.lora_up.weight"] @ tensors[f"{flat}.lora_down.weight"]
+                found = module.scaling["default"] * module.lora_B["default"].weight @ module.lora_A["default"].weight
+                assert torch.allclose(found, wanted, atol=1e-5), name
+                seen += 1
+    assert 3 * seen == len(tensors)

@@ -120,12 +120,27 @@ def test_lines_of_json(run, folder, tmp_path):
 def test_tensors_of_a_model_with_a_head(run, tmp_path):
     out = tmp_path / "x.moments.safetensors"
     code, said, errors = run("bert_head", "--inputs", "bert_head.safetensors", "--out", out)
-    assert (code, errors) == (0, [])
+    reason = "it belongs to a head with few outputs, which is usually trained whole: name it to record it"
+    assert (code, errors) == (0, [f'left out: "classifier": {reason}'])
     found = oracle.saved(out)[0]
-    assert found["bert.encoder.layer.1.output.dense"]["count"] == 90 and found["classifier"]["count"] == 12
+    assert found["bert.encoder.layer.1.output.dense"]["count"] == 90 and "classifier" not in found
+    code, said, errors = run("bert_head", "--inputs", "bert_head.safetensors", "--out", out, "--force", "--target", "all-linear,classifier")
+    assert (code, errors) == (0, [])
+    again = oracle.saved(out)[0]
+    assert again["classifier"]["count"] == 12 and again.keys() - found.keys() == {"classifier"}
     other = run("bert_head", "--inputs", "llama.safetensors", "--out", tmp_path / "y.safetensors", "--model-class", "BertForMaskedLM")
     assert (other[0], other[2]) == (0, [])
     assert "classifier" not in oracle.saved(tmp_path / "y.safetensors")[0]
+
+
+def test_the_output_head_is_recorded_if_it_is_named(run, tmp_path):
+    out = tmp_path / "x.moments.safetensors"
+    for targets, layers in (("lm_head", 1), ("lm_head,q_proj", 3), ("all-linear", 14), ("all-linear,lm_head", 15)):
+        code, said, errors = run("llama", "--inputs", "llama.safetensors", "--target", targets, "--out", out, "--force")
+        assert (code, errors) == (0, [])
+        found, sites, _ = oracle.saved(out)
+        assert sum(map(len, sites.values())) == layers
+        assert ("lm_head" in found) == ("lm_head" in targets)
 
 
 def test_a_model_of_diffusers(run, tmp_path):

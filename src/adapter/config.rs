@@ -3,9 +3,9 @@
 //! The matching rules are those of PEFT: `check_target_module_exists` for `target_modules`, `get_pattern_key` for
 //! `rank_pattern` and `alpha_pattern`.
 
-use super::Adapter;
 use super::modules::Module;
 use super::patterns::{Patterns, listed_names, refusal};
+use super::{Adapter, Loading};
 use crate::factors::LayerShape;
 use crate::storage::expressions::{compile, ends_of};
 use regex::Regex;
@@ -33,6 +33,12 @@ pub struct Config {
     /// True if weights are stored as `[inputs, outputs]`. Such a model can also have linear layers.
     #[serde(default)]
     pub fan_in_fan_out: bool,
+    /// The task of the model.
+    #[serde(default)]
+    pub task_type: Option<String>,
+    /// The class of the model and its library.
+    #[serde(default)]
+    pub auto_mapping: Option<Value>,
     /// The adapted modules.
     #[serde(default)]
     pub target_modules: Option<Targets>,
@@ -135,6 +141,7 @@ pub(super) fn to_json(
     adapter: &Adapter,
     modules: &BTreeMap<&str, Module<'_>>,
     other_modules: &BTreeSet<String>,
+    loading: &Loading,
 ) -> Value {
     let (parameters, modules): (Vec<_>, Vec<_>) =
         modules.iter().partition(|(_, module)| module.is_parameter());
@@ -164,7 +171,7 @@ pub(super) fn to_json(
 
     let mut config = json!({
         "alpha_pattern": alpha_pattern,
-        "base_model_name_or_path": adapter.base,
+        "base_model_name_or_path": loading.base_name.as_ref().unwrap_or(&adapter.base),
         "bias": "none",
         "fan_in_fan_out": adapter.shapes.values().any(|shape| *shape == LayerShape::Transposed),
         "inference_mode": false,
@@ -172,16 +179,19 @@ pub(super) fn to_json(
         "init_lora_weights": true,
         "lora_alpha": alpha(usual),
         "lora_dropout": 0.0,
-        "modules_to_save": null,
+        "modules_to_save": loading.saved(),
         "peft_type": "LORA",
         "r": usual,
         "rank_pattern": rank_pattern,
         "revision": null,
         "target_modules": target_modules,
-        "task_type": null,
+        "task_type": loading.task_type(),
         "use_dora": false,
         "use_rslora": false,
     });
+    if let Some(class) = loading.auto_mapping() {
+        config["auto_mapping"] = class.clone();
+    }
     if !parameters.is_empty() {
         config["target_parameters"] = parameters.into_keys().collect();
     }
@@ -203,7 +213,7 @@ mod tests {
     use quickcheck::quickcheck;
 
     fn json(adapter: &Adapter, other_modules: &BTreeSet<String>) -> Value {
-        to_json(adapter, &modules(adapter).unwrap(), other_modules)
+        to_json(adapter, &modules(adapter).unwrap(), other_modules, &Loading::default())
     }
 
     fn written(adapter: &Adapter, other_modules: &BTreeSet<String>) -> Config {

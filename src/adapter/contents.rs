@@ -1,11 +1,12 @@
 //! Output shared by all adapter formats.
 
 use super::folder::OutputFolder;
+use super::loading::{Loading, StoredWholes};
 use super::numbers::finite_bytes;
 use super::{Adapter, FileRecord, RECORD_FILE};
 use crate::element::Element;
 use crate::storage::safetensors::Layout;
-use crate::storage::{Hashing, NewFile, Problems};
+use crate::storage::{Hashing, NewFile, Problem, Problems};
 use faer::Mat;
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,14 +25,36 @@ pub struct Contents<'a> {
     pub other_modules: &'a BTreeSet<String>,
     /// Further files of the folder, by name.
     pub beside: &'a [(&'a str, &'a [u8])],
+    /// What only PEFT folders hold.
+    pub peft: PeftContents<'a>,
+}
+
+/// What only PEFT folders hold.
+#[derive(Clone, Copy, Default)]
+pub struct PeftContents<'a> {
+    /// What loaders are told about the model.
+    pub loading: Option<&'a Loading>,
+    /// The tensors of modules that are trained whole.
+    pub wholes: Option<&'a StoredWholes<'a>>,
+    /// The text of the model card, in Markdown. A `README.md` of the user stays in its place.
+    pub card: Option<&'a str>,
 }
 
 /// A tensor of the file.
 pub(super) struct Entry<'a> {
     pub(super) shape: Vec<u64>,
-    pub(super) element: Element,
-    /// Computes the values when they are written, to save memory.
-    pub(super) values: Box<dyn Fn() -> Mat<f32> + 'a>,
+    /// The name of its number format.
+    pub(super) dtype: String,
+    /// Computes or reads the bytes when they are written, to save memory.
+    pub(super) bytes: Box<dyn Fn() -> Result<Vec<u8>, Problem> + 'a>,
+}
+
+impl<'a> Entry<'a> {
+    /// A factor, computed when it is written.
+    pub(super) fn factor(shape: Vec<u64>, element: Element, values: impl Fn() -> Mat<f32> + 'a) -> Self {
+        let bytes = move || finite_bytes(values().as_ref(), element);
+        Self { shape, dtype: element.name().to_owned(), bytes: Box::new(bytes) }
+    }
 }
 
 /// The tensors of the file, by name.
@@ -51,7 +74,7 @@ impl Contents<'_> {
         entries: &Entries<'_>,
     ) -> Result<(Vec<NewFile>, FileRecord), Problems> {
         metadata.insert("format".to_owned(), "pt".to_owned());
-        let shape = |entry: &Entry<'_>| (entry.element.name().to_owned(), entry.shape.clone());
+        let shape = |entry: &Entry<'_>| (entry.dtype.clone(), entry.shape.clone());
         let shapes = entries.iter().map(|(key, entry)| (key.clone(), shape(entry))).collect();
         let layout = Layout::new(&metadata, &shapes);
         let mut file = output.create(name)?;
@@ -60,8 +83,7 @@ impl Contents<'_> {
         file.put(layout.header())?;
         let mut problems = Problems::default();
         for key in layout.in_file_order() {
-            let Entry { element, values, .. } = &entries[key];
-            let bytes = finite_bytes(values().as_ref(), *element);
+            let bytes = (entries[key].bytes)();
             if let Some(bytes) = problems.collect(bytes.map_err(|problem| problem.in_tensor(key))) {
                 hashing.update(&bytes);
                 file.put(&bytes)?;

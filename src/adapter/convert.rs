@@ -40,6 +40,7 @@ pub fn convert(
     let mut adapter = Adapter {
         layers: BTreeMap::new(),
         shapes: BTreeMap::new(),
+        components: BTreeMap::new(),
         scale,
         base: trained.config().and_then(|config| config.base_model_name_or_path.clone()).unwrap_or_default(),
     };

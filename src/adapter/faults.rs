@@ -152,6 +152,7 @@ fn an_adapter_with_its_base_is_the_old_one_or_the_new_one() {
             provenance: &provenance,
             other_modules,
             beside: &[(REPORT_FILE, b"{}")],
+            peft: PeftContents::default(),
         };
         let hash = staged.adapter(folder, &contents, Format::Peft)?;
         let (checkpoint, weights) = adapted_model(folder, sharded)?;
@@ -176,6 +177,7 @@ fn an_adapter_with_its_base_is_the_old_one_or_the_new_one() {
             provenance: &provenance,
             other_modules,
             beside: &[],
+            peft: PeftContents::default(),
         };
         staged.adapter(folder, &contents, Format::Peft)?;
         staged.commit_adapter(folder)

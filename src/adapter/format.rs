@@ -11,6 +11,8 @@ pub enum Format {
     Peft,
     /// A single file, for a component of a pipeline.
     SingleFile(SingleFile, Component),
+    /// A folder for mlx-lm.
+    Mlx,
 }
 
 /// The format of a single-file adapter.
@@ -24,7 +26,7 @@ pub enum SingleFile {
 }
 
 /// The component of a pipeline that is adapted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Component {
     /// The UNet.
@@ -40,6 +42,21 @@ pub enum Component {
 impl Component {
     /// All components.
     pub const ALL: [Self; 4] = [Self::Unet, Self::Transformer, Self::TextEncoder, Self::TextEncoder2];
+
+    /// Its name in options and messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Unet => "unet",
+            Self::Transformer => "transformer",
+            Self::TextEncoder => "text-encoder",
+            Self::TextEncoder2 => "text-encoder-2",
+        }
+    }
+
+    /// Its folder in a pipeline of diffusers.
+    pub(super) fn folder(self) -> &'static str {
+        self.prefix(SingleFile::Diffusers).trim_end_matches('.')
+    }
 
     /// The name of a module after the prefix.
     pub(super) fn name_of(self, module: &str) -> String {
@@ -62,6 +79,9 @@ impl Component {
     }
 }
 
+/// The prefix of the first of two text encoders, in kohya's format.
+pub(super) const FIRST_OF_TWO: &str = "lora_te1_";
+
 impl SingleFile {
     /// Both formats.
     pub const ALL: [Self; 2] = [Self::Diffusers, Self::Kohya];
@@ -74,16 +94,13 @@ impl SingleFile {
         }
     }
 
-    fn prefixes(self) -> impl Iterator<Item = &'static str> {
-        Component::ALL.into_iter().map(move |component| component.prefix(self)).chain(match self {
-            Self::Diffusers => None,
-            // The first of two text encoders.
-            Self::Kohya => Some("lora_te1_"),
-        })
-    }
-
-    /// The prefix of a component, if all names have it; otherwise the empty string.
-    pub(super) fn common_prefix<'a>(self, names: impl Iterator<Item = &'a str> + Clone) -> &'static str {
-        self.prefixes().find(|prefix| names.clone().all(|name| name.starts_with(prefix))).unwrap_or("")
+    /// The component that the prefix of a name stands for, and the rest of the name. In kohya's format, the UNet can also be a
+    /// transformer.
+    pub(super) fn component_of(self, name: &str) -> Option<(Component, &str)> {
+        let prefixes = Component::ALL.into_iter().map(|component| (component, component.prefix(self)));
+        let first_of_two = (self == Self::Kohya).then_some((Component::TextEncoder, FIRST_OF_TWO));
+        prefixes
+            .chain(first_of_two)
+            .find_map(|(component, prefix)| Some((component, name.strip_prefix(prefix)?)))
     }
 }

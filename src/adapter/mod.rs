@@ -3,6 +3,8 @@
 //! This module gets factors and writes them. It does not depend on how they were computed, except that [`verify`] checks the
 //! properties that a method promises.
 
+mod card;
+mod components;
 mod config;
 mod contents;
 mod convert;
@@ -10,7 +12,9 @@ mod convert;
 mod faults;
 mod folder;
 mod format;
+mod loading;
 mod made_from;
+mod mlx;
 mod modules;
 mod names;
 mod numbers;
@@ -24,14 +28,18 @@ mod single_file;
 mod staged;
 #[cfg(test)]
 mod testing;
+mod uniform;
 mod verify;
 mod write;
 
+pub use card::CARD_FILE;
+pub use components::{Named, Naming, named};
 pub use config::{Config, Targets};
-pub use contents::Contents;
+pub use contents::{Contents, PeftContents};
 pub use convert::{Conversion, convert};
 pub use folder::refuse_occupied;
 pub use format::{Component, Format, SingleFile};
+pub use loading::{Loading, StoredWhole, StoredWholes, TASKS, Task};
 pub use made_from::weight_fingerprint;
 pub use names::{CONFIG_FILE, REPORT_FILE, TENSORS_FILE};
 pub use patterns::Patterns;
@@ -41,5 +49,6 @@ pub use record::{FileRecord, Origin, RECORD_FILE, record_heading, recorded_layer
 pub use residual::{AdaptedWeight, Base, refuse_model_folder, write_residual_base};
 pub use single_file::refuse_shapes_without_place;
 pub use staged::{Staged, anchor_of, default_base};
+pub use uniform::UniformRank;
 pub use verify::{Check, Outcome, Verification, verify};
 pub use write::{Adapter, is_complete, write_adapter};

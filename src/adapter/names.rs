@@ -37,6 +37,15 @@ pub(super) fn affixes(format: Option<SingleFile>) -> (&'static str, [&'static st
     }
 }
 
+/// The file with the tensors of an adapter for mlx-lm.
+pub(super) const MLX_FILE: &str = "adapters.safetensors";
+
+/// The files of adapters in all formats, without records. Those that complete an adapter come first, because old files are removed in this
+/// order.
+pub(super) fn adapter_files() -> impl Iterator<Item = &'static str> {
+    last_files().chain([TENSORS_FILE, MLX_FILE])
+}
+
 /// The files that complete an adapter. Writers put them in place last.
 pub(super) fn last_files() -> impl Iterator<Item = &'static str> {
     [CONFIG_FILE].into_iter().chain(SingleFile::ALL.map(SingleFile::file_name))

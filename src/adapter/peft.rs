@@ -1,28 +1,42 @@
 //! Writes PEFT folders.
 
+use super::card::{self, Author, CARD_FILE};
 use super::config::to_json;
-use super::contents::{Contents, Entries, Entry, pretty};
+use super::contents::{Contents, Entries, Entry, PeftContents, pretty};
 use super::folder::OutputFolder;
 use super::modules::{Module, Side, keys, modules};
 use super::names::{PREFIX, suffixes};
 use super::numbers::{check_shapes, in_module};
-use super::{Adapter, CONFIG_FILE, FileRecord, TENSORS_FILE};
+use super::{Adapter, CONFIG_FILE, FileRecord, Loading, TENSORS_FILE};
 use crate::element::Element;
 use crate::storage::{Checkpoint, NewFile, Problem, Problems};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Writes a PEFT folder: `adapter_model.safetensors`, `cntlora.json`, the files beside them, and `adapter_config.json`, which completes
-/// it. Returns the files and the hash of the tensors.
+/// Writes a PEFT folder: `adapter_model.safetensors`, `cntlora.json`, the files beside them, the model card, and `adapter_config.json`,
+/// which completes it. Returns the files and the hash of the tensors.
 pub(super) fn write(
     output: &OutputFolder<'_>,
     contents: &Contents<'_>,
 ) -> Result<(Vec<NewFile>, FileRecord), Problems> {
     let Contents { adapter, element, other_modules, .. } = *contents;
+    let PeftContents { loading, wholes, card } = contents.peft;
     check(adapter, element)?;
     let modules = modules(adapter)?;
-    let entries = entries(&modules, element)?;
+    let mut entries = entries(&modules, element)?;
+    for (name, whole) in wholes.into_iter().flatten() {
+        let bytes = Box::new(|| (whole.read)());
+        entries.insert(name.clone(), Entry { shape: whole.shape.clone(), dtype: whole.dtype.clone(), bytes });
+    }
     let (mut files, hash) = contents.write(output, TENSORS_FILE, BTreeMap::new(), &entries)?;
-    let config = pretty(&to_json(adapter, &modules, other_modules));
+    let usual = Loading::default();
+    let loading = loading.unwrap_or(&usual);
+    if let Some(body) = card
+        && card::author(output.path())? != Author::Other
+    {
+        let base = loading.base_name.as_deref().unwrap_or(&adapter.base);
+        files.push(output.write(CARD_FILE, card::card(base, body).as_bytes())?);
+    }
+    let config = pretty(&to_json(adapter, &modules, other_modules, loading));
     files.push(output.write(CONFIG_FILE, config.as_bytes())?);
     Ok((files, hash))
 }
@@ -41,8 +55,7 @@ fn entries<'a>(modules: &'a BTreeMap<&str, Module<'_>>, element: Element) -> Res
     for (name, key) in keys(modules)? {
         let module = &modules[name];
         for (suffix, side) in suffixes(module.shape()).into_iter().zip([Side::Down, Side::Up]) {
-            let values = Box::new(move || module.factor(side));
-            let entry = Entry { shape: module.shape_of(side), element, values };
+            let entry = Entry::factor(module.shape_of(side), element, move || module.factor(side));
             entries.insert(format!("{PREFIX}{key}{suffix}"), entry);
         }
     }

@@ -1,8 +1,9 @@
 //! Reads adapters. Opening one reads the headers; factors are read layer by layer, on demand.
 
-use super::format::SingleFile;
+use super::format::{Component, SingleFile};
+use super::mlx;
 use super::modules::Parameters;
-use super::names::{ALPHA_SUFFIX, affixes, suffixes};
+use super::names::{ALPHA_SUFFIX, MLX_FILE, affixes, suffixes};
 use super::numbers::{decode, element_of};
 use super::single_file::MODULES_KEY;
 use super::{CONFIG_FILE, Config, TENSORS_FILE};
@@ -14,7 +15,7 @@ use crate::storage::{
     Access, Problem, Problems, Source, interrupted_replacement, is_missing, product, quoted, read_json, zeros,
 };
 use faer::Mat;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -45,8 +46,14 @@ pub struct PeftLayer {
     pub scale: f64,
     /// Number format of both factors.
     pub element: Element,
+    /// The component of a pipeline that the layer belongs to, if the names of a single file tell it.
+    pub component: Option<Component>,
+    /// True if the name of its module has `_` for `.`, as in kohya's format, and nothing tells the name itself.
+    pub is_flattened: bool,
     a: Tensor,
     b: Tensor,
+    /// True if both factors are stored transposed.
+    is_transposed: bool,
     /// Which block of its module this is. The tensors contain all blocks.
     block: usize,
 }
@@ -71,6 +78,9 @@ impl PeftAdapter {
             problems.push(problem);
             return None;
         }
+        if mlx::is_in(folder) {
+            return mlx::open(folder, problems);
+        }
         let single_file = single_file_in(folder);
         let config = match single_file {
             None => problems.collect(read_config(&folder.join(CONFIG_FILE))).map(Some),
@@ -81,14 +91,21 @@ impl PeftAdapter {
         let names =
             problems.collect(module_names(&header).map_err(|problem| problem.in_file(source.path())))?;
         let pairs = pairs(header, single_file, &source, problems);
-        let prefix = single_file
-            .map_or("", |format| format.common_prefix(pairs.keys().map(|(name, _)| name.as_str())));
+        let found: BTreeSet<_> =
+            pairs.keys().map(|(name, _)| component_of(single_file, name).map(|(found, _)| found)).collect();
+        let has_several = found.len() > 1;
         let parameters =
             Parameters::new(config.as_ref().and_then(|config| config.target_parameters.as_ref()));
         let mut layers = BTreeMap::new();
         for ((name, is_embedding), pair) in pairs {
-            let known = names.get(&name).cloned();
-            let module = known.unwrap_or_else(|| name.strip_prefix(prefix).unwrap_or(&name).to_owned());
+            let known = names.get(&name);
+            let found = component_of(single_file, &name);
+            let (component, inner) = found.map_or((None, &*name), |(one, inner)| (Some(one), inner));
+            // The names of several components stay apart.
+            let prefix = component.filter(|_| has_several);
+            let prefix = prefix.map_or("", |component| component.prefix(SingleFile::Diffusers));
+            let is_flattened = single_file == Some(SingleFile::Kohya) && known.is_none();
+            let module = known.cloned().unwrap_or_else(|| format!("{prefix}{inner}"));
             let read = parameters.named(&module).and_then(|parameter| {
                 let is_parameter = parameter.is_some();
                 let module = parameter.unwrap_or(module);
@@ -102,6 +119,7 @@ impl PeftAdapter {
             });
             let read = problems.collect(read.map_err(|problem| problem.in_file(source.path())));
             for (layer_name, layer) in read.into_iter().flatten() {
+                let layer = PeftLayer { component, is_flattened, ..layer };
                 if layers.insert(layer_name, layer).is_some() {
                     let what = "the module has factors of an embedding and of another layer";
                     problems.push(Problem::data(what).in_file(source.path()).in_tensor(&name));
@@ -109,6 +127,11 @@ impl PeftAdapter {
             }
         }
         Some(Self { config, single_file, layers, source, shared: Mutex::default() })
+    }
+
+    /// An adapter without a configuration of PEFT.
+    pub(super) fn of_layers(layers: BTreeMap<LayerName, PeftLayer>, source: Source) -> Self {
+        Self { config: None, single_file: None, layers, source, shared: Mutex::default() }
     }
 
     /// The configuration of a PEFT adapter.
@@ -150,6 +173,11 @@ impl PeftAdapter {
     /// An I/O problem if the tensors cannot be read.
     pub fn factors(&self, layer: &PeftLayer) -> Result<Factors, Problem> {
         let PeftLayer { rank, inputs, outputs, element, block, .. } = *layer;
+        if layer.is_transposed {
+            let a = self.rows(&layer.a, element, 0, inputs, rank)?;
+            let b = self.rows(&layer.b, element, 0, rank, outputs)?;
+            return Ok(Factors { a: a.transpose().to_owned(), b: b.transpose().to_owned() });
+        }
         let a = self.rows(&layer.a, element, block * rank, rank, inputs)?;
         let b = match layer.shape {
             LayerShape::Expert { count, .. } => {
@@ -199,6 +227,39 @@ impl PeftAdapter {
     }
 }
 
+impl PeftLayer {
+    /// A layer whose factors are stored transposed, as `[inputs, rank]` and `[rank, outputs]`.
+    pub(super) fn transposed(
+        rank: usize,
+        (inputs, outputs): (usize, usize),
+        shape: LayerShape,
+        scale: f64,
+        element: Element,
+        [a, b]: [Tensor; 2],
+    ) -> Self {
+        let (component, is_flattened, is_transposed, block) = (None, false, true, 0);
+        Self {
+            rank,
+            inputs,
+            outputs,
+            shape,
+            scale,
+            element,
+            component,
+            is_flattened,
+            a,
+            b,
+            is_transposed,
+            block,
+        }
+    }
+}
+
+/// The component in a name of a single file, and the rest of the name.
+fn component_of(format: Option<SingleFile>, name: &str) -> Option<(Component, &str)> {
+    format?.component_of(name)
+}
+
 fn check_folder(folder: &Path) -> Result<(), Problem> {
     let metadata = fs::metadata(folder).map_err(|error| {
         let problem = Problem::io("cannot open the folder", &error).in_file(folder);
@@ -232,7 +293,7 @@ fn read_config(path: &Path) -> Result<Config, Problem> {
     Ok(config)
 }
 
-fn open_tensors(path: &Path) -> Result<(Source, Header), Problem> {
+pub(super) fn open_tensors(path: &Path) -> Result<(Source, Header), Problem> {
     if is_missing(path) {
         let problem = Problem::data("the tensors of the PEFT adapter are missing").in_file(path);
         return Err(if path.with_file_name("adapter_model.bin").exists() {
@@ -257,7 +318,11 @@ fn single_file_in(folder: &Path) -> Option<SingleFile> {
 
 /// The name of the file with the tensors of the adapter in a folder.
 pub(super) fn tensors_file(folder: &Path) -> &'static str {
-    single_file_in(folder).map_or(TENSORS_FILE, SingleFile::file_name)
+    match single_file_in(folder) {
+        Some(single_file) => single_file.file_name(),
+        None if mlx::is_in(folder) => MLX_FILE,
+        None => TENSORS_FILE,
+    }
 }
 
 /// The modules by the names of their tensors, as far as the metadata has them.
@@ -393,7 +458,20 @@ fn layers_of(
         let what = format!("A has {count} blocks of rank {rank}, but at most {MOST_BLOCKS} are supported");
         return Err(Problem::data(what).in_tensor(&a_key));
     }
-    let layer = PeftLayer { rank, inputs, outputs, shape, scale, element, a, b, block: 0 };
+    let layer = PeftLayer {
+        rank,
+        inputs,
+        outputs,
+        shape,
+        scale,
+        element,
+        component: None,
+        is_flattened: false,
+        a,
+        b,
+        is_transposed: false,
+        block: 0,
+    };
     Ok(match count {
         None => vec![(LayerName::of_module(module), layer)],
         Some(count) => (0..count)
@@ -412,7 +490,7 @@ fn read_number(tensor: &Tensor, source: &Source) -> Result<f64, Problem> {
 }
 
 /// Rows and columns. The axes of a kernel count as columns.
-fn matrix_shape(tensor: &Tensor, rule: &str) -> Result<(usize, usize), Problem> {
+pub(super) fn matrix_shape(tensor: &Tensor, rule: &str) -> Result<(usize, usize), Problem> {
     let positive = |count: u64| usize::try_from(count).ok().filter(|&count| count > 0);
     match tensor.shape.as_slice() {
         [rows, rest @ ..] if (1..=4).contains(&rest.len()) => {

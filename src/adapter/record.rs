@@ -59,6 +59,9 @@ pub(super) struct Record {
     pub(super) model: Option<String>,
     #[serde(default)]
     pub(super) residual: Option<String>,
+    /// The rank to which all factors were padded.
+    #[serde(default)]
+    pub(super) uniform_rank: Option<u64>,
     #[serde(default)]
     pub(super) method: Option<RecordedMethod>,
     #[serde(default)]

@@ -11,10 +11,10 @@
 
 use super::contents::{Contents, Entries, Entry};
 use super::folder::OutputFolder;
-use super::format::{Component, SingleFile};
+use super::format::{Component, FIRST_OF_TWO, SingleFile};
 use super::names::{ALPHA_SUFFIX, affixes};
 use super::peft::check;
-use super::{Adapter, FileRecord};
+use super::{Adapter, FileRecord, Format};
 use crate::element::Element;
 use crate::factors::{Factors, LayerName, LayerShape};
 use crate::storage::{NewFile, Problem, Problems, quoted};
@@ -34,27 +34,37 @@ pub(super) fn write(
 ) -> Result<(Vec<NewFile>, FileRecord), Problems> {
     let Contents { adapter, element, .. } = *contents;
     check(adapter, element)?;
-    refuse_shapes_without_place(adapter.shapes.iter())?;
+    refuse_shapes_without_place(Format::SingleFile(format, component), adapter.shapes.iter())?;
     let (entries, metadata) = content(adapter, element, (format, component))?;
     let (mut files, hash) = contents.write(output, format.file_name(), metadata, &entries)?;
     files.rotate_left(1);
     Ok((files, hash))
 }
 
-/// Refuses layers that these formats do not support: embeddings, fused experts and convolutions in groups.
+/// Refuses layers that a format does not support. PEFT supports all of them. The others do not support fused experts and convolutions in
+/// groups; single files no embeddings, and mlx-lm no convolutions.
 ///
 /// # Errors
 /// A usage problem for the first layer of each kind.
 pub fn refuse_shapes_without_place<'a>(
+    format: Format,
     shapes: impl Iterator<Item = (&'a LayerName, &'a LayerShape)>,
 ) -> Result<(), Problems> {
     let mut first = BTreeMap::new();
     for (name, shape) in shapes {
-        let what = match shape {
-            LayerShape::Embedding => "an embedding",
-            LayerShape::Expert { .. } => "one of several fused experts",
-            LayerShape::Group { .. } => "a group of a convolution",
-            LayerShape::Linear | LayerShape::Transposed | LayerShape::Convolution(_) => continue,
+        let what = match (shape, format) {
+            (_, Format::Peft) => continue,
+            (LayerShape::Embedding, Format::SingleFile(..)) => "an embedding",
+            (LayerShape::Expert { .. }, _) => "one of several fused experts",
+            (LayerShape::Group { .. }, _) => "a group of a convolution",
+            (LayerShape::Convolution(_), Format::Mlx) => "a convolution",
+            (
+                LayerShape::Linear
+                | LayerShape::Transposed
+                | LayerShape::Embedding
+                | LayerShape::Convolution(_),
+                _,
+            ) => continue,
         };
         first.entry(what).or_insert(name);
     }
@@ -80,17 +90,23 @@ fn content(
 ) -> Result<(Entries<'_>, BTreeMap<String, String>), Problem> {
     let is_kohya = format == SingleFile::Kohya;
     let root = faer::Scale(if is_kohya { 1.0 } else { adapter.scale.sqrt() as f32 });
-    let prefix = component.prefix(format);
+    // Without a second text encoder, the first one is the only one.
+    let is_first_of_two = is_kohya && adapter.components.values().any(|one| *one == Component::TextEncoder2);
+    let prefix_of = |component: Component| match component {
+        Component::TextEncoder if is_first_of_two => FIRST_OF_TWO,
+        component => component.prefix(format),
+    };
     let (_, [down_suffix, up_suffix]) = affixes(Some(format));
     let mut modules: BTreeMap<String, &str> = BTreeMap::new();
     let mut entries = Entries::new();
     for (layer, factors @ Factors { a, b }) in &adapter.layers {
         let module = &layer.module;
-        let mut name = component.name_of(module);
+        let (component, inner) = adapter.component_of(layer).unwrap_or((component, module));
+        let mut name = component.name_of(inner);
         if is_kohya {
             name = name.replace('.', "_");
         }
-        let name = format!("{prefix}{name}");
+        let name = format!("{}{name}", prefix_of(component));
         if let Some(other) = modules.insert(name.clone(), module) {
             let [other, module, name] = [other, module, &name].map(quoted);
             let what = format!("modules {other} and {module} have the same name {name} in this format");
@@ -98,20 +114,20 @@ fn content(
                 .help("give another --format, or leave one of the modules out with --exclude"));
         }
         let [down, up] = shapes(adapter.shape(layer), factors);
-        let mut add = |suffix: &str, shape, element, values| {
-            entries.insert(format!("{name}{suffix}"), Entry { shape, element, values });
-        };
-        add(down_suffix, down, element, Box::new(move || a * root));
-        add(up_suffix, up, element, Box::new(move || b * root));
+        let mut add = |suffix: &str, entry| entries.insert(format!("{name}{suffix}"), entry);
+        add(down_suffix, Entry::factor(down, element, move || a * root));
+        add(up_suffix, Entry::factor(up, element, move || b * root));
         if is_kohya {
             let alpha = (adapter.scale * a.nrows() as f64) as f32;
-            add(ALPHA_SUFFIX, vec![], Element::F32, Box::new(move || Mat::full(1, 1, alpha)));
+            add(ALPHA_SUFFIX, Entry::factor(vec![], Element::F32, move || Mat::full(1, 1, alpha)));
         }
     }
     let mut metadata = BTreeMap::new();
     if is_kohya {
         metadata.insert("ss_network_module".to_owned(), "networks.lora".to_owned());
     } else {
+        // Readers derive the other names.
+        let prefix = if adapter.components.is_empty() { component.prefix(format) } else { "" };
         modules.retain(|name, module| *name != format!("{prefix}{module}"));
     }
     if !modules.is_empty() {

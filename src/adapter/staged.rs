@@ -1,13 +1,13 @@
 //! The folders of an output, completely written before old folders are replaced.
 
+use super::card::{self, Author, CARD_FILE};
 use super::folder::OutputFolder;
-use super::names::last_files;
+use super::names::adapter_files;
 use super::record::Record;
 use super::replace::{BaseRecord, is_anchor};
 use super::residual::Residuals;
 use super::{
-    AdaptedWeight, Base, Contents, FileRecord, Format, RECORD_FILE, REPORT_FILE, TENSORS_FILE, peft,
-    single_file,
+    AdaptedWeight, Base, Contents, FileRecord, Format, RECORD_FILE, REPORT_FILE, mlx, peft, single_file,
 };
 use crate::element::Element;
 use crate::storage::{
@@ -149,6 +149,7 @@ impl Staged {
         self.part(kind, folder, |output| {
             let (files, hash) = match format {
                 Format::Peft => peft::write(output, contents)?,
+                Format::Mlx => mlx::write(output, contents)?,
                 Format::SingleFile(format, component) => {
                     single_file::write(output, contents, (format, component))?
                 }
@@ -208,7 +209,8 @@ impl Staged {
         }
         let anchor = anchor_of(folder);
         if is_anchor(&anchor)? && !self.has(Kind::Anchor, &anchor) {
-            let old = last_files().chain([TENSORS_FILE, RECORD_FILE]).map(PathBuf::from).collect();
+            let mut old: Vec<PathBuf> = adapter_files().chain([RECORD_FILE]).map(PathBuf::from).collect();
+            old.extend(old_card(&anchor)?);
             self.part(Kind::Old, &anchor, |_| Ok((Names { old, new: Vec::new() }, ())))?;
         }
         Ok(self.commit()?)
@@ -236,7 +238,8 @@ impl Root {
 
 /// Syncs the files of an adapter. The last one completes it.
 fn finish_adapter(files: Vec<NewFile>, folder: &Path) -> Result<Names, Problem> {
-    let mut old: Vec<PathBuf> = last_files().chain([TENSORS_FILE]).map(PathBuf::from).collect();
+    let mut old: Vec<PathBuf> = adapter_files().map(PathBuf::from).collect();
+    old.extend(old_card(folder)?);
     match Record::read(&folder.join(RECORD_FILE)) {
         // The report describes the old adapter.
         Ok(Some(_)) => old.push(REPORT_FILE.into()),
@@ -246,6 +249,11 @@ fn finish_adapter(files: Vec<NewFile>, folder: &Path) -> Result<Names, Problem> 
     let new = names_of(&files, folder);
     files.into_iter().try_for_each(NewFile::finish)?;
     Ok(Names { old, new })
+}
+
+/// The card of an old adapter, unless the user wrote or changed it.
+fn old_card(folder: &Path) -> Result<Option<PathBuf>, Problem> {
+    Ok((card::author(folder)? == Author::Us).then(|| CARD_FILE.into()))
 }
 
 /// The paths of files in a folder.

@@ -1,6 +1,6 @@
 //! Helpers for the tests of this folder.
 
-use super::{Adapter, Contents, Format, write_adapter};
+use super::{Adapter, Contents, Format, PeftContents, write_adapter};
 use crate::element::Element;
 use crate::factors::Factors;
 use crate::storage::Problems;
@@ -23,7 +23,7 @@ pub(super) fn factors(outputs: usize, inputs: usize, rank: usize) -> Factors {
 
 pub(super) fn adapter(layers: impl IntoIterator<Item = (&'static str, Factors)>) -> Adapter {
     let layers = layers.into_iter().map(|(module, factors)| (module.into(), factors)).collect();
-    Adapter { layers, shapes: BTreeMap::new(), scale: 2.0, base: "tiny".into() }
+    Adapter { layers, shapes: BTreeMap::new(), components: BTreeMap::new(), scale: 2.0, base: "tiny".into() }
 }
 
 /// A record as callers give it, with a start.
@@ -47,7 +47,8 @@ pub(super) fn try_write(
     format: Format,
 ) -> Result<(), Problems> {
     let other_modules = &BTreeSet::new();
-    let contents = Contents { adapter, element, provenance: record, other_modules, beside: &[] };
+    let peft = PeftContents::default();
+    let contents = Contents { adapter, element, provenance: record, other_modules, beside: &[], peft };
     write_adapter(folder, &contents, format)
 }
 
@@ -119,6 +120,12 @@ impl AnyLayers {
         let layers = self.0.iter().map(|(ModuleName(name), &(outputs, inputs, rank))| {
             (name.as_str().into(), factors(outputs, inputs, rank))
         });
-        Adapter { layers: layers.collect(), shapes: BTreeMap::new(), scale: 0.3, base: "any".into() }
+        Adapter {
+            layers: layers.collect(),
+            shapes: BTreeMap::new(),
+            components: BTreeMap::new(),
+            scale: 0.3,
+            base: "any".into(),
+        }
     }
 }

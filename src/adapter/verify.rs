@@ -7,6 +7,7 @@ use super::read::tensors_file;
 use super::record::{Record, RecordedLayer};
 use super::replace::BaseRecord;
 use super::residual::wrong_shape;
+use super::uniform::without_padding;
 use super::{CONFIG_FILE, Config, FileRecord, PeftAdapter, PeftLayer, RECORD_FILE, SingleFile, Targets};
 use crate::element::Element;
 use crate::factors::{LayerName, LayerShape, Start};
@@ -115,7 +116,9 @@ pub fn verify(
     // The first entry of a layer counts.
     let recorded = record.iter().flat_map(|record| &record.layers).rev();
     let recorded = recorded.map(|layer| (layer.module.as_str(), layer)).collect();
-    let weights = Weights { base, given: weights, found: &comparison.places, recorded, has_config };
+    let is_padded = record.as_ref().is_some_and(|record| record.uniform_rank.is_some());
+    let weights =
+        Weights { base, given: weights, found: &comparison.places, recorded, has_config, is_padded };
     let mut largest_relative_update = base.map(|_| 0.0);
     for (name, layer) in adapter.layers() {
         if let Some(relative) =
@@ -163,7 +166,8 @@ fn checks(
         (true, false) => format!("{RECORD_FILE} has no start"),
         (false, _) => no_record.clone(),
     };
-    let no_config = || (!with_config).then(|| "a single-file adapter has no configuration".to_owned());
+    let no_config =
+        || (!with_config).then(|| "only adapters in the format of PEFT have this configuration".to_owned());
     let text = |form: &Form| match form {
         Form::Balanced => BALANCED,
         Form::OrthonormalUp => "the columns of B are orthonormal",
@@ -354,6 +358,8 @@ struct Weights<'a> {
     /// The layers of the record, by name.
     recorded: BTreeMap<&'a str, &'a RecordedLayer>,
     has_config: bool,
+    /// True if units of zeros were added to the factors.
+    is_padded: bool,
 }
 
 impl Weights<'_> {
@@ -450,6 +456,9 @@ fn check_layer(
         return Err(problems);
     }
     let grams = Grams::of(&factors);
+    let own = weights.is_padded.then(|| without_padding(&factors));
+    let factors = own.unwrap_or(factors);
+    let form = form.filter(|_| factors.a.nrows() > 0);
     match form {
         Some(Form::Mirrored) if !factors.is_mirrored() => problems.push(complain(
             "rows 2k and 2k + 1 of A must be exactly opposite, and columns 2k and 2k + 1 of B must be equal"
@@ -457,7 +466,7 @@ fn check_layer(
         )),
         Some(Form::Mirrored) | None => {}
         Some(form) => {
-            problems.collect(grams.check(form, layer.element).map_err(complain));
+            problems.collect(Grams::of(&factors).check(form, layer.element).map_err(complain));
         }
     }
     let relative = |norm| layer.scale.abs() * grams.product_norm() / norm;

@@ -1,7 +1,7 @@
 //! Adapters in memory, and writing them in any format.
 
 use super::names::last_files;
-use super::{Contents, Format, Staged};
+use super::{Component, Contents, Format, SingleFile, Staged};
 use crate::factors::{Factors, LayerName, LayerShape};
 use crate::storage::Problems;
 use std::collections::BTreeMap;
@@ -13,6 +13,9 @@ pub struct Adapter {
     pub layers: BTreeMap<LayerName, Factors>,
     /// How the weights of layers are stored. Layers that are missing here are linear.
     pub shapes: BTreeMap<LayerName, LayerShape>,
+    /// The components of layers, for an adapter of several components of a pipeline. The names of such layers begin with the name that
+    /// diffusers has for the component. Layers that are missing here have no component in their name.
+    pub components: BTreeMap<LayerName, Component>,
     /// The adapter adds `scale · B A`.
     pub scale: f64,
     /// The value for `base_model_name_or_path` in the configuration.
@@ -25,12 +28,19 @@ impl Adapter {
         self.shapes.get(layer).unwrap_or(&LayerShape::Linear)
     }
 
+    /// The component of a layer and the name of its module there, for an adapter of several components.
+    pub(super) fn component_of<'a>(&self, layer: &'a LayerName) -> Option<(Component, &'a str)> {
+        let component = *self.components.get(layer)?;
+        Some((component, layer.module.strip_prefix(component.prefix(SingleFile::Diffusers))?))
+    }
+
     /// The adapter with the opposite update. With both adapters, the base computes the same as without them.
     pub fn negated(&self) -> Self {
         let negated = |factors: &Factors| Factors { a: factors.a.clone(), b: -&factors.b };
         Self {
             layers: self.layers.iter().map(|(layer, factors)| (layer.clone(), negated(factors))).collect(),
             shapes: self.shapes.clone(),
+            components: self.components.clone(),
             scale: self.scale,
             base: self.base.clone(),
         }

@@ -8,12 +8,14 @@ use super::resolve::ConvertTask;
 use super::saved::Outputs;
 use super::terminal::Terminal;
 use crate::adapter::{
-    Contents, Conversion, Format, Origin, PeftAdapter, Staged, convert, record_heading, refuse_occupied,
-    refuse_shapes_without_place,
+    Contents, Conversion, Loading, Named, Naming, Origin, PeftAdapter, PeftContents, PeftLayer, Staged,
+    UniformRank, convert, named, record_heading, refuse_occupied, refuse_shapes_without_place,
 };
 use crate::factors::{Factors, LayerName, Start};
 use crate::report::format::{count, percent};
 use crate::report::table::{Align, Table};
+use crate::run::Output;
+use crate::storage::visible::one_line;
 use crate::storage::{Problem, Problems, visible};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -25,6 +27,8 @@ use std::path::Path;
 struct Converted {
     /// The base model of the adapter.
     base: String,
+    /// The number of layers that were left out, because they belong to other components.
+    left_out: usize,
     layers: Vec<ConvertedLayer>,
 }
 
@@ -43,7 +47,8 @@ pub(crate) fn run(task: &ConvertTask, terminal: &Terminal) -> anyhow::Result<()>
     let output = &task.output;
     let mut problems = task.refused.clone();
     for folder in output.changed_folders() {
-        problems.collect(refuse_input_folder(&folder, [&task.adapter].into_iter().chain(&task.init)));
+        let inputs = [&task.adapter].into_iter().chain(&task.init).chain(&task.base);
+        problems.collect(refuse_input_folder(&folder, inputs));
     }
     let check_folder = || match task.force {
         true => refuse_file_in_place(&output.folder),
@@ -57,21 +62,26 @@ pub(crate) fn run(task: &ConvertTask, terminal: &Terminal) -> anyhow::Result<()>
     };
     problems.or_ok(())?;
     let (initial, origin) = initial.flatten().unzip();
-    limits::refuse_below(memory([Some(&trained), initial.as_ref()].into_iter().flatten()))?;
+    limits::refuse_below(memory([Some(&trained), initial.as_ref()].into_iter().flatten(), output.uniform))?;
     if task.dry_run {
-        let conversion = converted(task, &trained, initial.as_ref(), origin.as_ref())?;
-        if let Format::SingleFile(..) = output.format {
-            let layers = conversion.adapter.layers.keys();
-            refuse_shapes_without_place(layers.map(|name| (name, conversion.adapter.shape(name))))?;
-        }
-        return dry_run::print(&Converted::of(&conversion, &trained), render, &output.all(), terminal);
+        let done = converted(task, &trained, initial.as_ref(), origin.as_ref())?;
+        let adapter = &done.conversion.adapter;
+        let shapes = adapter.layers.keys().map(|name| (name, adapter.shape(name)));
+        refuse_shapes_without_place(done.named.format, shapes)?;
+        return dry_run::print(&Converted::of(&done, &trained), render, &output.all(), terminal);
     }
     Interruption::handle(terminal)?;
     let _locks = Outputs::of(output).lock()?;
     check_folder()?;
 
-    let conversion = converted(task, &trained, initial.as_ref(), origin.as_ref())?;
-    let record = record(task, origin.as_ref(), &conversion.adapter.base);
+    let done = converted(task, &trained, initial.as_ref(), origin.as_ref())?;
+    let (conversion, format) = (&done.conversion, done.named.format);
+    let mut record = record(task, origin.as_ref(), &conversion.adapter.base);
+    if let Some(rank) = done.uniform {
+        record.insert("uniform_rank".into(), rank.into());
+    }
+    let loading = loading(&trained);
+    let card = card(terminal.process().command_line());
     // The names of other modules are not known here, so the list of targets is that of PEFT itself.
     let other_modules = &BTreeSet::new();
     let contents = Contents {
@@ -80,16 +90,25 @@ pub(crate) fn run(task: &ConvertTask, terminal: &Terminal) -> anyhow::Result<()>
         provenance: &record,
         other_modules,
         beside: &[],
+        peft: PeftContents { loading: Some(&loading), card: Some(&card), ..PeftContents::default() },
     };
     let mut staged = Staged::create(&[&output.folder])?;
-    staged.adapter(&output.folder, &contents, output.format)?;
+    staged.adapter(&output.folder, &contents, format)?;
     for read in [&trained].into_iter().chain(&initial) {
         read.source().check_unchanged()?;
     }
     staged.commit_adapter(&output.folder)?;
 
-    terminal.result(&Converted::of(&conversion, &trained), render)?;
+    terminal.result(&Converted::of(&done, &trained), render)?;
     Ok(())
+}
+
+/// A converted adapter in memory.
+struct Done {
+    conversion: Conversion,
+    named: Named,
+    /// The rank that all layers were padded to.
+    uniform: Option<usize>,
 }
 
 /// Converts an adapter in memory. The original base is that of the initial adapter.
@@ -98,33 +117,48 @@ fn converted(
     trained: &PeftAdapter,
     initial: Option<&PeftAdapter>,
     origin: Option<&Origin>,
-) -> Result<Conversion, Problems> {
+) -> Result<Done, Problems> {
     let mut conversion = convert(trained, initial, task.rank)?;
     if let Some(model) = origin.and_then(|origin| origin.model.clone()) {
         conversion.adapter.base = model;
     }
-    Ok(conversion)
+    let Output { format, uniform, .. } = task.output;
+    let naming = Naming { format, component: task.component, base: task.base.as_deref() };
+    let named = named(&mut conversion.adapter, trained, naming)?;
+    let uniform = uniform.map(|uniform| conversion.adapter.pad(uniform)).transpose()?;
+    Ok(Done { conversion, named, uniform })
 }
 
 impl Converted {
-    fn of(conversion: &Conversion, trained: &PeftAdapter) -> Self {
-        let layer = |(name, factors): (&LayerName, &Factors)| ConvertedLayer {
-            name: name.clone(),
-            rank_before: trained.layers().get(name).map_or(0, |layer| layer.rank),
-            rank: factors.a.nrows(),
-            kept: conversion.kept.get(name).copied().unwrap_or(1.0),
+    fn of(done: &Done, trained: &PeftAdapter) -> Self {
+        let Done { conversion, named, .. } = done;
+        let layer = |(name, factors): (&LayerName, &Factors)| {
+            let old = named.old.get(name).unwrap_or(name);
+            ConvertedLayer {
+                name: name.clone(),
+                rank_before: trained.layers().get(old).map_or(0, |layer| layer.rank),
+                rank: factors.a.nrows(),
+                kept: conversion.kept.get(old).copied().unwrap_or(1.0),
+            }
         };
         let layers = conversion.adapter.layers.iter().map(layer).collect();
-        Self { base: conversion.adapter.base.clone(), layers }
+        Self { base: conversion.adapter.base.clone(), left_out: named.left_out.clone(), layers }
     }
 }
 
 /// Bytes of a conversion. The factors of all layers are in memory, then also their bytes to write, and those of one layer several times,
 /// in f64, while it is cut to a rank.
-fn memory<'a>(adapters: impl Iterator<Item = &'a PeftAdapter>) -> u64 {
-    let layers = adapters.flat_map(|adapter| adapter.layers().values());
-    let numbers =
-        layers.map(|layer| (layer.rank as u64).saturating_mul(layer.outputs as u64 + layer.inputs as u64));
+fn memory<'a>(adapters: impl Iterator<Item = &'a PeftAdapter>, uniform: Option<UniformRank>) -> u64 {
+    let layers: Vec<_> = adapters.flat_map(|adapter| adapter.layers().values()).collect();
+    let padded = match uniform {
+        None => 0,
+        Some(UniformRank::Of(rank)) => rank,
+        Some(UniformRank::Largest) => layers.iter().map(|layer| layer.rank).max().unwrap_or(0),
+    };
+    let rank = |layer: &PeftLayer| layer.rank.max(padded) as u64;
+    let numbers = layers
+        .into_iter()
+        .map(|layer| rank(layer).saturating_mul(layer.outputs as u64 + layer.inputs as u64));
     let (all, largest) =
         numbers.fold((0u64, 0), |(all, largest), layer| (all.saturating_add(layer), layer.max(largest)));
     all.saturating_mul(2 * 4).saturating_add(largest.saturating_mul(8 * 8))
@@ -152,6 +186,25 @@ fn open_initial(folder: &Path) -> Result<(PeftAdapter, Origin), Problems> {
         (Some(adapter), Some(origin)) => problems.or_ok((adapter, origin)),
         _ => Err(problems),
     }
+}
+
+/// What the trained adapter tells loaders about its model.
+fn loading(trained: &PeftAdapter) -> Loading {
+    let config = trained.config();
+    Loading {
+        task: config.and_then(|config| config.task_type.clone()),
+        auto_mapping: config.and_then(|config| config.auto_mapping.clone()),
+        ..Loading::default()
+    }
+}
+
+/// The text of the model card.
+fn card(command: &str) -> String {
+    format!(
+        "# LoRA adapter\n\nConverted from another adapter by cntlora {}.\n\n## Command\n\n    {}\n",
+        env!("CARGO_PKG_VERSION"),
+        one_line(command)
+    )
 }
 
 fn record(task: &ConvertTask, origin: Option<&Origin>, base: &str) -> Map<String, Value> {
@@ -188,9 +241,13 @@ fn render(converted: &Converted) -> String {
             percent(layer.kept),
         ]);
     }
+    let left_out = match converted.left_out {
+        0 => String::new(),
+        layers => format!("left out: {} of other components\n", count(layers as u64, "layer")),
+    };
     let least = converted.layers.iter().map(|layer| layer.kept).fold(1.0, f64::min);
     format!(
-        "{}\n{} for {}; at most {} of the squared norm of an update is lost\n",
+        "{}\n{} for {}; at most {} of the squared norm of an update is lost\n{left_out}",
         table.render(),
         count(converted.layers.len() as u64, "layer"),
         visible(&converted.base),
@@ -201,7 +258,7 @@ fn render(converted: &Converted) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::adapter::{Adapter, write_adapter};
+    use crate::adapter::{Adapter, Format, write_adapter};
     use crate::element::Element;
     use crate::storage::snapshot;
     use expect_test::expect;
@@ -214,6 +271,7 @@ mod tests {
             layers: BTreeMap::from([("q".into(), factors)]),
             shapes: BTreeMap::new(),
             scale: 1.0,
+            components: BTreeMap::new(),
             base: "model".into(),
         };
         let mut record = record_heading();
@@ -221,8 +279,14 @@ mod tests {
         record.insert("method".into(), json!({ "start": "mirrored" }));
         let other_modules = &BTreeSet::new();
         let element = Element::F32;
-        let contents =
-            Contents { adapter: &adapter, element, provenance: &record, other_modules, beside: &[] };
+        let contents = Contents {
+            adapter: &adapter,
+            element,
+            provenance: &record,
+            other_modules,
+            beside: &[],
+            peft: PeftContents::default(),
+        };
         let folder = tempfile::tempdir().unwrap();
         write_adapter(folder.path(), &contents, Format::Peft).unwrap();
         expect![[r#"
@@ -234,13 +298,15 @@ mod tests {
     fn the_kept_share_of_each_layer_is_shown() {
         let layer =
             |module: &str, kept| ConvertedLayer { name: module.into(), rank_before: 8, rank: 4, kept };
-        let converted = Converted { base: "model".into(), layers: vec![layer("q", 0.975), layer("v", 1.0)] };
+        let converted =
+            Converted { base: "model".into(), left_out: 3, layers: vec![layer("q", 0.975), layer("v", 1.0)] };
         expect![[r#"
             module  rank before  rank     kept
             q                 8     4   97.5 %
             v                 8     4  100.0 %
 
             2 layers for model; at most 2.5 % of the squared norm of an update is lost
+            left out: 3 layers of other components
         "#]]
         .assert_eq(&render(&converted));
     }

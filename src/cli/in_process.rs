@@ -37,7 +37,7 @@ pub struct Loaded {
 }
 
 /// Options that have no effect here, and the next step.
-const WITHOUT_EFFECT: [(&str, &str); 21] = [
+const WITHOUT_EFFECT: [(&str, &str); 25] = [
     ("activations", RECORDED),
     ("source", RECORDED),
     ("moments", RECORDED),
@@ -51,6 +51,10 @@ const WITHOUT_EFFECT: [(&str, &str); 21] = [
     ("anchored", IN_PLACE),
     ("base_out", IN_PLACE),
     ("wide_base", IN_PLACE),
+    ("uniform_rank", CONFIGURED),
+    ("modules_to_save", CONFIGURED),
+    ("task_type", CONFIGURED),
+    ("base_name", CONFIGURED),
     ("shard", "run `cntlora init --shard` on files to divide the work"),
     ("dry_run", "give the same options to `cntlora plan` and the files of the model"),
     ("events", PROGRESS),
@@ -63,6 +67,7 @@ const WITHOUT_EFFECT: [(&str, &str); 21] = [
 const RECORDED: &str = "give the recorded statistics, or their files";
 const NO_FILES: &str = "the inputs are in memory";
 const IN_PLACE: &str = "the factors go to the model in memory";
+const CONFIGURED: &str = "the model keeps its LoraConfig";
 const PROGRESS: &str = "give a function that shows the progress";
 const MESSAGES: &str = "the program shows the warnings";
 

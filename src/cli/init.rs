@@ -8,11 +8,12 @@ use super::plan::summary;
 use super::prepare::{prepare, refuse_occupied};
 use super::progress::Progress;
 use super::provenance::provenance;
+use super::rank_hint;
 use super::report::page_written;
 use super::resolve::InitTask;
 use super::saved::{self, Outputs, SavedRun};
 use super::terminal::Terminal;
-use crate::adapter::Format;
+use crate::adapter::{Format, UniformRank};
 use crate::plan::{Inputs, Plan, PlannedSite};
 use crate::report::format::count;
 use crate::report::{Report, UnusableSite, text};
@@ -161,7 +162,7 @@ pub(crate) fn conclude(
         terminal.result(report, text::render)?;
     }
     warn_of_left_out(&report.unusable, terminal);
-    terminal.note(&next_step(output, report.layers.iter().map(|layer| layer.rank).max().unwrap_or(0)));
+    terminal.note(&next_step(output, ranks(report)));
     Ok(())
 }
 
@@ -207,8 +208,14 @@ pub(crate) fn write(
     Ok(outcome.report)
 }
 
-/// How to train from the adapter.
-fn next_step(output: &Output, largest_rank: usize) -> String {
+/// The least and the largest rank of the layers with an adapter.
+fn ranks(report: &Report) -> (usize, usize) {
+    let ranks = || report.layers.iter().map(|layer| layer.rank).filter(|rank| *rank > 0);
+    (ranks().min().unwrap_or(0), ranks().max().unwrap_or(0))
+}
+
+/// How to train from the adapter. `ranks` are the least and the largest rank that were computed.
+fn next_step(output: &Output, (least, largest): (usize, usize)) -> String {
     let path = |path: &Path| quoted(&path.display().to_string());
     let model = match &output.base {
         Some(base) => format!("a model loaded from {}", path(base)),
@@ -217,6 +224,13 @@ fn next_step(output: &Output, largest_rank: usize) -> String {
     let folder = path(&output.folder);
     if let Format::SingleFile(..) = output.format {
         return format!("\nLoad it on {model}: for diffusers, pipe.load_lora_weights({folder})");
+    }
+    if output.format == Format::Mlx {
+        return format!(
+            "\nTrain from it with mlx-lm, with --config {} and --resume-adapter-file {}",
+            path(&output.folder.join("adapter_config.json")),
+            path(&output.folder.join("adapters.safetensors")),
+        );
     }
     let anchor = match &output.anchor {
         Some(anchor) => format!(
@@ -227,10 +241,15 @@ fn next_step(output: &Output, largest_rank: usize) -> String {
         ),
         None => String::new(),
     };
+    let ranks = match output.uniform {
+        Some(UniformRank::Of(rank)) => rank_hint::server(rank),
+        None if least < largest => format!("{}\n{}", rank_hint::server(largest), rank_hint::ONE_RANK),
+        _ => rank_hint::server(largest),
+    };
     format!(
         "\nTrain from it, on {model}:\n\n    from peft import PeftModel\n    \
          model = PeftModel.from_pretrained(model, {folder}, is_trainable=True)\n{anchor}\n\
-         A server with a limit on ranks, such as --max-lora-rank of vLLM, has to allow rank {largest_rank}."
+         {ranks}"
     )
 }
 
@@ -248,13 +267,14 @@ mod tests {
             wide_base: false,
             anchor: anchor.map(Into::into),
             format,
-            page: None,
+            ..Output::default()
         };
         let steps = [
             output(None, None, Format::Peft),
             output(Some("out/base"), None, Format::Peft),
             output(None, Some("out/anchor"), Format::Peft),
             output(None, None, Format::SingleFile(SingleFile::Kohya, Component::Unet)),
+            output(None, None, Format::Mlx),
         ];
         expect![[r#"
 
@@ -286,8 +306,39 @@ mod tests {
             A server with a limit on ranks, such as --max-lora-rank of vLLM, has to allow rank 16.
             ----
 
-            Load it on the model: for diffusers, pipe.load_lora_weights("out")"#]]
-        .assert_eq(&steps.map(|output| next_step(&output, 16)).join("\n----\n"));
+            Load it on the model: for diffusers, pipe.load_lora_weights("out")
+            ----
+
+            Train from it with mlx-lm, with --config "out/adapter_config.json" and --resume-adapter-file "out/adapters.safetensors""#]]
+        .assert_eq(&steps.map(|output| next_step(&output, (16, 16))).join("\n----\n"));
+    }
+
+    /// The hint names the limit that a server takes, and the option for programs that take one rank.
+    #[test]
+    fn ranks_have_a_hint() {
+        let output = |uniform| Output { folder: "out".into(), uniform, ..Output::default() };
+        let of = |uniform, ranks| {
+            let step = next_step(&output(uniform), ranks);
+            step.split_once("is_trainable=True)\n\n").unwrap().1.to_owned() + "\n----\n"
+        };
+        let hints = [
+            of(None, (2, 11)),
+            of(Some(UniformRank::Of(11)), (2, 8)),
+            of(Some(UniformRank::Largest), (2, 11)),
+            of(None, (600, 600)),
+        ];
+        expect![[r#"
+            A server with a limit on ranks, such as --max-lora-rank of vLLM, has to allow rank 11: the next limit that vLLM takes is 16.
+            llama.cpp and mlx-lm take one rank and one scale for all layers: for them, give --uniform-rank.
+            ----
+            A server with a limit on ranks, such as --max-lora-rank of vLLM, has to allow rank 11: the next limit that vLLM takes is 16.
+            ----
+            A server with a limit on ranks, such as --max-lora-rank of vLLM, has to allow rank 11: the next limit that vLLM takes is 16.
+            ----
+            A server with a limit on ranks, such as --max-lora-rank of vLLM, has to allow rank 600, but vLLM takes at most 512.
+            ----
+        "#]]
+        .assert_eq(&hints.concat());
     }
 
     #[test]

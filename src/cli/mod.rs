@@ -27,6 +27,7 @@ mod plan;
 mod prepare;
 mod progress;
 mod provenance;
+mod rank_hint;
 mod rate;
 mod report;
 mod resolve;

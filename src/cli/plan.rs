@@ -2,9 +2,11 @@
 
 use super::limits;
 use super::prepare::prepare;
+use super::rank_hint;
 use super::rate::Rate;
 use super::resolve::PlanTask;
 use super::terminal::Terminal;
+use crate::adapter::{Format, UniformRank};
 use crate::plan::{Division, Plan, PlannedLayer};
 use crate::rank::Policy;
 use crate::report::format::{bytes, count, duration};
@@ -22,6 +24,9 @@ pub(crate) fn run(task: &PlanTask, terminal: &Terminal) -> anyhow::Result<()> {
         terminal
             .warning(&format!("`cntlora init` would have less memory here: {}; {}", room.limit, room.help));
     }
+    if let Some(hint) = rank_hint_of(&plan, task.job.writing.format, task.job.writing.uniform) {
+        terminal.note(&hint);
+    }
     let Some(nodes) = task.nodes else {
         terminal.result(&plan, render)?;
         return Ok(());
@@ -35,6 +40,25 @@ pub(crate) fn run(task: &PlanTask, terminal: &Terminal) -> anyhow::Result<()> {
         format!("{}\n{}", render(plan), render_division(division, rate, threads))
     })?;
     Ok(())
+}
+
+/// A hint about the ranks, if the adapter is one of PEFT.
+fn rank_hint_of(plan: &Plan, format: Format, uniform: Option<UniformRank>) -> Option<String> {
+    let largest = plan.layers().map(|layer| layer.max_rank).max().filter(|_| format == Format::Peft)?;
+    Some(match (uniform, plan.method.ranks) {
+        (Some(UniformRank::Of(rank)), _) | (None, Policy::Fixed(rank)) => rank_hint::server(rank),
+        (Some(UniformRank::Largest), Policy::Fixed(rank)) => rank_hint::server(rank),
+        (Some(UniformRank::Largest), _) => {
+            format!("Ranks are at most {largest}. {}", rank_hint::server(largest))
+        }
+        (None, _) => {
+            format!(
+                "Ranks are at most {largest}, and can differ. {}\n{}",
+                rank_hint::server(largest),
+                rank_hint::ONE_RANK
+            )
+        }
+    })
 }
 
 /// A plan, and its work on several nodes.
@@ -222,6 +246,28 @@ mod tests {
             left out: conv: its weight is not a matrix
         "#]]
         .assert_eq(&render(&plan_of(Policy::Fixed(3))));
+    }
+
+    #[test]
+    fn ranks_have_a_hint() {
+        let of = |ranks, uniform| rank_hint_of(&plan_of(ranks), Format::Peft, uniform).unwrap() + "\n";
+        let hints = [
+            of(Policy::Fixed(3), None),
+            of(Policy::Fixed(3), Some(UniformRank::Largest)),
+            of(Policy::Energy(0.9), Some(UniformRank::Largest)),
+            of(Policy::Energy(0.9), Some(UniformRank::Of(20))),
+            of(Policy::Energy(0.9), None),
+        ];
+        assert_eq!(rank_hint_of(&plan_of(Policy::Fixed(3)), Format::Mlx, None), None);
+        expect![[r#"
+            A server with a limit on ranks, such as --max-lora-rank of vLLM, has to allow rank 3: the next limit that vLLM takes is 8.
+            A server with a limit on ranks, such as --max-lora-rank of vLLM, has to allow rank 3: the next limit that vLLM takes is 8.
+            Ranks are at most 3. A server with a limit on ranks, such as --max-lora-rank of vLLM, has to allow rank 3: the next limit that vLLM takes is 8.
+            A server with a limit on ranks, such as --max-lora-rank of vLLM, has to allow rank 20: the next limit that vLLM takes is 32.
+            Ranks are at most 3, and can differ. A server with a limit on ranks, such as --max-lora-rank of vLLM, has to allow rank 3: the next limit that vLLM takes is 8.
+            llama.cpp and mlx-lm take one rank and one scale for all layers: for them, give --uniform-rank.
+        "#]]
+        .assert_eq(&hints.concat());
     }
 
     #[test]

@@ -2,10 +2,11 @@
 
 use super::resolve::{self, Job};
 use super::terminal::Terminal;
-use crate::adapter::{self, Format};
+use crate::adapter::{self, Format, UniformRank};
 use crate::element::Element;
 use crate::factors::LayerShape;
 use crate::plan::{self, Inputs, Plan, Request};
+use crate::rank::Policy;
 use crate::report::format::count;
 use crate::run::{Output, PartialRun, progress_folder};
 use crate::storage::{Problem, Problems, is_same_file, quoted, visible};
@@ -73,12 +74,42 @@ pub(crate) fn rounding(output: &Output, plan: &Plan) -> Option<String> {
     ))
 }
 
+/// Refuses ranks that the output cannot hold, as far as they are known before the computation.
+fn check_ranks(output: &Output, plan: &Plan) -> Result<(), Problem> {
+    let fixed = match plan.method.ranks {
+        Policy::Fixed(rank) => Some(rank),
+        _ => None,
+    };
+    let Some(uniform) = output.uniform else {
+        if output.format == Format::Mlx && fixed.is_none() {
+            let what =
+                "mlx-lm takes one rank for all layers, but these options give layers ranks of their own";
+            return Err(Problem::usage(what).help("give --uniform-rank"));
+        }
+        return Ok(());
+    };
+    let Some(layer) = plan.layers().max_by_key(|layer| layer.max_rank) else { return Ok(()) };
+    match (fixed, uniform) {
+        (Some(rank), _) => uniform.check(&layer.name, rank),
+        // The ranks are known after the computation, which must not be in vain.
+        (None, UniformRank::Of(rank)) if rank < layer.max_rank => {
+            let (name, most) = (quoted(&layer.name.module), layer.max_rank);
+            let what = format!("--uniform-rank is {rank}, but module {name} can get a rank of up to {most}");
+            let limit =
+                if matches!(plan.method.ranks, Policy::Shared(_)) { "a smaller --rho" } else { "--max-rank" };
+            Err(Problem::usage(what)
+                .help(format!("give --uniform-rank={most}, or limit the ranks with {limit}")))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Refuses layers that the output cannot hold.
 pub(crate) fn check_layers(output: &Output, plan: &Plan, inputs: &Inputs, problems: &mut Problems) {
-    if let Format::SingleFile(..) = output.format {
-        let shapes = plan.layers().map(|layer| (&layer.name, &layer.shape));
-        problems.collect(adapter::refuse_shapes_without_place(shapes));
-    }
+    let shapes = plan.layers().map(|layer| (&layer.name, &layer.shape));
+    problems.collect(adapter::refuse_shapes_without_place(output.format, shapes));
+    problems.collect(check_ranks(output, plan));
+    problems.collect(output.loading.of_checkpoint(&inputs.checkpoint));
     if output.base.is_some() {
         problems.collect(plan::refuse_shared_weights(plan, &inputs.checkpoint));
     }
@@ -357,8 +388,8 @@ mod tests {
             base: base.map(path),
             wide_base: false,
             anchor: None,
-            format: Format::Peft,
             page: page.map(path),
+            ..Output::default()
         };
         let refused = |output, force| refusal(&folder, check_output(&output, &request, force));
         expect![[r#"
@@ -380,9 +411,7 @@ mod tests {
             folder: "out".into(),
             base: base.map(Into::into),
             wide_base,
-            anchor: None,
-            format: Format::Peft,
-            page: None,
+            ..Output::default()
         };
         let mut plan = plan_of(Policy::Fixed(3));
         let base = output(Some("base"), false);

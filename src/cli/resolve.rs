@@ -4,13 +4,13 @@
 //! no file.
 
 use super::args::{
-    ConvertArgs, InitArgs, JobArgs, MethodArgs, MomentsArgs, PlanArgs, RankArgs, RunArgs, SavingArgs,
-    WritingArgs,
+    ConvertArgs, InitArgs, JobArgs, LoadingArgs, MethodArgs, MomentsArgs, PlanArgs, RankArgs, RunArgs,
+    SavingArgs, WritingArgs,
 };
 use super::events::is_stdout;
 use super::terminal::Terminal;
 use super::{launcher, limits};
-use crate::adapter::{Component, Format, anchor_of, default_base};
+use crate::adapter::{Component, Format, Loading, UniformRank, anchor_of, default_base};
 use crate::element::Element;
 use crate::factors::{Start, Strength};
 use crate::initializer::Initializer;
@@ -19,7 +19,7 @@ use crate::moments_file::ENDING;
 use crate::plan::{MeasurementRequest, Nonfinite, Request, Selection, Shard};
 use crate::rank::Policy;
 use crate::run::{Output, Writing};
-use crate::storage::{Problem, Problems};
+use crate::storage::{Problem, Problems, quoted};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::thread::available_parallelism;
@@ -84,6 +84,10 @@ pub(crate) struct ConvertTask {
     /// Largest rank of a layer.
     pub(crate) rank: Option<usize>,
     pub(crate) output: Output,
+    /// The component that the user named.
+    pub(crate) component: Option<Component>,
+    /// The model whose modules resolve names.
+    pub(crate) base: Option<PathBuf>,
     pub(crate) element: Element,
     /// True to replace an existing adapter.
     pub(crate) force: bool,
@@ -162,36 +166,34 @@ pub(crate) fn moments(args: MomentsArgs) -> Result<MomentsTask, Problem> {
 
 /// Resolves the arguments of `convert`.
 pub(crate) fn convert(args: ConvertArgs) -> ConvertTask {
-    let ConvertArgs { adapter, init, rank, out, writing, force, dry } = args;
+    let ConvertArgs { adapter, init, rank, base, out, writing, force, dry } = args;
     let mut refused = Problems::default();
-    let format = format(&writing, &mut refused);
-    if init.is_none() && rank.is_none() && format == Format::Peft {
-        let problem = Problem::usage("nothing to do: give --init, --rank or --format");
+    let WritingArgs { format, component, .. } = writing;
+    let uniform = uniform(&writing);
+    let is_same = format == Format::Peft && component.is_none() && base.is_none();
+    if init.is_none() && rank.is_none() && uniform.is_none() && is_same {
+        let problem = Problem::usage("nothing to do: give --init, --rank, --uniform-rank or --format");
         refused.push(problem.help("--init takes the adapter that the training started from"));
     }
-    let output = Output { folder: out, base: None, wide_base: false, anchor: None, format, page: None };
-    ConvertTask {
-        adapter,
-        init,
-        rank: rank.map(usize::from),
-        output,
-        element: writing.dtype,
-        force,
-        refused,
-        dry_run: dry.dry_run,
-    }
+    let output = Output { folder: out, format, uniform, ..Output::default() };
+    let (rank, element, dry_run) = (rank.map(usize::from), writing.dtype, dry.dry_run);
+    ConvertTask { adapter, init, rank, output, component, base, element, force, refused, dry_run }
 }
 
 fn job(args: JobArgs) -> Job {
     let mut refused = Problems::default();
     refuse_without_effect(&args, &mut refused);
+    let loading = loading(&args, &mut refused);
     let writing = Writing {
         format: format(&args.output.writing, &mut refused),
         base: args.output.base_out,
         anchored: args.output.anchored == Some(true),
         wide_base: args.output.wide_base == Some(true),
+        uniform: uniform(&args.output.writing),
+        loading,
     };
-    let (inputs, layers) = (args.inputs, args.layers);
+    let (inputs, mut layers) = (args.inputs, args.layers);
+    layers.exclude.extend(whole_modules(&writing.loading));
     let request = Request {
         model: args.model,
         activations: inputs.activations,
@@ -269,7 +271,72 @@ pub(crate) fn output(folder: &Path, start: Start, writing: &Writing) -> Output {
         anchor: (is_residual && writing.anchored).then(|| anchor_of(folder)),
         format: writing.format,
         page: None,
+        uniform: writing.uniform,
+        loading: writing.loading.clone(),
     }
+}
+
+fn uniform(args: &WritingArgs) -> Option<UniformRank> {
+    let rank = args.uniform_rank?;
+    Some(rank.map_or(UniformRank::Largest, |rank| UniformRank::Of(rank.get())))
+}
+
+/// What loaders are told about the model. Refuses what the format or the start does not allow.
+fn loading(job: &JobArgs, refused: &mut Problems) -> Loading {
+    let LoadingArgs { modules_to_save, task_type, base_name } = &job.output.loading;
+    let loading = Loading {
+        base_name: base_name.clone(),
+        task: task_type.clone(),
+        modules_to_save: modules_to_save.iter().cloned().collect(),
+        auto_mapping: None,
+    };
+    let format = job.output.writing.format;
+    let (is_peft, has_base) = (format == Format::Peft, matches!(format, Format::Peft | Format::Mlx));
+    for (option, given, has_effect) in [
+        ("--modules-to-save", !modules_to_save.is_empty(), is_peft),
+        ("--task-type", task_type.is_some(), is_peft),
+        ("--base-name", base_name.is_some(), has_base),
+    ] {
+        if given && !has_effect {
+            let what = format!(
+                "{option} has no effect with this --format: only adapters of PEFT have a place for it"
+            );
+            refused.push(Problem::usage(what).help(format!("remove {option}")));
+        }
+    }
+    let is_residual = start(&job.method) == Start::Residual;
+    let is_anchored = job.output.anchored == Some(true);
+    if base_name.is_some() && is_residual && !is_anchored {
+        let what = "--base-name would name another base: this adapter works only with the changed base that is written with it";
+        refused.push(Problem::usage(what).help("remove --base-name, or give --residual anchor"));
+    }
+    if loading.saves_modules() && is_residual && is_anchored {
+        let what = "PEFT cannot use an adapter and its anchor together with modules that are trained whole";
+        let help = "give --residual checkpoint, or remove --modules-to-save and --task-type";
+        refused.push(Problem::usage(what).help(help));
+    }
+    if format == Format::Mlx && is_residual && is_anchored {
+        let problem = Problem::usage("mlx-lm loads one adapter, and an adapter with an anchor needs both");
+        refused.push(problem.help("give --residual checkpoint, or another --start"));
+    }
+    let heads = loading.heads_of_task().iter().map(|&head| (head, "--task-type"));
+    let saved = modules_to_save.iter().map(|name| (name.as_str(), "--modules-to-save"));
+    for (name, option) in
+        saved.chain(heads).filter(|(name, _)| job.layers.target.iter().any(|target| target == name))
+    {
+        let what = format!("{} is in --target, but {option} trains it whole", quoted(name));
+        refused.push(Problem::usage(what).help("remove one of the two"));
+    }
+    loading
+}
+
+/// Expressions for the modules that are trained whole, and the modules in them. As in PEFT, a name is the end of a module's name, without
+/// regard to dots.
+fn whole_modules(loading: &Loading) -> impl Iterator<Item = String> {
+    let names =
+        loading.modules_to_save.iter().map(String::as_str).chain(loading.heads_of_task().iter().copied());
+    let names: Vec<String> = names.map(|name| format!(r"{}(?:\.|$)", regex::escape(name))).collect();
+    names.into_iter()
 }
 
 fn format(args: &WritingArgs, refused: &mut Problems) -> Format {
@@ -277,12 +344,13 @@ fn format(args: &WritingArgs, refused: &mut Problems) -> Format {
         (Format::SingleFile(format, _), component) => {
             Format::SingleFile(format, component.unwrap_or(Component::Unet))
         }
-        (Format::Peft, component) => {
+        (format @ (Format::Peft | Format::Mlx), component) => {
             if component.is_some() {
-                let problem = Problem::usage("--component has no effect with --format peft");
+                let name = if format == Format::Peft { "peft" } else { "mlx" };
+                let problem = Problem::usage(format!("--component has no effect with --format {name}"));
                 refused.push(problem.help("remove --component, or give --format diffusers or kohya"));
             }
-            Format::Peft
+            format
         }
     }
 }

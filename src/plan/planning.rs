@@ -215,7 +215,14 @@ mod tests {
             crate::storage::shown(&fixture.refused(), fixture.folder.path())
         };
         let texts = [0.0, 1e308, 1e-50].map(&mut refused).concat();
-        expect![[r#""#]].assert_eq(&texts);
+        expect![[r#"
+            Usage: the scale is 0, but must be a positive number
+            Usage: the scale 1e308 is infinite in single precision, in which adapters are computed
+                help: give a --scale nearer to 1
+            Usage: the scale 1e-50 is zero in single precision, in which adapters are computed
+                help: give a --scale nearer to 1
+        "#]]
+        .assert_eq(&texts);
         for scale in [1e-14, 1e30] {
             fixture.request.method.scale = scale;
             fixture.plan();

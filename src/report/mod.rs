@@ -5,6 +5,7 @@
 //! hold the text tables and the number formats of the whole tool.
 
 mod advice;
+pub(crate) mod card;
 mod content;
 mod figures;
 pub mod format;

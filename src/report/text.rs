@@ -126,14 +126,14 @@ pub(super) fn rank_range(report: &Report) -> Option<(usize, usize)> {
 }
 
 /// The number of tokens. If all sites have as many rows, the table has no column of rows, and this line says so.
-fn tokens_and_rows(report: &Report) -> Option<String> {
+pub(super) fn tokens_and_rows(report: &Report) -> Option<String> {
     let tokens = tokens::words(report, |tokens| tokens.to_string())?;
     let sites = if rows_differ(report) { "" } else { ", a row per token at every site" };
     Some(format!("{tokens}{sites}"))
 }
 
 /// The mean share that the ranks keep, and that higher ranks would keep.
-fn kept_on_average(report: &Report) -> Option<String> {
+pub(super) fn kept_on_average(report: &Report) -> Option<String> {
     let own = percent(kept::mean_own(report)?);
     let known = kept::MULTIPLES.into_iter().filter_map(|factor| {
         Some(format!(", {} at {factor}× the rank", percent(kept::mean_at_multiple(report, factor)?)))

@@ -55,6 +55,7 @@ pub(super) fn assemble(
     let mut adapter = Adapter {
         layers: BTreeMap::new(),
         shapes: shaped.map(|layer| (layer.name.clone(), layer.shape.clone())).collect(),
+        components: BTreeMap::new(),
         scale: plan.method.scale,
         base: plan.model.display().to_string(),
     };

@@ -117,7 +117,7 @@ impl Small {
             }
         };
         let page = (kind != Kind::Plain).then(|| self.path("out.html"));
-        Output { folder, base, wide_base: false, anchor, format, page }
+        Output { folder, base, anchor, format, page, ..Output::default() }
     }
 
     /// The moments of all rows.

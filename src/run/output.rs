@@ -3,16 +3,17 @@
 use super::Outcome;
 use super::side_by_side::with_threads;
 use crate::adapter::{
-    AdaptedWeight, Base, Contents, Format, REPORT_FILE, Staged, anchor_of, default_base, other_modules,
+    AdaptedWeight, Base, Contents, Format, Loading, PeftContents, REPORT_FILE, Staged, UniformRank,
+    anchor_of, default_base, other_modules,
 };
 use crate::plan::{Inputs, Plan, PlannedLayer};
-use crate::report::{Report, html};
+use crate::report::{Report, card, html};
 use crate::storage::{AtomicFile, Problem, Problems, StagedFile};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
 /// The outputs of a run: paths and format.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Output {
     /// Folder of the adapter.
     pub folder: PathBuf,
@@ -26,6 +27,10 @@ pub struct Output {
     pub format: Format,
     /// Path of the HTML report.
     pub page: Option<PathBuf>,
+    /// The rank that all layers get, if they get the same one.
+    pub uniform: Option<UniformRank>,
+    /// What loaders of the adapter are told about the model.
+    pub loading: Loading,
 }
 
 impl Output {
@@ -80,18 +85,25 @@ pub fn write(
     if output.anchor.is_some() {
         provenance.insert("residual".into(), "anchor".into());
     }
+    let uniform = output.uniform.map(|uniform| adapter.pad(uniform)).transpose()?;
+    if let Some(rank) = uniform {
+        provenance.insert("uniform_rank".into(), rank.into());
+    }
+    let (loading, wholes) = output.loading.of_checkpoint(&inputs.checkpoint)?;
     // Planned layers without an adapter count as other modules: PEFT must not adapt them.
     let adapted = plan.layers().filter(|layer| adapter.layers.contains_key(&layer.name));
     let tensors = adapted.flat_map(|layer| &layer.weight).map(|piece| piece.tensor.as_str()).collect();
     let others = other_modules(&inputs.checkpoint, &tensors);
     // The report consists of numbers and text, which always become JSON.
     let json = serde_json::to_vec_pretty(report).map_err(|error| Problem::data(error.to_string()))?;
+    let text = card::render(report, output.anchor.is_some(), uniform);
     let contents = Contents {
         adapter,
         element: plan.element,
         provenance: &provenance,
         other_modules: &others,
         beside: &[(REPORT_FILE, json.as_slice())],
+        peft: PeftContents { loading: Some(&loading), wholes: Some(&wholes), card: Some(&text) },
     };
     let mut staged = Staged::create(&output.folders())?;
     let hash = staged.adapter(&output.folder, &contents, output.format)?;
@@ -111,7 +123,8 @@ pub fn write(
     };
     if let Some(anchor) = &output.anchor {
         let adapter = &adapter.negated();
-        staged.anchor(anchor, &Contents { adapter, beside: &[], ..contents }, output.format)?;
+        let peft = PeftContents { card: Some(card::ANCHOR), ..contents.peft };
+        staged.anchor(anchor, &Contents { adapter, beside: &[], peft, ..contents }, output.format)?;
     }
     if let Some(page) = &output.page {
         staged.page(stage_page(page, report)?);

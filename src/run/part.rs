@@ -1,6 +1,6 @@
 //! The description of a part of a divided run: `part.json`.
 
-use crate::adapter::Format;
+use crate::adapter::{Format, Loading, UniformRank};
 use crate::plan::{Request, Shard};
 use crate::storage::{Problem, Schema, Source};
 use serde::{Deserialize, Serialize};
@@ -44,6 +44,12 @@ pub struct Writing {
     /// True if changed weights in BF16 and F16 become F32.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub wide_base: bool,
+    /// The rank that all layers get, if they get the same one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uniform: Option<UniformRank>,
+    /// What loaders of the adapter are told about the model.
+    #[serde(default)]
+    pub loading: Loading,
 }
 
 impl Part {

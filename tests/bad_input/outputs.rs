@@ -242,7 +242,7 @@ fn all_files_of_a_replaced_adapter_are_removed() {
         small.succeed(&format!("{INIT} {options} --force"));
         fs::write(small.path("out/notes"), "mine").unwrap();
         small.succeed("convert plain --rank 2 -o out --force");
-        let left = ["adapter_config.json", "adapter_model.safetensors", "cntlora.json", "notes"];
+        let left = ["README.md", "adapter_config.json", "adapter_model.safetensors", "cntlora.json", "notes"];
         assert_eq!(names(&small.path("out")), left, "{options}");
         assert_eq!(small.run("report out --out page.html").status.code(), Some(3), "{options}");
     }

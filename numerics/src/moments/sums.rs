@@ -332,15 +332,15 @@ mod tests {
             let brains: Vec<half::bf16> = doubles.iter().map(|x| half::bf16::from_f64(-*x)).collect();
             let expected = zeros.iter().filter(|zero| **zero).count() as u64;
             let formats = [Values::F64(&doubles), Values::F32(&singles), Values::F16(&halves), Values::Bf16(&brains)];
-            let all_counted = formats.into_iter().all(|values| {
+            for values in formats {
                 let mut moments = Moments::new(width);
                 let rows = Rows { values, rows: zeros.len(), width, stride: width };
                 moments.add(rows, &mut Workspace::default(), 1).unwrap();
                 let mut twice = moments.clone();
                 twice.merge(&moments).unwrap();
-                (moments.zero_rows(), twice.zero_rows()) == (expected, 2 * expected)
-            });
-            all_counted
+                assert_eq!((moments.zero_rows(), twice.zero_rows()), (expected, 2 * expected));
+            }
+            true
         }
 
         /// Sums that were saved and read back are the same moments.

@@ -1,7 +1,7 @@
 use super::super::testing::{adapter, checkpoint, factors, provenance, try_write, write_tensors};
 use super::super::{
-    AdaptedWeight, Base, Contents, Format, Outcome, RECORD_FILE, Staged, Verification, default_base,
-    recorded_layer, verify,
+    AdaptedWeight, Base, Contents, Format, Outcome, PeftContents, RECORD_FILE, Staged, Verification,
+    default_base, recorded_layer, verify,
 };
 use super::*;
 use crate::element::Element;
@@ -174,7 +174,9 @@ fn a_changed_base_is_recognized_by_its_record() {
     let adapter = adapter([("q", made.clone())]);
     let record = record_of(&original, "residual", &[("q", "q.weight")]);
     let (other_modules, element) = (&Default::default(), Element::F32);
-    let contents = Contents { adapter: &adapter, element, provenance: &record, other_modules, beside: &[] };
+    let peft = PeftContents::default();
+    let contents =
+        Contents { adapter: &adapter, element, provenance: &record, other_modules, beside: &[], peft };
     let base = default_base(&folder);
     let mut staged = Staged::create(&[&folder, &base]).unwrap();
     let hash = staged.adapter(&folder, &contents, Format::Peft).unwrap();

@@ -363,7 +363,13 @@ fn adapters_with_many_layers_and_ranks_are_verified() {
         (name.as_str().into(), Factors { a: Mat::from_fn(rank, 3, unit), b: Mat::from_fn(4, rank, unit) })
     };
     let layers = names.iter().enumerate().map(layer).collect();
-    let adapter = Adapter { layers, shapes: BTreeMap::new(), scale: 1.0, base: "many".into() };
+    let adapter = Adapter {
+        layers,
+        shapes: BTreeMap::new(),
+        components: BTreeMap::new(),
+        scale: 1.0,
+        base: "many".into(),
+    };
     let tensors: Vec<String> = names.iter().map(|name| format!("{name}.kernel")).collect();
     let recorded: Vec<(&str, &str)> =
         names.iter().map(String::as_str).zip(tensors.iter().map(String::as_str)).collect();
@@ -419,7 +425,7 @@ fn scales_without_an_effect_are_refused() {
     };
     expect![[r#"
         FOLDER/adapter_model.safetensors: module "q": the scale, lora_alpha divided by the rank, is 0, so that the layer has no effect (2 of 2 layers have such a scale); help: correct lora_alpha
-        FOLDER/adapter_model.safetensors: module "q": the scale, lora_alpha divided by the rank, is 5e307, which is infinite as F32, the format of the factors (2 of 2 layers have such a scale); help: correct lora_alpha
-        FOLDER/adapter_model.safetensors: module "q": the scale, lora_alpha divided by the rank, is 5e-301, which is zero as F32, the format of the factors (2 of 2 layers have such a scale); help: correct lora_alpha
+        FOLDER/adapter_model.safetensors: module "q": the scale, lora_alpha divided by the rank, is 5e307, which is infinite in single precision (2 of 2 layers have such a scale); help: correct lora_alpha
+        FOLDER/adapter_model.safetensors: module "q": the scale, lora_alpha divided by the rank, is 5e-301, which is zero in single precision (2 of 2 layers have such a scale); help: correct lora_alpha
     "#]].assert_eq(&[0.0, 1e308, 1e-300].map(with_alpha).concat());
 }

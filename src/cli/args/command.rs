@@ -136,6 +136,8 @@ pub(crate) enum Command {
         "convert trained --init adapter --rank 16 --out plain",
         "convert trained --rank 8 --out smaller",
         "convert adapter --format kohya --out lora",
+        "convert adapter --uniform-rank --format mlx --out mlx",
+        "convert lora --format peft --component unet --base model --out adapter",
     ]))]
     Convert(ConvertArgs),
 

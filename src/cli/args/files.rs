@@ -52,6 +52,12 @@ pub(crate) struct ConvertArgs {
     #[arg(long, value_name = "R")]
     pub(crate) rank: Option<NonZeroUsize>,
 
+    /// Model whose modules resolve the names of kohya's format, in which `_` stands for `.`
+    ///
+    /// The folder of one component, or of a pipeline of diffusers.
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) base: Option<PathBuf>,
+
     /// Folder to write the adapter to
     #[arg(short, long, value_name = "DIR")]
     pub(crate) out: PathBuf,

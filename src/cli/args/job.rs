@@ -273,6 +273,8 @@ pub(crate) struct OutputArgs {
     /// --residual checkpoint: number format of the changed weights [default: model]
     #[arg(long = "base-dtype", value_name = "FORMAT", value_parser = words::wide_base(), hide_short_help = true)]
     pub(crate) wide_base: Option<bool>,
+    #[command(flatten)]
+    pub(crate) loading: LoadingArgs,
 
     /// Write a page about the run, as one self-contained HTML file
     ///
@@ -283,6 +285,28 @@ pub(crate) struct OutputArgs {
     /// Replace an existing adapter, base or page
     #[arg(long)]
     pub(crate) force: bool,
+}
+
+/// What the loaders of PEFT are told about the model.
+#[derive(Debug, Args)]
+pub(crate) struct LoadingArgs {
+    /// Modules that are trained whole, such as a new head, separated by commas; repeatable
+    ///
+    /// Works like modules_to_save of PEFT. These modules get no factors. The adapter holds their tensors as the checkpoint has them, because PEFT
+    /// loads them from there.
+    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = NonEmptyStringValueParser::new(), hide_short_help = true)]
+    pub(crate) modules_to_save: Vec<String>,
+
+    /// Task of the model, which `AutoPeftModelFor…` classes and PEFT read
+    ///
+    /// For SEQ_CLS, TOKEN_CLS and QUESTION_ANS, PEFT trains the head whole, and so the adapter holds it as with --modules-to-save. Without a task,
+    /// the adapter names the class of the model, and `AutoPeftModel` loads it.
+    #[arg(long, value_name = "TASK", value_parser = words::task(), hide_short_help = true)]
+    pub(crate) task_type: Option<String>,
+
+    /// Name of the base in the adapter, such as one on the Hub, in place of its path
+    #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new(), hide_short_help = true)]
+    pub(crate) base_name: Option<String>,
 }
 
 /// How an adapter is written.
@@ -296,9 +320,16 @@ pub(crate) struct WritingArgs {
     #[arg(long, value_name = "FORMAT", value_parser = words::format(), default_value = "peft", hide_short_help = true)]
     pub(crate) format: Format,
 
-    /// --format diffusers or kohya: the part of the pipeline that the model is [default: unet]
+    /// --format diffusers or kohya: the part of the pipeline that the model is [default: unet; of convert: as in the adapter]
     #[arg(long, value_name = "PART", value_parser = words::component(), hide_short_help = true)]
     pub(crate) component: Option<Component>,
+
+    /// Pad all factors with zeros to one rank; without a value, the largest rank of a layer
+    ///
+    /// The products stay the same. For programs that take one rank and one scale for all layers, such as llama.cpp and mlx-lm. Training does
+    /// not change the zeros, so each layer keeps its own rank.
+    #[arg(long, value_name = "R", num_args = 0..=1, require_equals = true, hide_short_help = true)]
+    pub(crate) uniform_rank: Option<Option<NonZeroUsize>>,
 }
 
 #[derive(Debug, Args)]

@@ -13,6 +13,8 @@ mod work;
 pub(crate) use command::{Cli, Command, GenerateCommand, GlobalArgs};
 pub(crate) use files::{ConvertArgs, DemoArgs, InspectArgs, ReportArgs, VerifyArgs};
 pub(crate) use help::laid_out;
-pub(crate) use job::{InitArgs, JobArgs, MethodArgs, PlanArgs, RankArgs, ReadingArgs, RunArgs, WritingArgs};
+pub(crate) use job::{
+    InitArgs, JobArgs, LoadingArgs, MethodArgs, PlanArgs, RankArgs, ReadingArgs, RunArgs, WritingArgs,
+};
 pub(crate) use words::{ProgressStyle, When};
 pub(crate) use work::{DryRunArgs, MergeArgs, MomentsArgs, SavingArgs, ShardArg, SlurmArgs};

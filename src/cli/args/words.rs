@@ -1,6 +1,6 @@
 //! The words that options take: each with its value and a line of explanation.
 
-use crate::adapter::{Component, Format, SingleFile};
+use crate::adapter::{Component, Format, SingleFile, TASKS};
 use crate::constraint::{ChannelScale, Coupling, Norm, Shrinkage};
 use crate::element::Element;
 use crate::factors::Start;
@@ -166,16 +166,23 @@ pub(crate) fn format() -> OneOf<Format> {
         ("peft", Format::Peft, "A PEFT folder"),
         ("diffusers", single_file(SingleFile::Diffusers), "pytorch_lora_weights.safetensors of diffusers"),
         ("kohya", single_file(SingleFile::Kohya), "lora.safetensors, as kohya's scripts read it"),
+        ("mlx", Format::Mlx, "A folder for mlx-lm, with one rank and one scale for all layers"),
     ])
 }
 
 pub(crate) fn component() -> OneOf<Component> {
-    OneOf(vec![
-        ("unet", Component::Unet, "The UNet"),
-        ("transformer", Component::Transformer, "The transformer in place of a UNet"),
-        ("text-encoder", Component::TextEncoder, "The text encoder, or the first of two"),
-        ("text-encoder-2", Component::TextEncoder2, "The second text encoder"),
-    ])
+    let help = |component| match component {
+        Component::Unet => "The UNet",
+        Component::Transformer => "The transformer in place of a UNet",
+        Component::TextEncoder => "The text encoder, or the first of two",
+        Component::TextEncoder2 => "The second text encoder",
+    };
+    named(&Component::ALL, Component::name, help)
+}
+
+/// The tasks of PEFT, by name.
+pub(crate) fn task() -> OneOf<String> {
+    OneOf(TASKS.iter().map(|task| (task.name, task.name.to_owned(), task.model)).collect())
 }
 
 /// True if changed weights in BF16 and F16 become F32.

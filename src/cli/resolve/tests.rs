@@ -59,17 +59,7 @@ fn defaults_are_those_of_the_library() {
     assert_eq!(request.method, Options::default());
     assert!(!request.strict && request.threads >= 1);
     assert_eq!(task.job.writing, Writing::default());
-    assert_eq!(
-        task.output,
-        Output {
-            folder: "out".into(),
-            base: None,
-            wide_base: false,
-            anchor: None,
-            format: Format::Peft,
-            page: None
-        }
-    );
+    assert_eq!(task.output, Output { folder: "out".into(), ..Output::default() });
     assert_eq!(task.saving, Saving { every: Duration::from_secs(300), restart: false });
     assert_eq!(refusals(&task), "");
 }
@@ -200,6 +190,49 @@ fn outputs() {
     assert_eq!(output("--format diffusers").format, usual);
 }
 
+/// The options that loaders read need an adapter of PEFT. Modules that are trained whole get no factors.
+#[test]
+fn loaders_are_told_about_the_model() {
+    let writing =
+        task("--modules-to-save a.b,head --task-type SEQ_CLS --base-name org/m --uniform-rank=4").job.writing;
+    assert_eq!(writing.uniform, Some(UniformRank::Of(4)));
+    assert_eq!(task("--uniform-rank").output.uniform, Some(UniformRank::Largest));
+    let Loading { base_name, task: named, modules_to_save, auto_mapping } = writing.loading;
+    assert_eq!(
+        (base_name.as_deref(), named.as_deref(), auto_mapping),
+        (Some("org/m"), Some("SEQ_CLS"), None)
+    );
+    assert_eq!(modules_to_save.into_iter().collect::<Vec<_>>(), ["a.b", "head"]);
+    let left_out = request("--modules-to-save a.b --task-type QUESTION_ANS --exclude x").selection.exclude;
+    assert_eq!(left_out, ["x", r"a\.b(?:\.|$)", r"qa_outputs(?:\.|$)"]);
+    assert_eq!(task("--format mlx --uniform-rank --base-name org/m").output.format, Format::Mlx);
+    let all = [
+        "--format kohya --modules-to-save head --task-type CAUSAL_LM --base-name m",
+        "--format mlx --task-type CAUSAL_LM --component unet",
+        "--format mlx --start residual --residual anchor",
+        "--start residual --base-name m",
+        "--start residual --residual anchor --task-type SEQ_CLS --base-name m",
+        "--target head,q --modules-to-save head",
+        "--target score --task-type TOKEN_CLS",
+    ];
+    let refused: Vec<String> = all.iter().map(|options| refusals(&task(options))).collect();
+    expect![[r#"
+        --modules-to-save has no effect with this --format: only adapters of PEFT have a place for it; help: remove --modules-to-save
+        --task-type has no effect with this --format: only adapters of PEFT have a place for it; help: remove --task-type
+        --base-name has no effect with this --format: only adapters of PEFT have a place for it; help: remove --base-name
+        --task-type has no effect with this --format: only adapters of PEFT have a place for it; help: remove --task-type
+        --component has no effect with --format mlx; help: remove --component, or give --format diffusers or kohya
+        mlx-lm loads one adapter, and an adapter with an anchor needs both; help: give --residual checkpoint, or another --start
+        --base-name would name another base: this adapter works only with the changed base that is written with it; help: remove --base-name, or give --residual anchor
+        PEFT cannot use an adapter and its anchor together with modules that are trained whole; help: give --residual checkpoint, or remove --modules-to-save and --task-type
+        "head" is in --target, but --modules-to-save trains it whole; help: remove one of the two
+        "score" is in --target, but --task-type trains it whole; help: remove one of the two
+    "#]]
+    .assert_eq(&refused.concat());
+    assert!(parse("cntlora init model -o out --task-type LM").is_err());
+    assert!(parse("cntlora init model -o out --uniform-rank=0").is_err());
+}
+
 #[test]
 fn the_parser_refuses_contradictions() {
     for options in [
@@ -300,7 +333,7 @@ fn a_conversion_needs_something_to_do() {
         other => panic!("{other:?} is not convert"),
     };
     expect![[r#"
-        nothing to do: give --init, --rank or --format; help: --init takes the adapter that the training started from
+        nothing to do: give --init, --rank, --uniform-rank or --format; help: --init takes the adapter that the training started from
     "#]].assert_eq(&snapshot(task("").refused));
     assert!(task("--rank 8").refused.0.is_empty() && task("--format kohya").refused.0.is_empty());
     assert_eq!(task("--rank 8 --init first").init, Some("first".into()));
