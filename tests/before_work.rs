@@ -315,6 +315,15 @@ fn verify_refuses_the_wrong_base() {
         error: other.safetensors: tensor "block.mlp.weight": module "block.mlp": the base has another weight than the one that the adapter was made from: 3 of 3 adapted weights differ
           help: give "model.safetensors" as the base
     "#]]);
+    // Conversions keep the fingerprints, and the name of the base.
+    small.succeed("convert adapter --rank 2 --format mlx --out mlx");
+    small.succeed("convert mlx --format peft --out peft");
+    let verified = small.succeed("verify peft --base model.safetensors");
+    assert!(text(&verified.stdout).contains("passed    the base is the one that the adapter was made from"));
+    small.refused("verify peft --base other.safetensors", 1, expect![[r#"
+        error: other.safetensors: tensor "block.mlp.weight": module "block.mlp": the base has another weight than the one that the adapter was made from: 3 of 3 adapted weights differ
+          help: give "model.safetensors" as the base
+    "#]]);
 }
 
 /// 192 of 256 rows of padding: told by init, by moments and from moments, and in the reports.

@@ -292,7 +292,10 @@ fn adapters_are_converted() {
     assert_eq!(cntlora(&folder, &["verify", "cut"]).code, 0);
 
     for (words, complaint) in [
-        ("convert adapter --out new", "nothing to do: give --init, --rank, --uniform-rank or --format"),
+        (
+            "convert adapter --out new",
+            "nothing to do: give --init, --rank, --uniform-rank, --adapter-name-rename",
+        ),
         ("convert adapter --init adapter --out new", "but this one has --start mirrored"),
         ("convert start --rank 2 --out start --force", "holds an input"),
         ("convert start --rank 2 --out plain", "--force"),

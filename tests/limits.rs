@@ -117,6 +117,7 @@ fn refusals_name_the_limit_and_the_remedy() {
         $ cntlora plan model.safetensors -a target --rank 4 --threads 2 --quiet: Some(0)
         $ cntlora plan model.safetensors -a target --rank 4 --threads 2: Some(0)
         warning: `cntlora init` would have less memory here: the address space of this process is limited to [size], [size] are in use, and its threads can reserve [size]; raise the limit with `ulimit -v`, or give fewer --threads
+        A server with a limit on ranks, such as --max-lora-rank of vLLM, has to allow rank 4: the next limit that vLLM takes is 8.
     "#]].assert_eq(&texts.concat());
     assert!(!small.path("out").exists() && !small.path("m").exists(), "nothing is written");
 }

@@ -141,7 +141,7 @@ fn parts_that_do_not_make_up_a_run_are_refused() {
         "\"element\"",
         "\"elements\"",
         expect![[r#"
-            error: parts/part-00000-of-00002/part.json: invalid description of a part: unknown field `elements`, expected one of `model`, `activations`, `moments`, `source`, `source_moments`, `selection`, `renames`, `method`, `nonfinite`, `precision`, `element`, `access`, `threads`, `max_memory`, `strict` at line 47 column 14
+            error: parts/part-00000-of-00002/part.json: invalid description of a part: unknown field `elements`, expected one of `model`, `activations`, `moments`, `source`, `source_moments`, `selection`, `renames`, `adapter_renames`, `method`, `nonfinite`, `precision`, `element`, `access`, `threads`, `max_memory`, `strict` at line 48 column 14
               help: give the folders that `cntlora init --shard` wrote
         "#]],
     );

@@ -185,7 +185,8 @@ pub fn converted_adapter(bytes: &[u8]) {
     let Ok(conversion) = convert(&trained, Some(&trained).filter(|_| choice & 4 > 0), rank) else { return };
     let component = Component::ALL[choice / 8 % 4];
     let format = match choice / 32 % 4 {
-        0 | 1 => Format::Peft,
+        0 => Format::Peft,
+        1 => Format::Mlx,
         single => Format::SingleFile(SingleFile::ALL[single - 2], component),
     };
     let (record, other_modules) = (cntlora::adapter::record_heading(), BTreeSet::new());

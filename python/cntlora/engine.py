@@ -33,6 +33,7 @@ REFUSED = {
     "report": "the function returns the report: save it with report.save(FILE)",
     "dtype": "the factors have the number format of the model's own lora_A and lora_B",
     "rename": "the weights are those of the model",
+    "adapter_name_rename": "the names are those of the model",
 }
 
 # Names in one regular expression; longer ones could exceed the limit of the tool.

@@ -420,6 +420,11 @@ def test_options_have_the_names_of_the_tool():
         cntlora.initialize_lora_weights(model, batches(batch), rank=3)
     with pytest.raises(TypeError, match="'dtype' has no effect: the factors have the number format"):
         cntlora.initialize_lora_weights(model, batches(batch), dtype="bf16")
+    # These are in the LoraConfig of the model.
+    configured = dict(uniform_rank=[True, 8], modules_to_save=[["head"]], task_type=["SEQ_CLS"], base_name=["org/model"])
+    for name, value in ((name, value) for name, values in configured.items() for value in values):
+        with pytest.raises(cntlora.Error, match=f"--{name.replace('_', '-')} has no effect inside a program"):
+            cntlora.initialize_lora_weights(model, batches(batch), **{name: value})
     with pytest.raises(cntlora.Error, match="queri"):
         cntlora.initialize_lora_weights(model, batches(batch), target="queri")
     report = cntlora.initialize_lora_weights(

@@ -22,11 +22,17 @@ model = Shared()
 batches = torch.arange(60.0).sin().reshape(3, 4, 5)
 """
 
+# A process whose group is still open when it ends can be aborted by a thread of gloo.
+END = """
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
+"""
+
 
 def processes(tmp_path, body, count=2):
     """Runs a program in several processes of torch.distributed. Each of them has the same three batches."""
     path = tmp_path / "program.py"
-    path.write_text(PRELUDE + textwrap.dedent(body))
+    path.write_text(PRELUDE + textwrap.dedent(body) + END)
     # The package and these tests are where this process found them.
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path))
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)

@@ -1,7 +1,7 @@
 //! Opens files and folders, in reading order.
 
 use super::headers::npy_name;
-use crate::storage::{Access, Problem, Problems, Source, names_in, quoted};
+use crate::storage::{Access, Problem, Problems, Source, is_sidecar, names_in, quoted, unread_format};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
@@ -45,15 +45,21 @@ fn files_of(path: &Path) -> Result<Vec<PathBuf>, Problem> {
         // A missing file is reported when it is opened.
         return if is_activations(path) || !path.exists() {
             Ok(vec![path.into()])
+        } else if let Some(problem) = unread_format(path) {
+            Err(problem)
         } else {
             Err(Problem::usage("not a folder, a .safetensors file or a .npy file")
                 .in_file(path)
                 .help("save the activations with safetensors' save_file or numpy's save"))
         };
     }
-    let files = names_in(path)?.into_iter().map(|name| path.join(name));
-    let files: Vec<PathBuf> = files.filter(|file| is_activations(file)).collect();
+    let names = names_in(path)?.into_iter().filter(|name| !is_sidecar(name));
+    let all: Vec<PathBuf> = names.map(|name| path.join(name)).collect();
+    let files: Vec<PathBuf> = all.iter().filter(|file| is_activations(file)).cloned().collect();
     if files.is_empty() {
+        if let Some(problem) = all.iter().find_map(|file| unread_format(file)) {
+            return Err(problem);
+        }
         return Err(Problem::usage("the folder contains no .safetensors or .npy files")
             .in_file(path)
             .help("give the folder that directly contains the files: folders inside it are not searched"));

@@ -3,10 +3,10 @@
 use super::folder::OutputFolder;
 use super::loading::{Loading, StoredWholes};
 use super::numbers::finite_bytes;
-use super::{Adapter, FileRecord, RECORD_FILE};
+use super::{Adapter, Carried, FileRecord, RECORD_FILE};
 use crate::element::Element;
-use crate::storage::safetensors::Layout;
-use crate::storage::{Hashing, NewFile, Problem, Problems};
+use crate::storage::safetensors::{Layout, Tensor};
+use crate::storage::{Category, Hashing, NewFile, Problem, Problems, Source};
 use faer::Mat;
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -38,22 +38,54 @@ pub struct PeftContents<'a> {
     pub wholes: Option<&'a StoredWholes<'a>>,
     /// The text of the model card, in Markdown. A `README.md` of the user stays in its place.
     pub card: Option<&'a str>,
+    /// The tensors of another adapter that are not factors.
+    pub carried: Option<&'a Carried<'a>>,
 }
 
 /// A tensor of the file.
 pub(super) struct Entry<'a> {
     pub(super) shape: Vec<u64>,
-    /// The name of its number format.
-    pub(super) dtype: String,
-    /// Computes or reads the bytes when they are written, to save memory.
-    pub(super) bytes: Box<dyn Fn() -> Result<Vec<u8>, Problem> + 'a>,
+    pub(super) values: Values<'a>,
 }
 
 impl<'a> Entry<'a> {
     /// A factor, computed when it is written.
     pub(super) fn factor(shape: Vec<u64>, element: Element, values: impl Fn() -> Mat<f32> + 'a) -> Self {
-        let bytes = move || finite_bytes(values().as_ref(), element);
-        Self { shape, dtype: element.name().to_owned(), bytes: Box::new(bytes) }
+        Self { shape, values: Values::Computed(element, Box::new(values)) }
+    }
+}
+
+/// The numbers of a tensor. They are computed or read when they are written, to save memory.
+pub(super) enum Values<'a> {
+    /// Numbers to round to a format.
+    Computed(Element, Box<dyn Fn() -> Mat<f32> + 'a>),
+    /// The bytes of a tensor of a file.
+    Copied(&'a Source, &'a Tensor),
+}
+
+impl Values<'_> {
+    fn dtype(&self) -> &str {
+        match self {
+            Self::Computed(element, _) => element.name(),
+            Self::Copied(_, tensor) => &tensor.dtype,
+        }
+    }
+
+    /// Passes all bytes to `put`, block by block.
+    fn write(&self, put: &mut dyn FnMut(&[u8]) -> Result<(), Problem>) -> Result<(), Problem> {
+        const BLOCK: u64 = 1 << 20;
+        match self {
+            Self::Computed(element, values) => put(&finite_bytes(values().as_ref(), *element)?),
+            Self::Copied(source, tensor) => {
+                let mut start = 0;
+                while start < tensor.length {
+                    let length = BLOCK.min(tensor.length - start);
+                    put(&source.read_vec(tensor.offset + start, length)?)?;
+                    start += length;
+                }
+                Ok(())
+            }
+        }
     }
 }
 
@@ -74,7 +106,7 @@ impl Contents<'_> {
         entries: &Entries<'_>,
     ) -> Result<(Vec<NewFile>, FileRecord), Problems> {
         metadata.insert("format".to_owned(), "pt".to_owned());
-        let shape = |entry: &Entry<'_>| (entry.dtype.clone(), entry.shape.clone());
+        let shape = |entry: &Entry<'_>| (entry.values.dtype().to_owned(), entry.shape.clone());
         let shapes = entries.iter().map(|(key, entry)| (key.clone(), shape(entry))).collect();
         let layout = Layout::new(&metadata, &shapes);
         let mut file = output.create(name)?;
@@ -83,11 +115,15 @@ impl Contents<'_> {
         file.put(layout.header())?;
         let mut problems = Problems::default();
         for key in layout.in_file_order() {
-            let bytes = (entries[key].bytes)();
-            if let Some(bytes) = problems.collect(bytes.map_err(|problem| problem.in_tensor(key))) {
-                hashing.update(&bytes);
-                file.put(&bytes)?;
-            }
+            let written = entries[key].values.write(&mut |bytes| {
+                hashing.update(bytes);
+                file.put(bytes)
+            });
+            match written {
+                // Problems of writing concern the file, and no tensor.
+                Err(problem) if problem.category() != Category::Data => return Err(problem.into()),
+                written => problems.collect(written.map_err(|problem| problem.in_tensor(key))),
+            };
         }
         problems.or_ok(())?;
 

@@ -5,16 +5,19 @@
 //! `path_initial_model_for_weight_conversion`.
 
 use super::numbers::in_module;
-use super::{Adapter, PeftAdapter, PeftLayer};
+use super::{Adapter, Carried, PeftAdapter, PeftLayer};
 use crate::factors::{Factors, LayerName, LayerShape, combine};
 use crate::rank::least_common_multiple;
 use crate::storage::{Problem, Problems, quoted};
 use std::collections::BTreeMap;
 
 /// The result of a conversion.
-pub struct Conversion {
+pub struct Conversion<'a> {
     /// The adapter for the original base.
     pub adapter: Adapter,
+    /// The tensors of the trained adapter that are not factors. Copies of base weights belong to the base of the trained adapter, so they
+    /// are left out if the base changes.
+    pub carried: Carried<'a>,
     /// Share of the squared norm of each layer's update that is left after truncation.
     pub kept: BTreeMap<LayerName, f64>,
 }
@@ -29,11 +32,11 @@ pub struct Conversion {
 /// - Usage: a rank that is not divisible by the number of groups of a convolution.
 /// - Data: a layer that is missing in the initial adapter or has another shape there; values that are not finite.
 /// - I/O: problems of reading.
-pub fn convert(
-    trained: &PeftAdapter,
+pub fn convert<'a>(
+    trained: &'a PeftAdapter,
     initial: Option<&PeftAdapter>,
     rank: Option<usize>,
-) -> Result<Conversion, Problems> {
+) -> Result<Conversion<'a>, Problems> {
     let mut problems = Problems::default();
     problems.collect(rank.map_or(Ok(()), |rank| check_rank(trained, rank)));
     let scale = trained.common_scale(0.0).filter(|&scale| scale > 0.0).unwrap_or(1.0);
@@ -59,7 +62,9 @@ pub fn convert(
             }
         }
     }
-    problems.or_ok(Conversion { adapter, kept })
+    let factor = |name: &LayerName| trained.layers().get(name).map_or(1.0, |layer| layer.scale / scale);
+    let carried = trained.carried(initial.is_some(), factor);
+    problems.or_ok(Conversion { adapter, carried, kept })
 }
 
 /// Checks that the rank is divisible by the numbers of groups of all convolutions.
@@ -183,5 +188,72 @@ mod tests {
             FOLDER/adapter_model.safetensors: module "q" has (outputs, inputs) (5, 3), but (5, 4) in the trained adapter; help: set --init to the adapter from which the training started
             FOLDER/adapter_model.safetensors: module "v" is missing, but the trained adapter has it; help: set --init to the adapter from which the training started
         "#]].assert_eq(&snapshot(convert(&trained, Some(&initial), None).err().unwrap()));
+    }
+
+    /// Heads and other tensors keep their bytes, and the configuration keeps the keys that belong to them. Biases of `B` are multiplied by
+    /// the scale, so that the adapter stays the same if the scale of its file changes.
+    #[test]
+    fn tensors_that_are_not_factors_are_carried() {
+        use super::super::testing::{provenance, write_tensors};
+        use super::super::{
+            CONFIG_FILE, Component, Contents, Format, PeftContents, SingleFile, TENSORS_FILE, write_adapter,
+        };
+        use crate::element::Element;
+        use safetensors::SafeTensors;
+        use std::collections::BTreeSet;
+        use std::fs;
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        fs::create_dir(at("old")).unwrap();
+        let config = r#"{"peft_type":"LORA","r":1,"lora_alpha":2,"alpha_pattern":{"v":6},"target_modules":["q","v"],
+            "lora_bias":true,"modules_to_save":["score"],"task_type":"SEQ_CLS","lora_dropout":0.5}"#;
+        fs::write(at("old").join(CONFIG_FILE), config).unwrap();
+        let factor = |name: &'static str, shape: [u64; 2]| {
+            (name, Element::F32, shape.to_vec(), vec![0.5; (shape[0] * shape[1]) as usize])
+        };
+        let tensors = [
+            factor("base_model.model.module.q.lora_A.weight", [1, 2]),
+            factor("base_model.model.module.q.lora_B.weight", [3, 1]),
+            factor("base_model.model.module.v.lora_A.weight", [1, 2]),
+            factor("base_model.model.module.v.lora_B.weight", [3, 1]),
+            ("base_model.model.module.v.lora_B.bias", Element::F32, vec![3], vec![1.0, 2.0, 3.0]),
+            ("base_model.model.module.score.weight", Element::Bf16, vec![1, 2], vec![1.0, -2.0]),
+            ("base_model.model.module.q.base_layer.weight", Element::F16, vec![1, 2], vec![3.0, 4.0]),
+        ];
+        write_tensors(&at("old").join(TENSORS_FILE), &tensors);
+        let opened = PeftAdapter::open(&at("old")).unwrap();
+        let converted = convert(&opened, None, None).unwrap();
+        // The scales of q and v differ, so that of the file is 1.
+        assert_eq!(converted.adapter.scale, 1.0);
+        let contents = Contents {
+            adapter: &converted.adapter,
+            element: Element::F32,
+            provenance: &provenance("update", &[]),
+            other_modules: &BTreeSet::new(),
+            beside: &[],
+            peft: PeftContents { carried: Some(&converted.carried), ..PeftContents::default() },
+        };
+        write_adapter(&at("new"), &contents, Format::Peft).unwrap();
+        let bytes = fs::read(at("new").join(TENSORS_FILE)).unwrap();
+        let read = SafeTensors::deserialize(&bytes).unwrap();
+        let f32s = |values: &[f32]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
+        assert_eq!(read.tensor("base_model.model.v.lora_B.bias").unwrap().data(), f32s(&[6.0, 12.0, 18.0]));
+        let score = read.tensor("base_model.model.score.weight").unwrap();
+        assert_eq!((score.dtype(), score.shape()), (safetensors::Dtype::BF16, &[1, 2][..]));
+        assert_eq!(score.data(), [0x80, 0x3f, 0x00, 0xc0]);
+        assert!(read.tensor("base_model.model.q.base_layer.weight").is_ok());
+        let text = fs::read_to_string(at("new").join(CONFIG_FILE)).unwrap();
+        let config: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(config["modules_to_save"], serde_json::json!(["score"]));
+        assert_eq!((&config["task_type"], &config["lora_bias"]), (&"SEQ_CLS".into(), &true.into()));
+        assert_eq!(config["lora_dropout"], 0.0);
+        assert_eq!(PeftAdapter::open(&at("new")).unwrap().notes().len(), 3);
+        // A copy of a base weight belongs to the changed base of the trained adapter.
+        let differs = convert(&opened, Some(&opened), None).unwrap();
+        assert!(differs.carried.tensors.keys().all(|key| !key.contains("base_layer")));
+        let format = Format::SingleFile(SingleFile::Diffusers, Component::Unet);
+        expect![[r#"
+            this format has no place for tensors that are not factors: the adapter has 3, such as "base_model.model.q.base_layer.weight"; help: give --format peft
+        "#]].assert_eq(&snapshot(write_adapter(&at("one"), &contents, format).unwrap_err()));
     }
 }

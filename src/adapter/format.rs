@@ -1,6 +1,10 @@
 //! The formats of adapters, with the names that they give to files and modules.
 
+use crate::storage::safetensors::Header;
 use serde::{Deserialize, Serialize};
+
+/// Starts of names in kohya's format.
+const KOHYA_STARTS: [&str; 2] = ["lora_unet_", "lora_te"];
 
 /// The format of an adapter.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,6 +95,16 @@ impl SingleFile {
         match self {
             Self::Diffusers => "pytorch_lora_weights.safetensors",
             Self::Kohya => "lora.safetensors",
+        }
+    }
+
+    /// The format of a file with these tensors. Names decide; for a file without tensors, its name.
+    pub(super) fn of(header: &Header, file_name: &str) -> Self {
+        let is_kohya = |key: &String| KOHYA_STARTS.iter().any(|start| key.starts_with(start));
+        match header.tensors.is_empty() && file_name == Self::Kohya.file_name() {
+            true => Self::Kohya,
+            false if header.tensors.keys().any(is_kohya) => Self::Kohya,
+            false => Self::Diffusers,
         }
     }
 

@@ -7,7 +7,8 @@
 //! Source: `auto.py`, `_set_trainable` in `utils/other.py` and the classes in `peft_model.py` of PEFT 0.21.2.
 
 use super::names::PREFIX;
-use crate::storage::{Checkpoint, Problem, Problems, quoted};
+use crate::storage::safetensors::Tensor;
+use crate::storage::{Checkpoint, Problem, Problems, Source, quoted};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -46,18 +47,8 @@ pub const TASKS: [Task; 6] = [
     Task { name: "FEATURE_EXTRACTION", model: "A model whose hidden states are used", heads: &[] },
 ];
 
-/// A tensor that is written as it is stored.
-pub struct StoredWhole<'a> {
-    /// The name of its number format.
-    pub dtype: String,
-    /// Its shape.
-    pub shape: Vec<u64>,
-    /// Reads its bytes.
-    pub read: Box<dyn Fn() -> Result<Vec<u8>, Problem> + 'a>,
-}
-
-/// Tensors that are written as they are stored, by their names in the file.
-pub type StoredWholes<'a> = BTreeMap<String, StoredWhole<'a>>;
+/// Tensors that are written as they are stored, by their names in the adapter.
+pub type StoredWholes<'a> = BTreeMap<String, (&'a Source, &'a Tensor)>;
 
 impl Loading {
     /// The names of heads that PEFT trains whole because of the task.
@@ -102,12 +93,7 @@ impl Loading {
         let mut wholes = StoredWholes::new();
         for name in checkpoint.names().filter(saved) {
             let Some(stored) = checkpoint.get(name) else { continue };
-            let whole = StoredWhole {
-                dtype: stored.tensor.dtype.clone(),
-                shape: stored.tensor.shape.clone(),
-                read: Box::new(move || checkpoint.read(name)),
-            };
-            wholes.insert(format!("{PREFIX}{name}"), whole);
+            wholes.insert(format!("{PREFIX}{name}"), (checkpoint.source(stored), &stored.tensor));
         }
         problems.or_ok((loading, wholes))
     }

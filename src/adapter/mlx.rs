@@ -7,11 +7,12 @@
 
 use super::contents::{Contents, Entries, Entry, pretty};
 use super::folder::OutputFolder;
+use super::layer::{PeftLayer, Renaming, matrix_shape};
+use super::location::open_tensors;
 use super::names::MLX_FILE;
 use super::numbers::{element_of, in_module};
 use super::peft::check;
-use super::read::{PeftAdapter, PeftLayer, matrix_shape, open_tensors};
-use super::{CONFIG_FILE, FileRecord, Format, TENSORS_FILE, refuse_shapes_without_place};
+use super::{CONFIG_FILE, Carried, FileRecord, Format, refuse_shapes_without_place};
 use crate::factors::{LayerName, LayerShape};
 use crate::storage::safetensors::Tensor;
 use crate::storage::{Access, NewFile, Problem, Problems, Source, is_missing, quoted, read_json};
@@ -34,6 +35,7 @@ pub(super) fn write(
 ) -> Result<(Vec<NewFile>, FileRecord), Problems> {
     let Contents { adapter, element, .. } = *contents;
     check(adapter, element)?;
+    contents.peft.carried.map_or(Ok(()), Carried::refuse)?;
     refuse_shapes_without_place(Format::Mlx, adapter.shapes.iter())?;
     let rank = match adapter.rank_range() {
         Some((least, largest)) if least == largest => largest,
@@ -81,11 +83,6 @@ fn key_of(module: &str) -> &str {
     module
 }
 
-/// True if a folder holds an adapter for mlx-lm.
-pub(super) fn is_in(folder: &Path) -> bool {
-    !is_missing(&folder.join(MLX_FILE)) && is_missing(&folder.join(TENSORS_FILE))
-}
-
 /// The keys of the configuration that are read.
 #[derive(Deserialize)]
 struct Config {
@@ -104,8 +101,13 @@ fn usual_type() -> String {
     "lora".into()
 }
 
-/// Opens the valid layers of an adapter. Each invalid layer adds to `problems`.
-pub(super) fn open(folder: &Path, problems: &mut Problems) -> Option<PeftAdapter> {
+/// Opens the valid layers of an adapter, with replacements in the names of modules, and the file with their tensors. Each invalid layer adds
+/// to `problems`.
+pub(super) fn open(
+    folder: &Path,
+    renames: &Renaming<'_>,
+    problems: &mut Problems,
+) -> Option<(BTreeMap<LayerName, PeftLayer>, Source)> {
     let config = problems.collect(read_config(&folder.join(CONFIG_FILE)));
     let tensors = problems.collect(open_tensors(&folder.join(MLX_FILE)));
     let (Config { lora_parameters, .. }, (source, header)) = (config?, tensors?);
@@ -125,11 +127,15 @@ pub(super) fn open(folder: &Path, problems: &mut Problems) -> Option<PeftAdapter
     for (module, pair) in pairs {
         let layer =
             layer_of(&module, pair, &lora_parameters).map_err(|problem| problem.in_file(source.path()));
-        if let Some(layer) = problems.collect(layer) {
-            layers.insert(LayerName::of_module(&module), layer);
+        let (Some(layer), Some(name)) = (problems.collect(layer), problems.collect(renames(&module))) else {
+            continue;
+        };
+        if layers.insert(LayerName::of_module(&name), layer).is_some() {
+            let what = "another module has the same name after the renames";
+            problems.push(Problem::data(what).in_file(source.path()).in_tensor(&module));
         }
     }
-    Some(PeftAdapter::of_layers(layers, source))
+    Some((layers, source))
 }
 
 fn read_config(path: &Path) -> Result<Config, Problem> {
@@ -187,7 +193,7 @@ fn layer_of(
 #[cfg(test)]
 mod tests {
     use super::super::testing::{adapter, factors, provenance, rows, try_write};
-    use super::super::{Adapter, UniformRank, verify};
+    use super::super::{Adapter, PeftAdapter, UniformRank, verify};
     use super::*;
     use crate::element::Element;
     use crate::storage::snapshot;

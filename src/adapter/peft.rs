@@ -2,14 +2,14 @@
 
 use super::card::{self, Author, CARD_FILE};
 use super::config::to_json;
-use super::contents::{Contents, Entries, Entry, PeftContents, pretty};
+use super::contents::{Contents, Entries, Entry, PeftContents, Values, pretty};
 use super::folder::OutputFolder;
 use super::modules::{Module, Side, keys, modules};
 use super::names::{PREFIX, suffixes};
 use super::numbers::{check_shapes, in_module};
 use super::{Adapter, CONFIG_FILE, FileRecord, Loading, TENSORS_FILE};
 use crate::element::Element;
-use crate::storage::{Checkpoint, NewFile, Problem, Problems};
+use crate::storage::{Checkpoint, NewFile, Problem, Problems, wrappers};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Writes a PEFT folder: `adapter_model.safetensors`, `cntlora.json`, the files beside them, the model card, and `adapter_config.json`,
@@ -19,13 +19,16 @@ pub(super) fn write(
     contents: &Contents<'_>,
 ) -> Result<(Vec<NewFile>, FileRecord), Problems> {
     let Contents { adapter, element, other_modules, .. } = *contents;
-    let PeftContents { loading, wholes, card } = contents.peft;
+    let PeftContents { loading, wholes, card, carried } = contents.peft;
     check(adapter, element)?;
     let modules = modules(adapter)?;
     let mut entries = entries(&modules, element)?;
-    for (name, whole) in wholes.into_iter().flatten() {
-        let bytes = Box::new(|| (whole.read)());
-        entries.insert(name.clone(), Entry { shape: whole.shape.clone(), dtype: whole.dtype.clone(), bytes });
+    for (name, (source, tensor)) in wholes.into_iter().flatten() {
+        let (shape, values) = (tensor.shape.clone(), Values::Copied(source, tensor));
+        entries.insert(name.clone(), Entry { shape, values });
+    }
+    if let Some(carried) = carried {
+        entries.extend(carried.entries(element)?);
     }
     let (mut files, hash) = contents.write(output, TENSORS_FILE, BTreeMap::new(), &entries)?;
     let usual = Loading::default();
@@ -36,7 +39,11 @@ pub(super) fn write(
         let base = loading.base_name.as_deref().unwrap_or(&adapter.base);
         files.push(output.write(CARD_FILE, card::card(base, body).as_bytes())?);
     }
-    let config = pretty(&to_json(adapter, &modules, other_modules, loading));
+    let mut config = to_json(adapter, &modules, other_modules, loading);
+    for (key, value) in carried.iter().flat_map(|carried| &carried.config) {
+        config[key] = value.clone();
+    }
+    let config = pretty(&config);
     files.push(output.write(CONFIG_FILE, config.as_bytes())?);
     Ok((files, hash))
 }
@@ -46,7 +53,8 @@ pub(super) fn write(
 /// The names are those in the checkpoint. For some models, they differ from the runtime names.
 pub fn other_modules(checkpoint: &Checkpoint, adapted: &BTreeSet<&str>) -> BTreeSet<String> {
     let others = checkpoint.names().filter(|name| !adapted.contains(name));
-    others.filter_map(|name| name.strip_suffix(".weight")).map(str::to_owned).collect()
+    let modules = others.filter_map(|name| name.strip_suffix(".weight"));
+    modules.map(|module| wrappers::of_recorded(module).into_owned()).collect()
 }
 
 /// The tensors by name.

@@ -1,22 +1,25 @@
 //! Reads adapters. Opening one reads the headers; factors are read layer by layer, on demand.
 
 use super::format::{Component, SingleFile};
+use super::further::{self, Carried, FurtherTensor};
+use super::keys::{Further, Key};
+use super::layer::{PeftLayer, Renaming, layers_of};
+use super::location::{Location, open_tensors};
 use super::mlx;
 use super::modules::Parameters;
-use super::names::{ALPHA_SUFFIX, MLX_FILE, affixes, suffixes};
-use super::numbers::{decode, element_of};
-use super::single_file::MODULES_KEY;
+use super::names::{MLX_FILE, PREFIX};
+use super::sorting::{
+    EMPTY, Sorted, count_of, further_config, module_names, sorted, stored_config, unwrapped,
+};
 use super::{CONFIG_FILE, Config, TENSORS_FILE};
 use crate::element::Element;
-use crate::factors::{Factors, LayerName, LayerShape, MOST_BLOCKS};
-use crate::storage::json::{UniqueKeys, parse_json};
-use crate::storage::safetensors::{Header, Tensor};
-use crate::storage::{
-    Access, Problem, Problems, Source, interrupted_replacement, is_missing, product, quoted, read_json, zeros,
-};
+use crate::factors::{Factors, LayerName, LayerShape};
+use crate::storage::safetensors::Tensor;
+use crate::storage::wrappers::Wrapped;
+use crate::storage::{Access, Problem, Problems, Source, is_missing, quoted, read_json, zeros};
 use faer::Mat;
+use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -24,42 +27,23 @@ use std::sync::{Arc, Mutex, PoisonError};
 #[derive(Debug)]
 pub struct PeftAdapter {
     config: Option<Config>,
+    further_config: Map<String, Value>,
     single_file: Option<SingleFile>,
     layers: BTreeMap<LayerName, PeftLayer>,
+    further: Vec<FurtherTensor>,
+    wrapped: Wrapped,
+    adapter_names: Wrapped,
+    /// The names of modules in the file, where they differ.
+    stored_names: BTreeMap<String, String>,
     source: Source,
     /// The up matrix of fused experts that was read last, with its offset. The experts of a module share it.
     shared: Mutex<Option<(u64, Arc<Mat<f32>>)>>,
 }
 
-/// A layer of an adapter, without its numbers.
-#[derive(Clone, Debug)]
-pub struct PeftLayer {
-    /// Rank `r`, at least 1.
-    pub rank: usize,
-    /// Input features `d`.
-    pub inputs: usize,
-    /// Output features `m`.
-    pub outputs: usize,
-    /// How the weight is stored. Without a configuration, linear and transposed layers cannot be distinguished: both are linear here.
-    pub shape: LayerShape,
-    /// Scale `s`.
-    pub scale: f64,
-    /// Number format of both factors.
-    pub element: Element,
-    /// The component of a pipeline that the layer belongs to, if the names of a single file tell it.
-    pub component: Option<Component>,
-    /// True if the name of its module has `_` for `.`, as in kohya's format, and nothing tells the name itself.
-    pub is_flattened: bool,
-    a: Tensor,
-    b: Tensor,
-    /// True if both factors are stored transposed.
-    is_transposed: bool,
-    /// Which block of its module this is. The tensors contain all blocks.
-    block: usize,
-}
-
 impl PeftAdapter {
-    /// Opens the adapter in a folder. Its factors are not read.
+    /// Opens the adapter in a folder, or in a file with tensors. Its factors are not read.
+    ///
+    /// Names of modules lose the parts of known wrappers: see [`notes`](Self::notes).
     ///
     /// # Errors
     /// All problems, together: missing files, a configuration that is not for LoRA, tensors that are not `A` or `B` of a supported
@@ -72,66 +56,145 @@ impl PeftAdapter {
         }
     }
 
+    /// As [`open`](Self::open), with replacements in the names of modules, after the parts of wrappers are removed.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); a usage problem for a replacement that makes a name empty or too long.
+    pub(crate) fn open_renamed(path: &Path, renames: &Renaming<'_>) -> Result<Self, Problems> {
+        let mut problems = Problems::default();
+        match Self::open_sound(path, renames, &mut problems) {
+            Some(adapter) => problems.or_ok(adapter),
+            None => Err(problems),
+        }
+    }
+
     /// Opens the valid layers of an adapter. Each invalid layer adds to `problems`.
-    pub(super) fn open_sound_layers(folder: &Path, problems: &mut Problems) -> Option<Self> {
-        if let Err(problem) = check_folder(folder) {
-            problems.push(problem);
+    pub(super) fn open_sound_layers(path: &Path, problems: &mut Problems) -> Option<Self> {
+        Self::open_sound(path, &|name| Ok(name.to_owned()), problems)
+    }
+
+    fn open_sound(path: &Path, renames: &Renaming<'_>, problems: &mut Problems) -> Option<Self> {
+        let location = problems.collect(Location::of(path))?;
+        if location.file_name() == MLX_FILE && location.config.is_some() {
+            let (layers, source) = mlx::open(location.folder(), renames, problems)?;
+            return Some(Self {
+                config: None,
+                further_config: Map::new(),
+                single_file: None,
+                layers,
+                further: Vec::new(),
+                wrapped: Wrapped::default(),
+                adapter_names: Wrapped::default(),
+                stored_names: BTreeMap::new(),
+                source,
+                shared: Mutex::default(),
+            });
+        }
+        let config = match &location.config {
+            Some(config) => problems.collect(read_config(config)).map(Some),
+            None => Some(None),
+        };
+        let tensors = problems.collect(open_tensors(&location.tensors));
+        let (config, (source, header)) = (config?, tensors?);
+        let single_file = config.is_none().then(|| SingleFile::of(&header, location.file_name()));
+        if single_file.is_some() && header.tensors.keys().any(|key| key.starts_with(PREFIX)) {
+            let what = format!(
+                "the tensors have the names of a PEFT adapter, but there is no {CONFIG_FILE} with its scale"
+            );
+            let help =
+                format!("put {CONFIG_FILE} beside it, name the file {TENSORS_FILE}, and give the folder");
+            problems.push(Problem::data(what).in_file(source.path()).help(help));
             return None;
         }
-        if mlx::is_in(folder) {
-            return mlx::open(folder, problems);
-        }
-        let single_file = single_file_in(folder);
-        let config = match single_file {
-            None => problems.collect(read_config(&folder.join(CONFIG_FILE))).map(Some),
-            Some(_) => Some(None),
-        };
-        let tensors = problems.collect(open_tensors(&folder.join(tensors_file(folder))));
-        let (config, (source, header)) = (config?, tensors?);
         let names =
             problems.collect(module_names(&header).map_err(|problem| problem.in_file(source.path())))?;
-        let pairs = pairs(header, single_file, &source, problems);
-        let found: BTreeSet<_> =
-            pairs.keys().map(|(name, _)| component_of(single_file, name).map(|(found, _)| found)).collect();
-        let has_several = found.len() > 1;
+        let stored =
+            problems.collect(stored_config(&header, single_file).map_err(|p| p.in_file(source.path())))?;
+        let further_config = problems.collect(further_config(&location))?;
         let parameters =
             Parameters::new(config.as_ref().and_then(|config| config.target_parameters.as_ref()));
+        let known = problems.0.len();
+        let Sorted { pairs, further: others, wrapped, adapter_names } =
+            sorted(header, single_file, &parameters, &source, problems);
+        if pairs.is_empty() {
+            if problems.0.len() == known {
+                let problem = Problem::data("the adapter has no factors").in_file(source.path());
+                problems.push(if others.is_empty() { problem.help(EMPTY) } else { problem });
+            }
+            return None;
+        }
+        let components: BTreeSet<Option<Component>> = pairs
+            .keys()
+            .map(|(name, _)| single_file.and_then(|format| Some(format.component_of(name)?.0)))
+            .collect();
+        let has_several = components.len() > 1;
+        let mut stored_names = BTreeMap::new();
         let mut layers = BTreeMap::new();
         for ((name, is_embedding), pair) in pairs {
             let known = names.get(&name);
-            let found = component_of(single_file, &name);
-            let (component, inner) = found.map_or((None, &*name), |(one, inner)| (Some(one), inner));
+            let found = single_file.and_then(|format| format.component_of(&name));
+            let (component, inner_name) = found.map_or((None, &*name), |(one, rest)| (Some(one), rest));
             // The names of several components stay apart.
             let prefix = component.filter(|_| has_several);
             let prefix = prefix.map_or("", |component| component.prefix(SingleFile::Diffusers));
             let is_flattened = single_file == Some(SingleFile::Kohya) && known.is_none();
-            let module = known.cloned().unwrap_or_else(|| format!("{prefix}{inner}"));
+            let module = known.cloned().unwrap_or_else(|| format!("{prefix}{inner_name}"));
             let read = parameters.named(&module).and_then(|parameter| {
                 let is_parameter = parameter.is_some();
                 let module = parameter.unwrap_or(module);
-                layers_of(
+                let inner = unwrapped(&module, single_file, is_parameter);
+                let in_adapter = renames(&inner)?;
+                let layers = layers_of(
                     pair,
                     (&name, is_embedding),
-                    &module,
+                    (if component.is_some() { inner_name } else { &module }, &in_adapter),
                     is_parameter,
-                    (config.as_ref(), single_file, &source),
-                )
+                    (config.as_ref().or_else(|| stored.get(&component)), single_file, &source),
+                )?;
+                if in_adapter != module {
+                    stored_names.insert(in_adapter, module);
+                }
+                Ok(layers)
             });
             let read = problems.collect(read.map_err(|problem| problem.in_file(source.path())));
             for (layer_name, layer) in read.into_iter().flatten() {
                 let layer = PeftLayer { component, is_flattened, ..layer };
-                if layers.insert(layer_name, layer).is_some() {
-                    let what = "the module has factors of an embedding and of another layer";
+                if layers.insert(layer_name.clone(), layer).is_some() {
+                    let what = match stored_names.contains_key(&layer_name.module) {
+                        true => {
+                            "another module has the same name without the parts of wrappers, or after the renames"
+                        }
+                        false => "the module has factors of an embedding and of another layer",
+                    };
                     problems.push(Problem::data(what).in_file(source.path()).in_tensor(&name));
                 }
             }
         }
-        Some(Self { config, single_file, layers, source, shared: Mutex::default() })
-    }
-
-    /// An adapter without a configuration of PEFT.
-    pub(super) fn of_layers(layers: BTreeMap<LayerName, PeftLayer>, source: Source) -> Self {
-        Self { config: None, single_file: None, layers, source, shared: Mutex::default() }
+        let mut further = Vec::new();
+        for (Key { module, end, kind: _ }, kind, tensor) in others {
+            let inner = unwrapped(&module, single_file, false);
+            let Some(module) = problems.collect(renames(&inner)) else { continue };
+            let tensor = FurtherTensor::new(kind, module, &end, tensor);
+            if further.iter().any(|other: &FurtherTensor| other.key == tensor.key) {
+                let what =
+                    "another tensor has the same name without the parts of wrappers, or after the renames";
+                problems.push(Problem::data(what).in_file(source.path()).in_tensor(&tensor.key));
+            }
+            further.push(tensor);
+        }
+        let shared = Mutex::default();
+        Some(Self {
+            config,
+            further_config,
+            single_file,
+            layers,
+            further,
+            wrapped,
+            adapter_names,
+            stored_names,
+            source,
+            shared,
+        })
     }
 
     /// The configuration of a PEFT adapter.
@@ -160,6 +223,49 @@ impl PeftAdapter {
     pub(super) fn modules(&self) -> BTreeMap<&str, bool> {
         let is_parameter = |layer: &PeftLayer| matches!(layer.shape, LayerShape::Expert { .. });
         self.layers.iter().map(|(name, layer)| (name.module.as_str(), is_parameter(layer))).collect()
+    }
+
+    /// Notes for the user: wrappers in the names, and tensors that are not factors.
+    pub fn notes(&self) -> Vec<String> {
+        let wrapped = self.wrapped.note(["tensor", "tensors"]);
+        let adapter_names = self.adapter_names.found().map(|(count, before, after)| {
+            let [before, after] = [before, after].map(quoted);
+            format!(
+                "the name of the adapter, default, is left out of the names of {}: {before} is {after} here; PEFT reads both",
+                count_of(count)
+            )
+        });
+        wrapped.into_iter().chain(adapter_names).chain(further::notes(&self.further)).collect()
+    }
+
+    /// True if the names in the file have parts of wrappers, or the name of the adapter.
+    pub fn has_other_names(&self) -> bool {
+        self.wrapped.found().is_some() || self.adapter_names.found().is_some()
+    }
+
+    /// The names that had parts of wrappers.
+    pub(super) fn wrapped(&self) -> &Wrapped {
+        &self.wrapped
+    }
+
+    /// True if there are copies of base weights.
+    pub fn has_base_copies(&self) -> bool {
+        self.further.iter().any(|tensor| tensor.kind == Further::BaseCopy)
+    }
+
+    /// The tensors that are not factors.
+    pub(super) fn further(&self) -> &[FurtherTensor] {
+        &self.further
+    }
+
+    /// The tensors that a converted adapter gets unchanged.
+    pub(super) fn carried(&self, without_copies: bool, factor: impl Fn(&LayerName) -> f64) -> Carried<'_> {
+        further::carried(&self.further, &self.source, &self.further_config, without_copies, factor)
+    }
+
+    /// The name of a module in the file.
+    pub(super) fn stored_name<'a>(&'a self, module: &'a str) -> &'a str {
+        self.stored_names.get(module).map_or(module, String::as_str)
     }
 
     /// The file with the tensors.
@@ -227,58 +333,6 @@ impl PeftAdapter {
     }
 }
 
-impl PeftLayer {
-    /// A layer whose factors are stored transposed, as `[inputs, rank]` and `[rank, outputs]`.
-    pub(super) fn transposed(
-        rank: usize,
-        (inputs, outputs): (usize, usize),
-        shape: LayerShape,
-        scale: f64,
-        element: Element,
-        [a, b]: [Tensor; 2],
-    ) -> Self {
-        let (component, is_flattened, is_transposed, block) = (None, false, true, 0);
-        Self {
-            rank,
-            inputs,
-            outputs,
-            shape,
-            scale,
-            element,
-            component,
-            is_flattened,
-            a,
-            b,
-            is_transposed,
-            block,
-        }
-    }
-}
-
-/// The component in a name of a single file, and the rest of the name.
-fn component_of(format: Option<SingleFile>, name: &str) -> Option<(Component, &str)> {
-    format?.component_of(name)
-}
-
-fn check_folder(folder: &Path) -> Result<(), Problem> {
-    let metadata = fs::metadata(folder).map_err(|error| {
-        let problem = Problem::io("cannot open the folder", &error).in_file(folder);
-        match interrupted_replacement(folder) {
-            Some(old) => problem.help(format!(
-                "a run was killed while it replaced this folder: give its command again, or rename {} to get the old folder back",
-                quoted(&old.display().to_string())
-            )),
-            None => problem,
-        }
-    })?;
-    if metadata.is_dir() {
-        return Ok(());
-    }
-    Err(Problem::environment("the path of an adapter must be a folder")
-        .in_file(folder)
-        .help(format!("give the folder that contains {CONFIG_FILE}")))
-}
-
 fn read_config(path: &Path) -> Result<Config, Problem> {
     if is_missing(path) {
         return Err(Problem::data("the configuration of the PEFT adapter is missing").in_file(path).help(
@@ -291,214 +345,6 @@ fn read_config(path: &Path) -> Result<Config, Problem> {
         return Err(Problem::data(format!("unsupported peft_type {found}: expected \"LORA\"")).in_file(path));
     }
     Ok(config)
-}
-
-pub(super) fn open_tensors(path: &Path) -> Result<(Source, Header), Problem> {
-    if is_missing(path) {
-        let problem = Problem::data("the tensors of the PEFT adapter are missing").in_file(path);
-        return Err(if path.with_file_name("adapter_model.bin").exists() {
-            problem
-                .help("adapter_model.bin is not read, because it can run arbitrary code: save the adapter as safetensors")
-        } else {
-            problem
-        });
-    }
-    let source = Source::open(path, Access::Auto)?;
-    let header = Header::read(&source)?;
-    Ok((source, header))
-}
-
-/// The format of the adapter in a folder, if it is a single file.
-fn single_file_in(folder: &Path) -> Option<SingleFile> {
-    let holds = |name: &str| !is_missing(&folder.join(name));
-    SingleFile::ALL
-        .into_iter()
-        .find(|format| holds(format.file_name()) && !holds(CONFIG_FILE) && !holds(TENSORS_FILE))
-}
-
-/// The name of the file with the tensors of the adapter in a folder.
-pub(super) fn tensors_file(folder: &Path) -> &'static str {
-    match single_file_in(folder) {
-        Some(single_file) => single_file.file_name(),
-        None if mlx::is_in(folder) => MLX_FILE,
-        None => TENSORS_FILE,
-    }
-}
-
-/// The modules by the names of their tensors, as far as the metadata has them.
-fn module_names(header: &Header) -> Result<BTreeMap<String, String>, Problem> {
-    let Some(text) = header.metadata.get(MODULES_KEY) else { return Ok(BTreeMap::new()) };
-    let names = parse_json(text.as_bytes(), &format!("metadata entry {}", quoted(MODULES_KEY)));
-    names.map(|UniqueKeys(names)| names).map_err(|problem| problem.help("write the adapter again"))
-}
-
-/// The tensors `A`, `B` and `alpha` of a module, as far as they are present.
-type Tensors = [Option<Tensor>; 3];
-
-/// The tensors by module. A module with the tensor names of an embedding (`true`) and of another layer (`false`) occurs twice.
-type Pairs = BTreeMap<(String, bool), Tensors>;
-
-fn pairs(header: Header, format: Option<SingleFile>, source: &Source, problems: &mut Problems) -> Pairs {
-    let (prefix, [down, up]) = affixes(format);
-    let [embedding_down, embedding_up] = suffixes(&LayerShape::Embedding);
-    // Suffix, whether it is that of an embedding, and index into `Tensors`.
-    let mut kinds = vec![(down, false, 0), (up, false, 1)];
-    match format {
-        None => kinds.extend([(embedding_down, true, 0), (embedding_up, true, 1)]),
-        Some(SingleFile::Kohya) => kinds.push((ALPHA_SUFFIX, false, 2)),
-        Some(SingleFile::Diffusers) => {}
-    }
-    let mut pairs = Pairs::new();
-    let mut others = Vec::new();
-    for (key, tensor) in header.tensors {
-        let name = key.strip_prefix(prefix);
-        let found = name.and_then(|name| {
-            kinds.iter().find_map(|&(suffix, kind, index)| Some((name.strip_suffix(suffix)?, kind, index)))
-        });
-        match found {
-            Some((module, kind, index)) => {
-                pairs.entry((module.into(), kind)).or_default()[index] = Some(tensor);
-            }
-            None => others.push(key),
-        }
-    }
-    let is_copy = |key: &str| {
-        let module = key.strip_prefix(prefix).filter(|_| format.is_none()).and_then(module_of_copy);
-        module.is_some_and(|module| {
-            [true, false].iter().any(|&kind| pairs.contains_key(&(module.into(), kind)))
-        })
-    };
-    for key in others.iter().filter(|key| !is_copy(key)) {
-        problems.push(
-            Problem::data(format!(
-                "unsupported tensor name: expected {prefix}MODULE{down} or {prefix}MODULE{up} of a linear layer, convolution \
-                 or embedding"
-            ))
-            .in_file(source.path())
-            .in_tensor(key),
-        );
-    }
-    pairs
-}
-
-/// The module of a copy of a base weight. PEFT saves such copies for adapted embeddings and output heads; training does not change
-/// them.
-fn module_of_copy(name: &str) -> Option<&str> {
-    [".base_layer.weight", ".base_layer.bias"].iter().find_map(|end| name.strip_suffix(end))
-}
-
-/// The layers of a module: one, or one per block.
-fn layers_of(
-    [a, b, alpha]: Tensors,
-    (name, is_embedding): (&str, bool),
-    module: &str,
-    is_parameter: bool,
-    (config, format, source): (Option<&Config>, Option<SingleFile>, &Source),
-) -> Result<Vec<(LayerName, PeftLayer)>, Problem> {
-    let (prefix, affixes) = affixes(format);
-    let [down, up] = if is_embedding { suffixes(&LayerShape::Embedding) } else { affixes };
-    let (a_key, b_key) = (format!("{prefix}{name}{down}"), format!("{prefix}{name}{up}"));
-    let missing = |key: &str| {
-        Problem::data("the tensor is missing, but others of the same layer are present").in_tensor(key)
-    };
-    let a = a.ok_or_else(|| missing(&a_key))?;
-    let b = b.ok_or_else(|| missing(&b_key))?;
-    let (rows, inputs) =
-        matrix_shape(&a, "A must have shape [rank, inputs]").map_err(|p| p.in_tensor(&a_key))?;
-    let (outputs, columns) =
-        matrix_shape(&b, "B must have shape [outputs, rank]").map_err(|p| p.in_tensor(&b_key))?;
-    let kernel = a.shape.get(2..).unwrap_or_default();
-    if b.shape.get(2..) != Some(&vec![1; kernel.len()][..]) {
-        let ones = ", 1".repeat(kernel.len());
-        let what = format!("B must have shape [outputs, rank{ones}], found {:?}", b.shape);
-        return Err(Problem::data(what).in_tensor(&b_key));
-    }
-    if is_embedding && !kernel.is_empty() {
-        let what = format!("A of an embedding must have shape [rank, tokens], found {:?}", a.shape);
-        return Err(Problem::data(what).in_tensor(&a_key));
-    }
-    let expected = config.map(|config| config.rank(module) as usize);
-    // The groups of a convolution share the rows of A.
-    let groups = rows / columns.min(rows).max(1);
-    let (rank, outputs, shape) = match kernel {
-        [] if is_parameter => {
-            let rank = expected.filter(|&rank| rank > 0 && rows.is_multiple_of(rank)).unwrap_or(rows);
-            (rank, outputs, LayerShape::Expert { count: rows / rank, transposed: false })
-        }
-        [] if is_embedding => (rows, outputs, LayerShape::Embedding),
-        [] if config.is_some_and(|config| config.fan_in_fan_out) => (rows, outputs, LayerShape::Transposed),
-        [] => (rows, outputs, LayerShape::Linear),
-        kernel if groups > 1 && rows == groups * columns && outputs.is_multiple_of(groups) => {
-            (columns, outputs / groups, LayerShape::Group { count: groups, kernel: kernel.into() })
-        }
-        kernel => (rows, outputs, LayerShape::Convolution(kernel.into())),
-    };
-    if !matches!(shape, LayerShape::Group { .. }) && columns != rows {
-        return Err(
-            Problem::data(format!("A has rank {rows}, but B has {columns} columns")).in_tensor(&b_key)
-        );
-    }
-    if let Some(expected) = expected.filter(|&expected| expected != rank * shape.parts()) {
-        return Err(
-            Problem::data(format!("A has rank {rows}, but {CONFIG_FILE} says {expected}")).in_tensor(&a_key)
-        );
-    }
-    if a.dtype != b.dtype {
-        let (a, b) = (quoted(&a.dtype), quoted(&b.dtype));
-        return Err(Problem::data(format!("B has number format {b}, but A has {a}")).in_tensor(&b_key));
-    }
-    let element = element_of(&a.dtype).map_err(|p| p.in_tensor(&a_key))?;
-    let scale = match (config, &alpha) {
-        (Some(config), _) => config.scale(module),
-        (None, Some(alpha)) => read_number(alpha, source).map_err(|p| p.in_tensor(name))? / rows as f64,
-        (None, None) => 1.0,
-    };
-    let count = shape.blocks();
-    if let Some(count) = count.filter(|&count| count > MOST_BLOCKS) {
-        let what = format!("A has {count} blocks of rank {rank}, but at most {MOST_BLOCKS} are supported");
-        return Err(Problem::data(what).in_tensor(&a_key));
-    }
-    let layer = PeftLayer {
-        rank,
-        inputs,
-        outputs,
-        shape,
-        scale,
-        element,
-        component: None,
-        is_flattened: false,
-        a,
-        b,
-        is_transposed: false,
-        block: 0,
-    };
-    Ok(match count {
-        None => vec![(LayerName::of_module(module), layer)],
-        Some(count) => (0..count)
-            .map(|block| (LayerName::of_block(module, block), PeftLayer { block, ..layer.clone() }))
-            .collect(),
-    })
-}
-
-/// Reads a tensor with a single number.
-fn read_number(tensor: &Tensor, source: &Source) -> Result<f64, Problem> {
-    let element = element_of(&tensor.dtype)?;
-    match product(&tensor.shape) {
-        Some(1) => Ok(decode(&source.read_vec(tensor.offset, tensor.length)?, element)?[0]),
-        _ => Err(Problem::data(format!("alpha must be a single number, found shape {:?}", tensor.shape))),
-    }
-}
-
-/// Rows and columns. The axes of a kernel count as columns.
-pub(super) fn matrix_shape(tensor: &Tensor, rule: &str) -> Result<(usize, usize), Problem> {
-    let positive = |count: u64| usize::try_from(count).ok().filter(|&count| count > 0);
-    match tensor.shape.as_slice() {
-        [rows, rest @ ..] if (1..=4).contains(&rest.len()) => {
-            positive(*rows).zip(product(rest).and_then(positive))
-        }
-        _ => None,
-    }
-    .ok_or_else(|| Problem::data(format!("{rule}, found {:?}", tensor.shape)))
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 
 use crate::factors::{LayerShape, Start};
 use crate::method::{Form, Method};
-use crate::storage::{Access, Hashing, Piece, Problem, Schema, Source, is_missing};
+use crate::storage::{Access, Hashing, Piece, Problem, Schema, Source, folder_of, is_missing};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -165,6 +165,7 @@ impl Origin {
     /// # Errors
     /// A data problem if the record is invalid; an I/O problem if it cannot be read.
     pub fn read(folder: &Path) -> Result<Self, Problem> {
+        let folder = if folder.is_dir() { folder } else { folder_of(folder) };
         let Some(record) = Record::read(&folder.join(RECORD_FILE))? else { return Ok(Self::default()) };
         let start = record.start();
         let layers = record.layers.into_iter();

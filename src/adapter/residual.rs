@@ -20,7 +20,8 @@ use std::path::{Path, PathBuf};
 
 mod wide;
 
-const INDEX_FILE: &str = "model.safetensors.index.json";
+/// The usual index of shards. An old one beside new weights is removed.
+const USUAL_INDEX: &str = "model.safetensors.index.json";
 /// Number of bytes that are read at once.
 const BLOCK: u64 = 1 << 20;
 
@@ -136,7 +137,7 @@ impl<'a> Residuals<'a> {
         old.extend(
             names_of(&files, output.path()).into_iter().filter(|name| standing(&name.to_string_lossy()) > 0),
         );
-        old.insert(0, INDEX_FILE.into());
+        old.insert(0, USUAL_INDEX.into());
         let record = pretty(&serde_json::json!(BaseRecord::new(names, adapter)));
         files.push(output.write(RECORD_FILE, record.as_bytes())?);
         // The file that makes the folder loadable comes last.
@@ -357,15 +358,17 @@ fn companions(checkpoint: &Checkpoint) -> Result<(Vec<OsString>, Vec<OsString>),
     let mut names = names_in(folder)?;
     // If the model is a residual base itself, its record is not copied.
     names.retain(|name| name != RECORD_FILE && !weights.iter().any(|weights| weights.as_os_str() == name));
-    Ok(names.into_iter().partition(|name| folder.join(name).is_file() && !holds_weights(Path::new(name))))
+    let is_index = |name: &OsStr| name == USUAL_INDEX || checkpoint.index() == Some(name);
+    let is_copied = |name: &OsString| is_index(name) || !holds_weights(Path::new(name));
+    Ok(names.into_iter().partition(|name| folder.join(name).is_file() && is_copied(name)))
 }
 
-/// True for files beside the checkpoint with weights in other formats, and for their indexes.
+/// True for files beside the checkpoint with weights in other formats, and for indexes.
 fn holds_weights(name: &Path) -> bool {
     const FORMATS: [&str; 10] =
         ["bin", "pt", "pth", "ckpt", "h5", "msgpack", "onnx", "gguf", "safetensors", "ot"];
     let extension = name.extension().and_then(OsStr::to_str).unwrap_or_default();
-    let index = name.to_str().is_some_and(|name| name.ends_with(".index.json") && name != INDEX_FILE);
+    let index = name.to_str().is_some_and(|name| name.ends_with(".index.json"));
     index || FORMATS.iter().any(|format| extension.eq_ignore_ascii_case(format))
 }
 

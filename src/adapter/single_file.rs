@@ -14,7 +14,7 @@ use super::folder::OutputFolder;
 use super::format::{Component, FIRST_OF_TWO, SingleFile};
 use super::names::{ALPHA_SUFFIX, affixes};
 use super::peft::check;
-use super::{Adapter, FileRecord, Format};
+use super::{Adapter, Carried, FileRecord, Format};
 use crate::element::Element;
 use crate::factors::{Factors, LayerName, LayerShape};
 use crate::storage::{NewFile, Problem, Problems, quoted};
@@ -32,8 +32,9 @@ pub(super) fn write(
     contents: &Contents<'_>,
     (format, component): (SingleFile, Component),
 ) -> Result<(Vec<NewFile>, FileRecord), Problems> {
-    let Contents { adapter, element, .. } = *contents;
+    let Contents { adapter, element, peft, .. } = *contents;
     check(adapter, element)?;
+    peft.carried.map_or(Ok(()), Carried::refuse)?;
     refuse_shapes_without_place(Format::SingleFile(format, component), adapter.shapes.iter())?;
     let (entries, metadata) = content(adapter, element, (format, component))?;
     let (mut files, hash) = contents.write(output, format.file_name(), metadata, &entries)?;

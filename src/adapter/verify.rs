@@ -1,14 +1,15 @@
 //! Reads a written adapter again and checks it.
 
 use self::grams::Grams;
+use super::further;
+use super::location::Location;
 use super::made_from::Comparison;
 use super::numbers::{by_rows, decode, element_of, first_nonfinite, in_module};
-use super::read::tensors_file;
 use super::record::{Record, RecordedLayer};
 use super::replace::BaseRecord;
 use super::residual::wrong_shape;
 use super::uniform::without_padding;
-use super::{CONFIG_FILE, Config, FileRecord, PeftAdapter, PeftLayer, RECORD_FILE, SingleFile, Targets};
+use super::{Config, FileRecord, PeftAdapter, PeftLayer, RECORD_FILE, SingleFile, Targets};
 use crate::element::Element;
 use crate::factors::{LayerName, LayerShape, Start};
 use crate::method::Form;
@@ -78,12 +79,17 @@ pub fn verify(
 ) -> Result<Verification, Problems> {
     let mut problems = Problems::default();
     let adapter = PeftAdapter::open_sound_layers(folder, &mut problems);
-    let record = problems.collect(Record::read(&folder.join(RECORD_FILE))).flatten();
+    // Without a location, opening the adapter reported the problem.
+    let Ok(location) = Location::of(folder) else { return Err(problems) };
+    let record = problems.collect(Record::read(&location.folder().join(RECORD_FILE))).flatten();
+    // A folder can hold several files, and a record of another one.
+    let record =
+        record.filter(|record| !location.has_any_name || record.files.contains_key(location.file_name()));
     if let Some(record) = &record {
-        problems.collect(check_hash(folder, record));
+        problems.collect(check_hash(&location, record));
     }
     let is_own_base = match (&record, base) {
-        (Some(record), Some(base)) => problems.collect(is_own_base(folder, record, base)),
+        (Some(record), Some(base)) => problems.collect(is_own_base(&location, record, base)),
         _ => None,
     };
     let Some(adapter) = adapter else { return Err(problems) };
@@ -100,9 +106,12 @@ pub fn verify(
         _ if is_own_base == Some(true) || !comparison.is_empty() => None,
         _ => Some(format!("{RECORD_FILE} has no fingerprints of the weights")),
     };
-    match adapter.config() {
-        Some(config) => check_targets(&adapter, config, &folder.join(CONFIG_FILE), &mut problems),
-        None => check_not_empty(&adapter, &mut problems),
+    check_names(&adapter, folder, &mut problems);
+    if let (Some(config), Some(path)) = (adapter.config(), &location.config) {
+        check_targets(&adapter, config, path, &mut problems);
+    }
+    for tensor in adapter.further() {
+        problems.collect(further::check_finite(tensor, adapter.source()));
     }
     problems.collect(check_scales(&adapter));
     let start = record.as_ref().and_then(Record::start);
@@ -147,7 +156,10 @@ pub fn verify(
         max_rank: ranks().max().unwrap_or(0),
         scale: adapter.common_scale(1e-12),
         largest_relative_update,
-        notes: notes(start, record.as_ref().is_some_and(Record::is_anchored), adapter.config()),
+        notes: notes(start, record.as_ref().is_some_and(Record::is_anchored), adapter.config())
+            .into_iter()
+            .chain(adapter.notes())
+            .collect(),
     })
 }
 
@@ -223,18 +235,18 @@ fn notes(start: Option<Start>, is_anchored: bool, config: Option<&Config>) -> Ve
     )]
 }
 
-fn check_hash(folder: &Path, record: &Record) -> Result<(), Problem> {
-    let name = tensors_file(folder);
+fn check_hash(location: &Location, record: &Record) -> Result<(), Problem> {
+    let name = location.file_name();
     let Some(expected) = record.files.get(name) else {
-        let problem = Problem::data(format!("the record has no checksum of {name}"));
-        return Err(problem.in_file(&folder.join(RECORD_FILE)));
+        let problem = Problem::data(format!("the record has no checksum of {}", visible(name)));
+        return Err(problem.in_file(&location.folder().join(RECORD_FILE)));
     };
-    let path = folder.join(name);
-    if is_missing(&path) {
+    let path = &location.tensors;
+    if is_missing(path) {
         // Opening the adapter reports this problem.
         return Ok(());
     }
-    let found = FileRecord::of(&Source::open(&path, Access::Auto)?)?;
+    let found = FileRecord::of(&Source::open(path, Access::Auto)?)?;
     if found == *expected {
         return Ok(());
     }
@@ -245,7 +257,7 @@ fn check_hash(folder: &Path, record: &Record) -> Result<(), Problem> {
         expected.bytes,
         visible(&expected.sha256)
     ))
-    .in_file(&path)
+    .in_file(path)
     .help("the file was changed or damaged: write the adapter again"))
 }
 
@@ -254,7 +266,7 @@ fn check_hash(folder: &Path, record: &Record) -> Result<(), Problem> {
 ///
 /// # Errors
 /// A data problem if both records say that the base was written together with another adapter.
-fn is_own_base(folder: &Path, record: &Record, base: &Checkpoint) -> Result<bool, Problem> {
+fn is_own_base(location: &Location, record: &Record, base: &Checkpoint) -> Result<bool, Problem> {
     if !record.changes_base() {
         return Ok(false);
     }
@@ -262,7 +274,7 @@ fn is_own_base(folder: &Path, record: &Record, base: &Checkpoint) -> Result<bool
     let Some(written_with) = BaseRecord::of(base_folder)?.and_then(|record| record.adapter) else {
         return Ok(false);
     };
-    if record.files.get(tensors_file(folder)) == Some(&written_with) {
+    if record.files.get(location.file_name()) == Some(&written_with) {
         return Ok(true);
     }
     let what = "this base was written together with another adapter, according to both records";
@@ -284,6 +296,23 @@ fn compare(
     Ok(comparison)
 }
 
+/// Refuses names with the parts of wrappers. PEFT finds no module under such a name, and initializes its factors at random.
+fn check_names(adapter: &PeftAdapter, path: &Path, problems: &mut Problems) {
+    let Some((count, before, after)) = adapter.wrapped().found() else { return };
+    let names =
+        if count == 1 { "1 tensor name has".to_owned() } else { format!("{count} tensor names have") };
+    let [before, after] = [before, after].map(quoted);
+    let what = format!(
+        "{names} parts of a wrapper, so that PEFT and diffusers do not find the modules and start from random factors: {before} must be {after}"
+    );
+    let path = quoted(&path.display().to_string());
+    problems.push(
+        Problem::data(what)
+            .in_file(adapter.source().path())
+            .help(format!("write the adapter with the right names: cntlora convert {path} --out NEW")),
+    );
+}
+
 fn check_targets(adapter: &PeftAdapter, config: &Config, config_path: &Path, problems: &mut Problems) {
     let complain = |what: String| Problem::data(what).in_file(config_path);
     let Some(targets) = &config.target_modules else {
@@ -294,14 +323,16 @@ fn check_targets(adapter: &PeftAdapter, config: &Config, config_path: &Path, pro
     let of_kind = |kind: bool| {
         modules.iter().filter(move |(_, is_parameter)| **is_parameter == kind).map(|(module, _)| *module)
     };
-    for module in of_kind(false).filter(|module| !targets.contain(module)) {
+    let is_target = |module: &str| targets.contain(module) || targets.contain(adapter.stored_name(module));
+    for module in of_kind(false).filter(|module| !is_target(module)) {
         problems.push(complain(format!(
             "target_modules does not match module {}, which has tensors",
             quoted(module)
         )));
     }
     let mut check_used = |key: &str, names: &BTreeSet<String>, is_parameter: bool| {
-        let ends = of_kind(is_parameter).flat_map(ends_of);
+        let ends = of_kind(is_parameter).flat_map(|module| [module, adapter.stored_name(module)]);
+        let ends = ends.flat_map(ends_of);
         let used: BTreeSet<&str> = ends.filter(|end| names.contains(*end)).collect();
         for name in names.iter().filter(|name| !used.contains(name.as_str())) {
             problems.push(complain(format!(
@@ -316,7 +347,6 @@ fn check_targets(adapter: &PeftAdapter, config: &Config, config_path: &Path, pro
     if let Some(names) = &config.target_parameters {
         check_used("target_parameters", names, true);
     }
-    check_not_empty(adapter, problems);
 }
 
 /// Refuses scales with which layers have no effect, or with which they overflow. Programs multiply with them in single precision.
@@ -340,13 +370,6 @@ fn check_scales(adapter: &PeftAdapter) -> Result<(), Problem> {
     };
     let problem = in_module(name, format!("the scale, lora_alpha divided by the rank, {reason}{more}"));
     Err(problem.in_file(adapter.source().path()).help("correct lora_alpha"))
-}
-
-fn check_not_empty(adapter: &PeftAdapter, problems: &mut Problems) {
-    if adapter.layers().is_empty() {
-        let problem = Problem::data("the adapter has no factors");
-        problems.push(problem.in_file(adapter.source().path()));
-    }
 }
 
 /// The places of the weights of layers.

@@ -8,10 +8,12 @@ use super::resolve::ConvertTask;
 use super::saved::Outputs;
 use super::terminal::Terminal;
 use crate::adapter::{
-    Contents, Conversion, Loading, Named, Naming, Origin, PeftAdapter, PeftContents, PeftLayer, Staged,
-    UniformRank, convert, named, record_heading, refuse_occupied, refuse_shapes_without_place,
+    Contents, Conversion, Format, Loading, Named, Naming, Origin, PeftAdapter, PeftContents, PeftLayer,
+    Renaming, Staged, UniformRank, convert, named, record_heading, refuse_occupied,
+    refuse_shapes_without_place,
 };
 use crate::factors::{Factors, LayerName, Start};
+use crate::plan::Renames;
 use crate::report::format::{count, percent};
 use crate::report::table::{Align, Table};
 use crate::run::Output;
@@ -55,19 +57,32 @@ pub(crate) fn run(task: &ConvertTask, terminal: &Terminal) -> anyhow::Result<()>
         false => refuse_occupied(&output.folder),
     };
     problems.collect(check_folder());
-    let trained = problems.collect(PeftAdapter::open(&task.adapter));
-    let initial = task.init.as_ref().map(|folder| problems.collect(open_initial(folder)));
+    let Some(renames) = problems.collect(Renames::of_adapter(&task.renames)) else {
+        return Err(problems.into());
+    };
+    let rename = |name: &str| renames.adapter_name(name);
+    let trained = problems.collect(PeftAdapter::open_renamed(&task.adapter, &rename));
+    let initial = task.init.as_ref().map(|folder| problems.collect(open_initial(folder, &rename)));
+    if let Some(trained) = &trained {
+        problems.collect(refuse_nothing_to_do(task, trained));
+    }
     let (Some(trained), false) = (trained, matches!(initial, Some(None))) else {
         return Err(problems.into());
     };
     problems.or_ok(())?;
-    let (initial, origin) = initial.flatten().unzip();
+    let (initial, origin) = match initial.flatten() {
+        Some((initial, origin)) => (Some(initial), Some(origin)),
+        None => (None, origin_of(task)?),
+    };
     limits::refuse_below(memory([Some(&trained), initial.as_ref()].into_iter().flatten(), output.uniform))?;
     if task.dry_run {
         let done = converted(task, &trained, initial.as_ref(), origin.as_ref())?;
         let adapter = &done.conversion.adapter;
         let shapes = adapter.layers.keys().map(|name| (name, adapter.shape(name)));
         refuse_shapes_without_place(done.named.format, shapes)?;
+        if done.named.format != Format::Peft {
+            done.conversion.carried.refuse()?;
+        }
         return dry_run::print(&Converted::of(&done, &trained), render, &output.all(), terminal);
     }
     Interruption::handle(terminal)?;
@@ -90,7 +105,12 @@ pub(crate) fn run(task: &ConvertTask, terminal: &Terminal) -> anyhow::Result<()>
         provenance: &record,
         other_modules,
         beside: &[],
-        peft: PeftContents { loading: Some(&loading), card: Some(&card), ..PeftContents::default() },
+        peft: PeftContents {
+            loading: Some(&loading),
+            card: Some(&card),
+            carried: Some(&conversion.carried),
+            ..PeftContents::default()
+        },
     };
     let mut staged = Staged::create(&[&output.folder])?;
     staged.adapter(&output.folder, &contents, format)?;
@@ -99,27 +119,34 @@ pub(crate) fn run(task: &ConvertTask, terminal: &Terminal) -> anyhow::Result<()>
     }
     staged.commit_adapter(&output.folder)?;
 
+    trained.notes().iter().for_each(|note| terminal.note(&format!("note: {note}")));
+    if initial.is_some() && trained.has_base_copies() {
+        terminal.note("note: copies of base weights are left out, because they belong to the changed base");
+    }
     terminal.result(&Converted::of(&done, &trained), render)?;
     Ok(())
 }
 
 /// A converted adapter in memory.
-struct Done {
-    conversion: Conversion,
+struct Done<'a> {
+    conversion: Conversion<'a>,
     named: Named,
     /// The rank that all layers were padded to.
     uniform: Option<usize>,
 }
 
-/// Converts an adapter in memory. The original base is that of the initial adapter.
-fn converted(
+/// Converts an adapter in memory. The original base is that of the initial adapter. A format without the name of a base leaves it to the
+/// record.
+fn converted<'a>(
     task: &ConvertTask,
-    trained: &PeftAdapter,
+    trained: &'a PeftAdapter,
     initial: Option<&PeftAdapter>,
     origin: Option<&Origin>,
-) -> Result<Done, Problems> {
+) -> Result<Done<'a>, Problems> {
     let mut conversion = convert(trained, initial, task.rank)?;
-    if let Some(model) = origin.and_then(|origin| origin.model.clone()) {
+    if let Some(model) = origin.and_then(|origin| origin.model.clone())
+        && (initial.is_some() || conversion.adapter.base.is_empty())
+    {
         conversion.adapter.base = model;
     }
     let Output { format, uniform, .. } = task.output;
@@ -130,7 +157,7 @@ fn converted(
 }
 
 impl Converted {
-    fn of(done: &Done, trained: &PeftAdapter) -> Self {
+    fn of(done: &Done<'_>, trained: &PeftAdapter) -> Self {
         let Done { conversion, named, .. } = done;
         let layer = |(name, factors): (&LayerName, &Factors)| {
             let old = named.old.get(name).unwrap_or(name);
@@ -142,7 +169,7 @@ impl Converted {
             }
         };
         let layers = conversion.adapter.layers.iter().map(layer).collect();
-        Self { base: conversion.adapter.base.clone(), left_out: named.left_out.clone(), layers }
+        Self { base: conversion.adapter.base.clone(), left_out: named.left_out, layers }
     }
 }
 
@@ -164,10 +191,37 @@ fn memory<'a>(adapters: impl Iterator<Item = &'a PeftAdapter>, uniform: Option<U
     all.saturating_mul(2 * 4).saturating_add(largest.saturating_mul(8 * 8))
 }
 
+/// Refuses a conversion that would change nothing.
+fn refuse_nothing_to_do(task: &ConvertTask, trained: &PeftAdapter) -> Result<(), Problem> {
+    let Output { format, uniform, .. } = task.output;
+    let is_other_format = format != Format::Peft || trained.config().is_none();
+    let changes_ranks = task.rank.is_some() || uniform.is_some();
+    let changes_names = !task.renames.is_empty() || trained.has_other_names();
+    let chooses = task.component.is_some() || task.base.is_some();
+    if task.init.is_some() || changes_ranks || is_other_format || changes_names || chooses {
+        return Ok(());
+    }
+    Err(Problem::usage(
+        "nothing to do: give --init, --rank, --uniform-rank, --adapter-name-rename or another --format",
+    )
+    .help("--init takes the adapter that the training started from"))
+}
+
+/// The origin of an adapter that keeps its base, so that the converted adapter has the fingerprints of the weights. A changed base has
+/// other weights than those in the record.
+fn origin_of(task: &ConvertTask) -> Result<Option<Origin>, Problem> {
+    // A record beside a file of any name can belong to another adapter.
+    if !task.adapter.is_dir() {
+        return Ok(None);
+    }
+    let origin = Origin::read(&task.adapter)?;
+    Ok(Some(origin).filter(|origin| origin.start != Some(Start::Residual)))
+}
+
 /// Opens the adapter that the training started from, and its record.
-fn open_initial(folder: &Path) -> Result<(PeftAdapter, Origin), Problems> {
+fn open_initial(folder: &Path, rename: &Renaming<'_>) -> Result<(PeftAdapter, Origin), Problems> {
     let mut problems = Problems::default();
-    let adapter = problems.collect(PeftAdapter::open(folder));
+    let adapter = problems.collect(PeftAdapter::open_renamed(folder, rename));
     let origin = problems.collect(Origin::read(folder));
     if let Some(start) = origin.as_ref().and_then(|origin| origin.start)
         && start != Start::Residual
@@ -246,11 +300,15 @@ fn render(converted: &Converted) -> String {
         layers => format!("left out: {} of other components\n", count(layers as u64, "layer")),
     };
     let least = converted.layers.iter().map(|layer| layer.kept).fold(1.0, f64::min);
+    // A single file has no name of its base.
+    let base = match converted.base.as_str() {
+        "" => String::new(),
+        base => format!(" for {}", visible(base)),
+    };
     format!(
-        "{}\n{} for {}; at most {} of the squared norm of an update is lost\n{left_out}",
+        "{}\n{}{base}; at most {} of the squared norm of an update is lost\n{left_out}",
         table.render(),
         count(converted.layers.len() as u64, "layer"),
-        visible(&converted.base),
         percent(1.0 - least),
     )
 }
@@ -258,7 +316,7 @@ fn render(converted: &Converted) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::adapter::{Adapter, Format, write_adapter};
+    use crate::adapter::{Adapter, write_adapter};
     use crate::element::Element;
     use crate::storage::snapshot;
     use expect_test::expect;
@@ -291,7 +349,7 @@ mod tests {
         write_adapter(folder.path(), &contents, Format::Peft).unwrap();
         expect![[r#"
             FOLDER: --init needs an adapter with --start residual, but this one has --start mirrored; help: remove --init: an adapter that was trained from it fits the original base already
-        "#]].assert_eq(&snapshot(open_initial(folder.path()).err().unwrap()));
+        "#]].assert_eq(&snapshot(open_initial(folder.path(), &|name| Ok(name.to_owned())).err().unwrap()));
     }
 
     #[test]
@@ -309,5 +367,9 @@ mod tests {
             left out: 3 layers of other components
         "#]]
         .assert_eq(&render(&converted));
+        let nameless = Converted { base: String::new(), left_out: 0, layers: converted.layers };
+        let text = render(&nameless);
+        expect!["2 layers; at most 2.5 % of the squared norm of an update is lost"]
+            .assert_eq(text.lines().last().unwrap());
     }
 }

@@ -37,7 +37,7 @@ pub struct Loaded {
 }
 
 /// Options that have no effect here, and the next step.
-const WITHOUT_EFFECT: [(&str, &str); 25] = [
+const WITHOUT_EFFECT: [(&str, &str); 26] = [
     ("activations", RECORDED),
     ("source", RECORDED),
     ("moments", RECORDED),
@@ -51,6 +51,7 @@ const WITHOUT_EFFECT: [(&str, &str); 25] = [
     ("anchored", IN_PLACE),
     ("base_out", IN_PLACE),
     ("wide_base", IN_PLACE),
+    ("adapter_name_rename", IN_PLACE),
     ("uniform_rank", CONFIGURED),
     ("modules_to_save", CONFIGURED),
     ("task_type", CONFIGURED),

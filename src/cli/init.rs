@@ -4,7 +4,7 @@ use super::dry_run;
 use super::events::{Events, is_stdout};
 use super::interrupt::Interruption;
 use super::parts;
-use super::plan::summary;
+use super::plan::{show_notes, summary};
 use super::prepare::{prepare, refuse_occupied};
 use super::progress::Progress;
 use super::provenance::provenance;
@@ -13,7 +13,7 @@ use super::report::page_written;
 use super::resolve::InitTask;
 use super::saved::{self, Outputs, SavedRun};
 use super::terminal::Terminal;
-use crate::adapter::{Format, UniformRank};
+use crate::adapter::{Component, Format, SingleFile, UniformRank};
 use crate::plan::{Inputs, Plan, PlannedSite};
 use crate::report::format::count;
 use crate::report::{Report, UnusableSite, text};
@@ -60,6 +60,7 @@ pub(crate) fn execute(
     let check = || if task.job.force { Ok(()) } else { refuse_occupied(output) };
     let session = Session::new(task, (&plan, &inputs), &sites, terminal, interruption)?;
     terminal.note(&summary(&plan));
+    show_notes(&plan, terminal);
     let work =
         |observer: &dyn Observer, partial: &PartialRun| run_resumable(&plan, &inputs, observer, partial);
     let (run, events, outcome) = session.hold(&Outputs::of(output), check, work)?;
@@ -222,6 +223,12 @@ fn next_step(output: &Output, (least, largest): (usize, usize)) -> String {
         None => "the model".into(),
     };
     let folder = path(&output.folder);
+    if output.format == Format::SingleFile(SingleFile::Kohya, Component::Transformer) {
+        return format!(
+            "\nThe adapter is in {folder}. diffusers does not read the names of transformers in this format: for diffusers, write it \
+             with --format diffusers"
+        );
+    }
     if let Format::SingleFile(..) = output.format {
         return format!("\nLoad it on {model}: for diffusers, pipe.load_lora_weights({folder})");
     }
@@ -256,7 +263,6 @@ fn next_step(output: &Output, (least, largest): (usize, usize)) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::adapter::{Component, SingleFile};
     use expect_test::expect;
 
     #[test]
@@ -275,6 +281,7 @@ mod tests {
             output(None, Some("out/anchor"), Format::Peft),
             output(None, None, Format::SingleFile(SingleFile::Kohya, Component::Unet)),
             output(None, None, Format::Mlx),
+            output(None, None, Format::SingleFile(SingleFile::Kohya, Component::Transformer)),
         ];
         expect![[r#"
 
@@ -309,7 +316,10 @@ mod tests {
             Load it on the model: for diffusers, pipe.load_lora_weights("out")
             ----
 
-            Train from it with mlx-lm, with --config "out/adapter_config.json" and --resume-adapter-file "out/adapters.safetensors""#]]
+            Train from it with mlx-lm, with --config "out/adapter_config.json" and --resume-adapter-file "out/adapters.safetensors"
+            ----
+
+            The adapter is in "out". diffusers does not read the names of transformers in this format: for diffusers, write it with --format diffusers"#]]
         .assert_eq(&steps.map(|output| next_step(&output, (16, 16))).join("\n----\n"));
     }
 

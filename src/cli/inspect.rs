@@ -10,14 +10,15 @@ use super::limits;
 use super::moments::Summary;
 use super::terminal::Terminal;
 use crate::activations::ActivationSet;
-use crate::adapter::{CONFIG_FILE, PeftAdapter, SingleFile, TENSORS_FILE};
+use crate::adapter::{CONFIG_FILE, PeftAdapter, SingleFile, TENSORS_FILE, is_single_file_adapter};
 use crate::element::Element;
 use crate::factors::LayerName;
 use crate::moments_file::MomentsFile;
 use crate::plan::Plan;
 use crate::report::Report;
 use crate::storage::{
-    Access, Category, Checkpoint, Number, Problem, Problems, Source, npy, quoted, read_json, safetensors,
+    Access, Category, Checkpoint, Number, Problem, Problems, Source, model_folder, npy, quoted, read_json,
+    safetensors, unread_format,
 };
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -107,6 +108,9 @@ struct AdapterFolder {
     base: Option<String>,
     bytes: u64,
     layers: Vec<AdapterLayer>,
+    /// Wrappers in the names, and tensors that are not factors.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    notes: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -132,6 +136,12 @@ pub(crate) fn run(args: &InspectArgs, terminal: &Terminal) -> anyhow::Result<()>
 }
 
 fn inspect(path: &Path, values: bool) -> Result<Inspection, Problems> {
+    let path = &*model_folder(path)?;
+    if path.is_file()
+        && let Some(problem) = unread_format(path)
+    {
+        return Err(problem.into());
+    }
     if path.is_dir() {
         return folder(path);
     }
@@ -145,6 +155,7 @@ fn inspect(path: &Path, values: bool) -> Result<Inspection, Problems> {
     match path.extension().and_then(|extension| extension.to_str()) {
         Some("npy") => npy_file(path, values).map_err(Into::into),
         Some("json") => json_file(path).map_err(Into::into),
+        _ if !values && is_single_file_adapter(path) => adapter(path),
         _ => safetensors_file(path, values),
     }
 }
@@ -154,8 +165,10 @@ fn folder(path: &Path) -> Result<Inspection, Problems> {
     let is_single_file = SingleFile::ALL.iter().any(|format| holds(format.file_name()));
     if holds(CONFIG_FILE) || holds(TENSORS_FILE) || is_single_file {
         adapter(path)
-    } else if ["config.json", "model.safetensors", "model.safetensors.index.json"].into_iter().any(holds) {
+    } else if holds("config.json") || Checkpoint::is_named_in(path) {
         checkpoint(path)
+    } else if is_single_file_adapter(path) {
+        adapter(path)
     } else {
         let set = ActivationSet::open(&[path.into()], Access::Auto)?;
         Ok(Inspection::Activations(Activations { files: files(set.files()), sites: sites(&set) }))
@@ -193,6 +206,7 @@ fn adapter(path: &Path) -> Result<Inspection, Problems> {
         base: adapter.config().and_then(|config| config.base_model_name_or_path.clone()),
         bytes: adapter.source().length(),
         layers,
+        notes: adapter.notes(),
     }))
 }
 

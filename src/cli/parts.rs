@@ -6,6 +6,7 @@ use super::events::is_stdout;
 use super::init::{Session, conclude, warn_of_left_out, write};
 use super::interrupt::Interruption;
 use super::limits;
+use super::plan::show_notes;
 use super::prepare::{
     check_layers, check_output, create_folder, prepare, refuse_existing_part, refuse_occupied, rounding,
 };
@@ -64,6 +65,7 @@ pub(crate) fn run(
     let InitTask { job, output, .. } = task;
     let (folder, (plan, inputs)) = prepare_part(task, shard, terminal)?;
     let check = || refuse_existing_part(&folder, job.force).map_err(Problems::from);
+    show_notes(&plan, terminal);
     let sites = plan.sites_of(shard);
     let session = Session::new(task, (&plan, &inputs), &sites, terminal, interruption)?;
     create_folder(&output.folder)?;

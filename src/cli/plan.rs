@@ -12,6 +12,7 @@ use crate::rank::Policy;
 use crate::report::format::{bytes, count, duration};
 use crate::report::table::{Align, Table};
 use crate::storage::visible;
+use crate::storage::visible::printable;
 use serde::Serialize;
 use std::fmt::Write as _;
 
@@ -137,10 +138,18 @@ pub(crate) fn render(plan: &Plan) -> String {
         count(parameters, "parameter"),
         bytes(parameters.saturating_mul(plan.element.size() as u64)),
     );
+    for note in &plan.notes {
+        let _ = writeln!(text, "note: {}", printable(note));
+    }
     for skipped in &plan.skipped {
         let _ = writeln!(text, "left out: {}: {}", visible(&skipped.name), visible(&skipped.reason));
     }
     text
+}
+
+/// Prints the notes of a plan on stderr.
+pub(crate) fn show_notes(plan: &Plan, terminal: &Terminal) {
+    plan.notes.iter().for_each(|note| terminal.note(&format!("note: {note}")));
 }
 
 /// The layers, sites, bytes and memory of a plan.
@@ -207,6 +216,7 @@ pub(crate) mod testing {
                 classes: None,
                 layers: vec![layer("query", 6), layer("value", 2)],
             }],
+            notes: Vec::new(),
             skipped: vec![Skipped { name: "conv".into(), reason: "its weight is not a matrix".into() }],
             shared: vec![],
             method: Options {

@@ -16,7 +16,7 @@ use crate::factors::{Start, Strength};
 use crate::initializer::Initializer;
 use crate::method::{Options, RankRule};
 use crate::moments_file::ENDING;
-use crate::plan::{MeasurementRequest, Nonfinite, Request, Selection, Shard};
+use crate::plan::{MeasurementRequest, Nonfinite, Rename, Request, Selection, Shard};
 use crate::rank::Policy;
 use crate::run::{Output, Writing};
 use crate::storage::{Problem, Problems, quoted};
@@ -83,6 +83,8 @@ pub(crate) struct ConvertTask {
     pub(crate) init: Option<PathBuf>,
     /// Largest rank of a layer.
     pub(crate) rank: Option<usize>,
+    /// Replacements in the names of modules.
+    pub(crate) renames: Vec<Rename>,
     pub(crate) output: Output,
     /// The component that the user named.
     pub(crate) component: Option<Component>,
@@ -166,18 +168,13 @@ pub(crate) fn moments(args: MomentsArgs) -> Result<MomentsTask, Problem> {
 
 /// Resolves the arguments of `convert`.
 pub(crate) fn convert(args: ConvertArgs) -> ConvertTask {
-    let ConvertArgs { adapter, init, rank, base, out, writing, force, dry } = args;
-    let mut refused = Problems::default();
+    let ConvertArgs { adapter, init, rank, base, out, writing, adapter_name_rename: renames, force, dry } =
+        args;
     let WritingArgs { format, component, .. } = writing;
-    let uniform = uniform(&writing);
-    let is_same = format == Format::Peft && component.is_none() && base.is_none();
-    if init.is_none() && rank.is_none() && uniform.is_none() && is_same {
-        let problem = Problem::usage("nothing to do: give --init, --rank, --uniform-rank or --format");
-        refused.push(problem.help("--init takes the adapter that the training started from"));
-    }
-    let output = Output { folder: out, format, uniform, ..Output::default() };
+    let output = Output { folder: out, format, uniform: uniform(&writing), ..Output::default() };
     let (rank, element, dry_run) = (rank.map(usize::from), writing.dtype, dry.dry_run);
-    ConvertTask { adapter, init, rank, output, component, base, element, force, refused, dry_run }
+    let refused = Problems::default();
+    ConvertTask { adapter, init, rank, renames, output, component, base, element, force, refused, dry_run }
 }
 
 fn job(args: JobArgs) -> Job {
@@ -202,6 +199,7 @@ fn job(args: JobArgs) -> Job {
         source_moments: inputs.source_moments,
         selection: Selection { targets: layers.target, include: layers.include, exclude: layers.exclude },
         renames: inputs.rename,
+        adapter_renames: args.output.adapter_name_rename,
         method: options(&args.method, &args.ranks),
         nonfinite: inputs.reading.nonfinite,
         precision: args.run.precision,

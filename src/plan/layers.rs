@@ -1,7 +1,7 @@
 //! Matches sites, modules and weights.
 
 use super::blocks::Module;
-use super::names::{Names, Unresolved};
+use super::names::{Names, Tensor, Unresolved};
 use super::nearest::list;
 use super::recording::{RecordedSite, Recording};
 use super::renames::Renames;
@@ -9,11 +9,13 @@ use super::select::Selector;
 use super::stored::{Stored, locate};
 use super::unadapted::Unadapted;
 use super::unfit::Unfit;
-use super::{PlannedLayer, PlannedSite, SharedTensor, Skipped, embeddings, shared};
+use super::{PlannedLayer, PlannedSite, SharedTensor, Skipped, embeddings, families, shared};
 use crate::constraint::Coupling;
 use crate::factors::{LayerName, LayerShape, Start};
 use crate::method::Options;
+use crate::storage::wrappers::{self, Wrapped};
 use crate::storage::{Checkpoint, Piece, Problem, Problems, quoted};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 /// The most modules without a weight for which similar names are searched.
@@ -30,6 +32,54 @@ pub(super) struct Found {
     pub shared: Vec<SharedTensor>,
     /// Problems.
     pub problems: Problems,
+    /// Notes for the user.
+    pub notes: Vec<String>,
+}
+
+/// The names of tensors without the parts of wrappers, where they differ from the names in the files.
+struct Unwrapped {
+    names: BTreeMap<String, String>,
+    note: Option<String>,
+}
+
+impl Unwrapped {
+    /// Two tensors that would have one name keep their own.
+    fn of(checkpoint: &Checkpoint) -> Self {
+        let mut names = BTreeMap::new();
+        let mut wrapped = Wrapped::default();
+        if !checkpoint.is_in_memory() {
+            let mut taken: BTreeMap<Cow<'_, str>, usize> = BTreeMap::new();
+            for name in checkpoint.names() {
+                *taken.entry(wrappers::of_tensor(name)).or_default() += 1;
+            }
+            for name in checkpoint.names() {
+                let inner = wrappers::of_tensor(name);
+                if inner != name && taken.get(&inner) == Some(&1) {
+                    wrapped.add(name, &inner);
+                    names.insert(name.to_owned(), inner.into_owned());
+                }
+            }
+        }
+        Self { names, note: wrapped.note(["tensor of the checkpoint", "tensors of the checkpoint"]) }
+    }
+
+    /// The names that transformers gives to the tensors of a known model type, and the names in the files.
+    fn names_at_run_time<'a>(&self, checkpoint: &'a Checkpoint) -> Vec<(String, &'a str)> {
+        let Some(config) = checkpoint.config().filter(|_| !checkpoint.is_in_memory()) else {
+            return Vec::new();
+        };
+        let tensors = checkpoint.names().map(|stored| (stored, self.names.get(stored)));
+        let tensors: Vec<(String, &str)> = tensors
+            .map(|(stored, name)| (name.cloned().unwrap_or_else(|| stored.to_owned()), stored))
+            .collect();
+        families::names_at_run_time(config, &tensors)
+    }
+
+    fn tensors<'a>(&'a self, checkpoint: &'a Checkpoint) -> impl Iterator<Item = Tensor<'a>> {
+        checkpoint
+            .names()
+            .map(|stored| Tensor { name: self.names.get(stored).map_or(stored, String::as_str), stored })
+    }
 }
 
 /// Finds and checks the weight of every selected module.
@@ -38,13 +88,19 @@ pub(super) fn find(
     sites: &[RecordedSite<'_>],
     source: Option<&Recording>,
     selector: &Selector<'_>,
-    renames: &Renames<'_>,
+    (renames, before): (&Renames<'_>, &BTreeMap<String, String>),
     options: &Options,
 ) -> Found {
-    let recorded = sites.iter().flat_map(|site| site.modules).map(String::as_str);
-    let names = Names::new(checkpoint.names(), recorded, renames);
+    let before = |module| before.get(module).map_or(module, String::as_str);
+    let recorded = sites.iter().flat_map(|site| site.modules).map(|module| before(module));
+    let unwrapped = Unwrapped::of(checkpoint);
+    let at_run_time = unwrapped.names_at_run_time(checkpoint);
+    let at_run_time = at_run_time.iter().map(|(name, stored)| Tensor { name, stored });
+    let at_run_time = Names::new(at_run_time, recorded.clone(), renames);
+    let names =
+        Names::new(unwrapped.tensors(checkpoint), recorded, renames).with_names_at_run_time(&at_run_time);
     let unadapted = Unadapted::of(checkpoint);
-    let mut found = Found::default();
+    let mut found = Found { notes: unwrapped.note.iter().cloned().collect(), ..Found::default() };
     let mut readers: BTreeMap<Vec<Piece>, Vec<LayerName>> = BTreeMap::new();
     for site in sites {
         let mut layers = Vec::new();
@@ -53,7 +109,13 @@ pub(super) fn find(
                 skip(module, reason, selector, checkpoint, &mut found);
                 continue;
             }
-            let (stored, name) = match locate_layer(&names, module) {
+            // A module that the user renamed for the adapter keeps its old name in the checkpoint, or has the new one there too.
+            let located = locate_layer(&names, before(module), module);
+            let located = located.or_else(|unresolved| match before(module) == module {
+                true => Err(unresolved),
+                false => locate_layer(&names, module, module),
+            });
+            let (stored, name) = match located {
                 Ok(found) => found,
                 Err(unresolved) => {
                     // A search for similar names compares all names. With many problems, the first ones are enough.
@@ -144,14 +206,19 @@ fn refuse_ambiguous_squares(checkpoint: &Checkpoint, found: &mut Found) {
     problems.into_iter().for_each(|problem| found.problems.push(problem));
 }
 
-/// Finds the weight of a recorded module. If no weight has this name, the name may be that of one expert: a module and a number.
-fn locate_layer<'a>(names: &Names<'a>, recorded: &str) -> Result<(Stored<'a>, LayerName), Unresolved<'a>> {
+/// Finds the weight of a recorded module, and gives it the name in the adapter. If no weight has this name, the name may be that of one
+/// expert: a module and a number.
+fn locate_layer<'a>(
+    names: &Names<'a>,
+    recorded: &str,
+    in_adapter: &str,
+) -> Result<(Stored<'a>, LayerName), Unresolved<'a>> {
     let unresolved = match locate(names, recorded) {
-        Ok(stored) => return Ok((stored, LayerName::of_module(recorded))),
+        Ok(stored) => return Ok((stored, LayerName::of_module(in_adapter))),
         Err(unresolved) => unresolved,
     };
-    let expert = block_from_text(recorded);
-    match expert.and_then(|expert| Some((locate(names, &expert.module).ok()?, expert))) {
+    let expert = block_from_text(recorded).zip(block_from_text(in_adapter));
+    match expert.and_then(|(recorded, expert)| Some((locate(names, &recorded.module).ok()?, expert))) {
         Some((stored @ (Stored::Parameter(_) | Stored::Experts(_)), expert)) => Ok((stored, expert)),
         _ => Err(unresolved),
     }
@@ -199,14 +266,14 @@ fn complete_experts(selector: &Selector<'_>, checkpoint: &Checkpoint, found: &mu
 
 /// Checks that the pre-training activations have the sites of the selected modules.
 pub(super) fn check_source(
-    target: &Recording,
+    target: &[RecordedSite<'_>],
     source: &Recording,
     selector: &Selector<'_>,
     coupling: Coupling,
     problems: &mut Problems,
 ) {
     let selected = |site: &RecordedSite<'_>| site.modules.iter().any(|module| selector.selects(module));
-    for site in target.sites().into_iter().filter(selected) {
+    for site in target.iter().filter(|site| selected(site)) {
         let Some(other) = source.site(site.name) else {
             let what = format!("the pre-training activations have no site {}", quoted(site.name));
             problems
@@ -225,7 +292,7 @@ pub(super) fn check_source(
             let kind =
                 |site: &RecordedSite<'_>| if site.recorded.is_tokens() { "counts of tokens" } else { "rows" };
             let what =
-                format!("expected {} as in the fine-tuning activations, found {}", kind(&site), kind(&other));
+                format!("expected {} as in the fine-tuning activations, found {}", kind(site), kind(&other));
             problems.push(Problem::data(what).in_file(other.path).in_tensor(site.name));
         } else if other.width != site.width {
             problems.push(differ("numbers per row", site.width as u64, other.width as u64));

@@ -5,12 +5,13 @@
 //!
 //! 1. the name itself, `<module>.weight`;
 //! 2. the name after all renames of the user, in order; the result is a module or a full tensor name;
-//! 3. the name with an additional prefix, or without a part of its own prefix;
-//! 4. the names from [`presets`].
+//! 3. if the model type is known, the name among the names that transformers gives to the tensors, see [`families`](super::families);
+//! 4. the name with an additional prefix, or without a part of its own prefix, also among those of step 3;
+//! 5. the names from [`presets`].
 //!
 //! The renames of the user come before all guesses, so that they can correct a wrong guess.
 
-use super::nearest::{list, nearest};
+use super::nearest::{list, similar};
 use super::presets;
 use super::renames::{LONGEST, Renames};
 use crate::storage::{Problem, quoted};
@@ -18,12 +19,31 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// The tensors of a checkpoint, ready for lookups.
 pub(super) struct Names<'a> {
-    tensors: BTreeSet<&'a str>,
+    /// The stored names by name.
+    tensors: BTreeMap<&'a str, &'a str>,
+    stored: BTreeSet<&'a str>,
     /// For each key, the tensors whose names end in a dot and the key.
-    by_ending: BTreeMap<&'a str, Vec<&'a str>>,
+    by_ending: BTreeMap<&'a str, Vec<Tensor<'a>>>,
     /// The only prefix with which all modules that need a prefix are found.
     common_prefix: Option<&'a str>,
     renames: &'a Renames<'a>,
+    /// The same tensors under the names that a known model type has at run time.
+    at_run_time: Option<&'a Names<'a>>,
+}
+
+/// A tensor of a checkpoint.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tensor<'a> {
+    /// The name that a module is compared with: without the parts of wrappers.
+    pub(super) name: &'a str,
+    /// The name in the file.
+    pub(super) stored: &'a str,
+}
+
+impl<'a> From<&'a str> for Tensor<'a> {
+    fn from(name: &'a str) -> Self {
+        Self { name, stored: name }
+    }
 }
 
 /// Why a module has no tensor.
@@ -40,20 +60,27 @@ pub(super) enum Unresolved<'a> {
 impl<'a> Names<'a> {
     /// `modules` are all recorded modules. They determine the prefix where it is ambiguous.
     pub(super) fn new<'m>(
-        tensors: impl IntoIterator<Item = &'a str>,
+        tensors: impl IntoIterator<Item = impl Into<Tensor<'a>>>,
         modules: impl IntoIterator<Item = &'m str>,
         renames: &'a Renames<'a>,
     ) -> Self {
-        let tensors: BTreeSet<&str> = tensors.into_iter().collect();
-        let mut by_ending: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-        for &tensor in &tensors {
-            for (dot, _) in tensor.match_indices('.') {
-                by_ending.entry(&tensor[dot + 1..]).or_default().push(tensor);
+        let tensors = tensors.into_iter().map(Into::into);
+        let tensors: BTreeMap<&str, &str> = tensors.map(|tensor| (tensor.name, tensor.stored)).collect();
+        let stored = tensors.values().copied().collect();
+        let mut by_ending: BTreeMap<&str, Vec<Tensor<'_>>> = BTreeMap::new();
+        for (&name, &stored) in &tensors {
+            for (dot, _) in name.match_indices('.') {
+                by_ending.entry(&name[dot + 1..]).or_default().push(Tensor { name, stored });
             }
         }
-        let mut names = Self { tensors, by_ending, common_prefix: None, renames };
+        let mut names = Self { tensors, stored, by_ending, common_prefix: None, renames, at_run_time: None };
         names.common_prefix = names.find_common_prefix(modules);
         names
+    }
+
+    /// Also finds tensors under the names that a known model type has at run time.
+    pub(super) fn with_names_at_run_time(self, names: &'a Names<'a>) -> Self {
+        Self { at_run_time: Some(names), ..self }
     }
 
     fn find_common_prefix<'m>(&self, modules: impl IntoIterator<Item = &'m str>) -> Option<&'a str> {
@@ -61,10 +88,11 @@ impl<'a> Names<'a> {
         for module in modules {
             let weight = weight(module);
             let longer = self.longer(&weight);
-            if self.tensors.contains(weight.as_str()) || longer.is_empty() {
+            if self.tensors.contains_key(weight.as_str()) || longer.is_empty() {
                 continue;
             }
-            let prefixes = longer.iter().map(|tensor| &tensor[..tensor.len() - weight.len()]).collect();
+            let prefixes =
+                longer.iter().map(|tensor| &tensor.name[..tensor.name.len() - weight.len()]).collect();
             common = Some(match common {
                 Some(common) => &common & &prefixes,
                 None => prefixes,
@@ -85,7 +113,13 @@ impl<'a> Names<'a> {
         {
             return Ok(tensor);
         }
+        if let Some(tensor) = self.at_run_time.and_then(|names| names.exact(&weight(module))) {
+            return Ok(tensor);
+        }
         if let Some(tensor) = self.find(module)? {
+            return Ok(tensor);
+        }
+        if let Some(Ok(Some(tensor))) = self.at_run_time.map(|names| names.find(module)) {
             return Ok(tensor);
         }
         let mut found = BTreeSet::new();
@@ -120,23 +154,23 @@ impl<'a> Names<'a> {
         }
         match self.longer(name) {
             [] => Ok(name.match_indices('.').find_map(|(dot, _)| self.exact(&name[dot + 1..]))),
-            [tensor] => Ok(Some(tensor)),
+            [tensor] => Ok(Some(tensor.stored)),
             several => {
                 let expected = self.common_prefix.map(|prefix| format!("{prefix}{name}"));
                 match expected.and_then(|expected| self.exact(&expected)) {
                     Some(tensor) => Ok(Some(tensor)),
-                    None => Err(Unresolved::Ambiguous(several.to_vec())),
+                    None => Err(Unresolved::Ambiguous(several.iter().map(|tensor| tensor.stored).collect())),
                 }
             }
         }
     }
 
     fn exact(&self, tensor: &str) -> Option<&'a str> {
-        self.tensors.get(tensor).copied()
+        self.tensors.get(tensor).or_else(|| self.stored.get(tensor)).copied()
     }
 
     /// The tensors whose names are a prefix and `weight`.
-    fn longer(&self, weight: &str) -> &[&'a str] {
+    fn longer(&self, weight: &str) -> &[Tensor<'a>] {
         self.by_ending.get(weight).map_or(&[], Vec::as_slice)
     }
 }
@@ -155,10 +189,9 @@ impl Unresolved<'_> {
             }
             Self::Missing(name) => Problem::data(match names {
                 None => format!("{expected}, found no match"),
-                Some(names) => format!(
-                    "{expected}, found no match; similar names are {}",
-                    list(nearest(name, names.tensors.iter().copied()))
-                ),
+                Some(names) => {
+                    format!("{expected}, found no match{}", similar(name, names.tensors.values().copied()))
+                }
             })
             .help("map the name to the one in the checkpoint with --rename 'REGEX=REPLACEMENT', or exclude the module with --exclude"),
             Self::Ambiguous(tensors) => Problem::data(format!(

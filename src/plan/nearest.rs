@@ -11,7 +11,7 @@ const SHOWN: usize = 3;
 const LONGEST: usize = 256;
 
 /// The candidates with the smallest edit distance to `name`, nearest first, ties sorted by name.
-pub(super) fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
+fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
     let name = end_of(name);
     let length = name.chars().count();
     let mut nearest: Vec<(usize, &str)> = Vec::with_capacity(SHOWN + 1);
@@ -29,6 +29,14 @@ pub(super) fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a s
         }
     }
     nearest.into_iter().map(|(_, candidate)| candidate).collect()
+}
+
+/// The end of a message about a name that was not found: the most similar ones. Empty without candidates.
+pub(super) fn similar<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> String {
+    match nearest(name, candidates) {
+        names if names.is_empty() => String::new(),
+        names => format!("; similar names are {}", list(names)),
+    }
 }
 
 /// The part of a name that is compared. Two long names would need as many steps as the product of their lengths.

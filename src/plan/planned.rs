@@ -22,6 +22,9 @@ pub struct Plan {
     /// Tensors of adapted layers that other recorded modules read too. Searched only for a residual start.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub shared: Vec<SharedTensor>,
+    /// Notes for the user, about names.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
     /// Method and options of the initialization.
     pub method: Options,
     /// The treatment of rows with NaN or infinity.

@@ -2,6 +2,7 @@
 
 use super::cost::Memory;
 use super::layers::Found;
+use super::naming::{Named, Naming};
 use super::recording::{RecordedSite, Recording};
 use super::renames::Renames;
 use super::schedule::Limits;
@@ -65,27 +66,36 @@ fn plan_with(
     options::check_values(&request.method, request.has_source(), &mut problems);
     options::check_pairs(request, &mut problems);
     let renames = problems.collect(Renames::new(&request.renames));
+    let adapter_renames = problems.collect(Renames::of_adapter(&request.adapter_renames));
     let selector = problems.collect(Selector::new(&request.selection));
     let (checkpoint, target, source) = open(&mut problems);
     for recording in [&target, &source].into_iter().flatten() {
         problems.collect(options::check_moments_precision(recording, request.precision));
     }
 
-    if let (Some(target), Some(selector), Some(source)) = (&target, &selector, &source) {
-        layers::check_source(target, source, selector, request.method.coupling, &mut problems);
-    }
+    let naming = adapter_renames.map(|renames| Naming::new(renames, checkpoint.as_ref()));
     let stand_ins;
-    let sites: Option<Vec<RecordedSite<'_>>> = match (&target, &checkpoint, &selector) {
-        (Some(target), _, _) => Some(target.sites()),
-        (None, Some(checkpoint), Some(selector))
+    let mut sites: Option<Vec<RecordedSite<'_>>> = match (&target, &checkpoint, &selector, &naming) {
+        (Some(target), _, _, Some(_)) => Some(target.sites()),
+        (None, Some(checkpoint), Some(selector), Some(naming))
             if !request.has_target() && !request.method.method.reads_activations() =>
         {
             weights::check_selection(&request.selection, &mut problems);
-            stand_ins = weights::stand_ins(checkpoint, selector);
+            stand_ins = weights::stand_ins(checkpoint, selector, naming);
             Some(stand_ins.iter().map(|weight| recording::of_weight(weight, checkpoint.path())).collect())
         }
         _ => None,
     };
+    let named = match (&sites, &naming) {
+        (Some(sites), Some(naming)) => naming.of_sites(sites, &mut problems),
+        _ => Named::default(),
+    };
+    for (site, modules) in sites.iter_mut().flatten().zip(&named.modules) {
+        site.modules = modules;
+    }
+    if let (Some(_), Some(sites), Some(selector), Some(source)) = (&target, &sites, &selector, &source) {
+        layers::check_source(sites, source, selector, request.method.coupling, &mut problems);
+    }
     if let (Some(sites), Some(selector)) = (&sites, &selector) {
         selector.check(sites.iter().flat_map(|site| site.modules).map(String::as_str), &mut problems);
     }
@@ -93,7 +103,8 @@ fn plan_with(
     if let (Some(checkpoint), Some(sites), Some(selector), Some(renames)) =
         (&checkpoint, &sites, &selector, &renames)
     {
-        found = layers::find(checkpoint, sites, source.as_ref(), selector, renames, &request.method);
+        let names = (renames, &named.before);
+        found = layers::find(checkpoint, sites, source.as_ref(), selector, names, &request.method);
         problems.0.append(&mut found.problems.0);
         options::check_ranks(&request.method, &found.sites, &mut problems);
         if request.strict && request.method.method.reads_activations() {
@@ -125,6 +136,7 @@ fn plan_with(
                 sites: found.sites,
                 skipped: found.skipped,
                 shared: found.shared,
+                notes: named.notes.into_iter().chain(found.notes).collect(),
                 method: request.method.clone(),
                 nonfinite: request.nonfinite,
                 strict: request.strict,

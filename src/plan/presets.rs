@@ -1,4 +1,5 @@
-//! Undoes the renames that transformers 5 makes when it loads a checkpoint: from runtime module names to names on disk.
+//! Guesses the renames that transformers 5 makes when it loads a checkpoint, for models of unknown type: from runtime module names to names
+//! on disk. `families` knows the renames of known types.
 //!
 //! Source: `conversion_mapping.py` of transformers 5.23. Models that only gain or lose a
 //! prefix, such as the towers of CLIP, SigLIP and LLaVA, need no entry, because the lookup tries prefixes anyway.
@@ -59,7 +60,8 @@ pub(super) fn names_on_disk(module: &str) -> impl Iterator<Item = String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::names::Names;
+    use super::super::families::names_at_run_time;
+    use super::super::names::{Names, Tensor};
     use super::super::renames::Renames;
     use std::collections::BTreeMap;
 
@@ -75,24 +77,38 @@ mod tests {
     }
 
     /// Every linear layer of small models of each family, as saved by transformers (`tests/golden/names.py`). Each layer finds its
-    /// own weight. Layers without a tensor of their own find none.
+    /// own weight. Layers without a tensor of their own find none. All this holds with the configuration of the model, and for most
+    /// families without it too.
     #[test]
     fn names_match_checkpoints_of_transformers() {
+        const NEED_CONFIG: [&str; 2] = ["gpt-neox", "nemotron-h"];
         #[derive(serde::Deserialize)]
         #[serde(deny_unknown_fields)]
         struct Family {
             modules: BTreeMap<String, Option<String>>,
             others: Vec<String>,
+            config: serde_json::Value,
         }
         let text = include_str!("../../tests/golden/names.json");
         let families: BTreeMap<String, Family> = serde_json::from_str(text).unwrap();
         assert!(families.len() >= 20, "{}", families.len());
-        for (name, Family { modules, others }) in families {
+        for (name, Family { modules, others, config }) in families {
             let renames = Renames::new(&[]).unwrap();
-            let tensors = modules.values().flatten().chain(&others).map(String::as_str);
-            let names = Names::new(tensors, modules.keys().map(String::as_str), &renames);
+            let recorded = || modules.keys().map(String::as_str);
+            let tensors = || modules.values().flatten().chain(&others).map(String::as_str);
+            let stored: Vec<(String, &str)> = tensors().map(|name| (name.to_owned(), name)).collect();
+            let at_run_time = names_at_run_time(&config, &stored);
+            let at_run_time = at_run_time.iter().map(|(name, stored)| Tensor { name, stored });
+            let at_run_time = Names::new(at_run_time, recorded(), &renames);
+            let with_config =
+                Names::new(tensors(), recorded(), &renames).with_names_at_run_time(&at_run_time);
+            let without = Names::new(tensors(), recorded(), &renames);
+            let is_guessed = !NEED_CONFIG.contains(&name.as_str());
             for (module, tensor) in &modules {
-                assert_eq!(names.resolve(module).ok(), tensor.as_deref(), "{name}: {module}");
+                assert_eq!(with_config.resolve(module).ok(), tensor.as_deref(), "{name}: {module}");
+                if is_guessed {
+                    assert_eq!(without.resolve(module).ok(), tensor.as_deref(), "{name}: {module}");
+                }
             }
         }
     }

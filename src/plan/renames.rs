@@ -32,28 +32,49 @@ impl std::str::FromStr for Rename {
 pub(super) const LONGEST: usize = 4096;
 
 /// The compiled renames of the user.
-pub(super) struct Renames<'a>(Vec<(Regex, &'a str)>);
+pub(crate) struct Renames<'a>(Vec<(Regex, &'a str)>);
 
 impl<'a> Renames<'a> {
-    /// Compiles the patterns, and reports all invalid regular expressions.
+    /// Compiles the patterns of `--rename`, and reports all invalid regular expressions.
     pub(super) fn new(renames: &'a [Rename]) -> Result<Self, Problems> {
+        Self::of_option("--rename", renames)
+    }
+
+    /// Compiles the patterns of `--adapter-name-rename`, and reports all invalid regular expressions.
+    pub(crate) fn of_adapter(renames: &'a [Rename]) -> Result<Self, Problems> {
+        Self::of_option("--adapter-name-rename", renames)
+    }
+
+    /// A module name of an adapter after all renames.
+    ///
+    /// # Errors
+    /// A usage problem if it becomes empty or too long.
+    pub(crate) fn adapter_name(&self, name: &str) -> Result<String, Problem> {
+        self.apply(name).filter(|renamed| !renamed.is_empty()).ok_or_else(|| {
+            let what = format!(
+                "--adapter-name-rename turns the module {} into an empty name, or one of more than {LONGEST} bytes",
+                quoted(name)
+            );
+            Problem::usage(what).help("correct the replacement")
+        })
+    }
+
+    fn of_option(option: &str, renames: &'a [Rename]) -> Result<Self, Problems> {
         let patterns: Vec<&str> = renames.iter().map(|rename| rename.pattern.as_str()).collect();
-        regular_expressions(RENAME, &patterns)?;
+        regular_expressions(option, &patterns)?;
         let compiled = renames.iter().map(|rename| {
             let pattern =
-                compile(&rename.pattern).map_err(|unusable| refusal(RENAME, &rename.pattern, &unusable))?;
+                compile(&rename.pattern).map_err(|unusable| refusal(option, &rename.pattern, &unusable))?;
             Ok((pattern, rename.replacement.as_str()))
         });
         Ok(Self(compiled.collect::<Result<_, Problem>>()?))
     }
 
     /// A name after all renames. `None` if it becomes too long.
-    pub(super) fn apply(&self, name: &str) -> Option<String> {
+    pub(crate) fn apply(&self, name: &str) -> Option<String> {
         rename(&self.0, name)
     }
 }
-
-const RENAME: &str = "--rename";
 
 /// Compiles the regular expressions of an option into one set.
 ///

@@ -27,6 +27,9 @@ pub struct Request {
     pub selection: Selection,
     /// Rules that turn module names into checkpoint names.
     pub renames: Vec<Rename>,
+    /// Rules for the names of modules in the adapter. They come before all other uses of the names.
+    #[serde(default)]
+    pub adapter_renames: Vec<Rename>,
     /// Method and options. Here [`Strength::MaxShift`](crate::factors::Strength::MaxShift) is the share for the whole model.
     pub method: Options,
     /// The treatment of rows with NaN or infinity.
@@ -60,6 +63,7 @@ impl Request {
             source_moments: Vec::new(),
             selection: Selection::default(),
             renames: Vec::new(),
+            adapter_renames: Vec::new(),
             method: Options::default(),
             nonfinite: Nonfinite::default(),
             precision: Precision::default(),

@@ -1,7 +1,7 @@
 //! Selects the modules that get an adapter.
 
 use super::Selection;
-use super::nearest::{list, nearest};
+use super::nearest::similar;
 use super::renames::regular_expressions;
 use crate::activations::Site;
 use crate::storage::expressions::ends_of;
@@ -73,11 +73,8 @@ impl<'a> Selector<'a> {
             // A target of two parts is compared with the last two parts of each module.
             let parts = target.matches('.').count();
             let endings: BTreeSet<&str> = modules.iter().map(|module| last_parts(module, parts)).collect();
-            let what = format!(
-                "--target: no module is named {}; similar names are {}",
-                quoted(target),
-                list(nearest(target, endings))
-            );
+            let similar = similar(target, endings);
+            let what = format!("--target: no module is named {}{similar}", quoted(target));
             problems.push(Problem::usage(what).help(
                 "give the name of a module, or the end of its name, such as q_proj or self_attn.q_proj",
             ));

@@ -4,6 +4,7 @@
 //! embedding or of the output head are excluded, as in PEFT's `all-linear`, unless the user names an embedding explicitly.
 
 use super::Selection;
+use super::naming::Naming;
 use super::select::Selector;
 use crate::storage::{Checkpoint, Problem, Problems};
 
@@ -32,6 +33,7 @@ pub(super) fn is_table(last: &str) -> bool {
 
 /// A weight that stands for the site of its module.
 pub(super) struct StandIn {
+    /// The name of the module in the checkpoint.
     pub module: String,
     /// Input features, or tokens.
     pub inputs: usize,
@@ -40,13 +42,19 @@ pub(super) struct StandIn {
 }
 
 /// All matrices that can be weights of linear layers, and the embedding tables that the user names.
-pub(super) fn stand_ins(checkpoint: &Checkpoint, selector: &Selector<'_>) -> Vec<StandIn> {
+pub(super) fn stand_ins(
+    checkpoint: &Checkpoint,
+    selector: &Selector<'_>,
+    naming: &Naming<'_>,
+) -> Vec<StandIn> {
     let stand_in = |name: &str| {
-        let module = name.strip_suffix(".weight")?;
         let stored = checkpoint.get(name)?;
+        let module = name.strip_suffix(".weight")?;
+        // A name that the renames refuse is reported later.
+        let is_named = naming.name(module).is_ok_and(|module| selector.names(&module));
         let &[first, second] = stored.tensor.shape.as_slice() else { return None };
         let last = module.rsplit('.').next().unwrap_or(module);
-        let is_table = is_table(last) && selector.names(module);
+        let is_table = is_table(last) && is_named;
         if !is_table && NO_LINEAR_LAYERS.iter().any(|part| last.contains(part)) {
             return None;
         }

@@ -200,6 +200,7 @@ pub(super) fn differences(before: &Value, now: &Value) -> Vec<String> {
 fn compare(place: &str, before: Option<&Value>, now: Option<&Value>, found: &mut Vec<String>) {
     let name = || visible(place);
     match (before, now) {
+        _ if before == now => {}
         (Some(Value::Object(before)), Some(Value::Object(now))) => {
             let mut keys: Vec<&String> = before.keys().chain(now.keys()).collect();
             keys.sort();
@@ -209,7 +210,6 @@ fn compare(place: &str, before: Option<&Value>, now: Option<&Value>, found: &mut
                 compare(&format!("{place}{separator}{key}"), before.get(key), now.get(key), found);
             }
         }
-        (Some(before), Some(now)) if before == now => {}
         (Some(before), Some(now)) => found.push(format!("{} was {before} and is now {now}", name())),
         (Some(_), None) => found.push(format!("{} is now missing", name())),
         (None, Some(_)) => found.push(format!("{} is new", name())),

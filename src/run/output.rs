@@ -103,7 +103,12 @@ pub fn write(
         provenance: &provenance,
         other_modules: &others,
         beside: &[(REPORT_FILE, json.as_slice())],
-        peft: PeftContents { loading: Some(&loading), wholes: Some(&wholes), card: Some(&text) },
+        peft: PeftContents {
+            loading: Some(&loading),
+            wholes: Some(&wholes),
+            card: Some(&text),
+            carried: None,
+        },
     };
     let mut staged = Staged::create(&output.folders())?;
     let hash = staged.adapter(&output.folder, &contents, output.format)?;

@@ -83,8 +83,9 @@ impl Parts {
     /// I/O and data problems of each part; data problems for parts that are missing, given twice, or from different runs.
     pub fn open(folders: &[PathBuf]) -> Result<Self, Problems> {
         let mut problems = Problems::default();
+        let read: Vec<Result<_, Problem>> = folders.par_iter().map(read).collect();
         let parts: Vec<(&PathBuf, Part, Job)> =
-            folders.iter().filter_map(|folder| problems.collect(read(folder))).collect();
+            read.into_iter().filter_map(|part| problems.collect(part)).collect();
         problems.or_ok(())?;
         let Some((first, first_part, job)) = parts.first() else {
             return Err(Problem::usage("no parts of a run were given").into());

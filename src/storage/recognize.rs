@@ -1,5 +1,9 @@
 //! Recognizes files of another kind than their name says, by their first bytes.
 
+use super::Problem;
+use std::ffi::OsStr;
+use std::path::Path;
+
 /// Number of bytes that [`recognize`] needs.
 pub(super) const PREFIX: u64 = 256;
 
@@ -49,10 +53,59 @@ pub(super) fn recognize(prefix: &[u8]) -> Option<Recognized> {
     Some(Recognized { found, help })
 }
 
+/// A problem for a file whose format is known by its name, and is not read. It tells the way out.
+pub(crate) fn unread_format(path: &Path) -> Option<Problem> {
+    let (what, help) = match path.extension()?.to_str()?.to_ascii_lowercase().as_str() {
+        "npz" => (
+            "an .npz archive is not read",
+            "unpack it into .npy files, which are read: python -m zipfile -e FILE.npz FOLDER",
+        ),
+        "pt" | "pth" | "bin" | "ckpt" => (
+            "a file of PyTorch is not read, because it can run arbitrary code",
+            "save its tensors as safetensors in Python: \
+             safetensors.torch.save_file(torch.load(FILE, weights_only=True), \"NEW.safetensors\")",
+        ),
+        "gguf" => ("a GGUF file is not read", "give the safetensors files that it was converted from"),
+        _ => return None,
+    };
+    Some(Problem::data(what).in_file(path).help(help))
+}
+
+/// True for the name of a file that macOS adds beside another one on foreign disks: it holds no tensors.
+pub(crate) fn is_sidecar(name: &OsStr) -> bool {
+    name.as_encoded_bytes().starts_with(b"._")
+}
+
 #[cfg(test)]
 mod tests {
+    use super::super::shown;
     use super::*;
     use expect_test::expect;
+
+    #[test]
+    fn formats_that_are_not_read_have_a_way_out() {
+        let names = ["a.npz", "a.pt", "a.PTH", "a.bin", "a.ckpt", "a.gguf"];
+        let texts = names.map(|name| shown(&unread_format(Path::new(name)).unwrap().into(), Path::new("-")));
+        expect![[r#"
+            Data: a.npz: an .npz archive is not read
+                help: unpack it into .npy files, which are read: python -m zipfile -e FILE.npz FOLDER
+            Data: a.pt: a file of PyTorch is not read, because it can run arbitrary code
+                help: save its tensors as safetensors in Python: safetensors.torch.save_file(torch.load(FILE, weights_only=True), "NEW.safetensors")
+            Data: a.PTH: a file of PyTorch is not read, because it can run arbitrary code
+                help: save its tensors as safetensors in Python: safetensors.torch.save_file(torch.load(FILE, weights_only=True), "NEW.safetensors")
+            Data: a.bin: a file of PyTorch is not read, because it can run arbitrary code
+                help: save its tensors as safetensors in Python: safetensors.torch.save_file(torch.load(FILE, weights_only=True), "NEW.safetensors")
+            Data: a.ckpt: a file of PyTorch is not read, because it can run arbitrary code
+                help: save its tensors as safetensors in Python: safetensors.torch.save_file(torch.load(FILE, weights_only=True), "NEW.safetensors")
+            Data: a.gguf: a GGUF file is not read
+                help: give the safetensors files that it was converted from
+        "#]].assert_eq(&texts.concat());
+        assert!(
+            ["a.npy", "a.safetensors", "a", "npz"]
+                .iter()
+                .all(|name| unread_format(Path::new(name)).is_none())
+        );
+    }
 
     #[test]
     fn known_kinds_are_recognized() {

@@ -24,7 +24,7 @@ pub fn quoted(name: &str) -> String {
 
 /// A text that quotes a file, such as a message of a parser: invisible characters are escaped, and an ellipsis replaces the text after 300
 /// characters.
-pub(super) fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     match text.char_indices().nth(LONGEST_QUOTE) {
         Some((end, _)) => one_line(&text[..end]).into_owned() + "…",
         None => one_line(text).into_owned(),

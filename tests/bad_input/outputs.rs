@@ -278,10 +278,9 @@ fn outputs_that_cannot_replace_a_file_are_refused_early() {
             expect![[r#"
                 error: file: the output folder exists and is not a folder
                   help: choose another name
-                error: target/adapter_config.json: the configuration of the PEFT adapter is missing
-                  help: this file is written last: if the other files are present, writing was interrupted, so write the adapter again
-                error: target/adapter_model.safetensors: the tensors of the PEFT adapter are missing
-                3 problems were found
+                error: target: the folder has no adapter_config.json, and several files that could be the adapter: "0.safetensors", "1.safetensors", "2.safetensors"
+                  help: give one of the files
+                2 problems were found
             "#]],
         ),
         (

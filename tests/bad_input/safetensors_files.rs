@@ -88,14 +88,14 @@ fn bad_headers_are_refused() {
         (
             claiming(u64::MAX, b"{}"),
             expect![[r#"
-                error: a.safetensors: the header has 18446744073709551615 bytes, the limit is 100000000
+                error: a.safetensors: the header has 18446744073709551615 bytes, the limit is 268435456
                   help: the file is damaged or incomplete: download it again, or write it with a safetensors library
             "#]],
         ),
         (
             claiming(100_000_001, b"{}"),
             expect![[r#"
-                error: a.safetensors: the header has 100000001 bytes, the limit is 100000000
+                error: a.safetensors: the header should have 100000001 bytes, but only 2 bytes follow its length
                   help: the file is damaged or incomplete: download it again, or write it with a safetensors library
             "#]],
         ),

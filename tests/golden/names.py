@@ -81,6 +81,20 @@ def models():
         bos_token_id=1, eos_token_id=2, decoder_start_token_id=1))
     yield "t5", lambda: t.T5ForConditionalGeneration(t.T5Config(
         vocab_size=16, d_model=8, d_kv=4, d_ff=12, num_layers=1, num_heads=2))
+    yield "nemotron-h", lambda: t.NemotronHForCausalLM(t.NemotronHConfig(**{
+        **text, "num_hidden_layers": 3, "layers_block_type": ["mamba", "attention", "mlp"], "head_dim": 4, "mamba_num_heads": 2,
+        "mamba_head_dim": 4, "n_groups": 1, "ssm_state_size": 4}))
+    yield "gpt-neox", lambda: t.GPTNeoXForCausalLM(t.GPTNeoXConfig(**{k: v for k, v in text.items() if k != "num_key_value_heads"}))
+    yield "dinov3", lambda: t.DINOv3ViTModel(t.DINOv3ViTConfig(**vision))
+    yield "ast", lambda: t.ASTForAudioClassification(t.ASTConfig(
+        hidden_size=8, intermediate_size=12, num_hidden_layers=2, num_attention_heads=2, num_mel_bins=16, max_length=16))
+
+
+def types(config):
+    """The model types of a configuration and of those inside it, and the classes."""
+    found = {key: config[key] for key in ["architectures", "model_type"] if config.get(key)}
+    inner = {key: types(value) for key, value in config.items() if isinstance(value, dict)}
+    return found | {key: value for key, value in inner.items() if value}
 
 
 def is_first(name):
@@ -107,6 +121,8 @@ for name, make in models():
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         tensors = load_file(f"{folder}/model.safetensors")
+        with open(f"{folder}/config.json") as file:
+            config = types(json.load(file))
     by_number = {tensor.flatten()[0].item(): key for key, tensor in tensors.items()
                  if tensor.dim() == 2 and (tensor == tensor.flatten()[0]).all()}
     modules = {n: by_number.get(float(number)) for number, n in enumerate(layers, start=1)}
@@ -115,6 +131,6 @@ for name, make in models():
     modules = {n: tensor for n, tensor in modules.items() if is_first(n) and not (
         layers[n] is head and (tensor is None or any(tensor.endswith(name) for name in tied)))}
     others = [key for key in tensors if is_first(key) and key.endswith(".weight") and key not in modules.values()]
-    found[name] = dict(modules=modules, others=sorted(others))
+    found[name] = dict(modules=modules, others=sorted(others), config=config)
 json.dump(found, sys.stdout, separators=(",", ":"), sort_keys=True)
 print()

@@ -46,7 +46,7 @@ fn heads_are_written_as_they_are_stored() {
         let (found, wholes) = given.of_checkpoint(&checkpoint).unwrap();
         let out = tempfile::tempdir().unwrap();
         let adapter = adapter([("bert.q", factors(4, 3, 2))]);
-        let peft = PeftContents { loading: Some(&found), wholes: Some(&wholes), card: None };
+        let peft = PeftContents { loading: Some(&found), wholes: Some(&wholes), ..PeftContents::default() };
         let contents = Contents {
             adapter: &adapter,
             element: Element::F32,

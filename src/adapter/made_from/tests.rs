@@ -1,12 +1,13 @@
+use super::super::replace::BaseRecord;
 use super::super::testing::{adapter, checkpoint, factors, provenance, try_write, write_tensors};
 use super::super::{
-    AdaptedWeight, Base, Contents, Format, Outcome, PeftContents, RECORD_FILE, Staged, Verification,
-    default_base, recorded_layer, verify,
+    AdaptedWeight, Base, Contents, FileRecord, Format, Outcome, PeftContents, RECORD_FILE, Staged,
+    Verification, default_base, recorded_layer, verify,
 };
 use super::*;
 use crate::element::Element;
 use crate::factors::Factors;
-use crate::storage::{Problems, snapshot};
+use crate::storage::{Problems, Source, snapshot};
 use expect_test::expect;
 use faer::Mat;
 use std::fs;
@@ -191,6 +192,12 @@ fn a_changed_base_is_recognized_by_its_record() {
     };
     assert_eq!(outcome(&verified(&base).unwrap()), &Outcome::Passed);
     assert_eq!(outcome(&verified(&parent.path().join("model")).unwrap()), &Outcome::Passed);
+    let with_another = FileRecord::of(&Source::from_bytes("another", vec![0])).unwrap();
+    let other = BaseRecord::new(vec!["model.safetensors".into()], Some(with_another));
+    fs::write(base.join(RECORD_FILE), serde_json::to_vec(&other).unwrap()).unwrap();
+    expect![[r#"
+        FOLDER/adapter/base/cntlora.json: this base was written together with another adapter, according to both records; help: give the base of this adapter, or write both again
+    "#]].assert_eq(&snapshot(verified(&base).unwrap_err()));
     fs::remove_file(base.join(RECORD_FILE)).unwrap();
     expect![[r#"
         FOLDER/adapter/base: tensor "q.weight": module "q": the base has another weight than the one that the adapter was made from; help: give "the/model" as the base, or the changed base that was written with it, with its cntlora.json

@@ -94,7 +94,7 @@ fn sharded_model(folder: &Path) {
         "a.weight": "model-00001-of-00002.safetensors", "b.weight": "model-00001-of-00002.safetensors",
         "b.bias": "model-00001-of-00002.safetensors", "c.weight": "model-00001-of-00002.safetensors",
         "d.weight": "model-00002-of-00002.safetensors"}}"#;
-    fs::write(folder.join(INDEX_FILE), index).unwrap();
+    fs::write(folder.join(USUAL_INDEX), index).unwrap();
     fs::write(folder.join("config.json"), "{}").unwrap();
     fs::write(folder.join("vocab.txt"), "words").unwrap();
     for old_weights in ["pytorch_model.bin", "model.ONNX", "pytorch_model.bin.index.json", "copy.safetensors"]
@@ -332,7 +332,7 @@ fn a_wide_base_is_not_rounded() {
     let tensors = [tensor("other", Element::Bf16), tensor("q", Element::Bf16), tensor("wide", Element::F64)];
     write_tensors(&model.path().join("one.safetensors"), &tensors);
     let index = r#"{"metadata":{"total_size":144},"weight_map":{"other":"one.safetensors","q":"one.safetensors","wide":"one.safetensors"}}"#;
-    fs::write(model.path().join(INDEX_FILE), index).unwrap();
+    fs::write(model.path().join(USUAL_INDEX), index).unwrap();
     let config = r#"{"dtype":"bfloat16","text_config":{"torch_dtype":"float16","dtype":null}}"#;
     fs::write(model.path().join("config.json"), config).unwrap();
     let old = checkpoint(model.path());
@@ -366,7 +366,7 @@ fn a_wide_base_is_not_rounded() {
         serde_json::from_slice(&fs::read(folder.join(name)).unwrap()).unwrap()
     };
     // 12 numbers of 2, 4 and 8 bytes.
-    assert_eq!(read(INDEX_FILE)["metadata"]["total_size"], 12 * 14);
+    assert_eq!(read(USUAL_INDEX)["metadata"]["total_size"], 12 * 14);
     let config =
         serde_json::json!({ "dtype": "float32", "text_config": { "torch_dtype": "float32", "dtype": null } });
     assert_eq!(read("config.json"), config);

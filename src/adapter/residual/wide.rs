@@ -92,7 +92,7 @@ pub(super) fn companion(name: &OsStr, source: &Source, weight_bytes: u64) -> Res
         }
         return Ok(Some(config));
     }
-    if name == super::INDEX_FILE {
+    if name.to_str().is_some_and(|name| name.ends_with(".index.json")) {
         let mut index = read_value(source, "index of shards")?;
         if let Some(size) = index.pointer_mut("/metadata/total_size") {
             *size = json!(weight_bytes);

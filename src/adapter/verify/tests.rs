@@ -1,5 +1,5 @@
 use super::super::testing::{adapter, checkpoint, factors, provenance, try_write, write, write_tensors};
-use super::super::{Adapter, Format, TENSORS_FILE};
+use super::super::{Adapter, CONFIG_FILE, Format, TENSORS_FILE};
 use super::*;
 use crate::element::Element;
 use crate::factors::{Factors, mirrored};
@@ -94,8 +94,7 @@ fn an_adapter_without_factors_is_refused() {
     fs::remove_file(folder.path().join(RECORD_FILE)).unwrap();
     write_tensors(&folder.path().join(TENSORS_FILE), &[]);
     expect![[r#"
-        FOLDER/adapter_config.json: target_modules has the name "q", but there are no tensors for it
-        FOLDER/adapter_model.safetensors: the adapter has no factors
+        FOLDER/adapter_model.safetensors: the adapter has no factors; help: DeepSpeed ZeRO-3 saves such adapters if it does not gather the parameters: set stage3_gather_16bit_weights_on_model_save, or save with state_dict=accelerator.get_state_dict(model)
     "#]]
     .assert_eq(&refused(folder.path()));
 }
@@ -408,7 +407,47 @@ fn a_module_with_many_experts_is_verified() {
     expect![[r#"
         FOLDER/adapter_model.safetensors: tensor "base_model.model.experts.lora_A.weight": A has 131072 blocks of rank 1, but at most 65536 are supported
         FOLDER/adapter_config.json: target_parameters has the name "experts.w", but there are no tensors for it
-        FOLDER/adapter_model.safetensors: the adapter has no factors
+    "#]].assert_eq(&refused(folder.path()));
+}
+
+/// PEFT initializes factors under names with wrappers at random, and says so only in a warning.
+#[test]
+fn names_with_wrappers_are_refused() {
+    let text = |module: &'static str| {
+        let folder = written(&adapter([(module, balanced())]), Element::F32, "update", &[]);
+        refused(folder.path())
+    };
+    expect![[r#"
+        FOLDER/adapter_model.safetensors: 2 tensor names have parts of a wrapper, so that PEFT and diffusers do not find the modules and start from random factors: "base_model.model._orig_mod.model.q.lora_A.weight" must be "base_model.model.model.q.lora_A.weight"; help: write the adapter with the right names: cntlora convert "FOLDER" --out NEW
+    "#]].assert_eq(&text("_orig_mod.model.q"));
+    let inner = written(&adapter([("model.q", balanced())]), Element::F32, "update", &[]);
+    assert!(verified(inner.path()).unwrap().notes.is_empty());
+}
+
+/// Tensors that are not factors are named in the notes, and their numbers are checked.
+#[test]
+fn tensors_that_are_not_factors_are_checked() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = r#"{"peft_type":"LORA","r":1,"target_modules":["q"],"modules_to_save":["score"]}"#;
+    fs::write(folder.path().join(CONFIG_FILE), config).unwrap();
+    let write = |value: f64| {
+        write_tensors(
+            &folder.path().join(TENSORS_FILE),
+            &[
+                ("base_model.model.q.lora_A.weight", Element::F32, vec![1, 2], vec![1.0; 2]),
+                ("base_model.model.q.lora_B.weight", Element::F32, vec![3, 1], vec![1.0; 3]),
+                ("base_model.model.score.weight", Element::Bf16, vec![2, 2], vec![1.0, 2.0, value, 4.0]),
+            ],
+        );
+    };
+    write(3.0);
+    expect![[
+        r#"besides the factors, the adapter has 1 tensor of a whole module: "base_model.model.score.weight""#
+    ]]
+    .assert_eq(&verified(folder.path()).unwrap().notes.join("\n"));
+    write(f64::NAN);
+    expect![[r#"
+        FOLDER/adapter_model.safetensors: tensor "base_model.model.score.weight": expected a finite number, found NaN at index 2
     "#]].assert_eq(&refused(folder.path()));
 }
 

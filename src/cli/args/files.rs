@@ -1,6 +1,7 @@
 //! The options of the commands that read, convert or make files.
 
 use super::{DryRunArgs, WritingArgs};
+use crate::plan::Rename;
 use clap::Args;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -17,7 +18,7 @@ pub(crate) struct InspectArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct VerifyArgs {
-    /// Adapter folder
+    /// Adapter: a folder, or a .safetensors file
     pub(crate) adapter: PathBuf,
 
     /// Checkpoint of the adapter, to check the factors against its weights
@@ -41,7 +42,7 @@ pub(crate) struct ReportArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ConvertArgs {
-    /// Adapter folder
+    /// Adapter: a folder, or a .safetensors file
     pub(crate) adapter: PathBuf,
 
     /// Adapter that the training started from, written by init with --start residual
@@ -64,6 +65,13 @@ pub(crate) struct ConvertArgs {
 
     #[command(flatten)]
     pub(crate) writing: WritingArgs,
+
+    /// Replacement in the names of modules in the adapter; repeatable
+    ///
+    /// For adapters whose names PEFT does not find in the model. Parts of known wrappers, such as `_orig_mod.` and `module.`, are removed
+    /// without this option.
+    #[arg(long, value_name = "REGEX=TEXT")]
+    pub(crate) adapter_name_rename: Vec<Rename>,
 
     /// Replace an existing adapter
     #[arg(long)]

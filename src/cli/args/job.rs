@@ -273,8 +273,16 @@ pub(crate) struct OutputArgs {
     /// --residual checkpoint: number format of the changed weights [default: model]
     #[arg(long = "base-dtype", value_name = "FORMAT", value_parser = words::wide_base(), hide_short_help = true)]
     pub(crate) wide_base: Option<bool>,
+
     #[command(flatten)]
     pub(crate) loading: LoadingArgs,
+
+    /// Replacement in the names of modules in the adapter; repeatable
+    ///
+    /// For recordings whose names PEFT would not find in the model. The replaced names hold everywhere, also for --target, --exclude and
+    /// --rename. Parts of known wrappers, such as `_orig_mod.` and `module.`, are removed before, without this option.
+    #[arg(long, value_name = "REGEX=TEXT", hide_short_help = true)]
+    pub(crate) adapter_name_rename: Vec<Rename>,
 
     /// Write a page about the run, as one self-contained HTML file
     ///

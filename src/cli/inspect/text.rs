@@ -97,8 +97,9 @@ fn adapter(adapter: &AdapterFolder, blocks: bool) -> String {
     let formats: BTreeSet<&str> = adapter.layers.iter().map(|layer| layer.dtype).collect();
     let formats = formats.into_iter().collect::<Vec<_>>().join(", ");
     let base = adapter.base.as_ref().map(|base| format!(", for {}", visible(base)));
+    let notes: String = adapter.notes.iter().map(|note| format!("note: {note}\n")).collect();
     format!(
-        "{}: PEFT adapter{}, {} in {}, {}\n\n{}\nnorm and spectrum are those of the product that each layer adds to its weight\n",
+        "{}: PEFT adapter{}, {} in {}, {}\n\n{}\nnorm and spectrum are those of the product that each layer adds to its weight\n{notes}",
         shown(&adapter.path),
         base.unwrap_or_default(),
         bytes(adapter.bytes),

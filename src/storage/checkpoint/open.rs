@@ -2,9 +2,12 @@
 
 use super::super::json::read_value;
 use super::super::visible::printable;
-use super::super::{Access, Problem, Problems, Source, is_missing, safetensors};
-use super::listing::{INDEX, Listing};
+use super::super::{
+    Access, Problem, Problems, Source, is_missing, model_folder, safetensors, unread_format, visible,
+};
+use super::listing::{Listing, named_in};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 /// The place of a tensor in a checkpoint.
@@ -21,6 +24,7 @@ pub struct StoredTensor {
 pub struct Checkpoint {
     path: PathBuf,
     folder: Option<PathBuf>,
+    index: Option<OsString>,
     files: Vec<(Source, safetensors::Header)>,
     tensors: BTreeMap<String, StoredTensor>,
     config: Option<serde_json::Value>,
@@ -30,17 +34,24 @@ pub struct Checkpoint {
 pub(super) const CONFIG: &str = "config.json";
 
 impl Checkpoint {
-    /// Opens a `.safetensors` file, or a folder with `model.safetensors`, `model.safetensors.index.json` or a single `.safetensors`
-    /// file of another name. All headers are checked; no tensor is read.
+    /// Opens a `.safetensors` file, or a folder with the weights or the index of transformers, diffusers or Mistral, or with a single
+    /// `.safetensors` file or the shards of one model under other names. The name of a model, such as `org/name`, stands for its folder in
+    /// the local cache of the hub. All headers are checked; no tensor is read.
     ///
-    /// If a folder has both, `model.safetensors` is read, as in transformers. Shards must be files in the folder, or links as in the
-    /// cache of the hub.
+    /// If a folder has `model.safetensors` and its index, the file is read, as in transformers. Shards must be files in the folder, or
+    /// links as in the cache of the hub. Variants such as `fp16` are read only if there is no plain file.
     ///
     /// # Errors
     /// The problems of all files, together.
     pub fn open(path: &Path, access: Access) -> Result<Self, Problems> {
         let mut problems = Problems::default();
+        let path = &*model_folder(path)?;
         let is_folder = path.is_dir();
+        if path.is_file()
+            && let Some(problem) = unread_format(path)
+        {
+            return Err(problem.into());
+        }
         let folder = if is_folder { path } else { path.parent().unwrap_or(Path::new("")) };
         let index = if is_folder { problems.collect(Listing::of(path)) } else { Some(Listing::file(path)) };
         let config = problems.collect(read_config(&folder.join(CONFIG))).flatten();
@@ -57,7 +68,7 @@ impl Checkpoint {
             else {
                 continue;
             };
-            problems.0.extend(missing(promised, &source, &header));
+            problems.0.extend(missing(promised, &listing, &source, &header));
             for (name, tensor) in &header.tensors {
                 let stored = StoredTensor { file: files.len(), tensor: tensor.clone() };
                 let before: Option<StoredTensor> = tensors.insert(name.clone(), stored);
@@ -68,7 +79,8 @@ impl Checkpoint {
             files.push((source, header));
         }
         let folder = is_folder.then(|| path.to_owned());
-        problems.or_ok(Self { path: path.into(), folder, files, tensors, config, in_memory: false })
+        let index = listing.index_name().map(ToOwned::to_owned);
+        problems.or_ok(Self { path: path.into(), folder, index, files, tensors, config, in_memory: false })
     }
 
     /// The weights of a model in memory, in the form of a safetensors file. All matrices are stored as `[outputs, inputs]`, whatever
@@ -88,7 +100,17 @@ impl Checkpoint {
             read_value(&source, "model configuration")
         });
         let (config, files) = (config.transpose()?, vec![(source, header)]);
-        Ok(Self { path, folder: None, files, tensors, config, in_memory: true })
+        Ok(Self { path, folder: None, index: None, files, tensors, config, in_memory: true })
+    }
+
+    /// True if a folder has weights or an index with a usual name.
+    pub fn is_named_in(folder: &Path) -> bool {
+        named_in(folder).is_some()
+    }
+
+    /// The name of the index of shards in the folder, if it was read.
+    pub fn index(&self) -> Option<&OsStr> {
+        self.index.as_deref()
     }
 
     /// True if these are the weights of a model in memory, whose matrices are stored as `[outputs, inputs]`.
@@ -156,15 +178,21 @@ impl Checkpoint {
 }
 
 /// One problem for all tensors of a shard that are in the index but not in the shard.
-fn missing(promised: &BTreeSet<String>, source: &Source, header: &safetensors::Header) -> Option<Problem> {
+fn missing(
+    promised: &BTreeSet<String>,
+    listing: &Listing,
+    source: &Source,
+    header: &safetensors::Header,
+) -> Option<Problem> {
     let mut missing = promised.iter().filter(|name| !header.tensors.contains_key(*name));
     let first = missing.next()?;
     let more = match missing.count() {
         0 => String::new(),
         more => format!("; {more} more are missing too"),
     };
+    let index = visible(&listing.index_name().unwrap_or_default().to_string_lossy());
     Some(
-        Problem::data(format!("{INDEX} lists the tensor, but this file does not contain it{more}"))
+        Problem::data(format!("{index} lists the tensor, but this file does not contain it{more}"))
             .in_file(source.path())
             .in_tensor(first)
             .help("shards and index have different versions: download the checkpoint again"),

@@ -119,10 +119,10 @@ fn folders_without_weights_are_refused() {
         FOLDER: the folder has no .safetensors file; help: give the folder that contains the weights, or a .safetensors file
         FOLDER: the folder has only pytorch_model.bin, a pickle that can run arbitrary code; help: convert it to safetensors in Python: AutoModel.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER, safe_serialization=True)
         FOLDER: the folder has only pytorch_model.bin, a pickle that can run arbitrary code; help: convert it to safetensors in Python: AutoModel.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER, safe_serialization=True)
-        FOLDER: the folder has several .safetensors files but no model.safetensors and no model.safetensors.index.json: "a.safetensors", "b.safetensors"; help: give one of the files, or add the index
+        FOLDER: the folder has several .safetensors files, and none with a usual name such as model.safetensors, nor an index: "a.safetensors", "b.safetensors"; help: give one of the files, or add the index
     "#]].assert_eq(&texts.concat());
-    let missing = open(Path::new("missing/model")).unwrap_err();
-    assert!(missing.to_string().starts_with("missing/model: cannot open: "));
+    let missing = open(Path::new("/missing/model")).unwrap_err();
+    assert!(missing.to_string().starts_with("/missing/model: cannot open: "));
     assert_eq!(missing.category(), Category::Io);
 }
 
@@ -227,4 +227,93 @@ quickcheck! {
             open(folder.path()).is_err()
         })
     }
+}
+
+/// diffusers and Mistral have names of their own. Plain files come before their variants, and files of macOS do not count.
+#[test]
+fn folders_of_other_programs_are_read() {
+    const DIFFUSERS: &str = "diffusion_pytorch_model.safetensors";
+    let bytes = weights(&["b"]);
+    let other = weights(&["other"]);
+    for (files, expected) in [
+        (vec![(DIFFUSERS, &bytes), ("diffusion_pytorch_model.fp16.safetensors", &other)], DIFFUSERS),
+        (vec![("x.fp16.safetensors", &other), ("x.safetensors", &bytes)], "x.safetensors"),
+        (vec![("model.fp16.safetensors", &bytes)], "model.fp16.safetensors"),
+        (
+            vec![("consolidated.safetensors", &bytes), ("params.safetensors", &other)],
+            "consolidated.safetensors",
+        ),
+        (vec![(SINGLE, &bytes), ("consolidated.safetensors", &other)], SINGLE),
+        (vec![("any.safetensors", &bytes), ("._any.safetensors", &other)], "any.safetensors"),
+    ] {
+        let files: Vec<(&str, &[u8])> = files.iter().map(|(name, bytes)| (*name, bytes.as_slice())).collect();
+        let folder = folder(&files);
+        let checkpoint = open(folder.path()).unwrap();
+        assert_eq!(names(&checkpoint), ["b"], "{expected}");
+        assert_eq!(checkpoint.files()[0].0.path(), folder.path().join(expected));
+        assert_eq!(
+            Checkpoint::is_named_in(folder.path()),
+            !expected.contains("any") && !expected.contains("x.") && !expected.contains("fp16")
+        );
+    }
+}
+
+/// Shards of diffusers with their index, of a variant with its index, and without an index.
+#[test]
+fn shards_of_other_programs_are_read() {
+    let both = index(r#""aa":"1.safetensors","b":"2.safetensors""#);
+    for name in [
+        "diffusion_pytorch_model.safetensors.index.json",
+        "diffusion_pytorch_model.safetensors.index.fp16.json",
+        "any.fp16.safetensors.index.json",
+    ] {
+        let folder = folder(&[
+            (name, &both),
+            ("1.safetensors", &weights(&["aa"])),
+            ("2.safetensors", &weights(&["b"])),
+        ]);
+        let checkpoint = open(folder.path()).unwrap();
+        assert_eq!(names(&checkpoint), ["aa", "b"], "{name}");
+        assert_eq!(checkpoint.index().unwrap(), name);
+    }
+    let shards = |numbers: &[&str]| {
+        let files: Vec<(String, Vec<u8>)> = numbers
+            .iter()
+            .map(|number| (format!("x-{number}-of-00002.safetensors"), weights(&[*number])))
+            .collect();
+        let files: Vec<(&str, &[u8])> =
+            files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
+        folder(&files)
+    };
+    assert_eq!(names(&open(shards(&["00001", "00002"]).path()).unwrap()), ["00001", "00002"]);
+    expect![[r#"
+        FOLDER: shard 1 of the 2 shards of "x" is missing; help: download the checkpoint again
+    "#]]
+    .assert_eq(&snapshot(open(shards(&["00002"]).path()).unwrap_err()));
+}
+
+/// Folders and files that are no checkpoint have a way out.
+#[test]
+fn other_folders_have_a_way_out() {
+    let pipeline = folder(&[("model_index.json", b"{}")]);
+    for (model, name) in
+        [("unet", "diffusion_pytorch_model.safetensors"), ("vae", "diffusion_pytorch_model.safetensors")]
+    {
+        fs::create_dir(pipeline.path().join(model)).unwrap();
+        write_atomically(&pipeline.path().join(model).join(name), &weights(&["b"])).unwrap();
+    }
+    let texts = [
+        snapshot(open(pipeline.path()).unwrap_err()),
+        refused(&[("model.ckpt", b"")]),
+        refused(&[("consolidated.00.pth", b"")]),
+        snapshot(open(Path::new("no-such-org/no-such-model")).unwrap_err()),
+        snapshot(open(Path::new("no-such-folder/model.pt")).unwrap_err()),
+    ];
+    expect![[r#"
+        FOLDER: the folder is a pipeline of diffusers, and not one model; help: give the folder of one of its models: "unet", "vae"
+        FOLDER/model.ckpt: a file of PyTorch is not read, because it can run arbitrary code; help: save its tensors as safetensors in Python: safetensors.torch.save_file(torch.load(FILE, weights_only=True), "NEW.safetensors")
+        FOLDER/consolidated.00.pth: a file of PyTorch is not read, because it can run arbitrary code; help: save its tensors as safetensors in Python: safetensors.torch.save_file(torch.load(FILE, weights_only=True), "NEW.safetensors")
+        no-such-org/no-such-model: nothing exists at this path, and the local cache of the Hugging Face hub has no model of this name; help: check the path, or download the model first: hf download no-such-org/no-such-model. This program uses no network
+        no-such-folder/model.pt: cannot open: No such file or directory (os error 2); help: check the path
+    "#]].assert_eq(&texts.concat());
 }

@@ -48,6 +48,9 @@ impl Header {
         let text = source.read_vec(text_start, text_length)?;
         let Dictionary { descr, fortran_order, shape } =
             dictionary::parse(&text).map_err(|error| malformed(error.describe(&text, text_start)))?;
+        if let Some((found, help)) = not_numbers(&descr) {
+            return Err(refused(format!("the array holds {found}, and not numbers")).help(help));
+        }
         let may_be = |number: Number| matches!(number, Number::Float(_)) || shape.len() == 1;
         let Some((number, big_endian)) = number_format(&descr).filter(|(number, _)| may_be(*number)) else {
             let what = format!(
@@ -62,8 +65,25 @@ impl Header {
                 .help("save an array of shape (rows, columns)"));
         }
         let header = Self { number, big_endian, fortran_order, shape, offset: text_start + text_length };
-        header.check_length(source.length() - header.offset).map_err(malformed)?;
+        let found = source.length() - header.offset;
+        header.refuse_second_array(source, found)?;
+        header.check_length(found).map_err(malformed)?;
         Ok(header)
+    }
+
+    /// Refuses a file with another array after this one. `found` is the number of bytes after the header.
+    fn refuse_second_array(&self, source: &Source, found: u64) -> Result<(), Problem> {
+        let expected = product(&self.shape).and_then(|count| count.checked_mul(self.number.size() as u64));
+        let length = MAGIC.len() as u64;
+        let Some(end) = expected.filter(|&end| end < found && found - end >= length) else { return Ok(()) };
+        if source.read_vec(self.offset + end, length)? != MAGIC {
+            return Ok(());
+        }
+        let what =
+            format!("the file holds another array after the first one, whose shape is {:?}", self.shape);
+        Err(Problem::data(what).in_file(source.path()).help(
+            "numpy.save was called several times with one open file: save each array to a file of its own, MODULE.0.npy, MODULE.1.npy",
+        ))
     }
 
     /// Compares the number of bytes that follows from the shape with the number of bytes after the header.
@@ -159,13 +179,23 @@ fn number_format(descr: &str) -> Option<(Number, bool)> {
     Some((number, big_endian))
 }
 
+/// The content of an array whose elements are not single numbers, and the way out.
+fn not_numbers(descr: &str) -> Option<(&'static str, &'static str)> {
+    if descr.starts_with(['[', '(', '{']) {
+        return Some((
+            "elements of a structured type, with several fields each",
+            "save one field, array[\"NAME\"], or numpy.lib.recfunctions.structured_to_unstructured(array)",
+        ));
+    }
+    descr.trim_start_matches(['<', '>', '=', '|']).starts_with('O').then_some((
+        "Python objects, such as rows of different lengths",
+        "join them into one array of numbers before numpy.save: numpy.concatenate(list(array)).astype(\"float32\")",
+    ))
+}
+
 /// Describes an unsupported format.
 fn kind_of(descr: &str) -> &'static str {
-    if descr.starts_with(['[', '(', '{']) {
-        return " (a structured type)";
-    }
     match descr.trim_start_matches(['<', '>', '=', '|']).chars().next() {
-        Some('O') => " (Python objects)",
         Some('c') => " (complex numbers)",
         Some('i' | 'u') => " (integers)",
         Some('b' | '?') => " (booleans)",

@@ -116,7 +116,7 @@ fn other_number_formats_are_refused() {
     let more = ["''", "[('a', '<f4')]", "('<f4', (2,))"];
     let texts: String = formats.into_iter().chain(more).map(|descr| refused(of_descr(descr, 8))).collect();
     expect![[r#"
-        x.npy: unsupported number format (descr) |O (Python objects): expected f8, f4, f2, or V2 for bfloat16; help: convert the array with .astype("float32") before numpy.save
+        x.npy: the array holds Python objects, such as rows of different lengths, and not numbers; help: join them into one array of numbers before numpy.save: numpy.concatenate(list(array)).astype("float32")
         x.npy: unsupported number format (descr) <i8 (integers): expected f8, f4, f2, or V2 for bfloat16; help: convert the array with .astype("float32") before numpy.save
         x.npy: unsupported number format (descr) |b1 (booleans): expected f8, f4, f2, or V2 for bfloat16; help: convert the array with .astype("float32") before numpy.save
         x.npy: unsupported number format (descr) <c8 (complex numbers): expected f8, f4, f2, or V2 for bfloat16; help: convert the array with .astype("float32") before numpy.save
@@ -129,9 +129,21 @@ fn other_number_formats_are_refused() {
         x.npy: unsupported number format (descr) f4: expected f8, f4, f2, or V2 for bfloat16; help: convert the array with .astype("float32") before numpy.save
         x.npy: unsupported number format (descr) é: expected f8, f4, f2, or V2 for bfloat16; help: convert the array with .astype("float32") before numpy.save
         x.npy: unsupported number format (descr) : expected f8, f4, f2, or V2 for bfloat16; help: convert the array with .astype("float32") before numpy.save
-        x.npy: unsupported number format (descr) [('a', '<f4')], 'fortran_order': False, 'shape': (1, 1), } (a structured type): expected f8, f4, f2, or V2 for bfloat16; help: convert the array with .astype("float32") before numpy.save
-        x.npy: unsupported number format (descr) ('<f4', (2,)), 'fortran_order': False, 'shape': (1, 1), } (a structured type): expected f8, f4, f2, or V2 for bfloat16; help: convert the array with .astype("float32") before numpy.save
+        x.npy: the array holds elements of a structured type, with several fields each, and not numbers; help: save one field, array["NAME"], or numpy.lib.recfunctions.structured_to_unstructured(array)
+        x.npy: the array holds elements of a structured type, with several fields each, and not numbers; help: save one field, array["NAME"], or numpy.lib.recfunctions.structured_to_unstructured(array)
     "#]].assert_eq(&texts);
+}
+
+/// `numpy.save` appends to an open file, and `numpy.load` reads only the first array.
+#[test]
+fn files_with_two_arrays_are_refused() {
+    let one = of_shape("(2, 3)", 24);
+    let two = [one.clone(), one.clone()].concat();
+    expect![[r#"
+        x.npy: the file holds another array after the first one, whose shape is [2, 3]; help: numpy.save was called several times with one open file: save each array to a file of its own, MODULE.0.npy, MODULE.1.npy
+    "#]].assert_eq(&refused(two));
+    // Other bytes at the end are no array.
+    assert!(!refused([one, vec![0; 30]].concat()).contains("another array"));
 }
 
 /// A recursive parser would overflow the stack with such a header.
@@ -141,7 +153,7 @@ fn nested_tuples_need_no_stack() {
     let mut bytes = b"\x93NUMPY\x02\0\0\0\x10\0{'descr': ".to_vec();
     bytes.resize(12 + (1 << 20), b'[');
     for text in [refused(of_descr(&nested, 0)), refused(bytes)] {
-        assert!(text.contains("(a structured type)"), "{text}");
+        assert!(text.contains("of a structured type"), "{text}");
     }
     let texts = [refused(of_shape(&nested, 0)), refused(file(&nested, 0))];
     expect![[r#"
