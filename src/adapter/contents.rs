@@ -25,14 +25,14 @@ pub struct Contents<'a> {
     pub other_modules: &'a BTreeSet<String>,
     /// Further files of the folder, by name.
     pub beside: &'a [(&'a str, &'a [u8])],
-    /// What only PEFT folders hold.
+    /// The parts that only PEFT folders hold.
     pub peft: PeftContents<'a>,
 }
 
-/// What only PEFT folders hold.
+/// The parts that only PEFT folders hold.
 #[derive(Clone, Copy, Default)]
 pub struct PeftContents<'a> {
-    /// What loaders are told about the model.
+    /// The facts about the model for loaders.
     pub loading: Option<&'a Loading>,
     /// The tensors of modules that are trained whole.
     pub wholes: Option<&'a StoredWholes<'a>>,
@@ -73,17 +73,10 @@ impl Values<'_> {
 
     /// Passes all bytes to `put`, block by block.
     fn write(&self, put: &mut dyn FnMut(&[u8]) -> Result<(), Problem>) -> Result<(), Problem> {
-        const BLOCK: u64 = 1 << 20;
         match self {
             Self::Computed(element, values) => put(&finite_bytes(values().as_ref(), *element)?),
             Self::Copied(source, tensor) => {
-                let mut start = 0;
-                while start < tensor.length {
-                    let length = BLOCK.min(tensor.length - start);
-                    put(&source.read_vec(tensor.offset + start, length)?)?;
-                    start += length;
-                }
-                Ok(())
+                source.for_each_block(tensor.offset..tensor.offset + tensor.length, |bytes| put(&bytes))
             }
         }
     }

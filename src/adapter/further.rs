@@ -157,18 +157,16 @@ pub(super) fn notes(further: &[FurtherTensor]) -> Vec<String> {
 /// # Errors
 /// A data problem for the first number that is not finite; an I/O problem if the tensor cannot be read.
 pub(super) fn check_finite(further: &FurtherTensor, source: &Source) -> Result<(), Problem> {
-    const BLOCK: u64 = 1 << 20;
     let Ok(element) = element_of(&further.tensor.dtype) else { return Ok(()) };
     let Tensor { offset, length, .. } = further.tensor;
-    let mut start = 0;
-    while start < length {
-        let bytes = source.read_vec(offset + start, BLOCK.min(length - start))?;
+    let mut first = 0;
+    source.for_each_block(offset..offset + length, |bytes| {
         if let Some((_, place, value)) = first_nonfinite(decode(&bytes, element)?, usize::MAX) {
-            let index = start / element.size() as u64 + place as u64;
+            let index = first + place as u64;
             let what = format!("expected a finite number, found {value} at index {index}");
             return Err(Problem::data(what).in_file(source.path()).in_tensor(&further.key));
         }
-        start += BLOCK;
-    }
-    Ok(())
+        first += (bytes.len() / element.size()) as u64;
+        Ok(())
+    })
 }

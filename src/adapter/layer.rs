@@ -40,34 +40,6 @@ pub struct PeftLayer {
     pub(super) block: usize,
 }
 
-impl PeftLayer {
-    /// A layer whose factors are stored transposed, as `[inputs, rank]` and `[rank, outputs]`.
-    pub(super) fn transposed(
-        rank: usize,
-        (inputs, outputs): (usize, usize),
-        shape: LayerShape,
-        scale: f64,
-        element: Element,
-        [a, b]: [Tensor; 2],
-    ) -> Self {
-        let (component, is_flattened, is_transposed, block) = (None, false, true, 0);
-        Self {
-            rank,
-            inputs,
-            outputs,
-            shape,
-            scale,
-            element,
-            component,
-            is_flattened,
-            a,
-            b,
-            is_transposed,
-            block,
-        }
-    }
-}
-
 /// The layers of a module: one, or one per block.
 pub(super) fn layers_of(
     [a, b, alpha]: Tensors,

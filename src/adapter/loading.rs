@@ -1,5 +1,5 @@
-//! What `adapter_config.json` tells the loaders of PEFT about the model: its name, its class, its task, and the modules that are trained
-//! whole.
+//! The facts about the model in `adapter_config.json`, for the loaders of PEFT: its name, its class, its task, and the modules that are
+//! trained whole.
 //!
 //! PEFT loads the tensors of modules in `modules_to_save` from the adapter, and fails if they are missing. For some tasks it adds the
 //! names of heads itself. So the adapter holds the tensors of these modules, as the checkpoint has them.
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What loaders of the adapter are told about the model.
+/// The facts about the model for loaders of the adapter.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Loading {

@@ -186,8 +186,20 @@ fn layer_of(
         return Err(Problem::data(what).in_tensor(&b_key));
     }
     let element = element_of(&a.dtype).map_err(|problem| problem.in_tensor(&a_key))?;
-    let (shape, scale) = (LayerShape::Linear, parameters.scale);
-    Ok(PeftLayer::transposed(rank, (inputs, outputs), shape, scale, element, [a, b]))
+    Ok(PeftLayer {
+        rank,
+        inputs,
+        outputs,
+        shape: LayerShape::Linear,
+        scale: parameters.scale,
+        element,
+        component: None,
+        is_flattened: false,
+        a,
+        b,
+        is_transposed: true,
+        block: 0,
+    })
 }
 
 #[cfg(test)]

@@ -35,12 +35,11 @@ impl FileRecord {
     /// # Errors
     /// An I/O problem if the file cannot be read.
     pub fn of(source: &Source) -> Result<Self, Problem> {
-        const BLOCK: u64 = 1 << 20;
         let mut hashing = Hashing::default();
-        while hashing.bytes() < source.length() {
-            let length = BLOCK.min(source.length() - hashing.bytes());
-            hashing.update(&source.read_vec(hashing.bytes(), length)?);
-        }
+        source.for_each_block(0..source.length(), |bytes| {
+            hashing.update(&bytes);
+            Ok(())
+        })?;
         Ok(hashing.into())
     }
 }

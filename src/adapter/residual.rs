@@ -335,13 +335,8 @@ fn write_weights(source: &Source, adapted: &[Residual<'_>], file: &mut NewFile) 
     copy(source, done, source.length(), file)
 }
 
-fn copy(source: &Source, mut from: u64, to: u64, file: &mut NewFile) -> Result<(), Problem> {
-    while from < to {
-        let length = BLOCK.min(to - from);
-        file.put(&source.read_vec(from, length)?)?;
-        from += length;
-    }
-    Ok(())
+fn copy(source: &Source, from: u64, to: u64, file: &mut NewFile) -> Result<(), Problem> {
+    source.for_each_block(from..to, |bytes| file.put(&bytes))
 }
 
 /// The path of a file of the checkpoint, relative to its folder.

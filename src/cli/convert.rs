@@ -242,7 +242,7 @@ fn open_initial(folder: &Path, rename: &Renaming<'_>) -> Result<(PeftAdapter, Or
     }
 }
 
-/// What the trained adapter tells loaders about its model.
+/// The facts about the model in the trained adapter.
 fn loading(trained: &PeftAdapter) -> Loading {
     let config = trained.config();
     Loading {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 /// The result of a dry run.
 #[derive(Debug, Serialize)]
 struct DryRun<'a, T> {
-    /// What the command would do.
+    /// The work that the command would do.
     plan: &'a T,
     /// The files and folders that it would write.
     writes: Vec<Written>,

@@ -1,8 +1,9 @@
 //! The command-line tool. It parses arguments, plans, runs and writes files; the mathematics is in the library.
 //!
-//! `main` runs the tool, also inside another process. `variables` completes the command line by environment variables. `args` parses arguments, and `resolve` turns them into the task of a command. The
-//! commands are in the files of their names: `init` and `parts`, `plan`, `moments`, `inspect`, `verify`, `report`, `convert`, `demo` and `generate`. They share the
-//! checks of `prepare`, the saved progress of `saved`, the results of `dry_run`, and the output of `terminal`, `progress` and `events`. `exit` has the exit codes.
+//! `main` runs the tool, also inside another process. `variables` completes the command line by environment variables. `args` parses
+//! arguments, and `resolve` turns them into the task of a command. The commands are in the files of their names: `init` and `parts`, `plan`,
+//! `moments`, `inspect`, `verify`, `report`, `convert`, `demo` and `generate`. They share the checks of `prepare`, the saved progress of
+//! `saved`, the results of `dry_run`, and the output of `terminal`, `progress` and `events`. `exit` has the exit codes.
 
 mod args;
 mod command_line;

@@ -279,7 +279,7 @@ fn uniform(args: &WritingArgs) -> Option<UniformRank> {
     Some(rank.map_or(UniformRank::Largest, |rank| UniformRank::Of(rank.get())))
 }
 
-/// What loaders are told about the model. Refuses what the format or the start does not allow.
+/// The facts about the model for loaders. Refuses what the format or the start does not allow.
 fn loading(job: &JobArgs, refused: &mut Problems) -> Loading {
     let LoadingArgs { modules_to_save, task_type, base_name } = &job.output.loading;
     let loading = Loading {

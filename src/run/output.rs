@@ -29,7 +29,7 @@ pub struct Output {
     pub page: Option<PathBuf>,
     /// The rank that all layers get, if they get the same one.
     pub uniform: Option<UniformRank>,
-    /// What loaders of the adapter are told about the model.
+    /// The facts about the model for loaders of the adapter.
     pub loading: Loading,
 }
 

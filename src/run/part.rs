@@ -47,7 +47,7 @@ pub struct Writing {
     /// The rank that all layers get, if they get the same one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uniform: Option<UniformRank>,
-    /// What loaders of the adapter are told about the model.
+    /// The facts about the model for loaders of the adapter.
     #[serde(default)]
     pub loading: Loading,
 }

@@ -295,7 +295,7 @@ pub(crate) struct OutputArgs {
     pub(crate) force: bool,
 }
 
-/// What the loaders of PEFT are told about the model.
+/// The facts about the model for the loaders of PEFT.
 #[derive(Debug, Args)]
 pub(crate) struct LoadingArgs {
     /// Modules that are trained whole, such as a new head, separated by commas; repeatable

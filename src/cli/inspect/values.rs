@@ -28,14 +28,9 @@ pub(crate) struct Place {
 impl Values {
     /// Reads a tensor.
     pub(crate) fn of(source: &Source, place: &Place) -> Result<Self, Problem> {
-        /// Bytes of a block: a multiple of the size of every format.
-        const BLOCK: u64 = 1 << 20;
         let mut values = Self::default();
         let mut squares = 0.0;
-        let mut done = 0;
-        while done < place.length {
-            let length = BLOCK.min(place.length - done);
-            let mut bytes = source.read_vec(place.offset + done, length)?;
+        source.for_each_block(place.offset..place.offset + place.length, |mut bytes| {
             if place.big_endian {
                 place.element.swap_bytes(&mut bytes);
             }
@@ -51,8 +46,8 @@ impl Values {
                     false => values.nonfinite += 1,
                 }
             }
-            done += length;
-        }
+            Ok(())
+        })?;
         values.norm = squares.sqrt();
         Ok(values)
     }
