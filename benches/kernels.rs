@@ -5,7 +5,7 @@ mod common;
 
 /// The width of a panel, for the next module.
 mod kernel {
-    pub const VECTORS: usize = 3;
+    pub const VECTORS: usize = 2;
 }
 /// The column statistics, which are not public.
 #[allow(dead_code, reason = "the benchmark adds rows, and does not ask whether they were finite")]

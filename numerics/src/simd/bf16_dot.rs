@@ -29,27 +29,18 @@ impl DotProduct {
 impl Kernel for DotProduct {
     type Word = u32;
     const LANES: usize = 16;
-    const HEIGHT: usize = 8;
-    const CENTRED: bool = false;
+    const HEIGHT: usize = 12;
 
     #[inline(always)]
-    fn multiply<const V: usize>(
-        self,
-        left: &[u32],
-        first: usize,
-        right: &[u32],
-        skip: usize,
-        tile: &mut [f32],
-        meanwhile: impl FnMut(),
-    ) {
+    fn multiply<const V: usize>(self, left: &[u32], right: &[u32], skip: usize, sums: &mut [f32]) {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: `self` exists, so `of` has found AVX-512 and its bf16 extension.
         unsafe {
-            x86::multiply::<V>(left, first, right, skip, tile, meanwhile);
+            x86::multiply::<V>(left, right, skip, sums);
         }
         #[cfg(not(target_arch = "x86_64"))]
         {
-            let _ = (left, first, right, skip, tile, meanwhile);
+            let _ = (left, right, skip, sums);
             match self.0 {}
         }
     }
@@ -57,7 +48,7 @@ impl Kernel for DotProduct {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::super::kernel::{Kernel, VECTORS, lines_between_calls};
+    use super::super::kernel::{Kernel, PANELS, VECTORS};
     use super::DotProduct;
     use core::arch::x86_64::{__m512, __m512bh, _mm512_dpbf16_ps, _mm512_set1_epi32, _mm512_setzero_ps};
     use std::mem::transmute;
@@ -67,37 +58,32 @@ mod x86 {
 
     /// [`Kernel::multiply`], in the same loops as for f32.
     #[target_feature(enable = "avx512f,avx512bf16")]
-    pub(super) fn multiply<const V: usize>(
-        left: &[u32],
-        first: usize,
-        right: &[u32],
-        skip: usize,
-        tile: &mut [f32],
-        mut meanwhile: impl FnMut(),
-    ) {
-        let lines = lines_between_calls::<DotProduct>(left.len());
+    pub(super) fn multiply<const V: usize>(left: &[u32], right: &[u32], skip: usize, sums: &mut [f32]) {
         let right = right.as_chunks::<LANES>().0;
-        let mut sums = [[_mm512_setzero_ps(); V]; HEIGHT];
-        for (left, right) in left.chunks(lines * VECTORS * LANES).zip(right.chunks(lines * VECTORS)) {
-            meanwhile();
-            for (left, right) in left.chunks_exact(VECTORS * LANES).zip(right.chunks_exact(VECTORS)) {
-                let (left, right) = (&left[first..first + HEIGHT], &right[skip..skip + V]);
-                for (sums, &factor) in sums.iter_mut().zip(left) {
+        let sums = sums.as_chunks_mut::<LANES>().0;
+        let mut tile = [[_mm512_setzero_ps(); V]; HEIGHT];
+        for (tile, sums) in tile.iter_mut().zip(sums.chunks(PANELS * VECTORS)) {
+            for (tile, &sums) in tile.iter_mut().zip(sums) {
+                // SAFETY: both types are 64 bytes, and all bit patterns are valid.
+                *tile = unsafe { transmute::<[f32; LANES], __m512>(sums) };
+            }
+        }
+        for (left, right) in left.as_chunks::<HEIGHT>().0.iter().zip(right.chunks_exact(VECTORS)) {
+            let right = &right[skip..skip + V];
+            for (sums, &factor) in tile.iter_mut().zip(left) {
+                // SAFETY: both types are 64 bytes, and all bit patterns are valid.
+                let factor: __m512bh = unsafe { transmute(_mm512_set1_epi32(factor.cast_signed())) };
+                for (sum, &numbers) in sums.iter_mut().zip(right) {
                     // SAFETY: both types are 64 bytes, and all bit patterns are valid.
-                    let factor: __m512bh = unsafe { transmute(_mm512_set1_epi32(factor.cast_signed())) };
-                    for (sum, &numbers) in sums.iter_mut().zip(right) {
-                        // SAFETY: both types are 64 bytes, and all bit patterns are valid.
-                        let numbers: __m512bh = unsafe { transmute::<[u32; LANES], _>(numbers) };
-                        *sum = _mm512_dpbf16_ps(*sum, factor, numbers);
-                    }
+                    let numbers: __m512bh = unsafe { transmute::<[u32; LANES], _>(numbers) };
+                    *sum = _mm512_dpbf16_ps(*sum, factor, numbers);
                 }
             }
         }
-        let tile = &mut tile.as_chunks_mut::<LANES>().0[..HEIGHT * V];
-        for (vectors, sums) in tile.chunks_exact_mut(V).zip(sums) {
-            for (vector, sum) in vectors.iter_mut().zip(sums) {
+        for (sums, tile) in sums.chunks_mut(PANELS * VECTORS).zip(tile) {
+            for (sums, tile) in sums.iter_mut().zip(tile) {
                 // SAFETY: both types are 64 bytes, and all bit patterns are valid.
-                *vector = unsafe { transmute::<__m512, [f32; LANES]>(sum) };
+                *sums = unsafe { transmute::<__m512, [f32; LANES]>(tile) };
             }
         }
     }

@@ -1,43 +1,41 @@
 //! The Gram matrix of a packed block, added to a packed upper triangle of f64.
 //!
 //! ```text
-//! for piece in pieces of up to 144 rows of the triangle       # threads take one after the other
-//!   for right in panels from the piece's first column on     # VECTORS vectors wide, in L2
-//!     for left in panels of the piece, up to `right`         # in L2
-//!       for first in 0, HEIGHT, … of `left`
-//!         tile = 0                                           # HEIGHT × VECTORS vectors, in registers
-//!         for line in the lines of both panels               # up to BLOCK_ROWS: the whole block
-//!           at intervals: prefetch one of triangle[rows of the tile]
-//!           tile += left[line][first..][..HEIGHT] ⊗ right[line]
-//!         triangle[rows of the tile, columns of right] += tile + s cᵀ + c (s + n c)ᵀ   # in f64
+//! for piece in pieces of up to 144 rows of the triangle        # threads take one after the other
+//!   left = copy of the piece's columns                         # panels of HEIGHT columns, in L2
+//!   for group in groups of 4 right panels                      # from the piece's first column on
+//!     sums = 0                                                 # f32, in L2
+//!     for right in the panels of the group                     # VECTORS vectors wide
+//!       for lines in blocks of up to 160 lines                 # of `right` in L1, 20 KB
+//!         for tile in the tiles of the piece                   # lines of `left` from L2, 8 KB
+//!           prefetch one row of triangle[piece, group]
+//!           load sums[tile]                                    # HEIGHT × VECTORS vectors, in registers
+//!           for line in lines
+//!             sums[tile] += left[line] ⊗ right[line]
+//!           store sums[tile]
+//!     triangle[piece, group] += sums + s cᵀ + c (s + n c)ᵀ     # in f64
 //! ```
 //!
-//! The packed rows are `y = x − c`, where the pilot `c` is the mean of the block rounded to f32, and `s = Σ y`. A tile in f32 is accurate
-//! relative to the spread of the columns for all means, and the last line turns it into the product of the rows `x`. Products of bf16 by
-//! the dot product are not centred and are added directly.
+//! The packed rows are `y = x − c`, where the pilot `c` is the mean of the block rounded to f32, and `s = Σ y`. Sums in f32 are accurate
+//! relative to the spread of the columns for all means, and the last line turns them into the product of the rows `x`.
 //!
 //! Why it is fast:
 //!
-//! 1. A tile stays in registers over the whole block, so its sums are neither loaded nor stored while they grow:
-//!    `HEIGHT · VECTORS` fused multiply-adds need `VECTORS` loads and `HEIGHT` broadcasts. The tile leaves
-//!    room for one line of `right` and one broadcast: 8 × 3 of the 32 registers of AVX-512, 6 × 3 of the 32 of
-//!    NEON, 4 × 3 of the 16 of AVX2.
-//! 2. This also defines the result: each element is one chain of fused multiply-adds in the order of the rows, for every position of its
-//!    tile and every width of vectors.
-//! 3. Rows are packed once. `HEIGHT` divides the width of a panel, so the same panel serves as the left factor,
-//!    read a number at a time, and as the right one, read a vector at a time.
-//! 4. A line of a panel is whole cache lines, and lines follow one another: the hardware prefetcher sees one stream.
-//! 5. `left` stays in L2 while `right` passes by, once per piece: traffic beyond L2 is a small part of the arithmetic.
-//! 6. Only tiles that touch the upper triangle are computed, and in them only the vectors that do. This skips the vectors left of the
+//! 1. `HEIGHT · VECTORS` fused multiply-adds need `VECTORS` loads and `HEIGHT` broadcasts, all of them from L1. The tile leaves room for
+//!    one line of `right` and one broadcast: 12 × 2 of the 32 registers of AVX-512 and NEON, 6 × 2 of the 16 of AVX2.
+//! 2. Each element is one chain of fused multiply-adds in the order of the rows, for every position of its tile, every width of vectors
+//!    and every number of lines that are multiplied at once. This defines the result.
+//! 3. The lines of a tile lie together in `left`, and those of a panel in `right`: the hardware prefetcher sees two streams.
+//! 4. `left` and `sums` stay in L2 while the columns of the block pass by, once per piece.
+//! 5. Only tiles that touch the upper triangle are computed, and in them only the vectors that do. This skips the vectors left of the
 //!    diagonal, and those at the right edge that are only padding.
-//! 7. The rows of the triangle that a tile is added to are far apart and rarely in a cache. They are prefetched while the tile is
-//!    computed, one row at a time: all at once they would delay the tile's own loads.
-//! 8. A piece is whole rows of the triangle, which are contiguous. So threads write to disjoint slices and
-//!    need no locks, and a tile's row is added as one run of neighbours.
+//! 6. The rows of the triangle are far apart and rarely in a cache. They are prefetched while the products are computed, one row before
+//!    each tile: all at once they would delay the loads of the tiles. A group has several panels so that each row is a long run.
+//! 7. A piece is whole rows of the triangle, which are contiguous. So threads write to disjoint slices and need no locks.
 
 use super::bf16_dot::DotProduct;
-use super::kernel::{Fused, Kernel, LARGEST_TILE, VECTORS};
-use super::packed::Packed;
+use super::kernel::{Fused, Kernel, PANELS, VECTORS, height};
+use super::packed::{Packed, Panels};
 use super::prefetch::prefetch;
 use super::triangle::row_start;
 use pulp::{Simd, WithSimd};
@@ -55,13 +53,15 @@ pub(super) struct Piece<'a, W> {
     pub triangle: &'a mut [f64],
 }
 
+/// The most rows of a piece, a multiple of the height of every tile.
+const MOST_ROWS: usize = 144;
+
 /// The number of rows of a piece: enough that a panel is used often while it is in a cache, and few enough that every thread gets several
 /// pieces.
-pub(super) fn rows_per_piece(width: usize, panel_width: usize, threads: usize) -> usize {
-    const MOST: usize = 144;
+pub(super) fn rows_per_piece(width: usize, height: usize, threads: usize) -> usize {
     const PIECES_PER_THREAD: usize = 8;
     let even = width / (PIECES_PER_THREAD * threads.max(1));
-    even.clamp(1, MOST).next_multiple_of(panel_width)
+    even.clamp(1, MOST_ROWS).next_multiple_of(height)
 }
 
 /// Cuts the triangle into pieces, top to bottom: the largest first, so that threads finish together.
@@ -80,82 +80,95 @@ pub(super) fn pieces<'a, W>(
     })
 }
 
-impl WithSimd for Piece<'_, f32> {
+/// The update of a piece by a thread.
+pub(super) struct Update<'a, W> {
+    pub piece: Piece<'a, W>,
+    /// The thread's memory for the left factor.
+    pub left: &'a mut Panels<W>,
+}
+
+impl WithSimd for Update<'_, f32> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         match S::F32_LANES {
-            16 => self.update(Fused::<S, 8>(simd)),
-            8 => self.update(Fused::<S, 4>(simd)),
-            4 => self.update(Fused::<S, 6>(simd)),
-            _ => self.update(Fused::<S, 3>(simd)),
+            16 => self.run(Fused::<S, { height(16) }>(simd)),
+            8 => self.run(Fused::<S, { height(8) }>(simd)),
+            4 => self.run(Fused::<S, { height(4) }>(simd)),
+            _ => self.run(Fused::<S, { height(1) }>(simd)),
         }
     }
 }
 
-/// A piece for the bf16 dot product: the additions to the triangle also use the widest instructions.
-pub(super) struct DotPiece<'a> {
-    pub piece: Piece<'a, u32>,
+/// An update by the bf16 dot product: the additions to the triangle also use the widest instructions.
+pub(super) struct DotUpdate<'a> {
+    pub update: Update<'a, u32>,
     pub dot_product: DotProduct,
 }
 
-impl WithSimd for DotPiece<'_> {
+impl WithSimd for DotUpdate<'_> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _simd: S) {
-        self.piece.update(self.dot_product);
+        self.update.run(self.dot_product);
     }
 }
 
-impl<W> Piece<'_, W> {
+impl<W: Copy + Default> Update<'_, W> {
     /// Adds the block's products to the piece's rows.
     #[inline(always)]
-    fn update<K: Kernel<Word = W>>(mut self, kernel: K) {
+    fn run<K: Kernel<Word = W>>(self, kernel: K) {
+        let Self { mut piece, left } = self;
+        let Piece { packed, width, rows: Range { start, end }, .. } = piece;
         let panel_width = VECTORS * K::LANES;
-        let first_panel = self.rows.start / panel_width;
-        let packed = self.packed;
-        let mut tile = [0f32; LARGEST_TILE];
-        for right in first_panel..self.width.div_ceil(panel_width) {
-            for left in first_panel..self.rows.end.div_ceil(panel_width).min(right + 1) {
-                for first in (0..panel_width).step_by(K::HEIGHT) {
-                    let top = left * panel_width + first;
-                    if top >= self.rows.end {
-                        break;
-                    }
-                    let skip = if left == right { first / K::LANES } else { 0 };
-                    let columns =
-                        right * panel_width + skip * K::LANES..self.width.min((right + 1) * panel_width);
-                    let rows = top..self.rows.end.min(top + K::HEIGHT);
-                    let vectors = columns.len().div_ceil(K::LANES);
-                    let (left, right) = (packed.panel(left), packed.panel(right));
-                    let mut requests = rows.clone();
-                    let meanwhile = || {
+        let stride = PANELS * panel_width;
+        K::copy_left(packed, start..end, left);
+        let mut sums = Aligned([0f32; MOST_ROWS * PANELS * VECTORS * 16]);
+        let sums = &mut sums.0[..(end - start).next_multiple_of(K::HEIGHT) * stride];
+        let panels = width.div_ceil(panel_width);
+        for first_panel in (start / panel_width..panels).step_by(PANELS) {
+            let group = first_panel..panels.min(first_panel + PANELS);
+            let columns = group.start * panel_width..width.min(group.end * panel_width);
+            let rows = start..end.min(columns.end);
+            let mut requests = rows.clone();
+            sums.fill(0.0);
+            for panel in group {
+                let columns_of_panel = panel * panel_width..width.min((panel + 1) * panel_width);
+                let tops = (start..end.min(columns_of_panel.end)).step_by(K::HEIGHT);
+                for (block, right) in packed.panel(panel).chunks(K::LINES * panel_width).enumerate() {
+                    for (index, top) in tops.clone().enumerate() {
                         if let Some(row) = requests.next() {
-                            prefetch(self.triangle_row(row, &columns));
+                            prefetch(piece.triangle_row(row, &columns));
                         }
-                    };
-                    match vectors {
-                        1 => kernel.multiply::<1>(left, first, right, skip, &mut tile, meanwhile),
-                        2 => kernel.multiply::<2>(left, first, right, skip, &mut tile, meanwhile),
-                        _ => kernel.multiply::<VECTORS>(left, first, right, 0, &mut tile, meanwhile),
-                    }
-                    for (row, sums) in rows.zip(tile.chunks_exact(vectors * K::LANES)) {
-                        let below = row.saturating_sub(columns.start);
-                        let (sums, right) = (&sums[below..columns.len()], columns.start + below..columns.end);
-                        let to = self.triangle_row(row, &columns);
-                        if K::CENTRED {
-                            add_centred(sums, packed, row, right, to);
-                        } else {
-                            add(sums, to);
+                        let left = left.get(index).chunks(K::LINES * K::HEIGHT).nth(block).unwrap_or(&[]);
+                        // The vectors that are entirely below the diagonal.
+                        let skip = top.saturating_sub(columns_of_panel.start) / K::LANES;
+                        let vectors = columns_of_panel.len().div_ceil(K::LANES) - skip;
+                        let column = (panel - first_panel) * panel_width + skip * K::LANES;
+                        let sums = &mut sums[(top - start) * stride + column..];
+                        match vectors {
+                            1 => kernel.multiply::<1>(left, right, skip, sums),
+                            _ => kernel.multiply::<VECTORS>(left, right, 0, sums),
                         }
                     }
                 }
             }
+            for (row, sums) in rows.zip(sums.chunks_exact(stride)) {
+                let first = columns.start.max(row);
+                let sums = &sums[first - columns.start..columns.len()];
+                add_centred(sums, packed, row, first..columns.end, piece.triangle_row(row, &columns));
+            }
         }
     }
+}
 
+/// Starts on a cache line.
+#[repr(align(64))]
+struct Aligned<T>(T);
+
+impl<W> Piece<'_, W> {
     /// The columns of one row that are in the upper triangle. The last one always is.
     #[inline(always)]
     fn triangle_row(&mut self, row: usize, columns: &Range<usize>) -> &mut [f64] {
@@ -173,12 +186,5 @@ fn add_centred<W>(sums: &[f32], packed: &Packed<W>, left: usize, right: Range<us
     let (pilots, totals) = (&packed.pilot[right.clone()], &packed.total[right]);
     for (((to, &sum), &right_pilot), &total) in to.iter_mut().zip(sums).zip(pilots).zip(totals) {
         *to += pilot.mul_add(total, rest.mul_add(right_pilot, f64::from(sum)));
-    }
-}
-
-#[inline(always)]
-fn add(sums: &[f32], to: &mut [f64]) {
-    for (to, &sum) in to.iter_mut().zip(sums) {
-        *to += f64::from(sum);
     }
 }

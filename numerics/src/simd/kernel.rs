@@ -1,44 +1,62 @@
 //! The micro-kernel: one tile of the Gram matrix of a block, kept in registers from the first row to the last.
 
+use super::left;
+use super::packed::{Packed, Panels};
 use pulp::Simd;
+use std::ops::Range;
 
-/// Width of a panel, in vectors.
-pub(super) const VECTORS: usize = 3;
+/// Width of a right panel and of a tile, in vectors.
+pub(super) const VECTORS: usize = 2;
 
-/// Numbers in the largest tile of any kernel: 8 rows of 3 vectors of 16.
-pub(super) const LARGEST_TILE: usize = 8 * VECTORS * 16;
+/// Rows of a tile for vectors of so many numbers: as many as the registers hold beside one line of `right` and one broadcast.
+pub(super) const fn height(lanes: usize) -> usize {
+    match lanes {
+        // 12 × 2 of the 32 registers of AVX-512 and NEON.
+        16 | 4 => 12,
+        // 6 × 2 of the 16 registers of AVX2, or of any processor.
+        _ => 6,
+    }
+}
+
+/// A line of a left panel consists of so many units. None of them crosses the edge of a right panel, for any width of vectors.
+pub(super) const UNITS: usize = 3;
+
+/// Columns that are packed together, by one thread: whole panels of each kind, for all widths of vectors.
+pub(super) const GROUP: usize = 192;
+
+/// Right panels whose sums are added to the triangle together.
+pub(super) const PANELS: usize = 4;
 
 /// Multiplies packed panels.
 pub(super) trait Kernel: Copy {
     /// The word of a panel: an f32, or the bf16 of two rows.
-    type Word: Copy;
+    type Word: Copy + Default;
     /// Numbers in a vector of f32.
     const LANES: usize;
-    /// Rows of a tile; divides the width of a panel.
+    /// Rows of a tile: the width of a left panel.
     const HEIGHT: usize;
-    /// True if the panels hold centred rows.
-    const CENTRED: bool;
+    /// Lines of both panels that are multiplied while they are in the 32 KiB of an L1 cache: at most 20 KB of the right panel, 8 KB of
+    /// the left one.
+    const LINES: usize = 160;
 
-    /// One tile: the products of the columns `first .. first + HEIGHT` of the panel `left` with the vectors of
-    /// columns `skip .. skip + V` of the panel `right`, summed over all lines.
+    /// Fills left panels with some columns of a block.
+    #[inline(always)]
+    fn copy_left(packed: &Packed<Self::Word>, columns: Range<usize>, into: &mut Panels<Self::Word>) {
+        left::copy::<Self>(packed, columns, into);
+    }
+
+    /// Adds to one tile the products of the columns of a left panel with the vectors of columns `skip .. skip + V` of a right one, summed
+    /// over some lines of both.
     ///
-    /// `tile` takes `HEIGHT` rows of `V` vectors. `meanwhile` is called up to `HEIGHT` times, evenly spread over the
-    /// lines.
+    /// The tile is `HEIGHT` rows of `V` vectors at the start of `sums`. A row starts [`PANELS`] `·` [`VECTORS`] vectors after the one
+    /// before it.
     fn multiply<const V: usize>(
         self,
         left: &[Self::Word],
-        first: usize,
         right: &[Self::Word],
         skip: usize,
-        tile: &mut [f32],
-        meanwhile: impl FnMut(),
+        sums: &mut [f32],
     );
-}
-
-/// The number of lines between two calls of `meanwhile`.
-#[inline(always)]
-pub(super) fn lines_between_calls<K: Kernel>(panel_len: usize) -> usize {
-    (panel_len / (VECTORS * K::LANES)).div_ceil(K::HEIGHT)
 }
 
 /// Fused multiply-adds of f32.
@@ -49,39 +67,27 @@ impl<S: Simd, const HEIGHT: usize> Kernel for Fused<S, HEIGHT> {
     type Word = f32;
     const LANES: usize = S::F32_LANES;
     const HEIGHT: usize = HEIGHT;
-    const CENTRED: bool = true;
 
     #[inline(always)]
-    fn multiply<const V: usize>(
-        self,
-        left: &[f32],
-        first: usize,
-        right: &[f32],
-        skip: usize,
-        tile: &mut [f32],
-        mut meanwhile: impl FnMut(),
-    ) {
+    fn multiply<const V: usize>(self, left: &[f32], right: &[f32], skip: usize, sums: &mut [f32]) {
         let simd = self.0;
-        let lines = lines_between_calls::<Self>(left.len());
         let right = S::as_simd_f32s(right).0;
-        let mut sums = [[simd.splat_f32s(0.0); V]; HEIGHT];
-        for (left, right) in left.chunks(lines * VECTORS * S::F32_LANES).zip(right.chunks(lines * VECTORS)) {
-            meanwhile();
-            for (left, right) in left.chunks_exact(VECTORS * S::F32_LANES).zip(right.chunks_exact(VECTORS)) {
-                let (left, right) = (&left[first..first + HEIGHT], &right[skip..skip + V]);
-                for (sums, &factor) in sums.iter_mut().zip(left) {
-                    let factor = simd.splat_f32s(factor);
-                    for (sum, &numbers) in sums.iter_mut().zip(right) {
-                        *sum = simd.mul_add_f32s(factor, numbers, *sum);
-                    }
+        let sums = S::as_mut_simd_f32s(sums).0;
+        let mut tile = [[simd.splat_f32s(0.0); V]; HEIGHT];
+        for (tile, sums) in tile.iter_mut().zip(sums.chunks(PANELS * VECTORS)) {
+            tile.copy_from_slice(&sums[..V]);
+        }
+        for (left, right) in left.as_chunks::<HEIGHT>().0.iter().zip(right.chunks_exact(VECTORS)) {
+            let right = &right[skip..skip + V];
+            for (sums, &factor) in tile.iter_mut().zip(left) {
+                let factor = simd.splat_f32s(factor);
+                for (sum, &numbers) in sums.iter_mut().zip(right) {
+                    *sum = simd.mul_add_f32s(factor, numbers, *sum);
                 }
             }
         }
-        let tile = &mut S::as_mut_simd_f32s(tile).0[..HEIGHT * V];
-        for (vectors, sums) in tile.chunks_exact_mut(V).zip(sums) {
-            for (vector, sum) in vectors.iter_mut().zip(sums) {
-                *vector = sum;
-            }
+        for (sums, tile) in sums.chunks_mut(PANELS * VECTORS).zip(&tile) {
+            sums[..V].copy_from_slice(tile);
         }
     }
 }

@@ -32,6 +32,7 @@ mod columns;
 mod convert;
 mod gram;
 mod kernel;
+mod left;
 mod pack;
 mod packed;
 pub mod peak;

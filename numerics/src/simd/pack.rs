@@ -1,32 +1,29 @@
 //! Packing: from rows of any format to panels, with their column statistics.
 //!
-//! A few panels ([`PANELS`]) are filled in two passes. The first converts the rows to f32, stores them, and takes their
-//! sums and maxima. The second, while these panels are still in L2, subtracts the pilot of each column. The dot product of bf16 uses the
-//! first pass only.
+//! A group of columns is packed in two passes. The first converts the rows to f32, stores them, and takes their sums and maxima. The
+//! second, while these panels are still in L2, subtracts the pilot of each column. The dot product of bf16 uses the first pass only.
 //!
-//! Two things make the first pass fast. Rows are taken [`ROWS`] at a time through the panels, so that each read of a row is long enough
-//! for the hardware prefetcher. And a line's statistics are taken while it is in registers.
+//! Three things make the first pass fast. Rows are taken [`ROWS`] at a time through the panels, so that each read of a row is long enough
+//! for the hardware prefetcher. The next rows and lines are prefetched. And a line's statistics are taken while it is in registers.
 
 use super::columns::Columns;
 use super::convert::Number;
 use super::kernel::VECTORS;
+use super::prefetch::prefetch;
 use super::{Rows, Values};
 use half::bf16;
 use pulp::{Simd, WithSimd};
 use std::ops::Range;
 
-/// Panels that are packed together, by one thread.
-pub(super) const PANELS: usize = 4;
-
 /// Rows that are packed together.
 const ROWS: usize = 8;
 
-/// A few neighbouring panels to fill.
+/// A group of columns to pack.
 pub(super) struct Pack<'a, W> {
     pub rows: Rows<'a>,
-    /// First column of the first panel.
+    /// First column of the group.
     pub first_column: usize,
-    /// The panels, one after the other; each at least a line long.
+    /// Its panels, one after the other; each at least a line long.
     pub panels: &'a mut [W],
     /// Receives the sum of each column, in row order.
     pub sum: &'a mut [f32],
@@ -59,6 +56,10 @@ impl Pack<'_, f32> {
         let stride = self.rows.stride;
         self.pack::<S, 1>(|seen, row, columns, line| {
             let from = &values[row * stride + columns.start..row * stride + columns.end];
+            let ahead = (row + ROWS) * stride;
+            if let Some(next) = values.get(ahead + columns.start..ahead + columns.end) {
+                prefetch(next);
+            }
             // A separate case, so that the usual full line has a length that the compiler knows.
             if from.len() == VECTORS * S::F32_LANES {
                 N::convert(&from[..VECTORS * S::F32_LANES], line);
@@ -190,7 +191,11 @@ impl<W> Pack<'_, W> {
             let columns = (self.first_column..self.rows.width).step_by(panel_width);
             for ((panel, (sum, magnitude)), first_column) in panels.zip(sums).zip(columns) {
                 let columns = first_column..self.rows.width.min(first_column + panel_width);
-                let lines = panel[first_row / PER_LINE * panel_width..].chunks_exact_mut(panel_width);
+                let mut lines =
+                    panel[first_row / PER_LINE * panel_width..].chunks_mut(ROWS / PER_LINE * panel_width);
+                let now = lines.next().unwrap_or_default();
+                prefetch(lines.next().unwrap_or_default());
+                let lines = now.chunks_exact_mut(panel_width);
                 let mut seen = Columns::load(sum, magnitude);
                 for (row, line) in rows.clone().zip(lines) {
                     pack_line(&mut seen, row, columns.clone(), line);

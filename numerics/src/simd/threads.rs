@@ -6,21 +6,31 @@ use std::sync::{Mutex, PoisonError};
 ///
 /// With one thread (or none) the caller does the work; further threads come from the current rayon pool.
 pub fn share<T: Send>(threads: usize, pieces: impl Iterator<Item = T> + Send, work: impl Fn(T) + Sync) {
-    if threads <= 1 {
-        return pieces.for_each(work);
+    share_with(&mut vec![(); threads.max(1)], pieces, |(), piece| work(piece));
+}
+
+/// [`share`] among as many threads as there are states, at least one. Each thread has a state of its own.
+pub(super) fn share_with<S: Send, T: Send>(
+    states: &mut [S],
+    pieces: impl Iterator<Item = T> + Send,
+    work: impl Fn(&mut S, T) + Sync,
+) {
+    let Some((first, others)) = states.split_first_mut() else { return };
+    if others.is_empty() {
+        return pieces.for_each(|piece| work(first, piece));
     }
     let pieces = Mutex::new(pieces);
     let next = || pieces.lock().unwrap_or_else(PoisonError::into_inner).next();
-    let work_off = || {
+    let work_off = |state: &mut S| {
         while let Some(piece) = next() {
-            work(piece);
+            work(state, piece);
         }
     };
     rayon::scope(|scope| {
-        for _ in 1..threads {
-            scope.spawn(|_| work_off());
+        for state in others {
+            scope.spawn(|_| work_off(state));
         }
-        work_off();
+        work_off(first);
     });
 }
 

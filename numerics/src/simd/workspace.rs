@@ -2,11 +2,11 @@
 
 use super::bf16_dot::DotProduct;
 use super::columns::all_finite;
-use super::gram::{DotPiece, Piece, pieces, rows_per_piece};
-use super::kernel::VECTORS;
+use super::gram::{DotUpdate, Update, pieces, rows_per_piece};
+use super::kernel::height;
 use super::pack::PackPairs;
-use super::packed::Packed;
-use super::threads::share;
+use super::packed::{Packed, Panels};
+use super::threads::share_with;
 use super::tier::Instructions;
 use super::{Precision, Rows, Sums, Tier, Unsupported, Values};
 use crate::error::{Error, Result};
@@ -17,9 +17,17 @@ use crate::error::{Error, Result};
 pub struct Workspace {
     instructions: Instructions,
     dot_product: Option<DotProduct>,
-    rows: Packed<f32>,
+    rows: Block<f32>,
     /// Rows of bf16, for the dot product.
-    pairs: Packed<u32>,
+    pairs: Block<u32>,
+}
+
+/// A packed block, and the left factors that are copied from it.
+#[derive(Default)]
+struct Block<W> {
+    packed: Packed<W>,
+    /// One for each thread.
+    left: Vec<Panels<W>>,
 }
 
 impl std::fmt::Debug for Workspace {
@@ -55,7 +63,7 @@ impl Workspace {
     }
 
     fn with(instructions: Instructions, dot_product: Option<DotProduct>) -> Self {
-        Self { instructions, dot_product, rows: Packed::default(), pairs: Packed::default() }
+        Self { instructions, dot_product, rows: Block::default(), pairs: Block::default() }
     }
 
     /// A workspace with the same kernels, without their memory.
@@ -72,42 +80,47 @@ impl Workspace {
         let lanes = instructions.lanes();
         match (rows.values, self.dot_product) {
             (Values::Bf16(values), Some(dot_product)) => {
-                self.pairs.fill(rows, 2, lanes, threads, |pack| {
+                self.pairs.packed.fill(rows, 2, lanes, threads, |pack| {
                     instructions.run(PackPairs { pack, values });
                 });
-                add(&rows, &self.pairs, into, lanes, threads, |piece| {
-                    instructions.run(DotPiece { piece, dot_product });
+                self.pairs.add(&rows, into, lanes, threads, |update| {
+                    instructions.run(DotUpdate { update, dot_product });
                 })
             }
             _ => {
-                self.rows.fill(rows, 1, lanes, threads, |pack| instructions.run(pack));
-                add(&rows, &self.rows, into, lanes, threads, |piece| instructions.run(piece))
+                self.rows.packed.fill(rows, 1, lanes, threads, |pack| instructions.run(pack));
+                self.rows.add(&rows, into, lanes, threads, |update| instructions.run(update))
             }
         }
     }
 }
 
-/// Adds a packed block, if all of it is finite.
-fn add<W: Sync>(
-    rows: &Rows<'_>,
-    packed: &Packed<W>,
-    into: Sums<'_>,
-    lanes: usize,
-    threads: usize,
-    multiply: impl Fn(Piece<'_, W>) + Sync,
-) -> Result<()> {
-    if !all_finite(&packed.magnitude)
-        && let Some((row, column)) = rows.first_non_finite()
-    {
-        return Err(Error::NonFiniteRow { row, column });
+impl<W: Default + Send + Sync> Block<W> {
+    /// Adds the packed block, if all of it is finite.
+    fn add(
+        &mut self,
+        rows: &Rows<'_>,
+        into: Sums<'_>,
+        lanes: usize,
+        threads: usize,
+        multiply: impl Fn(Update<'_, W>) + Sync,
+    ) -> Result<()> {
+        let Self { packed, left } = self;
+        if !all_finite(&packed.magnitude)
+            && let Some((row, column)) = rows.first_non_finite()
+        {
+            return Err(Error::NonFiniteRow { row, column });
+        }
+        for (sum, total) in into.sum.iter_mut().zip(&packed.total) {
+            *sum += total;
+        }
+        for (largest, &magnitude) in into.abs_max.iter_mut().zip(&packed.magnitude) {
+            *largest = largest.max(f32::from_bits(magnitude));
+        }
+        let rows_per_piece = rows_per_piece(rows.width, height(lanes), threads);
+        left.resize_with(threads.max(1), Panels::default);
+        let pieces = pieces(packed, rows.width, rows_per_piece, into.gram);
+        share_with(left, pieces, |left, piece| multiply(Update { piece, left }));
+        Ok(())
     }
-    for (sum, total) in into.sum.iter_mut().zip(&packed.total) {
-        *sum += total;
-    }
-    for (largest, &magnitude) in into.abs_max.iter_mut().zip(&packed.magnitude) {
-        *largest = largest.max(f32::from_bits(magnitude));
-    }
-    let rows_per_piece = rows_per_piece(rows.width, VECTORS * lanes, threads);
-    share(threads, pieces(packed, rows.width, rows_per_piece, into.gram), multiply);
-    Ok(())
 }
