@@ -90,14 +90,24 @@ impl WithSimd for Statistics<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let panel_width = kernel::VECTORS * S::F32_LANES;
-        let (mut sum, mut magnitude) = (vec![0.0; panel_width], vec![0; panel_width]);
+    fn with_simd<S: Simd>(self, _simd: S) {
+        match S::F32_LANES {
+            16 => self.run::<{ 16 * kernel::VECTORS }>(),
+            8 => self.run::<{ 8 * kernel::VECTORS }>(),
+            4 => self.run::<{ 4 * kernel::VECTORS }>(),
+            _ => self.run::<{ kernel::VECTORS }>(),
+        }
+    }
+}
+
+impl Statistics<'_> {
+    #[inline(always)]
+    fn run<const WIDTH: usize>(self) {
+        let (mut sum, mut magnitude) = ([0.0; WIDTH], [0; WIDTH]);
         for _ in 0..self.panels {
-            let mut seen = Columns::<S>::load(&sum, &magnitude);
+            let mut seen = Columns::load(&sum, &magnitude);
             for _ in 0..BLOCK_ROWS {
-                let vectors = S::as_simd_f32s(black_box(self.line)).0;
-                seen.add(simd, std::array::from_fn(|v| vectors[v]));
+                seen.add(black_box(self.line).first_chunk::<WIDTH>().expect("a whole line"));
             }
             seen.store(&mut sum, &mut magnitude);
         }

@@ -1,5 +1,6 @@
 //! The inputs of the benchmarks: the kernels, and the ways that they are compared with.
 
+use cntlora::element::Element;
 use cntlora::simd::{BLOCK_ROWS, Precision, Rows, Sums, Tier, Values, Workspace, accumulate};
 use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::{Accum, MatMut, MatRef, Par};
@@ -20,8 +21,8 @@ pub struct Site {
 pub const SITES: [Site; 4] = [
     Site { width: 768, rows: 16 * BLOCK_ROWS },
     Site { width: 1024, rows: 8 * BLOCK_ROWS },
-    Site { width: 4096, rows: 2 * BLOCK_ROWS },
-    Site { width: 11008, rows: BLOCK_ROWS },
+    Site { width: 4096, rows: 4 * BLOCK_ROWS },
+    Site { width: 11008, rows: 4 * BLOCK_ROWS },
 ];
 
 impl Site {
@@ -45,8 +46,8 @@ pub enum Way {
     F32,
     /// The kernels, from bf16 that is converted.
     Bf16,
-    /// The kernels, from bf16 with the dot product.
-    Bf16Dot,
+    /// The kernels, from bf16 with the fastest products of bf16.
+    Bf16Products,
     /// faer's triangular product alone, from f32: no conversion, no column statistics, f32 throughout.
     Faer,
 }
@@ -54,8 +55,8 @@ pub enum Way {
 impl Way {
     /// All ways that this processor supports.
     pub fn all() -> Vec<Self> {
-        let mut ways = vec![Way::F32, Way::Bf16, Way::Bf16Dot, Way::Faer];
-        ways.retain(|&way| way != Way::Bf16Dot || Precision::Bf16.supported());
+        let mut ways = vec![Way::F32, Way::Bf16, Way::Bf16Products, Way::Faer];
+        ways.retain(|&way| way != Way::Bf16Products || Precision::Bf16.products_name() != "f32");
         ways
     }
 
@@ -63,7 +64,7 @@ impl Way {
         match self {
             Way::F32 => "f32",
             Way::Bf16 => "bf16",
-            Way::Bf16Dot => "bf16_dot",
+            Way::Bf16Products => "bf16_products",
             Way::Faer => "faer_f32",
         }
     }
@@ -79,7 +80,7 @@ pub struct Problem {
     abs_max: Vec<f32>,
     square: Vec<f32>,
     fused: Workspace,
-    dot: Option<Workspace>,
+    products: Workspace,
 }
 
 impl Problem {
@@ -94,7 +95,7 @@ impl Problem {
             abs_max: vec![0.0; site.width],
             square: vec![0.0; site.width * site.width],
             fused: Workspace::default(),
-            dot: Workspace::new(Tier::best(), Precision::Bf16).ok(),
+            products: Workspace::new(Tier::best(), Precision::Bf16).expect("the best tier is there"),
         };
         problem.check();
         problem
@@ -139,16 +140,15 @@ impl Problem {
 
     fn accumulate(&mut self, way: Way, threads: usize) {
         let width = self.site.width;
-        let workspace = match (way, &mut self.dot) {
-            (Way::Bf16Dot, Some(dot)) => dot,
-            _ => &mut self.fused,
-        };
-        for first in (0..self.site.rows).step_by(BLOCK_ROWS) {
+        let workspace = if way == Way::Bf16Products { &mut self.products } else { &mut self.fused };
+        let element = if way == Way::F32 { Element::F32 } else { Element::Bf16 };
+        let block_rows = workspace.block_rows(element);
+        for first in (0..self.site.rows).step_by(block_rows) {
             let values = match way {
                 Way::F32 => Values::F32(&self.f32[first * width..]),
                 _ => Values::Bf16(&self.bf16[first * width..]),
             };
-            let rows = Rows { values, rows: BLOCK_ROWS, width, stride: width };
+            let rows = Rows { values, rows: block_rows.min(self.site.rows - first), width, stride: width };
             let into = Sums { gram: &mut self.gram, sum: &mut self.sum, abs_max: &mut self.abs_max };
             accumulate(rows, into, workspace, threads).expect("the rows are finite");
         }

@@ -93,9 +93,9 @@ impl Memory {
     }
 }
 
-/// Bytes of the blocks of rows, as read and packed.
+/// Bytes of the blocks of rows, as read and packed: of f64, or of four times as many rows of bf16.
 fn block_memory(width: u64) -> u64 {
-    width.saturating_mul((8 * Blocks::HELD as u64 + 4) * BLOCK_ROWS as u64)
+    width.saturating_mul((8 * Blocks::HELD as u64 + 8) * BLOCK_ROWS as u64)
 }
 
 /// Bytes of a block of pairs: differences and rows.

@@ -1,7 +1,6 @@
 //! Plans the measurement of moments. It needs no checkpoint.
 
 use super::cost::Memory;
-use super::options::check_precision;
 use super::schedule::Limits;
 use super::select::Selector;
 use super::shard::part_of;
@@ -126,7 +125,6 @@ impl SiteRows {
 /// All problems of the options and the files together.
 pub fn plan_measurement(request: &MeasurementRequest) -> Result<(Measurement, ActivationSet), Problems> {
     let mut problems = Problems::default();
-    problems.collect(check_precision(request.precision));
     let selector = problems.collect(Selector::new(&request.selection));
     let set = problems.collect(ActivationSet::open(&request.activations, request.access));
     let (Some(selector), Some(set)) = (selector, set) else { return Err(problems) };

@@ -7,7 +7,7 @@ use crate::element::Element;
 use crate::error::Error;
 use crate::method::Options;
 use crate::rank::Policy;
-use crate::simd::{Precision, Tier, Unsupported, Workspace};
+use crate::simd::Precision;
 use crate::storage::{Problem, Problems};
 
 /// Number of layers in a message.
@@ -46,16 +46,6 @@ pub(super) fn check_values(options: &Options, has_source: bool, problems: &mut P
             .help("give them with --source, or choose --coupling uncorrelated"),
         );
     }
-}
-
-/// Refuses a precision that this processor does not support.
-pub(super) fn check_precision(precision: Precision) -> Result<(), Problem> {
-    check_precision_of(Tier::best(), precision)
-}
-
-fn check_precision_of(tier: Tier, precision: Precision) -> Result<(), Problem> {
-    let refused = |error: Unsupported| Problem::usage(error.to_string()).help("remove --precision");
-    Workspace::new(tier, precision).map(drop).map_err(refused)
 }
 
 /// Refuses moments if the coupling needs rows.
@@ -175,18 +165,17 @@ mod tests {
     use expect_test::expect;
 
     #[test]
-    fn unused_activations_and_unsupported_precisions_are_refused() {
+    fn unused_activations_are_refused() {
         let mut problems = Problems::default();
         check_values(
             &Options { method: Method::Lora, start: Start::Zero, ..Options::default() },
             true,
             &mut problems,
         );
-        problems.collect(check_precision_of(Tier::Scalar, Precision::Bf16));
         expect![[r#"
             the method lora does not use pre-training activations; help: remove --source
-            this processor has no AVX-512 BF16 instructions, which precision bf16 needs; use precision f32; help: remove --precision
-        "#]].assert_eq(&snapshot(problems));
+        "#]]
+        .assert_eq(&snapshot(problems));
     }
 
     #[test]

@@ -59,10 +59,6 @@ fn plan_with(
     open: impl FnOnce(&mut Problems) -> (Option<Checkpoint>, Option<Recording>, Option<Recording>),
 ) -> Result<(Plan, Inputs), Problems> {
     let mut problems = Problems::default();
-    let reads_rows = request.moments.is_empty() || !request.source.is_empty();
-    if reads_rows {
-        problems.collect(options::check_precision(request.precision));
-    }
     options::check_values(&request.method, request.has_source(), &mut problems);
     options::check_pairs(request, &mut problems);
     let renames = problems.collect(Renames::new(&request.renames));

@@ -24,8 +24,11 @@ pub struct Report {
     pub tool_version: String,
     /// Instruction set of the kernels.
     pub instruction_set: String,
-    /// Number format of the dot products behind the Gram matrices.
+    /// Arithmetic of the activation statistics.
     pub precision: Precision,
+    /// The way in which rows of bf16 were multiplied, if not by the rules of [`Precision::F32`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bf16_products: Option<String>,
     /// The command line, if there was one.
     pub command: Option<String>,
     /// The model, as the user named it.
@@ -52,6 +55,17 @@ pub struct Report {
     pub parameters: u64,
     /// Seconds from the first row to the last factor.
     pub seconds: f64,
+}
+
+impl Report {
+    /// The arithmetic of the activation statistics, to print: `f32`, `bf16 matrix tiles`, …
+    pub(super) fn arithmetic(&self) -> &str {
+        match (self.precision, &self.bf16_products) {
+            (Precision::F32, _) => "f32",
+            (Precision::Bf16, Some(products)) => products,
+            (Precision::Bf16, None) => "bf16 dot products",
+        }
+    }
 }
 
 fn known_version<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {

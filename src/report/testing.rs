@@ -53,6 +53,7 @@ pub(super) fn report(layers: Vec<LayerReport>) -> Report {
         tool_version: "0.1.0".into(),
         instruction_set: "scalar".into(),
         precision: Precision::F32,
+        bf16_products: None,
         command: Some("cntlora init model".into()),
         model: "model".into(),
         inputs: InputFiles {

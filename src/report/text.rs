@@ -102,8 +102,8 @@ fn summary(report: &Report) -> String {
         Some((rank, _)) => format!("rank {rank}"),
     };
     let precision = match report.precision {
-        Precision::F32 => "",
-        Precision::Bf16 => ", bf16 dot products",
+        Precision::F32 => String::new(),
+        Precision::Bf16 => format!(", precision bf16 ({})", visible(report.arithmetic())),
     };
     let method = match report.method.method {
         method if method == Method::default() => String::new(),

@@ -8,7 +8,7 @@ use crate::method::Options;
 use crate::plan::Plan;
 use crate::rank::Policy;
 use crate::report::{InputFiles, LayerReport, Report, SCHEMA_VERSION, UnusableSite};
-use crate::simd::Tier;
+use crate::simd::{Precision, Tier};
 use crate::storage::{Problem, Problems, quoted};
 use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
@@ -72,6 +72,7 @@ pub(super) fn assemble(
         tool_version: env!("CARGO_PKG_VERSION").into(),
         instruction_set: Tier::best().name().into(),
         precision: plan.precision,
+        bf16_products: (plan.precision == Precision::Bf16).then(|| plan.precision.products_name().into()),
         command: None,
         model: plan.model.clone(),
         inputs: files,

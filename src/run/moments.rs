@@ -3,13 +3,12 @@
 use super::partial::{PAIRS, PartialRun};
 use super::saved_sums::{Extent, Keeper, SavedSums, Sums};
 use super::{Event, Observer};
-use crate::activations::{ActivationSet, Block, Site};
-use crate::element::Element;
+use crate::activations::{ActivationSet, Block, Part, Site};
 use crate::error::Error;
 use crate::moments::{Moments, PairedMoments, join_pairs};
 use crate::plan::Nonfinite;
 use crate::simd::{BLOCK_ROWS, Precision, Rows, Tier, Values, Workspace};
-use crate::storage::{Problem, quoted};
+use crate::storage::Problem;
 use std::ops::Range;
 
 /// Options for reading and adding rows.
@@ -45,7 +44,9 @@ impl Reading<'_> {
         let Sums { mut moments, mut next_row, mut skipped_rows } = self.begin(saved.as_ref(), &extent, 1)?;
         let mut keeper = Keeper::new(saved.as_ref(), &extent, self.observer);
         let mut workspace = self.workspace()?;
-        let mut blocks = set.blocks(site, site.spans(next_row..extent.rows.end, BLOCK_ROWS, Vec::new()));
+        let longest = |part: &Part| workspace.block_rows(part.element);
+        let block_rows = site.parts().iter().map(longest).min().unwrap_or(BLOCK_ROWS);
+        let mut blocks = set.blocks(site, site.spans(next_row..extent.rows.end, block_rows, Vec::new()));
         while let Some(block) = blocks.next()? {
             let count = block.rows.rows as u64;
             skipped_rows += self.add(
@@ -58,10 +59,6 @@ impl Reading<'_> {
             keeper.block_added(&moments, next_row, skipped_rows)?;
         }
         let saved = keeper.all_added(&moments, next_row, skipped_rows)?;
-        // Only rows in BF16 are multiplied as bf16.
-        if site.parts().iter().any(|part| part.element == Element::Bf16) {
-            self.warn_of_lost_digits(&site.name, &moments);
-        }
         Ok(Measured { moments, skipped_rows, saved })
     }
 
@@ -132,33 +129,6 @@ impl Reading<'_> {
             Problem::environment(what).in_tensor(extent.site)
         })?;
         Ok(Sums { moments, next_row: extent.rows.start, skipped_rows: 0 })
-    }
-
-    /// Warns if the precision is too low for the covariance of a site. All rows can have been in BF16.
-    pub(super) fn warn_of_lost_digits(self, site: &str, moments: &Moments) {
-        if self.precision != Precision::Bf16 {
-            return;
-        }
-        if let Some((column, ratio)) = moments.lost_in_bf16() {
-            let site = quoted(site);
-            let message = format!(
-                "site {site}: the mean of channel {column} is at least {ratio:.0} times its standard deviation, so its \
-                 covariances are inaccurate with --precision bf16; use --precision f32"
-            );
-            self.observer.event(Event::Warning { message });
-        }
-    }
-
-    /// Refuses moments without any variation at this precision. All rows can have been in BF16.
-    ///
-    /// # Errors
-    /// [`Error::NoVariation`].
-    pub(super) fn check_variation(self, moments: &Moments) -> crate::error::Result<()> {
-        if self.precision == Precision::Bf16 && moments.all_lost_in_bf16() {
-            let what = "all rows of activations are equal at --precision bf16";
-            return Err(Error::NoVariation { what });
-        }
-        Ok(())
     }
 
     fn workspace(self) -> Result<Workspace, Problem> {

@@ -143,7 +143,6 @@ impl Measurements {
             return Ok(Self { target, source: Some(source), change: Some(change), skipped_rows });
         }
         let target = Self::side(target, name, reading, TARGET)?;
-        reading.check_variation(&target.moments).map_err(refused)?;
         let source = match &inputs.source {
             Some(recording) => Some(Self::side(recording, name, reading, SOURCE)?),
             None => None,
@@ -167,9 +166,7 @@ impl Measurements {
             }
             Recording::Moments(set) => {
                 let skipped_rows = set.content().sites.get(name).map_or(0, |site| site.skipped_rows);
-                let moments = set.read(name)?;
-                reading.warn_of_lost_digits(name, &moments);
-                Ok(Measured { moments, skipped_rows, saved: false })
+                Ok(Measured { moments: set.read(name)?, skipped_rows, saved: false })
             }
         }
     }

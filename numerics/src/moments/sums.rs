@@ -105,7 +105,7 @@ impl Moments {
         Ok(moments)
     }
 
-    /// Adds one block of at most [`simd::BLOCK_ROWS`] rows.
+    /// Adds one block of at most [`Workspace::block_rows`] rows.
     ///
     /// The result depends on where blocks begin: to get the same bits again, cut the rows in the same way.
     ///
@@ -232,38 +232,6 @@ impl Moments {
         }))
     }
 
-    /// The column with the largest mean in units of its standard deviation, and that ratio, if it is so large that the covariances of the
-    /// column are not accurate after rows of bf16 were added with [`Precision::Bf16`](simd::Precision::Bf16).
-    ///
-    /// The ratio is at most 1000: noise of the sums hides smaller deviations.
-    pub fn lost_in_bf16(&self) -> Option<(usize, f64)> {
-        /// Ratio at which covariances are off by about 1e-4.
-        const ACCURATE: f64 = 10.0;
-        let largest = self.ratios_in_bf16().max_by(|(_, a), (_, b)| a.total_cmp(b));
-        largest.filter(|(_, ratio)| *ratio > ACCURATE)
-    }
-
-    /// True if noise hides the deviations of every column after rows of bf16 were added with
-    /// [`Precision::Bf16`](simd::Precision::Bf16): all rows may be equal.
-    pub fn all_lost_in_bf16(&self) -> bool {
-        let mut ratios = self.ratios_in_bf16().peekable();
-        ratios.peek().is_some() && ratios.all(|(_, ratio)| ratio >= Self::HIDDEN_IN_BF16)
-    }
-
-    /// Ratio of mean and standard deviation at which the noise of sums of bf16 hides the deviation.
-    const HIDDEN_IN_BF16: f64 = 1000.0;
-
-    /// The ratios of mean and standard deviation of the columns that are not zero.
-    fn ratios_in_bf16(&self) -> impl Iterator<Item = (usize, f64)> {
-        let scale = self.scale().unwrap_or(0.0);
-        (0..self.width).filter_map(move |j| {
-            let mean = self.sum[j] * scale;
-            let variance = (self.gram(j, j) * scale - mean * mean).max(0.0);
-            let ratio = (mean.abs() / variance.sqrt()).min(Self::HIDDEN_IN_BF16);
-            (mean != 0.0).then_some((j, ratio))
-        })
-    }
-
     /// Bytes that the moments of a site of this width hold.
     pub fn memory(width: u64) -> u64 {
         let width = Saturating(width);
@@ -369,7 +337,6 @@ mod tests {
         let moments = Moments::new(3);
         assert_eq!(moments.mean(), Err(Error::NoRows));
         assert_eq!(moments.covariance(), Err(Error::NoRows));
-        assert_eq!(moments.lost_in_bf16(), None);
         assert_eq!(moments.second_moment(), Err(Error::NoRows));
     }
 

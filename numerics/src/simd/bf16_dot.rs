@@ -6,7 +6,7 @@ use super::Tier;
 use super::kernel::Kernel;
 
 /// The bf16 dot product. A value of this type proves that the processor has the instruction.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct DotProduct(Proof);
 
 #[cfg(target_arch = "x86_64")]

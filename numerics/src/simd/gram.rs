@@ -1,7 +1,7 @@
 //! The Gram matrix of a packed block, added to a packed upper triangle of f64.
 //!
 //! ```text
-//! for piece in pieces of up to 144 rows of the triangle        # threads take one after the other
+//! for piece in pieces of up to 192 rows of the triangle        # threads take one after the other
 //!   left = copy of the piece's columns                         # panels of HEIGHT columns, in L2
 //!   for group in groups of 4 right panels                      # from the piece's first column on
 //!     sums = 0                                                 # f32, in L2
@@ -33,7 +33,6 @@
 //!    each tile: all at once they would delay the loads of the tiles. A group has several panels so that each row is a long run.
 //! 7. A piece is whole rows of the triangle, which are contiguous. So threads write to disjoint slices and need no locks.
 
-use super::bf16_dot::DotProduct;
 use super::kernel::{Fused, Kernel, PANELS, VECTORS, height};
 use super::packed::{Packed, Panels};
 use super::prefetch::prefetch;
@@ -54,7 +53,7 @@ pub(super) struct Piece<'a, W> {
 }
 
 /// The most rows of a piece, a multiple of the height of every tile.
-const MOST_ROWS: usize = 144;
+const MOST_ROWS: usize = 192;
 
 /// The number of rows of a piece: enough that a panel is used often while it is in a cache, and few enough that every thread gets several
 /// pieces.
@@ -101,53 +100,35 @@ impl WithSimd for Update<'_, f32> {
     }
 }
 
-/// An update by the bf16 dot product: the additions to the triangle also use the widest instructions.
-pub(super) struct DotUpdate<'a> {
-    pub update: Update<'a, u32>,
-    pub dot_product: DotProduct,
-}
-
-impl WithSimd for DotUpdate<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, _simd: S) {
-        self.update.run(self.dot_product);
-    }
-}
-
 impl<W: Copy + Default> Update<'_, W> {
     /// Adds the block's products to the piece's rows.
     #[inline(always)]
-    fn run<K: Kernel<Word = W>>(self, kernel: K) {
+    pub(super) fn run<K: Kernel<Word = W>>(self, kernel: K) {
         let Self { mut piece, left } = self;
         let Piece { packed, width, rows: Range { start, end }, .. } = piece;
         let panel_width = VECTORS * K::LANES;
         let stride = PANELS * panel_width;
         K::copy_left(packed, start..end, left);
-        let mut sums = Aligned([0f32; MOST_ROWS * PANELS * VECTORS * 16]);
-        let sums = &mut sums.0[..(end - start).next_multiple_of(K::HEIGHT) * stride];
+        let mut buffers = [Sums::new(), Sums::new()];
+        let [mut sums, mut before] = buffers.each_mut();
         let panels = width.div_ceil(panel_width);
         for first_panel in (start / panel_width..panels).step_by(PANELS) {
             let group = first_panel..panels.min(first_panel + PANELS);
-            let columns = group.start * panel_width..width.min(group.end * panel_width);
-            let rows = start..end.min(columns.end);
-            let mut requests = rows.clone();
-            sums.fill(0.0);
+            sums.columns = group.start * panel_width..width.min(group.end * panel_width);
+            sums.rows = start..end.min(sums.columns.end);
+            sums.numbers.0[..(end - start).next_multiple_of(K::HEIGHT) * stride].fill(0.0);
             for panel in group {
-                let columns_of_panel = panel * panel_width..width.min((panel + 1) * panel_width);
-                let tops = (start..end.min(columns_of_panel.end)).step_by(K::HEIGHT);
+                let columns = panel * panel_width..width.min((panel + 1) * panel_width);
+                let tops = (start..end.min(columns.end)).step_by(K::HEIGHT);
                 for (block, right) in packed.panel(panel).chunks(K::LINES * panel_width).enumerate() {
                     for (index, top) in tops.clone().enumerate() {
-                        if let Some(row) = requests.next() {
-                            prefetch(piece.triangle_row(row, &columns));
-                        }
+                        before.add_row(&mut piece, stride);
                         let left = left.get(index).chunks(K::LINES * K::HEIGHT).nth(block).unwrap_or(&[]);
                         // The vectors that are entirely below the diagonal.
-                        let skip = top.saturating_sub(columns_of_panel.start) / K::LANES;
-                        let vectors = columns_of_panel.len().div_ceil(K::LANES) - skip;
+                        let skip = top.saturating_sub(columns.start) / K::LANES;
+                        let vectors = columns.len().div_ceil(K::LANES) - skip;
                         let column = (panel - first_panel) * panel_width + skip * K::LANES;
-                        let sums = &mut sums[(top - start) * stride + column..];
+                        let sums = &mut sums.numbers.0[(top - start) * stride + column..];
                         match vectors {
                             1 => kernel.multiply::<1>(left, right, skip, sums),
                             _ => kernel.multiply::<VECTORS>(left, right, 0, sums),
@@ -155,16 +136,50 @@ impl<W: Copy + Default> Update<'_, W> {
                     }
                 }
             }
-            for (row, sums) in rows.zip(sums.chunks_exact(stride)) {
-                let first = columns.start.max(row);
-                let sums = &sums[first - columns.start..columns.len()];
-                add_centred(sums, packed, row, first..columns.end, piece.triangle_row(row, &columns));
-            }
+            while before.add_row(&mut piece, stride) {}
+            (sums, before) = (before, sums);
         }
+        while before.add_row(&mut piece, stride) {}
+    }
+}
+
+/// The sums of a group, of which some rows are still to be added to the triangle.
+struct Sums {
+    /// Columns of the group.
+    columns: Range<usize>,
+    /// The rows to add.
+    rows: Range<usize>,
+    numbers: Aligned<[f32; MOST_ROWS * PANELS * VECTORS * 16]>,
+}
+
+impl Sums {
+    /// No sums.
+    #[inline(always)]
+    fn new() -> Self {
+        Self { columns: 0..0, rows: 0..0, numbers: Aligned([0.0; MOST_ROWS * PANELS * VECTORS * 16]) }
+    }
+
+    /// Adds the next row, if there is one, and prefetches one that comes soon.
+    #[inline(always)]
+    fn add_row<W>(&mut self, piece: &mut Piece<'_, W>, stride: usize) -> bool {
+        const AHEAD: usize = 24;
+        let Some(row) = self.rows.next() else { return false };
+        if let Some(row) = self.rows.clone().nth(AHEAD) {
+            prefetch(piece.triangle_row(row, &self.columns));
+        }
+        let first = self.columns.start.max(row);
+        let sums = &self.numbers.0[(row - piece.rows.start) * stride..]
+            [first - self.columns.start..self.columns.len()];
+        let packed = piece.packed;
+        let to = piece.triangle_row(row, &self.columns);
+        add_centred(sums, packed, row, first..self.columns.end, to);
+        packed.add_corrections(row, first, to);
+        true
     }
 }
 
 /// Starts on a cache line.
+#[derive(Clone, Copy)]
 #[repr(align(64))]
 struct Aligned<T>(T);
 

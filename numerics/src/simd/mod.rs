@@ -21,8 +21,8 @@
 //! - `g_ij`, one chain of fused multiply-adds of f32 from zero; `fma(c_i, t_j, fma(s_i, c_j, g_ij))` in f64 is added to the Gram
 //!   element.
 //!
-//! So the bits depend neither on the [`Tier`] of instructions nor on the number of threads. ([`Precision::Bf16`] is not centred, rounds
-//! differently, and is never the default.)
+//! So the bits depend neither on the [`Tier`] of instructions nor on the number of threads. ([`Precision::Bf16`] rounds differently,
+//! depending on the processor, and is never the default.)
 //!
 //! Nothing here depends on files or layers.
 
@@ -30,21 +30,26 @@
 mod bf16_dot;
 mod columns;
 mod convert;
+mod corrections;
 mod gram;
 mod kernel;
 mod left;
 mod pack;
 mod packed;
+mod pairs;
 pub mod peak;
 mod precision;
 #[allow(unsafe_code, reason = "an instruction that pulp does not offer")]
 mod prefetch;
+mod products;
 mod rows;
 mod sums;
 #[cfg(test)]
 mod tests;
 pub mod threads;
 mod tier;
+#[allow(unsafe_code, reason = "instructions that pulp does not offer")]
+mod tiles;
 mod triangle;
 mod workspace;
 
@@ -54,8 +59,8 @@ pub use sums::{Sums, accumulate};
 pub use tier::Tier;
 pub use workspace::Workspace;
 
-/// Rows per block: within a block the Gram accumulates in f32, across blocks in f64.
+/// Rows per block of f32: within a block the Gram accumulates in f32, across blocks in f64.
 ///
-/// It is part of the definition of the result, and the same for every tier and precision. Larger blocks spend less time on the f64
+/// It is part of the definition of the result, and the same for every tier. Larger blocks spend less time on the f64
 /// triangle and round more. `benches/README.md` has the measurements.
 pub const BLOCK_ROWS: usize = 640;

@@ -1,12 +1,15 @@
 //! The memory of one packed block: its centred rows as panels, and its column statistics.
 //!
-//! A panel holds [`VECTORS`] vectors of neighbouring columns, line after line. A line is one row of f32, or two
+//! A panel holds [`VECTORS`](super::kernel::VECTORS) vectors of neighbouring columns, line after line. A line is one row of f32, or two
 //! rows of bf16 interleaved: a *word* is four bytes either way. The last panel is padded with zeros.
 
 use super::Rows;
-use super::kernel::{GROUP, VECTORS};
+use super::columns::all_finite;
+use super::corrections::{Correction, Lost};
+use super::kernel::GROUP;
 use super::pack::Pack;
 use super::threads::share;
+use crate::error::Result;
 
 /// A packed block. Its memory is reused for the next one.
 #[derive(Default)]
@@ -23,6 +26,10 @@ pub(super) struct Packed<W> {
     pub rest: Vec<f64>,
     /// Sum of each original column, `s + n c`.
     pub total: Vec<f64>,
+    /// Parts of numbers that the panels cannot hold, for each group of columns.
+    pub lost: Vec<Vec<Lost>>,
+    /// The products of these parts.
+    pub corrections: Vec<Correction>,
 }
 
 /// Panels of one width, one after the other. Their memory is reused.
@@ -59,28 +66,31 @@ impl<W> Panels<W> {
 }
 
 impl<W: Copy + Default + Send> Packed<W> {
-    /// Fills itself with a block of at least one row and column, `rows_per_line` rows to a line; `pack` fills a group of columns.
+    /// Fills itself with a block of at least one row and column, in panels of so many lines; `pack` fills a group of columns.
     pub(super) fn fill(
         &mut self,
         rows: Rows<'_>,
-        rows_per_line: usize,
-        lanes: usize,
+        lines: usize,
+        panel_width: usize,
         threads: usize,
         pack: impl Fn(Pack<'_, W>) + Sync,
     ) {
         let columns = rows.width.next_multiple_of(GROUP);
-        let lines = rows.rows.div_ceil(rows_per_line);
+        let groups = columns / GROUP;
+        self.lost.resize_with(groups, Vec::new);
+        self.corrections.clear();
         self.sum.resize(columns, 0.0);
         self.magnitude.resize(columns, 0);
         for numbers in [&mut self.pilot, &mut self.rest, &mut self.total] {
             numbers.resize(columns, 0.0);
         }
-        let panels = self.panels.resize(columns, VECTORS * lanes, lines).chunks_mut(GROUP * lines);
+        let panels = self.panels.resize(columns, panel_width, lines).chunks_mut(GROUP * lines);
         let sums = self.sum.chunks_mut(GROUP).zip(self.magnitude.chunks_mut(GROUP));
         let pilots = self.pilot.chunks_mut(GROUP).zip(self.rest.chunks_mut(GROUP));
-        let pieces = (0..rows.width).step_by(GROUP).zip(panels).zip(sums.zip(pilots));
-        share(threads, pieces, |((first_column, panels), ((sum, magnitude), (pilot, rest)))| {
-            pack(Pack { rows, first_column, panels, sum, magnitude, pilot, rest });
+        let pieces = (0..rows.width).step_by(GROUP).zip(panels.zip(&mut self.lost)).zip(sums.zip(pilots));
+        share(threads, pieces, |((first_column, (panels, lost)), ((sum, magnitude), (pilot, rest)))| {
+            lost.clear();
+            pack(Pack { rows, first_column, panels, lines, sum, magnitude, pilot, rest, lost });
         });
         let count = rows.rows as f64;
         for ((total, rest), pilot) in self.total.iter_mut().zip(&self.rest).zip(&self.pilot) {
@@ -90,6 +100,11 @@ impl<W: Copy + Default + Send> Packed<W> {
 }
 
 impl<W> Packed<W> {
+    /// Checks that all numbers are finite. That is known from the maxima; the rows are searched only for the message.
+    pub(super) fn check(&self, rows: &Rows<'_>) -> Result<()> {
+        if all_finite(&self.magnitude) { Ok(()) } else { rows.check() }
+    }
+
     pub(super) fn panel(&self, index: usize) -> &[W] {
         self.panels.get(index)
     }

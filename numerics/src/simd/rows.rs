@@ -1,8 +1,8 @@
 //! Blocks of rows.
 
-use super::BLOCK_ROWS;
 use super::convert::Number;
 use crate::element::Element;
+use crate::error::{Error, Result};
 use half::{bf16, f16};
 
 /// Numbers of rows, row after row, in their own format.
@@ -16,6 +16,17 @@ pub enum Values<'a> {
     F16(&'a [f16]),
     /// Brain float.
     Bf16(&'a [bf16]),
+}
+
+impl<'a> Values<'a> {
+    fn starting_at(self, index: usize) -> Values<'a> {
+        match self {
+            Values::F64(values) => Values::F64(&values[index..]),
+            Values::F32(values) => Values::F32(&values[index..]),
+            Values::F16(values) => Values::F16(&values[index..]),
+            Values::Bf16(values) => Values::Bf16(&values[index..]),
+        }
+    }
 }
 
 impl Values<'_> {
@@ -62,10 +73,21 @@ pub struct Rows<'a> {
     pub stride: usize,
 }
 
+impl<'a> Rows<'a> {
+    /// The rows in blocks of at most so many.
+    pub(super) fn blocks(self, most: usize) -> impl Iterator<Item = Rows<'a>> {
+        (0..self.rows).step_by(most).map(move |first| Rows {
+            values: self.values.starting_at(first * self.stride),
+            rows: most.min(self.rows - first),
+            ..self
+        })
+    }
+}
+
 impl Rows<'_> {
-    pub(super) fn assert_consistent(&self) {
+    pub(super) fn assert_consistent(&self, most: usize) {
         let Rows { values, rows, width, stride } = *self;
-        assert!(rows <= BLOCK_ROWS, "a block has at most {BLOCK_ROWS} rows, found {rows}");
+        assert!(rows <= most, "a block has at most {most} rows, found {rows}");
         assert!(stride >= width, "rows of {width} numbers cannot start {stride} numbers apart");
         assert!(
             self.needed().is_some_and(|needed| needed <= values.len()),
@@ -107,6 +129,14 @@ impl Rows<'_> {
         let column =
             (0..self.width).find(|column| !self.values.get(row * self.stride + column).is_finite())?;
         Some((row, column))
+    }
+
+    /// Checks that all numbers are finite as f32.
+    pub(super) fn check(&self) -> Result<()> {
+        match self.first_non_finite() {
+            Some((row, column)) => Err(Error::NonFiniteRow { row, column }),
+            None => Ok(()),
+        }
     }
 
     /// Number of rows whose numbers are all zero. Most rows are decided by their first number.

@@ -1,7 +1,5 @@
 //! From a block of rows to its sums.
 
-#[cfg(doc)]
-use super::BLOCK_ROWS;
 use super::{Rows, Workspace, triangle};
 use crate::error::Result;
 
@@ -26,7 +24,7 @@ impl Sums<'_> {
     }
 }
 
-/// Adds the statistics of at most [`BLOCK_ROWS`] rows; on an error nothing was added.
+/// Adds the statistics of at most [`Workspace::block_rows`] rows; on an error nothing was added.
 ///
 /// The work is `rows · width · (width + 1)` floating-point operations, shared by up to `threads` threads
 /// of the current rayon pool; with one thread (or none) the pool is not touched. The number of threads
@@ -40,10 +38,10 @@ impl Sums<'_> {
 /// NaN or infinite as an f32.
 ///
 /// # Panics
-/// If there are more than [`BLOCK_ROWS`] rows, if `stride < width`, or if a slice of `rows` or `into` is
+/// If there are more than [`Workspace::block_rows`] rows, if `stride < width`, or if a slice of `rows` or `into` is
 /// not as long as its documentation says.
 pub fn accumulate(rows: Rows<'_>, into: Sums<'_>, workspace: &mut Workspace, threads: usize) -> Result<()> {
-    rows.assert_consistent();
+    rows.assert_consistent(workspace.block_rows(rows.values.element()));
     into.assert_width(rows.width);
     match threads {
         0 | 1 => workspace.accumulate(rows, into, 1),

@@ -90,9 +90,8 @@ pub(crate) fn precision() -> OneOf<Precision> {
     let help = |precision| match precision {
         Precision::F32 => "Fused multiply-adds: the same bits on every processor",
         Precision::Bf16 => {
-            "The bf16 dot product of the processor, for bf16 activations: faster, rounds differently, needs AVX-512 BF16. Not accurate \
-             for channels whose mean is more than 10 standard deviations: the run warns of them, and refuses rows that it cannot \
-             distinguish"
+            "Rows of bf16 are multiplied as bf16, in the fastest way of the processor: matrix tiles (AMX), dot products (AVX-512 BF16), \
+             or as f32. As accurate as f32, but the bits depend on the processor"
         }
     };
     named(&Precision::ALL, Precision::name, help)

@@ -4,7 +4,6 @@ use super::escape;
 use super::table::{self, Cell};
 use crate::report::format::bytes;
 use crate::report::{InputFile, Report};
-use crate::simd::Precision;
 use std::fmt::Write as _;
 
 /// The section of the page.
@@ -20,10 +19,7 @@ pub(super) fn section(report: &Report) -> String {
         "<p>Activation statistics: {} in {}.</p>\n\
          <details><summary>All options of the method</summary><pre><code>{}</code></pre></details>",
         escape::visible(&report.instruction_set),
-        match report.precision {
-            Precision::F32 => "f32",
-            Precision::Bf16 => "bf16 dot products",
-        },
+        escape::visible(report.arithmetic()),
         escape::text(&options)
     );
     let kinds = [

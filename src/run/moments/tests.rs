@@ -1,6 +1,7 @@
 //! Pairs in all formats, and messages about unusable rows.
 
 use super::*;
+use crate::element::Element;
 use crate::moments::Sides;
 use crate::random::gaussian;
 use crate::storage::shown;
@@ -9,21 +10,9 @@ use expect_test::expect;
 use faer::Mat;
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Mutex;
 
 const ROWS: usize = 700;
 const WIDTH: usize = 5;
-
-#[derive(Default)]
-struct Warnings(Mutex<Vec<String>>);
-
-impl Observer for Warnings {
-    fn event(&self, event: Event<'_>) {
-        if let Event::Warning { message } = event {
-            self.0.lock().unwrap().push(message);
-        }
-    }
-}
 
 fn reading(observer: &dyn Observer) -> Reading<'_> {
     Reading { nonfinite: Nonfinite::Refuse, precision: Precision::F32, threads: 1, observer, partial: None }
@@ -131,43 +120,6 @@ fn nonfinite_pairs_are_refused_with_their_place() {
         Data: x: tensor "s": row 2, column 1: its difference from the pre-training activations is not a finite f32 number
             help: check that both recordings come from the same inputs, or skip such rows with --nonfinite skip-rows
     "#]].assert_eq(&refusal(&z, &x));
-}
-
-/// The warning about bf16 names the channel. With other precisions there is no warning.
-#[test]
-fn inaccurate_bf16_moments_give_a_warning() {
-    let rows = gaussian::<f32>(300, 4, 1, "rows");
-    let rows = Mat::from_fn(300, 4, |i, j| rows[(i, j)] + if j == 2 { 40.0 } else { 0.0 });
-    let moments = Moments::of(rows.as_ref()).unwrap();
-    let told = |precision, moments: &Moments| {
-        let warnings = Warnings::default();
-        Reading { precision, ..reading(&warnings) }.warn_of_lost_digits("block.0", moments);
-        warnings.0.into_inner().unwrap()
-    };
-    assert!(told(Precision::F32, &moments).is_empty());
-    assert!(told(Precision::Bf16, &Moments::of(rows.subcols(0, 2)).unwrap()).is_empty());
-    let warnings = told(Precision::Bf16, &moments);
-    expect![[r#"site "block.0": the mean of channel 2 is at least 40 times its standard deviation, so its covariances are inaccurate with --precision bf16; use --precision f32"#]].assert_eq(&warnings.join("\n"));
-}
-
-/// Rows that differ only below the resolution of bf16 are refused only with this precision.
-#[test]
-fn rows_equal_in_bf16_are_refused() {
-    let rows = gaussian::<f32>(300, 4, 1, "rows");
-    let about = |mean: f32| {
-        let rows = Mat::from_fn(300, 4, |i, j| if j == 2 { 0.0 } else { mean + 1e-3 * rows[(i, j)] });
-        Moments::of(rows.as_ref()).unwrap()
-    };
-    let warnings = Warnings::default();
-    let refusal = |precision, moments: &Moments| {
-        let found = Reading { precision, ..reading(&warnings) }.check_variation(moments);
-        found.err().map(|error| error.to_string())
-    };
-    assert_eq!(refusal(Precision::F32, &about(7.0)), None);
-    assert_eq!(refusal(Precision::Bf16, &about(0.1)), None);
-    let said = refusal(Precision::Bf16, &about(7.0)).unwrap();
-    expect!["all rows of activations are equal at --precision bf16: there is nothing to initialize from"]
-        .assert_eq(&said);
 }
 
 #[test]
