@@ -34,6 +34,11 @@ fn checkpoint_indexes_do_not_panic() {
 }
 
 #[test]
+fn quantized_checkpoints_do_not_panic() {
+    replay("quantized_checkpoint", targets::quantized_checkpoint);
+}
+
+#[test]
 fn rename_rules_do_not_panic() {
     replay("rename_rules", targets::rename_rules);
 }

@@ -52,6 +52,21 @@ pub fn checkpoint_index(bytes: &[u8]) {
     }
 }
 
+/// Reads the weights of a quantized checkpoint: the length of its configuration in two bytes, the configuration, and the tensors.
+pub fn quantized_checkpoint(bytes: &[u8]) {
+    let [low, high, rest @ ..] = bytes else { return };
+    let length = usize::from(u16::from_le_bytes([*low, *high])).min(rest.len());
+    let (config, tensors) = rest.split_at(length);
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("config.json"), config).unwrap();
+    fs::write(folder.path().join("model.safetensors"), tensors).unwrap();
+    if let Ok(checkpoint) = Checkpoint::open(folder.path(), Access::Read) {
+        for name in checkpoint.names() {
+            let _ = checkpoint.read(name);
+        }
+    }
+}
+
 /// Applies rename rules, one per line, to the names of a small model.
 pub fn rename_rules(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };

@@ -156,7 +156,7 @@ fn an_adapter_with_its_base_is_the_old_one_or_the_new_one() {
         };
         let hash = staged.adapter(folder, &contents, Format::Peft)?;
         let (checkpoint, weights) = adapted_model(folder, sharded)?;
-        let base = Base { folder: &default_base(folder), wide: false };
+        let base = Base { folder: &default_base(folder), format: Default::default() };
         staged.base(base, &checkpoint, &weights, (1.0, Element::F32), Some(hash))?;
         staged.commit_adapter(folder)
     };

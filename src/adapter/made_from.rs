@@ -143,7 +143,9 @@ impl Known<'_> {
         if let Some(stored) = self.base.get(&piece.tensor) {
             // A tensor of another size or kind is reported where its norm is computed.
             let is_usable = numbers::element_of(&stored.tensor.dtype).is_ok();
-            let Some(_) = self.base.bytes_of(piece).filter(|_| is_usable) else { return Ok(None) };
+            if !is_usable || !self.base.has(piece) {
+                return Ok(None);
+            }
             let is_same = weight_fingerprint(self.base, piece)? == *fingerprint;
             return Ok(Some(is_same.then(|| piece.clone())));
         }

@@ -13,6 +13,7 @@ use crate::storage::{
 };
 use faer::MatRef;
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::ops::Range;
@@ -24,6 +25,10 @@ mod wide;
 const USUAL_INDEX: &str = "model.safetensors.index.json";
 /// Number of bytes that are read at once.
 const BLOCK: u64 = 1 << 20;
+/// Number of bytes of a quantized weight that are read at once. Each block of some formats reads the codes of a whole matrix.
+const QUANTIZED_BLOCK: u64 = 1 << 24;
+/// Files beside the weights that repeat how they are quantized.
+const QUANTIZATION_FILES: [&str; 3] = ["quantize_config.json", "quant_config.json", "hf_quant_config.json"];
 
 /// An adapted weight.
 #[derive(Clone, Debug)]
@@ -39,9 +44,63 @@ pub struct AdaptedWeight {
 pub struct Base<'a> {
     /// The folder.
     pub folder: &'a Path,
-    /// True if changed weights in BF16 and F16 become F32, so that they are not rounded to these formats. The configuration then says
-    /// float32, so that programs do not round them when they load the base.
-    pub wide: bool,
+    /// The number format.
+    pub format: BaseFormat,
+}
+
+/// The number format of the weights of a changed base.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Written", into = "Written")]
+pub enum BaseFormat {
+    /// That of the model. Quantized weights cannot be changed.
+    #[default]
+    Model,
+    /// Changed weights in BF16 and F16 become F32, so that they are not rounded to these formats, and so do all quantized weights. The
+    /// configuration then says float32, so that programs do not round them when they load the base.
+    F32,
+    /// All quantized weights become BF16.
+    Bf16,
+}
+
+impl BaseFormat {
+    /// True for the format of the model.
+    pub fn is_model(&self) -> bool {
+        *self == Self::Model
+    }
+}
+
+/// A format in a file. The first versions had only one besides that of the model.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Written {
+    Wide(bool),
+    Named(Named),
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Named {
+    Bf16,
+}
+
+impl From<Written> for BaseFormat {
+    fn from(written: Written) -> Self {
+        match written {
+            Written::Wide(false) => Self::Model,
+            Written::Wide(true) => Self::F32,
+            Written::Named(Named::Bf16) => Self::Bf16,
+        }
+    }
+}
+
+impl From<BaseFormat> for Written {
+    fn from(format: BaseFormat) -> Self {
+        match format {
+            BaseFormat::Model => Self::Wide(false),
+            BaseFormat::F32 => Self::Wide(true),
+            BaseFormat::Bf16 => Self::Named(Named::Bf16),
+        }
+    }
 }
 
 /// Writes a copy of the checkpoint with `W − s B A` in place of each adapted weight, in the number format of the weight.
@@ -59,7 +118,7 @@ pub struct Base<'a> {
 /// # Errors
 /// - Data: a tensor that is missing, is not a matrix of floating-point numbers, does not fit its factors, or has a number that is not
 ///   finite before or after the subtraction.
-/// - Usage: the folder of the model itself.
+/// - Usage: the folder of the model itself, and a quantized weight.
 /// - I/O: problems of reading and writing.
 pub fn write_residual_base(
     folder: &Path,
@@ -69,7 +128,7 @@ pub fn write_residual_base(
     element: Element,
 ) -> Result<Vec<String>, Problems> {
     let mut staged = Staged::create(&[folder])?;
-    let base = Base { folder, wide: false };
+    let base = Base { folder, format: BaseFormat::Model };
     let left_out = staged.base(base, checkpoint, layers, (scale, element), None)?;
     staged.commit()?;
     Ok(left_out)
@@ -79,7 +138,7 @@ pub fn write_residual_base(
 pub(super) struct Residuals<'a> {
     checkpoint: &'a Checkpoint,
     of_files: BTreeMap<usize, Vec<Residual<'a>>>,
-    wide: bool,
+    format: BaseFormat,
 }
 
 impl<'a> Residuals<'a> {
@@ -92,7 +151,11 @@ impl<'a> Residuals<'a> {
     ) -> Result<Self, Problems> {
         let of_files = residuals(checkpoint, layers, scale, element)?;
         refuse_model_folder(base.folder, checkpoint)?;
-        Ok(Self { checkpoint, of_files, wide: base.wide })
+        if base.format == BaseFormat::Model {
+            let tensors = layers.iter().flat_map(|layer| &layer.pieces).map(|piece| piece.tensor.as_str());
+            refuse_quantized(checkpoint, tensors)?;
+        }
+        Ok(Self { checkpoint, of_files, format: base.format })
     }
 
     /// Writes the base, and its record with the hash of the tensors of its adapter. Returns the names of files and folders of the model
@@ -102,8 +165,15 @@ impl<'a> Residuals<'a> {
         output: &OutputFolder<'_>,
         adapter: Option<FileRecord>,
     ) -> Result<(Names, Vec<String>), Problems> {
-        let Self { checkpoint, of_files, wide } = self;
-        let (copied, left_out) = companions(checkpoint)?;
+        let Self { checkpoint, of_files, format } = self;
+        let (mut copied, mut left_out) = companions(checkpoint)?;
+        if !format.is_model() && checkpoint.quantized_names().next().is_some() {
+            let (stale, kept) =
+                copied.into_iter().partition(|name| QUANTIZATION_FILES.iter().any(|file| name == file));
+            copied = kept;
+            left_out.extend::<Vec<OsString>>(stale);
+            left_out.sort();
+        }
         let left_out = left_out.iter().map(|name| name.to_string_lossy().into_owned()).collect();
         let mut old = BaseRecord::of(output.path())?.map_or_else(Vec::new, |record| record.old_files());
         let mut files = Vec::new();
@@ -111,9 +181,11 @@ impl<'a> Residuals<'a> {
         for (number, (source, header)) in checkpoint.files().iter().enumerate() {
             let mut file = output.create(relative(source.path(), checkpoint))?;
             let adapted = of_files.get(&number).map_or(&[][..], Vec::as_slice);
-            let written = match wide {
-                true => wide::write_weights(source, header, adapted, &mut file)?,
-                false => write_weights(source, adapted, &mut file).map(|()| 0)?,
+            let written = match format {
+                BaseFormat::Model => write_weights(checkpoint, source, adapted, &mut file).map(|()| 0)?,
+                _ => {
+                    wide::write_weights(checkpoint, (number, &header.metadata), adapted, *format, &mut file)?
+                }
             };
             weight_bytes = weight_bytes.saturating_add(written);
             source.check_unchanged()?;
@@ -121,8 +193,8 @@ impl<'a> Residuals<'a> {
         }
         for name in &copied {
             let source = Source::open(&checkpoint.path().join(name), Access::Read)?;
-            if let Some(text) =
-                wide.then(|| wide::companion(name, &source, weight_bytes)).transpose()?.flatten()
+            if !format.is_model()
+                && let Some(text) = wide::companion(checkpoint, name, &source, weight_bytes, *format)?
             {
                 files.push(output.write(name, pretty(&text).as_bytes())?);
                 continue;
@@ -163,11 +235,32 @@ pub fn refuse_model_folder(folder: &Path, checkpoint: &Checkpoint) -> Result<(),
     Ok(())
 }
 
+/// Refuses a changed base with quantized weights among these tensors.
+///
+/// # Errors
+/// A usage problem that names the first of them, with the ways that there are.
+pub fn refuse_quantized<'a>(
+    checkpoint: &Checkpoint,
+    mut tensors: impl Iterator<Item = &'a str>,
+) -> Result<(), Problem> {
+    let Some((tensor, format)) = tensors.find_map(|tensor| Some((tensor, checkpoint.quantization(tensor)?)))
+    else {
+        return Ok(());
+    };
+    let what = format!(
+        "the changed base cannot hold this weight: it is quantized ({format}), and a new quantization would round it again"
+    );
+    Err(Problem::usage(what).in_file(checkpoint.path()).in_tensor(tensor).help(
+        "give --start mirrored or --residual anchor, which do not change the base, or --base-dtype bf16 for a base that is not quantized",
+    ))
+}
+
 /// Adapted rows of a tensor.
 struct Residual<'a> {
     name: &'a str,
-    /// The byte range in the file.
-    bytes: Range<u64>,
+    /// Index of the first number in the tensor, and how many.
+    numbers: Range<u64>,
+    /// The number format of the weight; F32 for a quantized one.
     element: Element,
     /// `s B`, row by row.
     b: Vec<f64>,
@@ -207,7 +300,8 @@ fn residuals<'a>(
         }
     }
     for of_file in residuals.values_mut() {
-        of_file.sort_by_key(|residual| residual.bytes.start);
+        let offset = |name: &str| checkpoint.get(name).map(|stored| stored.tensor.offset);
+        of_file.sort_by_key(|residual| (offset(residual.name), residual.numbers.start));
     }
     problems.or_ok(residuals)
 }
@@ -251,15 +345,17 @@ impl<'a> Residual<'a> {
             }
             _ => expected[0] * expected[1] == piece.count && rows.end <= b.nrows(),
         };
-        let bytes =
-            checkpoint.bytes_of(piece).filter(|_| fits).ok_or_else(|| wrong_shape(&expected, shape))?;
+        checkpoint.check_quantized(&piece.tensor)?;
+        if !fits || !checkpoint.has(piece) {
+            return Err(wrong_shape(&expected, shape));
+        }
         let element = element_of(stored.map_or("", |tensor| &tensor.dtype))?;
         let mut b_values = rounded(b.as_ref().subrows(rows.start, rows.len()), stored_as)?;
         b_values.iter_mut().for_each(|value| *value *= scale);
         let a_values = rounded(a.as_ref(), stored_as)?;
         Ok(Self {
             name: &piece.tensor,
-            bytes,
+            numbers: piece.first..piece.first + piece.count,
             element,
             b: b_values,
             a: a_values,
@@ -283,17 +379,17 @@ impl<'a> Residual<'a> {
     }
 
     /// Writes the changed numbers in a number format.
-    fn write(&self, source: &Source, format: Element, file: &mut NewFile) -> Result<(), Problem> {
-        let row_bytes = self.inputs as u64 * self.element.size() as u64;
-        let block = (BLOCK / row_bytes).max(1) * row_bytes;
+    fn write(&self, checkpoint: &Checkpoint, format: Element, file: &mut NewFile) -> Result<(), Problem> {
+        let source = checkpoint.source(checkpoint.require(self.name)?);
+        let inputs = self.inputs as u64;
+        let block = (block_of(checkpoint, self.name, self.element) / inputs).max(1) * inputs;
         let mut encoded = Vec::new();
-        let mut done = 0;
-        let all = self.bytes.end - self.bytes.start;
-        while done < all {
-            let length = block.min(all - done);
-            let bytes = source.read_vec(self.bytes.start + done, length)?;
+        let mut done = self.numbers.start;
+        while done < self.numbers.end {
+            let end = (done + block).min(self.numbers.end);
+            let bytes = checkpoint.read_piece(&Piece::of(self.name, done..end))?;
             let mut values = decode(&bytes, self.element)?;
-            let first = (done / row_bytes) as usize;
+            let first = ((done - self.numbers.start) / inputs) as usize;
             self.check_finite(source, first, &values, "")?;
             self.subtract(first, &mut values);
             encoded.clear();
@@ -301,7 +397,7 @@ impl<'a> Residual<'a> {
             format.decode_f64(&encoded, &mut values);
             self.check_finite(source, first, &values, " after subtracting the update")?;
             file.put(&encoded)?;
-            done += length;
+            done = end;
         }
         Ok(())
     }
@@ -324,13 +420,26 @@ fn rounded(factor: MatRef<'_, f32>, element: Element) -> Result<Vec<f64>, Proble
     decode(&encode(factor, element), element)
 }
 
-/// Copies a file, and replaces the adapted weights.
-fn write_weights(source: &Source, adapted: &[Residual<'_>], file: &mut NewFile) -> Result<(), Problem> {
+/// Numbers that are read at once.
+fn block_of(checkpoint: &Checkpoint, tensor: &str, element: Element) -> u64 {
+    let bytes = if checkpoint.quantized(tensor).is_some() { QUANTIZED_BLOCK } else { BLOCK };
+    bytes / element.size() as u64
+}
+
+/// Copies a file, and replaces the adapted weights, which are not quantized.
+fn write_weights(
+    checkpoint: &Checkpoint,
+    source: &Source,
+    adapted: &[Residual<'_>],
+    file: &mut NewFile,
+) -> Result<(), Problem> {
     let mut done = 0;
     for residual in adapted {
-        copy(source, done, residual.bytes.start, file)?;
-        residual.write(source, residual.element, file)?;
-        done = residual.bytes.end;
+        let piece = Piece::of(residual.name, residual.numbers.clone());
+        let Some(bytes) = checkpoint.bytes_of(&piece) else { continue };
+        copy(source, done, bytes.start, file)?;
+        residual.write(checkpoint, residual.element, file)?;
+        done = bytes.end;
     }
     copy(source, done, source.length(), file)
 }
@@ -353,9 +462,13 @@ fn companions(checkpoint: &Checkpoint) -> Result<(Vec<OsString>, Vec<OsString>),
     let mut names = names_in(folder)?;
     // If the model is a residual base itself, its record is not copied.
     names.retain(|name| name != RECORD_FILE && !weights.iter().any(|weights| weights.as_os_str() == name));
-    let is_index = |name: &OsStr| name == USUAL_INDEX || checkpoint.index() == Some(name);
-    let is_copied = |name: &OsString| is_index(name) || !holds_weights(Path::new(name));
+    let is_copied = |name: &OsString| is_index(checkpoint, name) || !holds_weights(Path::new(name));
     Ok(names.into_iter().partition(|name| folder.join(name).is_file() && is_copied(name)))
+}
+
+/// True for an index of the weights that is copied: the usual one, or the one that was read.
+fn is_index(checkpoint: &Checkpoint, name: &OsStr) -> bool {
+    name == USUAL_INDEX || checkpoint.index() == Some(name)
 }
 
 /// True for files beside the checkpoint with weights in other formats, and for indexes.

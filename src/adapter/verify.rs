@@ -158,9 +158,25 @@ pub fn verify(
         largest_relative_update,
         notes: notes(start, record.as_ref().is_some_and(Record::is_anchored), adapter.config())
             .into_iter()
+            .chain(base.and_then(|base| quantized_note(base, &weights, &adapter)))
             .chain(adapter.notes())
             .collect(),
     })
+}
+
+/// The note about quantized weights among the adapted ones: their number and formats.
+fn quantized_note(base: &Checkpoint, weights: &Weights<'_>, adapter: &PeftAdapter) -> Option<String> {
+    let pieces = adapter.layers().keys().map(|name| weights.pieces(base, name));
+    let formats: Vec<String> =
+        pieces.filter_map(|pieces| Some(base.quantization(&pieces.first()?.tensor)?.to_owned())).collect();
+    let all: BTreeSet<&str> = formats.iter().map(String::as_str).collect();
+    let all: Vec<&str> = all.into_iter().collect();
+    let weights = match formats.len() {
+        0 => return None,
+        1 => "1 adapted weight of the base is".to_owned(),
+        many => format!("{many} adapted weights of the base are"),
+    };
+    Some(format!("{weights} quantized ({})", all.join("; ")))
 }
 
 fn checks(
@@ -399,6 +415,7 @@ impl Weights<'_> {
             ))
             .help("give the base that the adapter was made for"));
         };
+        base.check_quantized(&first)?;
         let of_shape = |shape: &LayerShape| shape.of_weight(layer.outputs as u64, layer.inputs as u64);
         let expected = of_shape(&layer.shape);
         let found = &stored.tensor.shape;

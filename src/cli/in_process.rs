@@ -50,7 +50,7 @@ const WITHOUT_EFFECT: [(&str, &str); 26] = [
     ("component", IN_PLACE),
     ("anchored", IN_PLACE),
     ("base_out", IN_PLACE),
-    ("wide_base", IN_PLACE),
+    ("base_format", IN_PLACE),
     ("adapter_name_rename", IN_PLACE),
     ("uniform_rank", CONFIGURED),
     ("modules_to_save", CONFIGURED),

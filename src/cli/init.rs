@@ -270,7 +270,6 @@ mod tests {
         let output = |base: Option<&str>, anchor: Option<&str>, format| Output {
             folder: "out".into(),
             base: base.map(Into::into),
-            wide_base: false,
             anchor: anchor.map(Into::into),
             format,
             ..Output::default()

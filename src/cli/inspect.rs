@@ -52,6 +52,7 @@ struct SafetensorsFile {
 #[derive(Debug, Serialize)]
 struct TensorEntry {
     name: String,
+    /// The number format, or that of a quantized weight in words.
     dtype: String,
     shape: Vec<u64>,
     /// Figures of its numbers, with `--values`, if their format is known.
@@ -215,7 +216,15 @@ fn checkpoint(path: &Path) -> Result<Inspection, Problems> {
     let model_type =
         checkpoint.config().and_then(|config| config.get("model_type")).and_then(|value| value.as_str());
     let stored = checkpoint.names().filter_map(|name| Some((name, &checkpoint.get(name)?.tensor)));
-    let tensors: Vec<TensorEntry> = stored.map(|(name, tensor)| entry(name, tensor, None)).collect();
+    let tensors = stored.map(|(name, tensor)| {
+        let mut entry = entry(name, tensor, None);
+        // Its numbers are F32, and nobody stored them so.
+        if let Some(format) = checkpoint.quantization(name) {
+            entry.dtype = format.into();
+        }
+        entry
+    });
+    let tensors: Vec<TensorEntry> = tensors.collect();
     Ok(Inspection::Checkpoint(CheckpointFiles {
         path: path.into(),
         model_type: model_type.map(str::to_owned),

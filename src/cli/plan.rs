@@ -122,7 +122,7 @@ pub(crate) fn render(plan: &Plan) -> String {
             table.row([
                 visible(&layer.name.to_string()),
                 format!("{}×{}", layer.outputs, layer.inputs),
-                layer.element.name().into(),
+                visible(layer.quantization.as_deref().unwrap_or(layer.element.name())),
                 layer.max_rank.to_string(),
                 site.rows.to_string(),
             ]);
@@ -199,6 +199,7 @@ pub(crate) mod testing {
             weight: vec![Piece::of(format!("{module}.weight"), 0..4 * outputs as u64)],
             shape: LayerShape::Linear,
             element: Element::Bf16,
+            quantization: None,
             outputs,
             inputs: 4,
             max_rank: 3,

@@ -2,7 +2,7 @@
 
 use super::resolve::{self, Job};
 use super::terminal::Terminal;
-use crate::adapter::{self, Format, UniformRank};
+use crate::adapter::{self, BaseFormat, Format, UniformRank};
 use crate::element::Element;
 use crate::factors::LayerShape;
 use crate::plan::{self, Inputs, Plan, Request};
@@ -58,12 +58,25 @@ fn check_groups(output: &Output, plan: &Plan) -> Result<(), Problem> {
 
 /// The warning about a changed base that is rounded, if it is: the size of the effect, and the ways without it.
 pub(crate) fn rounding(output: &Output, plan: &Plan) -> Option<String> {
-    if output.base.is_none() || output.wide_base {
+    const FORMATS: [(Element, &str); 2] = [(Element::Bf16, "0.4 %"), (Element::F16, "0.05 %")];
+    if output.base.is_none() || output.base_format == BaseFormat::F32 {
         return None;
     }
-    let formats = [(Element::Bf16, "0.4 %"), (Element::F16, "0.05 %")];
+    let quantized = plan.layers().filter(|layer| layer.quantization.is_some()).count();
+    if output.base_format == BaseFormat::Bf16 && quantized > 0 {
+        let [(_, share), _] = FORMATS;
+        return Some(format!(
+            "the changed base is rounded: {} in BF16, so each changed number is off by up to {share} of its size, and the outputs before \
+             training differ from those of the model. Give --base-dtype f32 for a changed base in F32, or --start mirrored, which does \
+             not change the base",
+            match quantized {
+                1 => "1 quantized weight that is adapted is written".to_owned(),
+                many => format!("{many} quantized weights that are adapted are written"),
+            },
+        ));
+    }
     let (element, share) =
-        formats.into_iter().find(|(element, _)| plan.layers().any(|layer| layer.element == *element))?;
+        FORMATS.into_iter().find(|(element, _)| plan.layers().any(|layer| layer.element == *element))?;
     let rounded = plan.layers().filter(|layer| layer.element == element).count();
     let name = element.name();
     Some(format!(
@@ -72,6 +85,28 @@ pub(crate) fn rounding(output: &Output, plan: &Plan) -> Option<String> {
          mirrored, which does not change the base",
         count(rounded as u64, "adapted weight"),
     ))
+}
+
+/// Refuses a changed base that cannot hold the quantized weights of the model, and a format for quantized weights if there are none.
+fn check_base_format(output: &Output, plan: &Plan, inputs: &Inputs) -> Result<(), Problem> {
+    if output.base.is_none() {
+        return Ok(());
+    }
+    let checkpoint = &inputs.checkpoint;
+    let mut quantized = checkpoint.quantized_names().peekable();
+    match output.base_format {
+        BaseFormat::Model => {
+            let pieces = plan.layers().flat_map(|layer| &layer.weight);
+            adapter::refuse_quantized(checkpoint, pieces.map(|piece| piece.tensor.as_str()))
+        }
+        BaseFormat::Bf16 if quantized.peek().is_none() => {
+            let what = "--base-dtype bf16 is for quantized weights, but the model has none";
+            Err(Problem::usage(what)
+                .help("remove --base-dtype: changed weights keep the format of the model"))
+        }
+        // All of them are written, not only the adapted ones.
+        _ => quantized.try_for_each(|name| checkpoint.check_quantized(name)),
+    }
 }
 
 /// Refuses ranks that the output cannot hold, as far as they are known before the computation.
@@ -114,6 +149,7 @@ pub(crate) fn check_layers(output: &Output, plan: &Plan, inputs: &Inputs, proble
         problems.collect(plan::refuse_shared_weights(plan, &inputs.checkpoint));
     }
     problems.collect(check_groups(output, plan));
+    problems.collect(check_base_format(output, plan, inputs));
 }
 
 /// Refuses outputs that exist, unless forced, and outputs among the inputs.
@@ -386,7 +422,7 @@ mod tests {
         let output = |folder: &str, base: Option<&str>, page: Option<&str>| Output {
             folder: path(folder),
             base: base.map(path),
-            wide_base: false,
+            base_format: BaseFormat::Model,
             anchor: None,
             page: page.map(path),
             ..Output::default()
@@ -407,16 +443,16 @@ mod tests {
     /// The old code rounded the base without a word.
     #[test]
     fn a_rounded_base_is_told_with_the_ways_without_it() {
-        let output = |base: Option<&str>, wide_base| Output {
+        let output = |base: Option<&str>, base_format| Output {
             folder: "out".into(),
             base: base.map(Into::into),
-            wide_base,
+            base_format,
             ..Output::default()
         };
         let mut plan = plan_of(Policy::Fixed(3));
-        let base = output(Some("base"), false);
+        let base = output(Some("base"), BaseFormat::Model);
         let of_bf16 = rounding(&base, &plan).unwrap();
-        for unchanged in [output(None, false), output(Some("base"), true)] {
+        for unchanged in [output(None, BaseFormat::Model), output(Some("base"), BaseFormat::F32)] {
             assert_eq!(rounding(&unchanged, &plan), None);
         }
         let set = |plan: &mut Plan, element| {

@@ -185,7 +185,7 @@ fn job(args: JobArgs) -> Job {
         format: format(&args.output.writing, &mut refused),
         base: args.output.base_out,
         anchored: args.output.anchored == Some(true),
-        wide_base: args.output.wide_base == Some(true),
+        base_format: args.output.base_format.unwrap_or_default(),
         uniform: uniform(&args.output.writing),
         loading,
     };
@@ -265,7 +265,7 @@ pub(crate) fn output(folder: &Path, start: Start, writing: &Writing) -> Output {
     Output {
         folder: folder.into(),
         base: (is_residual && !writing.anchored).then(base),
-        wide_base: writing.wide_base,
+        base_format: writing.base_format,
         anchor: (is_residual && writing.anchored).then(|| anchor_of(folder)),
         format: writing.format,
         page: None,
@@ -368,7 +368,7 @@ fn refuse_without_effect(job: &JobArgs, refused: &mut Problems) {
     let (method, start) = (args.method, start(args));
     for (option, given, needed) in [
         ("--base-out", output.base_out.is_some(), Start::Residual),
-        ("--base-dtype", output.wide_base.is_some(), Start::Residual),
+        ("--base-dtype", output.base_format.is_some(), Start::Residual),
         ("--residual", output.anchored.is_some(), Start::Residual),
         ("--strength", args.strength.is_some(), Start::Update),
         ("--max-shift", args.max_shift.is_some(), Start::Update),
@@ -403,7 +403,7 @@ fn refuse_without_effect(job: &JobArgs, refused: &mut Problems) {
         }
     }
     for (option, given) in
-        [("--base-out", output.base_out.is_some()), ("--base-dtype", output.wide_base.is_some())]
+        [("--base-out", output.base_out.is_some()), ("--base-dtype", output.base_format.is_some())]
     {
         if given && output.anchored == Some(true) {
             let what =

@@ -11,7 +11,7 @@ use crate::element::Element;
 use crate::factors::{LayerName, LayerShape, MOST_BLOCKS};
 use crate::method::Options;
 use crate::rank::Policy;
-use crate::storage::{Checkpoint, Piece, Problem, quoted};
+use crate::storage::{Checkpoint, Piece, Problem, Quantized, quoted};
 
 /// A module, and the context of its weight.
 pub(super) struct Module<'a> {
@@ -42,14 +42,17 @@ impl Module<'_> {
     /// A tensor, its shape and its number format.
     fn tensor(&self, name: &str) -> Result<(Piece, &[u64], Element), Unfit> {
         let gone = || Unfit::Kind(format!("its weight {} is too large", quoted(name)));
+        self.checkpoint.check_quantized(name).map_err(Unfit::Wrong)?;
         let piece = self.checkpoint.whole(name).ok_or_else(gone)?;
         let stored = &self.checkpoint.get(name).ok_or_else(gone)?.tensor;
-        let element = Element::from_name(&stored.dtype).ok_or_else(|| {
-            Unfit::Kind(format!(
-                "its weight has the format {}, not F64, F32, F16 or BF16",
-                quoted(&stored.dtype)
-            ))
-        })?;
+        let element =
+            Element::from_name(&stored.dtype).ok_or_else(|| match self.checkpoint.unread_quantization() {
+                Some(method) => self.wrong(name, unread_quantization(&method)),
+                None => Unfit::Kind(format!(
+                    "its weight has the format {}, not F64, F32, F16 or BF16",
+                    quoted(&stored.dtype)
+                )),
+            })?;
         Ok((piece, &stored.shape, element))
     }
 
@@ -87,6 +90,8 @@ impl Module<'_> {
             [inputs, outputs]
                 if inputs == width
                     && !self.checkpoint.is_in_memory()
+                    // Programs that quantize a layer of this kind make it a linear one.
+                    && self.checkpoint.quantized(tensor).is_none()
                     && (outputs != width || weights::is_transposed(self.checkpoint, self.name)) =>
             {
                 one(outputs, LayerShape::Transposed)
@@ -180,7 +185,9 @@ impl Module<'_> {
         };
         let config = self.checkpoint.config();
         let model_type = config.and_then(|config| config.get("model_type")?.as_str());
-        let transposed = model_type.is_some_and(|model_type| TRANSPOSED.contains(&model_type));
+        let quantized = self.checkpoint.quantized(tensor);
+        let transposed = model_type.is_some_and(|model_type| TRANSPOSED.contains(&model_type))
+            || quantized.is_some_and(Quantized::is_transposed_parameter);
         let (outputs, inputs) = if transposed { (columns, rows) } else { (rows, columns) };
         if inputs != self.width() {
             if outputs == self.width() {
@@ -280,8 +287,17 @@ impl Module<'_> {
                 "its largest rank is 1, but the method orthogonal needs an even rank".into(),
             ));
         }
-        Ok(PlannedLayer { name, weight, shape, element, outputs, inputs: self.site.width, max_rank })
+        let quantization = weight.first().and_then(|piece| self.checkpoint.quantization(&piece.tensor));
+        let quantization = quantization.map(str::to_owned);
+        let inputs = self.site.width;
+        Ok(PlannedLayer { name, weight, shape, element, quantization, outputs, inputs, max_rank })
     }
+}
+
+/// The problem of a checkpoint that is quantized by a method that is not read.
+pub(super) fn unread_quantization(method: &str) -> Problem {
+    Problem::data(format!("the checkpoint is quantized by the method {}, which is not read", quoted(method)))
+        .help("give the checkpoint that it was made from")
 }
 
 #[cfg(test)]
@@ -337,6 +353,59 @@ mod tests {
         "#]]);
         std::fs::write(fixture.folder.path().join("config.json"), r#"{"model_type":"gpt2"}"#).unwrap();
         assert_eq!(transposed(&fixture), [true, true, false]);
+    }
+
+    /// A quantized layer of GPT-2 is a linear one. Its square weight is not transposed, whatever the model type says.
+    #[test]
+    fn quantized_weights_of_gpt2_are_not_transposed() {
+        let weights: [(&str, &str, &[u64]); 3] = [
+            ("h.0.attn.c_proj.weight", "F8_E4M3", &[WIDTH, WIDTH]),
+            ("h.0.attn.c_proj.weight_scale", "F32", &[]),
+            ("h.0.mlp.c_fc.weight", "F32", &[WIDTH, WIDTH]),
+        ];
+        let mut fixture = Fixture::bert();
+        fixture.model(&weights);
+        std::fs::write(fixture.folder.path().join("config.json"), r#"{"model_type":"gpt2"}"#).unwrap();
+        let metadata = sites(&[("x", &["h.0.attn.c_proj", "h.0.mlp.c_fc"])]);
+        write(&fixture.request.activations[0], Some(&metadata), [("x", "F32", [3, WIDTH].as_slice())]);
+        let shapes = |fixture: &Fixture| -> Vec<_> {
+            let layers = fixture.plan().layers().cloned().collect::<Vec<_>>();
+            layers.into_iter().map(|layer| (layer.shape, layer.quantization)).collect()
+        };
+        let expected =
+            [(LayerShape::Linear, Some("FP8, one scale".to_owned())), (LayerShape::Transposed, None)];
+        assert_eq!(shapes(&fixture), expected);
+        // Without activations, the inputs come from the weights.
+        fixture.model(&[("h.0.attn.c_proj.weight", "F8_E4M3", &[4, WIDTH]), weights[1], weights[2]]);
+        fixture.request.activations = vec![];
+        fixture.request.method = Options {
+            method: crate::method::Method::Pissa,
+            start: Start::Residual,
+            ..fixture.request.method
+        };
+        fixture.request.selection.targets = vec!["c_proj".into()];
+        let plan = fixture.plan();
+        let layer = plan.layers().next().unwrap();
+        assert_eq!((layer.outputs, layer.inputs, &layer.shape), (4, WIDTH as usize, &LayerShape::Linear));
+    }
+
+    /// Experts in MXFP4 have the layout of gpt-oss, also if no configuration names the model: the matrices can be square.
+    #[test]
+    fn mxfp4_experts_are_transposed() {
+        let name = "layers.0.mlp.experts.down_proj";
+        let tensors: [(&str, &str, &[u64]); 2] = [
+            (&format!("{name}_blocks"), "U8", &[3, 64, 2, 16]),
+            (&format!("{name}_scales"), "U8", &[3, 64, 2]),
+        ];
+        let mut fixture = experts(&[], &[(name, 64)], None);
+        fixture.request.model = fixture.folder.path().join("mxfp4.safetensors");
+        write(&fixture.request.model, None, tensors);
+        let plan = fixture.plan();
+        let shape = LayerShape::Expert { count: 3, transposed: true };
+        assert!(
+            plan.layers().all(|layer| layer.shape == shape && layer.quantization.as_deref() == Some("MXFP4"))
+        );
+        assert_eq!(plan.layers().count(), 3);
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! |---|---|
 //! | moments of one kind of activations | [`Moments::memory`] of the width (twice the width for pairs), two blocks of rows as read and one packed; one more block of differences for pairs; one image for unfolded rows |
 //! | computations of a site without its weights | [`Options::site_memory`] |
-//! | weight of a layer `m × d` | as stored, and `4 · m d` |
+//! | weight of a layer `m × d` | as stored (one byte for each number of a quantized weight), and `4 · m d` |
 //! | decomposition of a layer | [`Options::memory`] |
 //! | components of a layer | `4 · k (m + d)` for `k` computed components |
 //! | writing | twice the components of all layers; four times with [`Start::Residual`] |
@@ -144,7 +144,9 @@ fn site_memory(site: &PlannedSite, options: &Options) -> u64 {
     let layer = |layer: &PlannedLayer| {
         let (m, d) = (layer.outputs as u64, layer.inputs as u64);
         let decomposition = options.of_part(layer.shape.parts()).memory(m, d);
-        m.saturating_mul(d).saturating_mul(layer.element.size() as u64 + 4).saturating_add(decomposition)
+        // A quantized weight is computed in its place from a few rows at a time.
+        let stored = if layer.quantization.is_some() { 1 } else { layer.element.size() as u64 };
+        m.saturating_mul(d).saturating_mul(stored + 4).saturating_add(decomposition)
     };
     let layers = held.saturating_add(site.layers.iter().map(layer).max().unwrap_or(0));
     moments.saturating_add(building).saturating_add(site.image_bytes).max(layers)

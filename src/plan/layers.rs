@@ -9,7 +9,7 @@ use super::select::Selector;
 use super::stored::{Stored, locate};
 use super::unadapted::Unadapted;
 use super::unfit::Unfit;
-use super::{PlannedLayer, PlannedSite, SharedTensor, Skipped, embeddings, families, shared};
+use super::{PlannedLayer, PlannedSite, SharedTensor, Skipped, blocks, embeddings, families, shared};
 use crate::constraint::Coupling;
 use crate::factors::{LayerName, LayerShape, Start};
 use crate::method::Options;
@@ -100,6 +100,7 @@ pub(super) fn find(
     let names =
         Names::new(unwrapped.tensors(checkpoint), recorded, renames).with_names_at_run_time(&at_run_time);
     let unadapted = Unadapted::of(checkpoint);
+    let unread_quantization = checkpoint.unread_quantization();
     let mut found = Found { notes: unwrapped.note.iter().cloned().collect(), ..Found::default() };
     let mut readers: BTreeMap<Vec<Piece>, Vec<LayerName>> = BTreeMap::new();
     for site in sites {
@@ -120,6 +121,11 @@ pub(super) fn find(
                 Err(unresolved) => {
                     // A search for similar names compares all names. With many problems, the first ones are enough.
                     let names = Some(&names).filter(|_| found.problems.0.len() < SEARCHED);
+                    if let Some(method) = &unread_quantization {
+                        let problem = blocks::unread_quantization(method);
+                        found.problems.push(problem.in_file(checkpoint.path()).in_tensor(module));
+                        continue;
+                    }
                     let problem = unresolved.problem(module, names).in_file(checkpoint.path());
                     let help = shared::help_for_head(checkpoint, module, &unresolved);
                     found.problems.push(match help {

@@ -106,8 +106,11 @@ pub struct PlannedLayer {
     pub weight: Vec<Piece>,
     /// The layout of the stored weight.
     pub shape: LayerShape,
-    /// Number format of the weight.
+    /// Number format of the weight. F32 for a quantized weight, which is computed in it.
     pub element: Element,
+    /// The format of a quantized weight in words, such as `NF4`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantization: Option<String>,
     /// Output features `m`.
     pub outputs: usize,
     /// Input features `d`.

@@ -1,7 +1,6 @@
 //! Small checkpoints and activations in a temporary folder, with the names of all-MiniLM-L6-v2, and their plans.
 
 use super::*;
-use crate::element::Element;
 use crate::factors::LayerShape;
 use crate::method::Options;
 use crate::rank::{Limits, Policy};
@@ -25,8 +24,7 @@ pub(super) fn write<'a>(
     let tensors = tensors
         .into_iter()
         .map(|(name, dtype, shape)| {
-            let size = Element::from_name(dtype).map_or(8, Element::size) as u64;
-            let length = shape.iter().product::<u64>() * size;
+            let length = safetensors::byte_length(dtype, shape).unwrap();
             (name.to_owned(), (dtype.to_owned(), shape.to_vec(), vec![0; length as usize]))
         })
         .collect();

@@ -58,7 +58,8 @@ pub(super) fn stand_ins(
         if !is_table && NO_LINEAR_LAYERS.iter().any(|part| last.contains(part)) {
             return None;
         }
-        let inputs = if is_table || is_transposed(checkpoint, module) { first } else { second };
+        let is_transposed = is_transposed(checkpoint, module) && checkpoint.quantized(name).is_none();
+        let inputs = if is_table || is_transposed { first } else { second };
         let inputs = usize::try_from(inputs).ok().filter(|&inputs| inputs > 0)?;
         Some(StandIn { module: module.into(), inputs, is_table })
     };

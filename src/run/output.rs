@@ -3,8 +3,8 @@
 use super::Outcome;
 use super::side_by_side::with_threads;
 use crate::adapter::{
-    AdaptedWeight, Base, Contents, Format, Loading, PeftContents, REPORT_FILE, Staged, UniformRank,
-    anchor_of, default_base, other_modules,
+    AdaptedWeight, Base, BaseFormat, Contents, Format, Loading, PeftContents, REPORT_FILE, Staged,
+    UniformRank, anchor_of, default_base, other_modules,
 };
 use crate::plan::{Inputs, Plan, PlannedLayer};
 use crate::report::{Report, card, html};
@@ -19,8 +19,8 @@ pub struct Output {
     pub folder: PathBuf,
     /// Folder of the changed base, if the run changes the base.
     pub base: Option<PathBuf>,
-    /// True if changed weights in BF16 and F16 become F32.
-    pub wide_base: bool,
+    /// The number format of the changed base.
+    pub base_format: BaseFormat,
     /// Folder of the adapter that subtracts the initial update, in place of a changed base.
     pub anchor: Option<PathBuf>,
     /// Format of the adapter.
@@ -121,7 +121,7 @@ pub fn write(
             };
             let weights: Vec<_> = plan.layers().filter_map(adapted).collect();
             with_threads(plan.threads, || {
-                let base = Base { folder: base, wide: output.wide_base };
+                let base = Base { folder: base, format: output.base_format };
                 staged.base(base, &inputs.checkpoint, &weights, (adapter.scale, plan.element), Some(hash))
             })?
         }

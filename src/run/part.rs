@@ -1,6 +1,6 @@
 //! The description of a part of a divided run: `part.json`.
 
-use crate::adapter::{Format, Loading, UniformRank};
+use crate::adapter::{BaseFormat, Format, Loading, UniformRank};
 use crate::plan::{Request, Shard};
 use crate::storage::{Problem, Schema, Source};
 use serde::{Deserialize, Serialize};
@@ -41,9 +41,9 @@ pub struct Writing {
     pub base: Option<PathBuf>,
     /// True if a second adapter subtracts the initial update, in place of a changed base.
     pub anchored: bool,
-    /// True if changed weights in BF16 and F16 become F32.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub wide_base: bool,
+    /// The number format of the changed base.
+    #[serde(rename = "wide_base", default, skip_serializing_if = "BaseFormat::is_model")]
+    pub base_format: BaseFormat,
     /// The rank that all layers get, if they get the same one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uniform: Option<UniformRank>,

@@ -123,6 +123,7 @@ mod tests {
             weight: vec![],
             shape,
             element: crate::element::Element::F32,
+            quantization: None,
             outputs: 2,
             inputs: 2,
             max_rank: 1,

@@ -10,6 +10,16 @@ use crate::storage::{Checkpoint, Problem, quoted, reserve, zeros};
 /// outside its own channels.
 pub(super) fn read_weight(checkpoint: &Checkpoint, layer: &PlannedLayer) -> Result<Vec<f32>, Problem> {
     let no_memory = |problem| in_weight(problem, checkpoint, layer);
+    if layer.quantization.is_some() {
+        let mut weight = zeros((layer.outputs * layer.inputs) as u64).map_err(no_memory)?;
+        let mut rest = weight.as_mut_slice();
+        for piece in &layer.weight {
+            let (now, later) = rest.split_at_mut(rest.len().min(piece.count as usize));
+            checkpoint.dequantize(piece, now)?;
+            rest = later;
+        }
+        return Ok(weight);
+    }
     let mut bytes = Vec::new();
     for piece in &layer.weight {
         let mut more = checkpoint.read_piece(piece)?;

@@ -20,6 +20,7 @@ mod number;
 mod paths;
 mod plan;
 mod problem;
+mod quantized;
 mod read_at;
 mod recognize;
 mod recover;
@@ -45,6 +46,7 @@ pub(crate) use paths::{folder_of, is_missing, is_plain_name, is_same_file, names
 pub use problem::{Category, Problem, Problems};
 #[cfg(test)]
 pub(crate) use problem::{shown, snapshot};
+pub(crate) use quantized::Quantized;
 pub use read_at::ReadAt;
 pub(crate) use recognize::{is_sidecar, unread_format};
 pub(crate) use recover::{interrupted_replacement, remove_unfinished};

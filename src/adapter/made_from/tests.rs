@@ -183,7 +183,13 @@ fn a_changed_base_is_recognized_by_its_record() {
     let hash = staged.adapter(&folder, &contents, Format::Peft).unwrap();
     let weights = [AdaptedWeight { pieces: original.whole("q.weight").into_iter().collect(), factors: made }];
     staged
-        .base(Base { folder: &base, wide: false }, &original, &weights, (2.0, element), Some(hash))
+        .base(
+            Base { folder: &base, format: Default::default() },
+            &original,
+            &weights,
+            (2.0, element),
+            Some(hash),
+        )
         .unwrap();
     staged.commit_adapter(&folder).unwrap();
 

@@ -346,7 +346,9 @@ fn a_wide_base_is_not_rounded() {
     ];
     let folder = output.path().join("base");
     let mut staged = Staged::create(&[&folder]).unwrap();
-    staged.base(Base { folder: &folder, wide: true }, &old, &layers, (0.75, Element::F32), None).unwrap();
+    staged
+        .base(Base { folder: &folder, format: BaseFormat::F32 }, &old, &layers, (0.75, Element::F32), None)
+        .unwrap();
     staged.commit().unwrap();
 
     let new = checkpoint(&folder);
@@ -370,4 +372,41 @@ fn a_wide_base_is_not_rounded() {
     let config =
         serde_json::json!({ "dtype": "float32", "text_config": { "torch_dtype": "float32", "dtype": null } });
     assert_eq!(read("config.json"), config);
+}
+
+/// The index of a variant has its name in another place. The old code copied it with the length of the narrow weights.
+#[test]
+fn the_index_of_a_variant_gets_the_length_of_the_new_weights() {
+    let (model, output) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let numbers: Vec<f64> = (0..12).map(f64::from).collect();
+    write_tensors(&model.path().join("x.fp16.safetensors"), &[("q", Element::F16, vec![4, 3], numbers)]);
+    let index = r#"{"metadata":{"total_size":24},"weight_map":{"q":"x.fp16.safetensors"}}"#;
+    let name = "x.safetensors.index.fp16.json";
+    fs::write(model.path().join(name), index).unwrap();
+    let old = checkpoint(model.path());
+    let pair = factors(4, 3, 1);
+    let layers = whole(&old, &[("q", &pair)]);
+    let folder = output.path().join("base");
+    let mut staged = Staged::create(&[&folder]).unwrap();
+    let base = Base { folder: &folder, format: BaseFormat::F32 };
+    staged.base(base, &old, &layers, (1.0, Element::F32), None).unwrap();
+    staged.commit().unwrap();
+    let index: serde_json::Value = serde_json::from_slice(&fs::read(folder.join(name)).unwrap()).unwrap();
+    assert_eq!(
+        (&index["metadata"]["total_size"], &index["weight_map"]["q"]),
+        (&48.into(), &"x.fp16.safetensors".into())
+    );
+    assert_eq!(checkpoint(&folder).get("q").unwrap().tensor.dtype, "F32");
+}
+
+/// Descriptions of parts of earlier versions say true or false.
+#[test]
+fn formats_of_bases_stay_readable() {
+    for (format, text) in
+        [(BaseFormat::Model, "false"), (BaseFormat::F32, "true"), (BaseFormat::Bf16, "\"bf16\"")]
+    {
+        assert_eq!(serde_json::to_string(&format).unwrap(), text);
+        assert_eq!(serde_json::from_str::<BaseFormat>(text).unwrap(), format);
+    }
+    assert!(serde_json::from_str::<BaseFormat>("\"f16\"").is_err());
 }

@@ -2,7 +2,7 @@
 
 use super::words;
 use super::{DryRunArgs, SavingArgs, ShardArg};
-use crate::adapter::{Component, Format};
+use crate::adapter::{BaseFormat, Component, Format};
 use crate::constraint::{ChannelScale, Coupling, Norm, Shrinkage};
 use crate::element::Element;
 use crate::factors::Start;
@@ -271,8 +271,8 @@ pub(crate) struct OutputArgs {
     pub(crate) base_out: Option<PathBuf>,
 
     /// --residual checkpoint: number format of the changed weights [default: model]
-    #[arg(long = "base-dtype", value_name = "FORMAT", value_parser = words::wide_base(), hide_short_help = true)]
-    pub(crate) wide_base: Option<bool>,
+    #[arg(long = "base-dtype", value_name = "FORMAT", value_parser = words::base_format(), hide_short_help = true)]
+    pub(crate) base_format: Option<BaseFormat>,
 
     #[command(flatten)]
     pub(crate) loading: LoadingArgs,

@@ -1,6 +1,6 @@
 //! The words that options take: each with its value and a line of explanation.
 
-use crate::adapter::{Component, Format, SingleFile, TASKS};
+use crate::adapter::{BaseFormat, Component, Format, SingleFile, TASKS};
 use crate::constraint::{ChannelScale, Coupling, Norm, Shrinkage};
 use crate::element::Element;
 use crate::factors::Start;
@@ -184,18 +184,24 @@ pub(crate) fn task() -> OneOf<String> {
     OneOf(TASKS.iter().map(|task| (task.name, task.name.to_owned(), task.model)).collect())
 }
 
-/// True if changed weights in BF16 and F16 become F32.
-pub(crate) fn wide_base() -> OneOf<bool> {
+/// The number format of a changed base.
+pub(crate) fn base_format() -> OneOf<BaseFormat> {
     OneOf(vec![
         (
             "model",
-            false,
+            BaseFormat::Model,
             "That of the model. Changed weights in BF16 and F16 are rounded, which moves the outputs of the model a little",
         ),
         (
             "f32",
-            true,
-            "F32 in place of BF16 and F16, without this rounding. Its config.json says float32, so that programs load it like this",
+            BaseFormat::F32,
+            "F32 in place of BF16 and F16, without this rounding, and in place of all quantized weights. Its config.json says float32, so \
+             that programs load it like this",
+        ),
+        (
+            "bf16",
+            BaseFormat::Bf16,
+            "BF16 in place of all quantized weights, so that the changed base is a plain model",
         ),
     ])
 }

@@ -158,9 +158,11 @@ fn formats(tensors: &[TensorEntry]) -> String {
     }
     let formats: Vec<String> =
         numbers.iter().map(|(dtype, number)| format!("{number} {}", visible(dtype))).collect();
+    // The names of some formats of quantized weights have commas.
+    let separator = if numbers.keys().any(|dtype| dtype.contains(',')) { "; " } else { ", " };
     match formats.is_empty() {
         true => count(0, "tensor"),
-        false => format!("{} ({})", count(tensors.len() as u64, "tensor"), formats.join(", ")),
+        false => format!("{} ({})", count(tensors.len() as u64, "tensor"), formats.join(separator)),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Opening a checkpoint, and reading its tensors.
 
 use super::super::json::read_value;
+use super::super::quantized::{self, Quantized};
 use super::super::visible::printable;
 use super::super::{
     Access, Problem, Problems, Source, is_missing, model_folder, safetensors, unread_format, visible,
@@ -15,7 +16,7 @@ use std::path::{Path, PathBuf};
 pub struct StoredTensor {
     /// Index into [`Checkpoint::files`].
     pub file: usize,
-    /// The entry in the header of that file.
+    /// The entry in the header of that file. For a quantized weight: shape and format of its numbers, F32, and the place of its codes.
     pub tensor: safetensors::Tensor,
 }
 
@@ -27,6 +28,8 @@ pub struct Checkpoint {
     index: Option<OsString>,
     files: Vec<(Source, safetensors::Header)>,
     tensors: BTreeMap<String, StoredTensor>,
+    /// The quantized weights, and the problems with those whose tensors do not fit together.
+    quantized: BTreeMap<String, Result<Quantized, Problem>>,
     config: Option<serde_json::Value>,
     in_memory: bool,
 }
@@ -36,7 +39,10 @@ pub(super) const CONFIG: &str = "config.json";
 impl Checkpoint {
     /// Opens a `.safetensors` file, or a folder with the weights or the index of transformers, diffusers or Mistral, or with a single
     /// `.safetensors` file or the shards of one model under other names. The name of a model, such as `org/name`, stands for its folder in
-    /// the local cache of the hub. All headers are checked; no tensor is read.
+    /// the local cache of the hub. All headers are checked; no tensor is read, except for the states and shapes of quantized weights.
+    ///
+    /// A quantized weight has the name of the plain one and numbers in F32, which are computed when they are read. The tensors that it
+    /// consists of have no names here.
     ///
     /// If a folder has `model.safetensors` and its index, the file is read, as in transformers. Shards must be files in the folder, or
     /// links as in the cache of the hub. Variants such as `fp16` are read only if there is no plain file.
@@ -80,7 +86,30 @@ impl Checkpoint {
         }
         let folder = is_folder.then(|| path.to_owned());
         let index = listing.index_name().map(ToOwned::to_owned);
-        problems.or_ok(Self { path: path.into(), folder, index, files, tensors, config, in_memory: false })
+        problems.or_ok(())?;
+        let (path, quantized) = (path.into(), BTreeMap::new());
+        let mut checkpoint =
+            Self { path, folder, index, files, tensors, quantized, config, in_memory: false };
+        checkpoint.find_quantized();
+        Ok(checkpoint)
+    }
+
+    /// Puts each quantized weight in the place of the tensors that it consists of.
+    fn find_quantized(&mut self) {
+        let config = quantized::Config::of(self.config.as_ref());
+        let found = quantized::recognize(&self.files, &self.tensors, &config);
+        let mut weights = Vec::new();
+        for (name, (codes, weight)) in found.weights {
+            let Some(mut stored) = self.tensors.get(&codes).cloned() else { continue };
+            if let Ok(weight) = &weight {
+                stored.tensor.dtype = "F32".into();
+                stored.tensor.shape = weight.shape();
+            }
+            weights.push((name.clone(), stored));
+            self.quantized.insert(name, weight);
+        }
+        self.tensors.retain(|name, _| !found.taken.contains(name));
+        self.tensors.extend(weights);
     }
 
     /// The weights of a model in memory, in the form of a safetensors file. All matrices are stored as `[outputs, inputs]`, whatever
@@ -100,7 +129,8 @@ impl Checkpoint {
             read_value(&source, "model configuration")
         });
         let (config, files) = (config.transpose()?, vec![(source, header)]);
-        Ok(Self { path, folder: None, index: None, files, tensors, config, in_memory: true })
+        let quantized = BTreeMap::new();
+        Ok(Self { path, folder: None, index: None, files, tensors, quantized, config, in_memory: true })
     }
 
     /// True if a folder has weights or an index with a usual name.
@@ -126,6 +156,39 @@ impl Checkpoint {
     /// The files, sorted by name, with their headers.
     pub fn files(&self) -> &[(Source, safetensors::Header)] {
         &self.files
+    }
+
+    /// The format of a quantized weight in words, such as `NF4`. `None` for other tensors.
+    pub fn quantization(&self, name: &str) -> Option<&str> {
+        self.quantized(name).map(Quantized::format)
+    }
+
+    /// A quantized weight.
+    pub(crate) fn quantized(&self, name: &str) -> Option<&Quantized> {
+        self.quantized.get(name)?.as_ref().ok()
+    }
+
+    /// Refuses a quantized weight whose tensors do not fit together.
+    ///
+    /// # Errors
+    /// A data problem with the first reason.
+    pub(crate) fn check_quantized(&self, name: &str) -> Result<(), Problem> {
+        match self.quantized.get(name) {
+            Some(Err(problem)) => Err(problem.clone()),
+            _ => Ok(()),
+        }
+    }
+
+    /// The names of the quantized weights, sorted.
+    pub(crate) fn quantized_names(&self) -> impl Iterator<Item = &str> {
+        self.quantized.keys().map(String::as_str)
+    }
+
+    /// The method of quantization that the configuration names, if its checkpoints are not read.
+    pub(crate) fn unread_quantization(&self) -> Option<String> {
+        quantized::Config::of(self.config.as_ref().filter(|_| !self.in_memory))
+            .unread_method()
+            .map(str::to_owned)
     }
 
     /// The names of all tensors, sorted.
@@ -156,12 +219,15 @@ impl Checkpoint {
         self.get(name).ok_or_else(missing)
     }
 
-    /// All bytes of a tensor, as stored in the file.
+    /// All bytes of a tensor, as stored in the file. For a quantized weight, those of its numbers in F32.
     ///
     /// # Errors
     /// A data problem if there is no tensor of this name, and problems of reading.
     pub fn read(&self, name: &str) -> Result<Vec<u8>, Problem> {
         let stored = self.require(name)?;
+        if let Some(piece) = self.whole(name).filter(|_| self.quantized.contains_key(name)) {
+            return self.read_piece(&piece);
+        }
         let bytes = self.source(stored).read_vec(stored.tensor.offset, stored.tensor.length);
         bytes.map_err(|problem| problem.in_tensor(name))
     }

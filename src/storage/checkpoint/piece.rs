@@ -1,7 +1,7 @@
 //! Parts of tensors. A weight can be a part of a tensor, or consist of parts of several tensors.
 
 use super::Checkpoint;
-use crate::storage::{Problem, product, quoted};
+use crate::storage::{Problem, product, quoted, reserve, zeros};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
@@ -31,32 +31,71 @@ impl Checkpoint {
         Some(Piece::of(name, 0..count))
     }
 
-    /// The bytes of a piece, as stored in the file.
+    /// The bytes of a piece, as stored in the file. For a quantized weight, those of its numbers in F32.
     ///
     /// # Errors
     /// A data problem if there is no such tensor or the piece exceeds it, and problems of reading.
     pub fn read_piece(&self, piece: &Piece) -> Result<Vec<u8>, Problem> {
-        let Piece { tensor: name, first, count } = piece;
-        let stored = self.require(name)?;
-        let source = self.source(stored);
-        let bytes = self.bytes_of(piece).ok_or_else(|| {
-            Problem::data(format!(
-                "{count} numbers from number {first} on are needed, but the tensor has shape {:?} of {}",
-                stored.tensor.shape,
-                quoted(&stored.tensor.dtype)
-            ))
-            .in_file(source.path())
-            .in_tensor(name)
-        })?;
+        let name = &piece.tensor;
+        if self.quantized(name).is_some() {
+            let mut numbers = zeros(piece.count)?;
+            self.dequantize(piece, &mut numbers)?;
+            let mut bytes = Vec::new();
+            reserve(&mut bytes, piece.count.saturating_mul(4))?;
+            bytes.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
+            return Ok(bytes);
+        }
+        let source = self.source(self.require(name)?);
+        let bytes = self.bytes_of(piece).ok_or_else(|| self.exceeded(piece))?;
         let read = source.read_vec(bytes.start, bytes.end - bytes.start);
         read.map_err(|problem| problem.in_tensor(name))
     }
 
-    /// The byte range of a piece in its file; `None` if there is no such tensor or the piece exceeds it.
+    /// Computes the numbers of a piece of a quantized weight.
+    ///
+    /// # Errors
+    /// As [`read_piece`](Self::read_piece); a data problem for a weight that is not quantized.
+    ///
+    /// # Panics
+    /// If `out` does not have as many numbers as the piece.
+    pub(crate) fn dequantize(&self, piece: &Piece, out: &mut [f32]) -> Result<(), Problem> {
+        assert_eq!(out.len() as u64, piece.count, "the numbers of the piece");
+        self.check_quantized(&piece.tensor)?;
+        let weight = self.quantized(&piece.tensor).filter(|_| self.has(piece));
+        weight.ok_or_else(|| self.exceeded(piece))?.read(self.files(), piece.first, out)
+    }
+
+    /// True if there is such a tensor and it has all numbers of the piece.
+    pub fn has(&self, piece: &Piece) -> bool {
+        let numbers = self.get(&piece.tensor).and_then(|stored| product(&stored.tensor.shape));
+        let end = piece.first.checked_add(piece.count);
+        numbers.zip(end).is_some_and(|(numbers, end)| end <= numbers)
+    }
+
+    /// The problem of a piece that exceeds its tensor.
+    fn exceeded(&self, Piece { tensor: name, first, count }: &Piece) -> Problem {
+        let stored = match self.require(name) {
+            Ok(stored) => stored,
+            Err(problem) => return problem,
+        };
+        Problem::data(format!(
+            "{count} numbers from number {first} on are needed, but the tensor has shape {:?} of {}",
+            stored.tensor.shape,
+            quoted(&stored.tensor.dtype)
+        ))
+        .in_file(self.source(stored).path())
+        .in_tensor(name)
+    }
+
+    /// The byte range of a piece in its file; `None` if there is no such tensor, the piece exceeds it, or the weight is quantized.
     pub fn bytes_of(&self, piece: &Piece) -> Option<Range<u64>> {
-        let tensor = &self.get(&piece.tensor)?.tensor;
+        let tensor = &self.get(&piece.tensor).filter(|_| self.has(piece))?.tensor;
+        if self.quantized(&piece.tensor).is_some() {
+            return None;
+        }
         let numbers = product(&tensor.shape)?;
-        let end = piece.first.checked_add(piece.count).filter(|&end| end <= numbers)?;
+        // `has` checked it.
+        let end = piece.first + piece.count;
         let size = tensor.length.checked_div(numbers)?;
         Some(tensor.offset + piece.first * size..tensor.offset + end * size)
     }
