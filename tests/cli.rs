@@ -5,6 +5,7 @@ use cntlora::adapter::{PeftAdapter, Verification};
 use cntlora::method::Method;
 use cntlora::plan::Plan;
 use cntlora::report::Report;
+use expect_test::expect;
 use std::fs;
 use std::path::Path;
 
@@ -238,8 +239,11 @@ fn every_method_runs_and_verifies() {
     let demo = demo();
     let folder = demo.path().join("cntlora-demo");
     for method in Method::ALL {
-        let (name, all) = (method.name(), ["-a", "activations", "--rank", "4", "-q"]);
-        let run = cntlora(&folder, &[&["init", "model", "--method", name, "-o", name], &all[..]].concat());
+        let name = method.name();
+        let target: &[&str] = if method.reads_only_source() { &[] } else { &["-a", "activations"] };
+        let source: &[&str] = if method.needs_source() { &["--source", "activations-source"] } else { &[] };
+        let all = ["init", "model", "--method", name, "-o", name, "--rank", "4", "-q"];
+        let run = cntlora(&folder, &[&all, target, source].concat());
         assert_eq!((run.code, run.stderr.as_str()), (0, ""), "{name}");
         let run = cntlora(&folder, &["verify", name, "--base", "model"]);
         assert_eq!(run.code, 0, "{name}: {}", run.stderr);
@@ -253,7 +257,11 @@ fn every_method_runs_and_verifies() {
         let run = cntlora(&folder, &words);
         if method.reads_activations() {
             assert_eq!(run.code, 2, "{name}");
-            assert!(run.stderr.contains("give files or folders with --activations"), "{}", run.stderr);
+            let wanted = match method.reads_only_source() {
+                true => "needs pre-training activations",
+                false => "give files or folders with --activations",
+            };
+            assert!(run.stderr.contains(wanted), "{}", run.stderr);
         } else {
             assert_eq!((run.code, run.stderr.as_str()), (0, ""), "{name}");
             let tensors = |out: &str| fs::read(folder.join(out).join("adapter_model.safetensors")).unwrap();
@@ -266,6 +274,42 @@ fn every_method_runs_and_verifies() {
     let words = ["plan", "model", "-a", "activations", "--method", "eva", "--source", "activations-source"];
     let run = cntlora(&folder, &words);
     assert!(run.stderr.contains("the method eva does not use pre-training activations"), "{}", run.stderr);
+    let refused = |words: &str| {
+        let words = format!("plan model {words}");
+        let run = cntlora(&folder, &words.split(' ').collect::<Vec<_>>());
+        format!("{}\n{}", run.code, run.stderr)
+    };
+    let texts = [
+        "-a activations --method sc-lora",
+        "--method lora-null",
+        "-a activations --method lora-null",
+        "-a activations --method lora-null --source activations-source",
+        "-a activations --source activations-source --method sc-lora --beta 1.5",
+        "-a activations --source activations-source --method sc-lora --beta nan",
+        "-a activations --method astra --source activations-source",
+    ]
+    .map(refused);
+    expect![[r#"
+        2
+        error: the method sc-lora needs pre-training activations
+          help: give them with --source or --source-moments
+        2
+        error: the method lora-null needs pre-training activations
+          help: give them with --source or --source-moments
+        2
+        error: the method lora-null does not use fine-tuning activations
+          help: remove --activations or --moments, and give pre-training activations with --source or --source-moments
+        2
+        error: the method lora-null does not use fine-tuning activations
+          help: remove --activations or --moments, and give pre-training activations with --source or --source-moments
+        2
+        error: beta is 1.5, but must be from 0 to 1
+        2
+        error: beta is NaN, but must be from 0 to 1
+        2
+        error: the method astra does not use pre-training activations
+          help: remove --source
+    "#]].assert_eq(&texts.concat());
 }
 
 /// If `convert --init` subtracts an initial adapter from itself, the update on the original base is zero. `convert --rank` without

@@ -165,6 +165,10 @@ fn an_embedding_agrees_with_a_linear_layer_of_unit_vectors() {
         "--method pissa",
         "--method milora --residual anchor",
         "--method olora",
+        "--method sc-lora --source source --residual anchor",
+        "--method sc-lora --source source --beta 0.2",
+        "--method astra --residual anchor",
+        "--method olora-tail",
     ]
     .into_iter()
     .enumerate()
@@ -236,7 +240,7 @@ fn named_tables_need_no_activations() {
     let weights = [("embed_tokens.weight", table.clone()), ("l.weight", table.transpose().to_owned())];
     let weights = weights.into_iter().map(|(name, matrix)| (name.to_owned(), stored(&matrix)));
     write(&model.path("named.safetensors"), &weights.collect());
-    for method in ["pissa", "milora", "olora"] {
+    for method in ["pissa", "milora", "olora", "olora-tail"] {
         let options = format!("--method {method} --residual anchor --rank 3 -o {method}");
         model.succeed(&format!("init named.safetensors --target embed_tokens,l {options}"));
         model.succeed(&format!("verify {method} --base named.safetensors"));

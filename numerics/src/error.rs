@@ -52,6 +52,12 @@ pub enum Error {
     /// [`Coupling::Paired`](crate::constraint::Coupling::Paired) without paired pre-training activations.
     #[error("paired coupling needs source activations, row for row")]
     MissingSource,
+    /// A method that needs pre-training activations, without them.
+    #[error("the method {method} needs pre-training activations")]
+    NeedsSource {
+        /// The method.
+        method: &'static str,
+    },
     /// [`Coupling::Paired`](crate::constraint::Coupling::Paired) with counts of tokens, which have no pairs.
     #[error("counts of tokens have no pairs, which paired coupling needs")]
     NoPairs,
@@ -149,6 +155,7 @@ impl Error {
             | Self::UnknownName { .. }
             | Self::Option { .. }
             | Self::MissingSource
+            | Self::NeedsSource { .. }
             | Self::NoPairs => ErrorKind::Options,
             Self::Shape { .. } => ErrorKind::Shape,
             Self::NonFiniteRow { .. } | Self::NonFinite { .. } | Self::NoVariation { .. } | Self::NoRows => {
@@ -172,6 +179,7 @@ mod tests {
             Error::NonFinite { what: "the weight" },
             Error::NoVariation { what: "all activations are zero" },
             Error::MissingSource,
+            Error::NeedsSource { method: "sc-lora" },
             Error::NoPairs,
             Error::NoRows,
             Error::NotPositiveDefinite { what: "the metric of the activations", damping: 0.1 },
@@ -193,6 +201,7 @@ mod tests {
             Data: the weight holds a value that is not finite
             Data: all activations are zero: there is nothing to initialize from
             Options: paired coupling needs source activations, row for row
+            Options: the method sc-lora needs pre-training activations
             Options: counts of tokens have no pairs, which paired coupling needs
             Data: there are no rows to take statistics of
             Decomposition: the metric of the activations is not positive definite, even with a relative damping of 1e-1

@@ -1,5 +1,6 @@
 //! The other methods against PEFT's results on small layers (`golden/peers.py`), and the properties of each method.
 
+use cntlora_numerics::constraint::Evidence;
 use cntlora_numerics::error::{Error, Result};
 use cntlora_numerics::factors::{Factors, LayerShape, Start};
 use cntlora_numerics::initializer::Initializer;
@@ -24,6 +25,7 @@ struct Golden {
     activations: BTreeMap<String, Rectangle>,
     pissa: BTreeMap<String, Pair>,
     olora: BTreeMap<String, Pair>,
+    mica: BTreeMap<String, Pair>,
     corda_ipm: BTreeMap<String, Pair>,
     corda_kpm: BTreeMap<String, Pair>,
     eva: Vec<Eva>,
@@ -74,6 +76,7 @@ fn draft(moments: &Moments, weight: MatRef<'_, f32>, name: &str, options: &Optio
     draft_of(moments, weight, &LayerShape::Linear, name, options).unwrap()
 }
 
+/// Methods that need pre-training activations get some.
 fn draft_of(
     moments: &Moments,
     weight: MatRef<'_, f32>,
@@ -81,7 +84,9 @@ fn draft_of(
     name: &str,
     options: &Options,
 ) -> Result<Draft> {
-    let site = Initializer::new(options.clone())?.site(moments)?;
+    let source = Moments::of(gaussian::<f32>(30, moments.width(), 5, "source").as_ref())?;
+    let source = options.method.needs_source().then_some(&source);
+    let site = Initializer::new(options.clone())?.site(Evidence { target: moments, source, change: None })?;
     Ok(site.layer_of_shape(name, weight, shape)?.into_draft())
 }
 
@@ -137,6 +142,24 @@ fn factors_are_those_of_peft_up_to_signs() {
                 let up = (found.b.col(i) * faer::Scale(sign) - wanted.b.col(i)).norm_l2();
                 assert!(down < 1e-4 && up < 1e-4, "{}, {layer}, row {i}: {down:e}, {up:e}", method.name());
             }
+        }
+    }
+}
+
+/// MiCA's `B` agrees with PEFT up to signs, and `A` is zero, for wide and for tall weights.
+#[test]
+fn mica_is_that_of_peft() {
+    let golden = golden();
+    let options = options(Method::Mica, golden.rank);
+    for (layer, weight) in &golden.weights {
+        let draft = draft(&golden.moments(layer), matrix(weight).as_ref(), layer, &options);
+        let found = draft.initialize(golden.rank, &options).unwrap().factors;
+        let wanted = matrix(&golden.mica[layer].b);
+        assert!(found.a.norm_max() == 0.0 && matrix(&golden.mica[layer].a).norm_max() == 0.0, "{layer}");
+        for i in 0..golden.rank {
+            let sign = (found.b.col(i).transpose() * wanted.col(i)).signum();
+            let off = (found.b.col(i) * faer::Scale(sign) - wanted.col(i)).norm_l2();
+            assert!(off < 1e-4, "{layer}, column {i}: {off:e}");
         }
     }
 }
@@ -290,10 +313,17 @@ fn missing_combinations_are_refused() {
             let refused = !texts(Options { start, ..options(method, 4) }).is_empty();
             assert_eq!(refused, !method.starts().contains(&start), "{} {start:?}", method.name());
         }
-        for ranks in [Policy::Energy(0.5), Policy::Budget(9), Policy::BudgetOfRank(4), Policy::Shared(4)] {
+        for ranks in [
+            Policy::Energy(0.5),
+            Policy::Budget(9),
+            Policy::BudgetOfRank(4),
+            Policy::Shared(4),
+            Policy::Proportional(4),
+        ] {
             let refused = !texts(Options { ranks, ..options(method, 4) }).is_empty();
             let legal = match method.rank_rule() {
-                RankRule::Spectrum => !matches!(ranks, Policy::Shared(_)),
+                RankRule::Spectrum => !matches!(ranks, Policy::Shared(_) | Policy::Proportional(_)),
+                RankRule::Proportional => matches!(ranks, Policy::Proportional(_)),
                 RankRule::Shared => matches!(ranks, Policy::Shared(_)),
                 RankRule::Fixed => false,
             };
@@ -304,6 +334,9 @@ fn missing_combinations_are_refused() {
         Options { start: Start::Zero, ranks: Policy::Energy(0.5), ..options(Method::Milora, 4) },
         Options { ranks: Policy::Budget(9), ..options(Method::Eva, 4) },
         Options { ranks: Policy::Shared(4), ..options(Method::Pissa, 4) },
+        Options { ranks: Policy::Shared(4), ..options(Method::Astra, 4) },
+        Options { ranks: Policy::Proportional(4), ..options(Method::ScLora, 4) },
+        Options { start: Start::Residual, ..options(Method::Mica, 4) },
         options(Method::Orthogonal, 3),
         Options { start: Start::Mirrored, ..options(Method::Pissa, 3) },
     ];
@@ -312,6 +345,41 @@ fn missing_combinations_are_refused() {
         the method milora does not support this choice of ranks: it supports one rank for all layers
         the method eva does not support this choice of ranks: it supports a rank that layers share, or one rank for all layers
         the method pissa does not support this choice of ranks: it supports one rank for all layers, a share of the energy, or a budget
+        the method astra does not support this choice of ranks: it supports ranks in proportion to effective ranks, or one rank for all layers
+        the method sc-lora does not support this choice of ranks: it supports one rank for all layers
+        the method mica does not support start residual: it supports zero
         rank 3 is odd, but the method orthogonal needs an even rank
         rank 3 is odd, but the mirrored start needs an even rank"#]].assert_eq(&refused.map(|options| texts(options).join("\n")).join("\n"));
+}
+
+/// A method refuses the kinds of layers that it does not adapt, with the reason.
+#[test]
+fn kinds_of_layers_that_a_method_does_not_adapt_are_refused() {
+    let weight = gaussian::<f32>(6, 8, 0, "weight");
+    let group = LayerShape::Group { count: 2, kernel: vec![1] };
+    let expert = LayerShape::Expert { count: 2, transposed: false };
+    let texts = [
+        (Method::Mica, LayerShape::Convolution(vec![2])),
+        (Method::Mica, group),
+        (Method::Mica, expert),
+        (Method::LoraNull, LayerShape::Embedding),
+    ]
+    .map(|(method, shape)| {
+        let refused = draft_of(&moments(8), weight.as_ref(), &shape, "w", &options(method, 2)).unwrap_err();
+        refused.to_string()
+    });
+    expect![[r#"
+        the method mica does not support convolutions: PEFT keeps B during training only in linear layers and embeddings
+        the method mica does not support convolutions in groups: PEFT keeps B during training only in linear layers and embeddings
+        the method mica does not support experts in one parameter: PEFT keeps B during training only in linear layers and embeddings
+        the method lora-null does not support embeddings: tokens that do not occur are all alike, so there are no last directions"#]]
+    .assert_eq(&texts.join("\n"));
+    for shape in [LayerShape::Transposed, LayerShape::Embedding] {
+        draft_of(&moments(8), weight.as_ref(), &shape, "w", &options(Method::Mica, 2)).unwrap();
+    }
+}
+
+/// The moments of ordinary rows.
+fn moments(width: usize) -> Moments {
+    Moments::of(gaussian::<f32>(40, width, 0, "rows").as_ref()).unwrap()
 }

@@ -165,6 +165,7 @@ fn budgets_are_spent_as_the_reference_spends_them() {
                 cost: *cost,
                 rank_per_component: 1,
                 parts: 1,
+                effective_rank: None,
             })
             .collect();
         let limits = Limits { min: budget.min, max: budget.max, multiple: 1 };

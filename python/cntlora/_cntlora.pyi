@@ -146,7 +146,7 @@ def initialize(
     out: the folder to write to. It must not contain an adapter.
     statistics, moments: the fine-tuning activations, in memory or in moments files. For methods that read no activations, only the
         names in them count, and sites need no rows; without them the option `--target` names the modules.
-    source, source_moments: the pre-training activations.
+    source, source_moments: the pre-training activations. The method lora-null takes them in place of fine-tuning activations.
     config: the `config.json` of the model as text. `model_type` tells the layout of fused experts.
     progress: is called as `progress(layer, done, total)` after each layer, on this thread.
 
@@ -154,8 +154,9 @@ def initialize(
     KeyboardInterrupt, stops the computation after the current layers, and is raised then.
     """
 
-def methods() -> dict[str, tuple[bool, list[str]]]:
-    """Returns for each method whether it reads activations, and its starts, the default first."""
+def methods() -> dict[str, tuple[bool, list[str], str]]:
+    """Returns for each method whether it reads activations, its starts, the default first, and its use of pre-training activations: "none",
+    "optional", "needed", or "alone" if it uses no others."""
 
 def report_text(report: str) -> str:
     """Returns a report as the tool prints it."""

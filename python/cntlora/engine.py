@@ -21,10 +21,13 @@ from .weights import weight_of
 
 METHODS = _cntlora.methods()
 # Methods that need no activations.
-WITHOUT_DATA = [name for name, (reads_activations, _) in METHODS.items() if not reads_activations]
+WITHOUT_DATA = [name for name, (reads_activations, _, _) in METHODS.items() if not reads_activations]
+# Methods that need pre-training activations, and those among them that use no others.
+NEEDS_SOURCE = [name for name, (_, _, source) in METHODS.items() if source in ("needed", "alone")]
+ONLY_SOURCE = [name for name, (_, _, source) in METHODS.items() if source == "alone"]
 
 # Methods whose factors do not depend on the scale.
-NO_SCALE = ("olora", "orthogonal", "eva", "lora", "gaussian")
+NO_SCALE = ("olora", "olora-tail", "sc-lora", "astra", "mica", "orthogonal", "eva", "lora", "gaussian")
 
 # Options of `cntlora init` that have no effect here, and the reason. The tool itself refuses others.
 REFUSED = {
@@ -57,6 +60,7 @@ class Request:
     """What to compute: the layers by name, their statistics, and the options of `cntlora init`."""
 
     layers: dict[str, Layer]
+    # Those of pre-training activations, if the method uses no others.
     statistics: _cntlora.Statistics
     source: _cntlora.Statistics | None
     # The name of each layer in the statistics.
@@ -100,7 +104,9 @@ def _compute_group(request: Request, group: Group) -> tuple[dict[str, Any], dict
     weights = [weight_of(layer, module) for module, layer in layers.items()]
     with tempfile.TemporaryDirectory() as folder, shown(request.progress, "layers") as show:
         out = pathlib.Path(folder, "adapter")
-        text = _cntlora.initialize(words, weights, out, statistics=request.statistics, source=request.source, progress=show)
+        only_source = request.method in ONLY_SOURCE
+        statistics, source = (None, request.statistics) if only_source else (request.statistics, request.source)
+        text = _cntlora.initialize(words, weights, out, statistics=statistics, source=source, progress=show)
         tensors = read_factors(out)
     report = json.loads(text)
     # The groups of a convolution divide its rank.
@@ -125,7 +131,7 @@ def groups(layers: dict[str, Layer], method: str, options: dict[str, Any]) -> li
     """
     scale = options.get("scale")
     is_given = options.get("rank") is not None or options.get("energy") is not None
-    chooses = "the method eva" if method == "eva" else "budget" if options.get("budget") else None
+    chooses = f"the method {method}" if method in ("eva", "astra") else "budget" if options.get("budget") else None
     limits = options.get("start") == "update" and options.get("strength") is None
     ranks, scales = {layer.rank for layer in layers.values()}, {layer.scale for layer in layers.values()}
     if not is_given and len(ranks) > 1 and (chooses or limits):
@@ -164,7 +170,7 @@ def largest_rank(layer: Layer, method: str, options: dict[str, Any]) -> int:
 
 def start_of(method: str, options: dict[str, Any]) -> str | None:
     """Returns the start, by default that of the method. None for a method that does not exist, which the tool refuses."""
-    _, starts = METHODS.get(method, (False, [None]))
+    _, starts, _ = METHODS.get(method, (False, [None], "none"))
     return options.get("start") or starts[0]
 
 

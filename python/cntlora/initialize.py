@@ -12,7 +12,9 @@ from typing import Any
 import torch
 
 from . import _cntlora
-from .engine import REFUSED, WITHOUT_DATA, Request, compute, placeholder, recorded_names, shown, start_of
+from .engine import (
+    NEEDS_SOURCE, ONLY_SOURCE, REFUSED, WITHOUT_DATA, Request, compute, placeholder, recorded_names, shown, start_of,
+)
 from .layers import config_of, layers_of, root_of
 from .recorder import Recorder, run
 from .report import Report
@@ -41,7 +43,8 @@ def initialize_lora_weights(
 
     - `loader`: batches as the model takes them: dicts, tensors or tuples. Methods that need no data do not read it.
     - `moments`: statistics instead of a loader: a moments file, a list of them, `Statistics`, or a `Recorder`.
-    - `source`: pre-training data of the same layers: a loader, or the same as for `moments`.
+    - `source`: pre-training data of the same layers: a loader, or the same as for `moments`. The method `sc-lora` needs them, and
+      `lora-null` uses them in place of fine-tuning data.
     - `adapter_name`: the adapter to initialize.
     - `strict`: raises an error if a layer cannot be initialized. Otherwise the function warns, and the layer keeps PEFT's own
       initialization.
@@ -55,9 +58,9 @@ def initialize_lora_weights(
     stays as it is.
     """
     root = root_of(model)
-    config = config_of(model, adapter_name)
     method = options.get("method", "cntlora")
-    _check_arguments(method, loader, moments, options)
+    config = config_of(model, adapter_name, method)
+    _check_arguments(method, loader, moments, source, options)
     found, reasons = layers_of(model, adapter_name)
     left_out = {layer.name: reason for layer, reason in reasons if _is_selected(layer.name, options)}
     # If the options select nothing, the tool says so, with similar names.
@@ -80,8 +83,11 @@ def initialize_lora_weights(
     if method in WITHOUT_DATA:
         statistics, source_statistics = placeholder(layers), None
     else:
-        statistics = measured(moments if moments is not None else loader)
-        source_statistics = None if source is None else measured(source)
+        if method in ONLY_SOURCE:
+            statistics, source_statistics = measured(source), None
+        else:
+            statistics = measured(moments if moments is not None else loader)
+            source_statistics = None if source is None else measured(source)
         options = {name: value for name, value in options.items() if name not in ("precision", "nonfinite")}
     recorded = recorded_names(statistics, layers)
     for name in layers.keys() - recorded.keys() - left_out.keys():
@@ -106,14 +112,18 @@ def initialize_lora_weights(
     return Report(report, content)
 
 
-def _check_arguments(method: str, loader: Any, moments: Any, options: dict[str, Any]) -> None:
+def _check_arguments(method: str, loader: Any, moments: Any, source: Any, options: dict[str, Any]) -> None:
     """Raises an error for arguments that contradict each other or have no effect."""
     for name in options:
         if name in REFUSED:
             raise TypeError(f"the option {name!r} has no effect: {REFUSED[name]}")
     if loader is not None and moments is not None:
         raise ValueError("give either a loader or moments, not both")
-    if method not in WITHOUT_DATA and loader is None and moments is None:
+    if method in ONLY_SOURCE and not (loader is None and moments is None):
+        raise ValueError(f"the method {method!r} does not use fine-tuning data: give pre-training data as source, and nothing else")
+    if method in NEEDS_SOURCE and source is None:
+        raise ValueError(f"the method {method!r} needs pre-training data: give a loader with batches of them, or their moments, as source")
+    if method not in WITHOUT_DATA and method not in ONLY_SOURCE and loader is None and moments is None:
         raise ValueError(
             f"the method {method!r} needs data: give a loader with batches of your fine-tuning data, or moments=FILE. "
             f"These methods need none: {', '.join(WITHOUT_DATA)}"

@@ -15,7 +15,7 @@ from peft.tuners.lora.layer import Embedding, MultiheadAttention, ParamWrapper, 
 CHANGES_THE_MODEL = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
 
 # Variants of LoRA whose factors have the meaning and the shapes of plain LoRA.
-PLAIN_VARIANTS = ("Dora", "ALora")
+PLAIN_VARIANTS = ("Dora", "ALora", "MiCA")
 
 
 @dataclass
@@ -173,8 +173,13 @@ def root_of(model: torch.nn.Module) -> torch.nn.Module:
     return tuner.model if hasattr(tuner, "tuner_layer_cls") else model
 
 
-def config_of(model: torch.nn.Module, adapter: str) -> LoraConfig:
-    """Returns the configuration of an adapter. Raises an error if the adapter is not a LoRA adapter that can be initialized."""
+def is_mica(config: LoraConfig) -> bool:
+    """True if PEFT keeps B as it is during training."""
+    return isinstance(config.init_lora_weights, str) and config.init_lora_weights.lower() == "mica"
+
+
+def config_of(model: torch.nn.Module, adapter: str, method: str) -> LoraConfig:
+    """Returns the configuration of an adapter. Raises an error if the adapter is not a LoRA adapter that the method can initialize."""
     configs = model.peft_config
     if adapter not in configs:
         raise ValueError(f"the model has no adapter {adapter!r}; it has {', '.join(map(repr, configs))}")
@@ -182,6 +187,13 @@ def config_of(model: torch.nn.Module, adapter: str) -> LoraConfig:
     if not isinstance(config, LoraConfig):
         raise TypeError(f"the adapter {adapter!r} is of the type {config.peft_type}, but only LoRA can be initialized")
     start = config.init_lora_weights
+    if method == "mica":
+        if not is_mica(config):
+            raise ValueError(
+                f"the method 'mica' trains A alone, but PEFT would also train B of the adapter {adapter!r}: "
+                "load the model again and make the adapter with init_lora_weights='mica'"
+            )
+        return config
     if isinstance(start, str) and start.lower().startswith(CHANGES_THE_MODEL):
         raise ValueError(
             f"the adapter {adapter!r} was made with init_lora_weights={start!r}, which changes the model or freezes a factor: "
@@ -252,7 +264,6 @@ def remove(model: torch.nn.Module, layer: Layer) -> None:
 
 def write_config(config: LoraConfig, layers: list[Layer], removed: list[Layer]) -> None:
     """Changes the configuration to the ranks and scales of the layers, so that saving and loading gives the same model."""
-    config.init_lora_weights = True
     if layers:
         ranks, alphas = [layer.rank for layer in layers], [layer.alpha for layer in layers]
         # PEFT warns of patterns for parameters, although it applies them.

@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig
 
 from .engine import Factors
-from .layers import Layer, layers_of, remove, write_config
+from .layers import Layer, is_mica, layers_of, remove, write_config
 from .weights import is_quantized
 
 
@@ -61,7 +61,9 @@ def write(
     changed = [layer for layer in written if before[layer.name] != (layer.rank, layer.scale)]
     for layer in dropped:
         remove(model, layer)
-    config.init_lora_weights = True
+    # With "mica", PEFT keeps B as it is during training, also after the adapter is saved and loaded.
+    if not is_mica(config):
+        config.init_lora_weights = True
     if changed or dropped:
         rest, others = layers_of(model, written[0].adapter)
         write_config(config, [*rest.values(), *(layer for layer, _ in others)], dropped)

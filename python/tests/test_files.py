@@ -4,7 +4,10 @@ The models have linear layers, GPT-2's Conv1D, convolutions of one to three dime
 Diffusers reads its own format and that of kohya's scripts.
 """
 
+import inspect
 import json
+import pathlib
+import re
 import warnings
 
 import pytest
@@ -20,14 +23,21 @@ from cntlora import _cntlora
 from in_peft import TOLERANCE, add_anchor, check_layers, factors, load, train, warnings_are_errors
 from models import batches, make
 
-METHODS = ["cntlora", "pissa", "milora", "olora", "corda-ipm", "corda-kpm", "eva", "lora", "gaussian", "orthogonal"]
-RESIDUAL = {"pissa", "milora", "olora", "corda-ipm", "corda-kpm"}
+METHODS = [
+    "cntlora", "pissa", "milora", "olora", "olora-tail", "mica", "corda-ipm", "corda-kpm", "sc-lora", "astra", "lora-null", "eva", "lora",
+    "gaussian", "orthogonal",
+]
+RESIDUAL = {"pissa", "milora", "olora", "olora-tail", "corda-ipm", "corda-kpm", "sc-lora", "astra", "lora-null"}
 STARTS = {
     "cntlora": ["mirrored", "update", "residual", "zero"],
     **{method: ["residual", "mirrored"] for method in RESIDUAL},
 }
 # Token counts have no directions, so that these methods do not adapt embeddings.
-NO_EMBEDDINGS = {"eva", "orthogonal"}
+NO_EMBEDDINGS = {"eva", "orthogonal", "lora-null"}
+# Methods that need pre-training activations, and the one that needs no others.
+NEEDS_SOURCE, ONLY_SOURCE = {"sc-lora", "lora-null"}, {"lora-null"}
+# Methods that share ranks out among the layers.
+SHARES_RANKS = {"eva", "astra"}
 
 
 def tool(*words):
@@ -46,6 +56,13 @@ class Files:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             cntlora.record(self.model, batches(self.batch), targets=targets, **options).save(str(self.moments), "a test")
+            self.source = folder / f"{name}.source.safetensors"
+            cntlora.record(self.model, list(batches(self.batch))[:1], targets=targets, **options).save(str(self.source), "a test")
+
+    def inputs(self, method):
+        """Returns the moments that a method uses."""
+        words = [] if method in ONLY_SOURCE else ["--moments", self.moments]
+        return words + (["--source-moments", self.source] if method in NEEDS_SOURCE else [])
 
     def base(self, folder):
         model = type(self.model).from_pretrained(folder)
@@ -56,7 +73,7 @@ class Files:
         start = start or STARTS.get(method, ["zero"])[0]
         out = self.folder / f"{self.name}-{method}"
         chosen = ["--start", start] if method in STARTS else []
-        tool("init", self.folder / self.name, "--moments", self.moments, "-o", out, "--rank", 4, "--method", method, *chosen, "--force", *words)
+        tool("init", self.folder / self.name, *self.inputs(method), "-o", out, "--rank", 4, "--method", method, *chosen, "--force", *words)
         tool("verify", out, "--base", self.folder / self.name)
         is_anchored = "anchor" in words
         changed = start == "residual" and not is_anchored
@@ -67,7 +84,11 @@ class Files:
         wanted = output(self.model, self.batch)
         if start != "update":
             assert ((output(model, self.batch) - wanted).norm() / wanted.norm()).item() <= 10 * TOLERANCE
+        ups = {name: up.clone() for name, up in model.named_parameters() if "lora_B" in name or "lora_embedding_B" in name}
         train(model, self.batch)
+        # PEFT keeps B if the adapter is one of MiCA.
+        kept = {torch.equal(up, model.get_parameter(name)) for name, up in ups.items()}
+        assert kept == {True} if method == "mica" else False in kept
         trained, plain = out.with_name(out.name + "-trained"), out.with_name(out.name + "-plain")
         model.save_pretrained(trained, selected_adapters=["default"])
         tool("verify", trained)
@@ -94,6 +115,26 @@ def test_every_method_and_start_on_a_language_model(files, method):
         files("llama").adapt(method, "--scale", 2, start=start)
 
 
+def test_mica_is_that_of_peft(files):
+    """The factors are those that PEFT makes, up to the signs of the columns of B, and PEFT freezes the same parameters."""
+    one = files("llama")
+    out = one.folder / "mica-of-the-tool"
+    tool("init", one.folder / "llama", "--moments", one.moments, "-o", out, "--rank", 4, "--method", "mica", "--target", "q_proj,v_proj", "--force")
+    assert json.loads((out / "adapter_config.json").read_text())["init_lora_weights"] == "mica"
+    wanted = get_peft_model(one.base(one.folder / "llama"), LoraConfig(r=4, lora_alpha=4, target_modules=["q_proj", "v_proj"], init_lora_weights="mica"))
+    for low_memory in (False, True):
+        model = load(one.base(one.folder / "llama"), out, is_trainable=True, low_cpu_mem_usage=low_memory)
+        trained = [{name for name, parameter in each.named_parameters() if parameter.requires_grad} for each in (model, wanted)]
+        assert trained[0] == trained[1] and len(trained[0]) == 4 and all("lora_A" in name for name in trained[0])
+        for name, parameter in wanted.named_parameters():
+            if "lora_B" in name:
+                found = model.get_parameter(name)
+                signs = (found * parameter).sum(0).sign()
+                assert (found * signs - parameter).norm() <= 1e-4 * parameter.norm()
+            elif "lora_A" in name:
+                assert not parameter.any() and not model.get_parameter(name).any()
+
+
 def test_anchors_budgets_and_text_models(files):
     files("llama").adapt("pissa", "--residual", "anchor")
     files("llama").adapt("cntlora", "--budget")
@@ -106,7 +147,8 @@ def test_anchors_budgets_and_text_models(files):
 def test_conv1d_and_convolutions(files, name):
     # wav2vec2 has a convolution whose weight is stored in two factors. The targets leave it out.
     targets = ("conv_layers.0.conv", "conv_layers.1.conv", "q_proj", "out_proj") if name == "wav2vec2" else ()
-    for method in METHODS:
+    # PEFT keeps B in linear layers and embeddings only.
+    for method in METHODS if name in ("gpt2", "videomae", "wav2vec2") else [one for one in METHODS if one != "mica"]:
         # A changed base cannot hold the residual of a convolution in groups.
         words = ["--residual", "anchor"] if name == "regnet" and method in RESIDUAL else []
         files(name, *targets).adapt(method, *words)
@@ -118,7 +160,7 @@ def test_fused_experts(files, name):
     one = files(name, per_expert=name == "gptoss")
     for method in METHODS:
         # All experts get the same rank: PEFT applies rank patterns to experts, but still warns about them.
-        one.adapt(method, *(["--rho", 1] if method == "eva" else []))
+        one.adapt(method, *(["--rho", 1] if method in SHARES_RANKS else []))
     one.adapt("pissa", "--residual", "anchor")
     if name == "mixtral":
         one.adapt("cntlora", "--budget", "--exclude", "experts")
@@ -166,14 +208,20 @@ def test_diffusers_reads_adapters_of_one_file(part, tmp_path):
     model.save_pretrained(tmp_path / part)
     moments = tmp_path / "part.moments.safetensors"
     cntlora.record(model, [batch], targets=list(PARTS[part])).save(str(moments), "a test")
-    for method in METHODS:
+    source = tmp_path / "source.moments.safetensors"
+    half = {key: value[: len(value) // 2] if isinstance(value, torch.Tensor) and value.dim() else value for key, value in batch.items()}
+    cntlora.record(model, [half], targets=list(PARTS[part])).save(str(source), "a test")
+    # Only adapters of PEFT tell that B is to be kept.
+    for method in [one for one in METHODS if one != "mica"]:
         for form in ("peft", *SINGLE_FILES):
             # All layers get the same rank: versions of diffusers before August 2026 read different ranks at wrong scales.
-            words = ["--rank", 2, "--scale", 3, "--format", form, *(["--rho", 1] if method == "eva" else [])]
+            words = ["--rank", 2, "--scale", 3, "--format", form, *(["--rho", 1] if method in SHARES_RANKS else [])]
+            words += [] if method in ONLY_SOURCE else ["--moments", moments]
+            words += ["--source-moments", source] if method in NEEDS_SOURCE else []
             words += ["--residual", "anchor"] if method in RESIDUAL else []
             words += ["--component", part] if form != "peft" else []
             out = tmp_path / f"{method}-{form}"
-            tool("init", tmp_path / part, "--moments", moments, "--method", method, "-o", out, *words)
+            tool("init", tmp_path / part, "--method", method, "-o", out, *words)
             tool("verify", out, "--base", tmp_path / part)
         updates = products(tmp_path / f"{method}-peft")
         for form, file in SINGLE_FILES.items():
@@ -354,3 +402,14 @@ def test_two_components_convert_to_names_that_diffusers_reads(tmp_path):
                 assert torch.allclose(found, wanted, atol=1e-5), name
                 seen += 1
     assert 3 * seen == len(tensors)
+
+
+def test_the_table_of_methods_tells_which_peft_has():
+    """The last column of the table in methods.md is "no" for exactly the methods that PEFT does not have."""
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "methods.md").read_text()
+    rows = [line.strip("|").split("|") for line in page.splitlines() if line.startswith("| `") and line.count("|") == 7]
+    table = {row[0].strip(" `"): row[5].strip() for row in rows if "--" not in row[0]}
+    assert table.keys() == set(METHODS)
+    words = re.findall(r'"([a-z_]+)"', inspect.getsource(LoraConfig).split("init_lora_weights:")[1].split("= field")[0])
+    of_peft = {"lora", *(method for method in METHODS if method.removesuffix("-ipm").removesuffix("-kpm") in words)}
+    assert {method for method, cell in table.items() if not cell.startswith("no")} == of_peft

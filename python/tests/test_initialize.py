@@ -5,6 +5,7 @@ import json
 import math
 import warnings
 
+import numpy
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, inject_adapter_in_model
@@ -15,9 +16,25 @@ from cntlora import _cntlora
 from adapted import ATTENTION, adapted, distance, lora_layers, output, updates
 from models import batches, make, tokens
 
-METHODS = ["cntlora", "pissa", "milora", "olora", "corda-ipm", "corda-kpm", "eva", "lora", "gaussian", "orthogonal"]
-RESIDUAL = {"pissa", "milora", "olora", "corda-ipm", "corda-kpm"}
-WITHOUT_DATA = {"pissa", "milora", "olora", "lora", "gaussian", "orthogonal"}
+METHODS = [
+    "cntlora", "pissa", "milora", "olora", "olora-tail", "mica", "corda-ipm", "corda-kpm", "sc-lora", "astra", "lora-null", "eva", "lora",
+    "gaussian", "orthogonal",
+]
+RESIDUAL = {"pissa", "milora", "olora", "olora-tail", "corda-ipm", "corda-kpm", "sc-lora", "astra", "lora-null"}
+WITHOUT_DATA = {"pissa", "milora", "olora", "olora-tail", "mica", "lora", "gaussian", "orthogonal"}
+NEEDS_SOURCE, ONLY_SOURCE = {"sc-lora", "lora-null"}, {"lora-null"}
+
+
+def data_of(method, batch):
+    """Returns the loader of a method, and its further arguments."""
+    loader = Unreadable() if method in WITHOUT_DATA else None if method in ONLY_SOURCE else batches(batch)
+    return loader, {"source": batches(tokens(seed=3))} if method in NEEDS_SOURCE else {}
+
+
+def config_of(method):
+    return {"init_lora_weights": "mica"} if method == "mica" else {}
+
+
 
 class Unreadable:
     """A loader that must not be read."""
@@ -46,17 +63,17 @@ def test_every_method_and_start(method):
     """Every start but `update` keeps the output of the model. Methods without data take no loader, and do not read one."""
     starts = {"cntlora": ["mirrored", "residual", "zero", "update"]}.get(method, ["residual", "mirrored"] if method in RESIDUAL else [None])
     for start in starts:
-        model, base, batch = adapted()
-        loader = Unreadable() if method in WITHOUT_DATA else batches(batch)
-        options = {} if start is None else {"start": start}
+        model, base, batch = adapted(**config_of(method))
+        loader, options = data_of(method, batch)
+        options = options if start is None else {**options, "start": start}
         report = cntlora.initialize_lora_weights(model, loader, method=method, **options)
         assert sorted(entry["module"] for entry in report.layers) == sorted(
             f"model.layers.{layer}.self_attn.{last}" for layer in (0, 1) for last in ATTENTION
         )
         difference = distance(output(model, batch), output(base, batch))
         assert (1e-4 < difference < 0.5) if start == "update" else difference < 1e-5, start
-        factors = [layer.lora_A["default"].weight for layer in lora_layers(model).values()]
-        assert all(a.norm() > 0 for a in factors)
+        factors = [getattr(layer, "lora_B" if method == "mica" else "lora_A")["default"].weight for layer in lora_layers(model).values()]
+        assert all(factor.norm() > 0 for factor in factors)
         is_residual = start == "residual"
         changed = [not torch.equal(layer.base_layer.weight, base.get_submodule(name.removeprefix("base_model.model.")).weight)
                    for name, layer in lora_layers(model).items()]
@@ -66,12 +83,80 @@ def test_every_method_and_start(method):
 
 def test_methods_that_need_data_say_so():
     for method in METHODS:
-        model, _, _ = adapted()
+        model, _, batch = adapted(**config_of(method))
         if method in WITHOUT_DATA:
             cntlora.initialize_lora_weights(model, method=method)
-        else:
+            continue
+        needed = "needs pre-training data: give a loader" if method in NEEDS_SOURCE else "needs data: give a loader"
+        with pytest.raises(ValueError, match=needed):
+            cntlora.initialize_lora_weights(model, method=method)
+        if method == "sc-lora":
             with pytest.raises(ValueError, match="needs data: give a loader"):
-                cntlora.initialize_lora_weights(model, method=method)
+                cntlora.initialize_lora_weights(model, method=method, source=batches(batch))
+        if method in ONLY_SOURCE:
+            with pytest.raises(ValueError, match="does not use fine-tuning data"):
+                cntlora.initialize_lora_weights(model, batches(batch), method=method, source=batches(batch))
+
+
+def test_sc_lora_and_lora_null():
+    """The factors follow from the inputs and the weight of each layer by the formulas, in numpy and float64, and from beta."""
+    pretraining = tokens(seed=3)
+
+    def moments(model, data, name):
+        rows = []
+        handle = model.get_submodule(name).register_forward_pre_hook(lambda _, args: rows.append(args[0][mask].double().numpy()))
+        with torch.no_grad():
+            for batch in batches(data):
+                mask = batch["attention_mask"].bool()
+                model(**batch)
+        handle.remove()
+        rows = numpy.concatenate(rows)
+        return rows.T @ rows / len(rows)
+
+    for method, beta in (("sc-lora", None), ("sc-lora", 0.8), ("sc-lora", 0.0), ("lora-null", None), ("astra", None)):
+        model, base, batch = adapted()
+        loader, options = data_of(method, batch)
+        if beta is not None:
+            options["beta"] = beta
+        if method == "astra":
+            options["rho"] = 1
+        report = cntlora.initialize_lora_weights(model, loader, method=method, **options)
+        assert json.loads(report.json())["method"].get("beta") == (None if method != "sc-lora" else 0.5 if beta is None else beta)
+        for path, layer in lora_layers(model).items():
+            name = path.removeprefix("base_model.model.")
+            weight = base.get_submodule(name).weight.detach().double().numpy()
+            target, source = moments(base, batch, name), moments(base, pretraining, name)
+            if method == "lora-null":
+                last = numpy.linalg.eigh(source)[1][:, :4]
+                wanted = weight @ last @ last.T
+            else:
+                share = 0.0 if method == "astra" else 0.5 if beta is None else beta
+                lead = numpy.linalg.eigh(weight @ ((1 - share) * target - share * source) @ weight.T)[1][:, -4:]
+                wanted = 2 * lead @ lead.T @ weight
+            found = layer.get_delta_weight("default").detach().double().numpy()
+            # The sums over the inputs are in f32, and their last directions depend on rounding most.
+            assert numpy.linalg.norm(found - wanted) <= 1e-4 * numpy.linalg.norm(wanted), (method, beta, name)
+
+
+def test_mica_needs_a_config_that_keeps_b():
+    """PEFT would train B too, without a word. With its own word in the config, it keeps B, also after saving and loading."""
+    model, base, batch = adapted()
+    with pytest.raises(ValueError, match="make the adapter with init_lora_weights='mica'"):
+        cntlora.initialize_lora_weights(model, method="mica")
+    with pytest.raises(ValueError, match="init_lora_weights='mica', which changes the model or freezes a factor"):
+        cntlora.initialize_lora_weights(adapted(init_lora_weights="mica")[0], batches(batch))
+    model, base, batch = adapted(init_lora_weights="mica")
+    wanted = {name: layer.lora_B["default"].weight.clone() for name, layer in lora_layers(model).items()}
+    for rank in (None, 2):
+        cntlora.initialize_lora_weights(model, method="mica", **({} if rank is None else {"rank": rank}))
+        assert model.peft_config["default"].init_lora_weights == "mica"
+        for name, layer in lora_layers(model).items():
+            found, expected = layer.lora_B["default"].weight, wanted[name][:, -(rank or 4):]
+            assert distance(found * (found * expected).sum(0).sign(), expected) < 1e-4
+            assert not layer.lora_A["default"].weight.any()
+            assert layer.lora_A["default"].weight.requires_grad and not found.requires_grad
+    model.set_adapter("default")
+    assert not any("lora_B" in name for name, parameter in model.named_parameters() if parameter.requires_grad)
 
 
 @pytest.mark.parametrize("name, targets", [
@@ -437,7 +522,7 @@ def test_options_have_the_names_of_the_tool():
 def test_choices_over_all_layers_need_one_rank():
     """A budget, eva and the bound of the start `update` are about all layers together."""
     pattern = {"q_proj": 2}
-    for options in (dict(budget=True), dict(method="eva"), dict(start="update")):
+    for options in (dict(budget=True), dict(method="eva"), dict(method="astra"), dict(start="update")):
         model, base, batch = adapted(rank_pattern=pattern)
         with pytest.raises(ValueError, match="give rank=R"):
             cntlora.initialize_lora_weights(model, batches(batch), **options)

@@ -3,6 +3,7 @@
 //! The matching rules are those of PEFT: `check_target_module_exists` for `target_modules`, `get_pattern_key` for
 //! `rank_pattern` and `alpha_pattern`.
 
+use super::loading::MICA;
 use super::modules::Module;
 use super::patterns::{Patterns, listed_names, refusal};
 use super::{Adapter, Loading};
@@ -33,6 +34,9 @@ pub struct Config {
     /// True if weights are stored as `[inputs, outputs]`. Such a model can also have linear layers.
     #[serde(default)]
     pub fan_in_fan_out: bool,
+    /// How PEFT initialized the adapter.
+    #[serde(default)]
+    pub init_lora_weights: Option<Value>,
     /// The task of the model.
     #[serde(default)]
     pub task_type: Option<String>,
@@ -62,6 +66,12 @@ fn default_alpha() -> f64 {
 }
 
 impl Config {
+    /// True if PEFT does not change `B` during training.
+    pub fn keeps_up(&self) -> bool {
+        let init = self.init_lora_weights.as_ref().and_then(Value::as_str);
+        init.is_some_and(|init| init.eq_ignore_ascii_case(MICA))
+    }
+
     /// The rank of a module.
     pub fn rank(&self, module: &str) -> u64 {
         self.rank_pattern
@@ -175,8 +185,7 @@ pub(super) fn to_json(
         "bias": "none",
         "fan_in_fan_out": adapter.shapes.values().any(|shape| *shape == LayerShape::Transposed),
         "inference_mode": false,
-        // Other values would initialize the factors or change the base weights when the adapter is loaded.
-        "init_lora_weights": true,
+        "init_lora_weights": loading.init_lora_weights(),
         "lora_alpha": alpha(usual),
         "lora_dropout": 0.0,
         "modules_to_save": loading.saved(),

@@ -25,7 +25,13 @@ pub struct Loading {
     pub modules_to_save: BTreeSet<String>,
     /// The class of the model and its library, for adapters without a task.
     pub auto_mapping: Option<Value>,
+    /// True if PEFT must not change `B` during training: the factors are those of MiCA.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub keeps_up: bool,
 }
+
+/// The value of `init_lora_weights` for adapters whose `B` is not trained.
+pub(super) const MICA: &str = "mica";
 
 /// A task of PEFT.
 pub struct Task {
@@ -62,8 +68,8 @@ impl Loading {
         !self.modules_to_save.is_empty() || !self.heads_of_task().is_empty()
     }
 
-    /// The same for one checkpoint: with the class of its model, and with the heads of the task that it has. Also returns the tensors of the
-    /// modules that are trained whole.
+    /// The same for one checkpoint: with the class of its model, and with the heads of the task that it has. Also returns the tensors
+    /// of the modules that are trained whole.
     ///
     /// # Errors
     /// A data problem for each module that the checkpoint does not have, and for a task whose head it does not have.
@@ -96,6 +102,12 @@ impl Loading {
             wholes.insert(format!("{PREFIX}{name}"), (checkpoint.source(stored), &stored.tensor));
         }
         problems.or_ok((loading, wholes))
+    }
+
+    /// The value of `init_lora_weights`. With `mica`, PEFT does not change `B` during training. Other values than `true` and `mica`
+    /// would initialize the factors anew or change the base weights when the adapter is loaded.
+    pub(super) fn init_lora_weights(&self) -> Value {
+        if self.keeps_up { json!(MICA) } else { json!(true) }
     }
 
     /// The value of `task_type`.

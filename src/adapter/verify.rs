@@ -199,6 +199,8 @@ fn checks(
     let text = |form: &Form| match form {
         Form::Balanced => BALANCED,
         Form::OrthonormalUp => "the columns of B are orthonormal",
+        Form::Orthonormal => "the columns of B and the rows of A are orthonormal",
+        Form::OrthonormalUpZeroDown => "A is zero, and the columns of B are orthonormal",
         Form::OrthonormalDown => "B is zero, and the rows of A are orthonormal",
         Form::ZeroUp => "B is zero",
         Form::ZeroDown => "A of embeddings is zero",

@@ -95,7 +95,7 @@ pub(crate) fn run(task: &ConvertTask, terminal: &Terminal) -> anyhow::Result<()>
     if let Some(rank) = done.uniform {
         record.insert("uniform_rank".into(), rank.into());
     }
-    let loading = loading(&trained);
+    let loading = loading(&trained, task);
     let card = card(terminal.process().command_line());
     // The names of other modules are not known here, so the list of targets is that of PEFT itself.
     let other_modules = &BTreeSet::new();
@@ -243,11 +243,13 @@ fn open_initial(folder: &Path, rename: &Renaming<'_>) -> Result<(PeftAdapter, Or
 }
 
 /// The facts about the model in the trained adapter.
-fn loading(trained: &PeftAdapter) -> Loading {
+fn loading(trained: &PeftAdapter, task: &ConvertTask) -> Loading {
     let config = trained.config();
+    let keeps_factors = task.init.is_none() && task.rank.is_none() && task.output.uniform.is_none();
     Loading {
         task: config.and_then(|config| config.task_type.clone()),
         auto_mapping: config.and_then(|config| config.auto_mapping.clone()),
+        keeps_up: keeps_factors && config.is_some_and(|config| config.keeps_up()),
         ..Loading::default()
     }
 }

@@ -90,10 +90,10 @@ pub fn initialize(
     let mut problems = std::mem::take(&mut task.job.refused);
     let request = &mut task.job.request;
     let method = request.method.method;
-    let reads = method.reads_activations();
+    let (reads, only_source) = (method.reads_activations(), method.reads_only_source());
     let target = open(loaded.target, !reads, &mut request.moments, &mut problems);
     let source = open(loaded.source, !reads, &mut request.source_moments, &mut problems);
-    if reads && request.moments.is_empty() {
+    if reads && !only_source && request.moments.is_empty() {
         let problem = Problem::usage(format!("the method {} needs the inputs of the layers", method.name()));
         problems.push(problem.help(RECORDED));
     }

@@ -248,6 +248,14 @@ fn next_step(output: &Output, (least, largest): (usize, usize)) -> String {
         ),
         None => String::new(),
     };
+    let frozen = match output.loading.keeps_up {
+        true => {
+            "\nPEFT 0.21 keeps B as it is and trains A, because the configuration has \"init_lora_weights\": \"mica\". It decomposes each \
+             weight when it loads the adapter, which low_cpu_mem_usage=True avoids. In other programs, freeze the parameters with \
+             \"lora_B\" or \"lora_embedding_B\" in their names.\n"
+        }
+        false => "",
+    };
     let ranks = match output.uniform {
         Some(UniformRank::Of(rank)) => rank_hint::server(rank),
         None if least < largest => format!("{}\n{}", rank_hint::server(largest), rank_hint::ONE_RANK),
@@ -255,7 +263,7 @@ fn next_step(output: &Output, (least, largest): (usize, usize)) -> String {
     };
     format!(
         "\nTrain from it, on {model}:\n\n    from peft import PeftModel\n    \
-         model = PeftModel.from_pretrained(model, {folder}, is_trainable=True)\n{anchor}\n\
+         model = PeftModel.from_pretrained(model, {folder}, is_trainable=True)\n{anchor}{frozen}\n\
          {ranks}"
     )
 }
@@ -263,6 +271,7 @@ fn next_step(output: &Output, (least, largest): (usize, usize)) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::adapter::Loading;
     use expect_test::expect;
 
     #[test]
@@ -281,6 +290,10 @@ mod tests {
             output(None, None, Format::SingleFile(SingleFile::Kohya, Component::Unet)),
             output(None, None, Format::Mlx),
             output(None, None, Format::SingleFile(SingleFile::Kohya, Component::Transformer)),
+            Output {
+                loading: Loading { keeps_up: true, ..Loading::default() },
+                ..output(None, None, Format::Peft)
+            },
         ];
         expect![[r#"
 
@@ -318,7 +331,17 @@ mod tests {
             Train from it with mlx-lm, with --config "out/adapter_config.json" and --resume-adapter-file "out/adapters.safetensors"
             ----
 
-            The adapter is in "out". diffusers does not read the names of transformers in this format: for diffusers, write it with --format diffusers"#]]
+            The adapter is in "out". diffusers does not read the names of transformers in this format: for diffusers, write it with --format diffusers
+            ----
+
+            Train from it, on the model:
+
+                from peft import PeftModel
+                model = PeftModel.from_pretrained(model, "out", is_trainable=True)
+
+            PEFT 0.21 keeps B as it is and trains A, because the configuration has "init_lora_weights": "mica". It decomposes each weight when it loads the adapter, which low_cpu_mem_usage=True avoids. In other programs, freeze the parameters with "lora_B" or "lora_embedding_B" in their names.
+
+            A server with a limit on ranks, such as --max-lora-rank of vLLM, has to allow rank 16."#]]
         .assert_eq(&steps.map(|output| next_step(&output, (16, 16))).join("\n----\n"));
     }
 

@@ -177,7 +177,7 @@ fn most_parameters(plan: &Plan) -> u64 {
     match plan.method.ranks {
         Policy::Fixed(_) | Policy::Energy(_) => ceiling,
         Policy::Budget(parameters) => ceiling.min(parameters),
-        Policy::Shared(_) => ceiling,
+        Policy::Shared(_) | Policy::Proportional(_) => ceiling,
         Policy::BudgetOfRank(rank) => ceiling.min(at_ranks(&|layer| rank.min(layer.max_rank))),
     }
 }

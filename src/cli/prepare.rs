@@ -130,8 +130,10 @@ fn check_ranks(output: &Output, plan: &Plan) -> Result<(), Problem> {
         (None, UniformRank::Of(rank)) if rank < layer.max_rank => {
             let (name, most) = (quoted(&layer.name.module), layer.max_rank);
             let what = format!("--uniform-rank is {rank}, but module {name} can get a rank of up to {most}");
-            let limit =
-                if matches!(plan.method.ranks, Policy::Shared(_)) { "a smaller --rho" } else { "--max-rank" };
+            let limit = match plan.method.ranks {
+                Policy::Shared(_) | Policy::Proportional(_) => "a smaller --rho",
+                _ => "--max-rank",
+            };
             Err(Problem::usage(what)
                 .help(format!("give --uniform-rank={most}, or limit the ranks with {limit}")))
         }

@@ -24,7 +24,11 @@ pub(crate) fn provenance(
     entries.insert("activations".into(), json!([]));
     entries.insert("source".into(), json!([]));
     if let Some(target) = &inputs.target {
-        insert_recording(&mut entries, target, "activations", "moments");
+        let (rows, moments) = match plan.method.method.reads_only_source() {
+            true => ("source", "source_moments"),
+            false => ("activations", "moments"),
+        };
+        insert_recording(&mut entries, target, rows, moments);
     }
     if let Some(source) = &inputs.source {
         insert_recording(&mut entries, source, "source", "source_moments");

@@ -14,6 +14,7 @@ use crate::adapter::{Component, Format, Loading, UniformRank, anchor_of, default
 use crate::element::Element;
 use crate::factors::{Start, Strength};
 use crate::initializer::Initializer;
+use crate::method::sc_lora::DEFAULT_BETA;
 use crate::method::{Options, RankRule};
 use crate::moments_file::ENDING;
 use crate::plan::{MeasurementRequest, Nonfinite, Rename, Request, Selection, Shard};
@@ -243,6 +244,7 @@ fn options(args: &MethodArgs, ranks: &RankArgs) -> Options {
         ridge: args.ridge.unwrap_or(defaults.ridge),
         channel_scale: args.channel_scale.unwrap_or(defaults.channel_scale),
         shrinkage: args.shrinkage.unwrap_or(defaults.shrinkage),
+        beta: args.method.has_beta().then(|| args.beta.unwrap_or(DEFAULT_BETA)),
         norm: args.norm.unwrap_or(defaults.norm),
         strength: match (args.strength, args.max_shift) {
             (Some(strength), _) => Strength::Fixed(strength),
@@ -287,6 +289,7 @@ fn loading(job: &JobArgs, refused: &mut Problems) -> Loading {
         task: task_type.clone(),
         modules_to_save: modules_to_save.iter().cloned().collect(),
         auto_mapping: None,
+        keeps_up: job.method.method.keeps_up(),
     };
     let format = job.output.writing.format;
     let (is_peft, has_base) = (format == Format::Peft, matches!(format, Format::Peft | Format::Mlx));
@@ -301,6 +304,20 @@ fn loading(job: &JobArgs, refused: &mut Problems) -> Loading {
             );
             refused.push(Problem::usage(what).help(format!("remove {option}")));
         }
+    }
+    if loading.keeps_up && !is_peft {
+        let what = format!(
+            "--method {} keeps B as it is during training, and of all formats only that of PEFT has a place for it",
+            job.method.method.name()
+        );
+        refused.push(Problem::usage(what).help("remove --format"));
+    }
+    if loading.keeps_up && job.output.writing.uniform_rank.is_some() {
+        let what = format!(
+            "--uniform-rank has no use with --method {}: training keeps B, so that units with zeros in B would do nothing",
+            job.method.method.name()
+        );
+        refused.push(Problem::usage(what).help("remove --uniform-rank"));
     }
     let is_residual = start(&job.method) == Start::Residual;
     let is_anchored = job.output.anchored == Some(true);
@@ -386,14 +403,16 @@ fn refuse_without_effect(job: &JobArgs, refused: &mut Problems) {
             refused.push(Problem::usage(what).help(help));
         }
     }
-    let (reads_source, shares_ranks) = (method.reads_source(), method.rank_rule() == RankRule::Shared);
+    let has_constraints = method.has_constraints();
+    let shares_ranks = matches!(method.rank_rule(), RankRule::Shared | RankRule::Proportional);
     for (option, given, has_effect) in [
-        ("--coupling", args.coupling.is_some(), reads_source),
-        ("--preserve", args.preserve.is_some(), reads_source),
-        ("--norm", args.norm.is_some(), reads_source),
+        ("--coupling", args.coupling.is_some(), has_constraints),
+        ("--preserve", args.preserve.is_some(), has_constraints),
+        ("--norm", args.norm.is_some(), has_constraints),
+        ("--beta", args.beta.is_some(), method.has_beta()),
         ("--ridge", args.ridge.is_some(), method.has_ridge()),
-        ("--channel-scale", args.channel_scale.is_some(), reads_source),
-        ("--shrinkage", args.shrinkage.is_some(), reads_source),
+        ("--channel-scale", args.channel_scale.is_some(), has_constraints),
+        ("--shrinkage", args.shrinkage.is_some(), has_constraints),
         ("--rho", job.ranks.rho.is_some(), shares_ranks),
         ("--max-rank", job.ranks.max_rank.is_some(), !shares_ranks),
     ] {

@@ -16,13 +16,13 @@ pub(super) fn shape_of(
     options: &Options,
 ) -> Result<(u64, LayerShape), Unfit> {
     let method = options.method;
-    if let Some(reason) = method.reason_against_embeddings() {
+    if let Some(reason) = method.reason_against(&LayerShape::Embedding) {
         return Err(Unfit::Kind(format!(
             "it is an embedding, and the method {} does not adapt embeddings: {reason}",
             method.name()
         )));
     }
-    if method.reads_source() && options.coupling == Coupling::Paired {
+    if method.has_constraints() && options.coupling == Coupling::Paired {
         return Err(Unfit::Kind("it is an embedding, and token counts have no pairs".into()));
     }
     let tokens = site.width as u64;

@@ -12,7 +12,7 @@ use super::unfit::Unfit;
 use super::{PlannedLayer, PlannedSite, SharedTensor, Skipped, blocks, embeddings, families, shared};
 use crate::constraint::Coupling;
 use crate::factors::{LayerName, LayerShape, Start};
-use crate::method::Options;
+use crate::method::{Method, Options};
 use crate::storage::wrappers::{self, Wrapped};
 use crate::storage::{Checkpoint, Piece, Problem, Problems, quoted};
 use std::borrow::Cow;
@@ -136,6 +136,9 @@ pub(super) fn find(
                 }
             };
             match (Module { name: &name.module, checkpoint, site, options }).layers(&stored) {
+                Ok(blocks) if let Some(reason) = reason_against(options.method, &blocks) => {
+                    skip(module, reason, selector, checkpoint, &mut found);
+                }
                 Ok(blocks) => {
                     let is_recorded = |layer: &PlannedLayer| name.block.is_none() || layer.name == name;
                     layers.extend(blocks.into_iter().filter(is_recorded));
@@ -235,6 +238,13 @@ fn block_from_text(text: &str) -> Option<LayerName> {
     let (module, number) = text.rsplit_once('.')?;
     let name = LayerName::of_block(module, number.parse().ok()?);
     (name.to_string() == text).then_some(name)
+}
+
+/// The reason why the method does not adapt a module with these blocks.
+fn reason_against(method: Method, blocks: &[PlannedLayer]) -> Option<String> {
+    let shape = &blocks.first()?.shape;
+    let reason = method.reason_against(shape)?;
+    Some(format!("the method {} does not adapt {}: {reason}", method.name(), shape.plural()))
 }
 
 /// Skips a module. Reports a problem if the user named the module.

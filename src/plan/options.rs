@@ -14,7 +14,11 @@ use crate::storage::{Problem, Problems};
 const SHOWN: usize = 3;
 
 /// Checks that need no layers.
-pub(super) fn check_values(options: &Options, has_source: bool, problems: &mut Problems) {
+pub(super) fn check_values(
+    options: &Options,
+    (has_target, has_source): (bool, bool),
+    problems: &mut Problems,
+) {
     problems.0.extend(options.complaints().iter().map(|error| {
         let problem = Problem::usage(error.to_string());
         match *error {
@@ -34,11 +38,21 @@ pub(super) fn check_values(options: &Options, has_source: bool, problems: &mut P
         );
         problems.push(Problem::usage(what).help("give a --scale nearer to 1"));
     }
+    let has_useless_target = has_target && options.method.reads_only_source();
+    if has_useless_target {
+        let what = format!("the method {} does not use fine-tuning activations", options.method.name());
+        let help = "remove --activations or --moments, and give pre-training activations with --source or --source-moments";
+        problems.push(Problem::usage(what).help(help));
+    }
     if has_source && !options.method.reads_source() {
         let what = format!("the method {} does not use pre-training activations", options.method.name());
         problems.push(Problem::usage(what).help("remove --source"));
     }
-    if options.method.reads_source() && options.coupling == Coupling::Paired && !has_source {
+    if !has_source && !has_useless_target && options.method.needs_source() {
+        let error = Error::NeedsSource { method: options.method.name() };
+        problems.push(Problem::usage(error.to_string()).help("give them with --source or --source-moments"));
+    }
+    if options.method.has_constraints() && options.coupling == Coupling::Paired && !has_source {
         problems.push(
             Problem::usage(
                 "the coupling paired needs pre-training activations, one row for each fine-tuning row",
@@ -150,7 +164,7 @@ pub(super) fn check_ranks(options: &Options, sites: &[PlannedSite], problems: &m
                 problems.push(Problem::usage(what).help(format!("give --budget={needed} or more")));
             }
         }
-        Policy::Energy(_) | Policy::BudgetOfRank(_) | Policy::Shared(_) => {}
+        Policy::Energy(_) | Policy::BudgetOfRank(_) | Policy::Shared(_) | Policy::Proportional(_) => {}
     }
 }
 
@@ -169,13 +183,24 @@ mod tests {
         let mut problems = Problems::default();
         check_values(
             &Options { method: Method::Lora, start: Start::Zero, ..Options::default() },
-            true,
+            (true, true),
             &mut problems,
         );
+        let residual = |method| Options { method, start: Start::Residual, ..Options::default() };
+        check_values(&residual(Method::ScLora), (true, false), &mut problems);
+        check_values(&residual(Method::LoraNull), (true, false), &mut problems);
+        check_values(&residual(Method::LoraNull), (false, false), &mut problems);
+        let astra = Options { ranks: Policy::Proportional(4), ..residual(Method::Astra) };
+        check_values(&astra, (true, true), &mut problems);
+        check_values(&Options { beta: Some(-0.1), ..residual(Method::ScLora) }, (true, true), &mut problems);
         expect![[r#"
             the method lora does not use pre-training activations; help: remove --source
-        "#]]
-        .assert_eq(&snapshot(problems));
+            the method sc-lora needs pre-training activations; help: give them with --source or --source-moments
+            the method lora-null does not use fine-tuning activations; help: remove --activations or --moments, and give pre-training activations with --source or --source-moments
+            the method lora-null needs pre-training activations; help: give them with --source or --source-moments
+            the method astra does not use pre-training activations; help: remove --source
+            beta is -0.1, but must be from 0 to 1
+        "#]].assert_eq(&snapshot(problems));
     }
 
     #[test]

@@ -17,9 +17,10 @@ use std::path::PathBuf;
 pub struct Inputs {
     /// The model.
     pub checkpoint: Checkpoint,
-    /// Fine-tuning activations. `None` if none were given and the method needs none.
+    /// Fine-tuning activations. `None` if none were given and the method needs none. For methods that use only pre-training activations,
+    /// these.
     pub target: Option<Recording>,
-    /// Pre-training activations.
+    /// Pre-training activations that are used beside fine-tuning ones.
     pub source: Option<Recording>,
 }
 
@@ -34,7 +35,9 @@ pub fn plan(request: &Request) -> Result<(Plan, Inputs), Problems> {
         let open = |activations: &[PathBuf], moments: &[PathBuf], problems: &mut Problems| {
             problems.collect(Recording::open(activations, moments, request.access))
         };
-        let target = match request.has_target() || request.method.method.reads_activations() {
+        let method = request.method.method;
+        let needs_target = method.reads_activations() && !method.reads_only_source();
+        let target = match request.has_target() || needs_target {
             true => open(&request.activations, &request.moments, problems),
             false => None,
         };
@@ -59,12 +62,14 @@ fn plan_with(
     open: impl FnOnce(&mut Problems) -> (Option<Checkpoint>, Option<Recording>, Option<Recording>),
 ) -> Result<(Plan, Inputs), Problems> {
     let mut problems = Problems::default();
-    options::check_values(&request.method, request.has_source(), &mut problems);
+    options::check_values(&request.method, (request.has_target(), request.has_source()), &mut problems);
     options::check_pairs(request, &mut problems);
     let renames = problems.collect(Renames::new(&request.renames));
     let adapter_renames = problems.collect(Renames::of_adapter(&request.adapter_renames));
     let selector = problems.collect(Selector::new(&request.selection));
     let (checkpoint, target, source) = open(&mut problems);
+    let only_source = request.method.method.reads_only_source();
+    let (target, source) = if only_source { (source, None) } else { (target, source) };
     for recording in [&target, &source].into_iter().flatten() {
         problems.collect(options::check_moments_precision(recording, request.precision));
     }
@@ -116,7 +121,7 @@ fn plan_with(
     }
     let memory = Memory::of_run(&found.sites, &request.method);
     let Options { method, coupling, .. } = request.method;
-    let cheaper = match method.reads_source() && coupling == Coupling::Transport {
+    let cheaper = match method.has_constraints() && coupling == Coupling::Transport {
         true => "; --coupling uncorrelated and smaller ranks need less",
         false => "; smaller ranks need less",
     };

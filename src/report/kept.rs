@@ -17,6 +17,7 @@ pub(super) fn as_layer(layer: &LayerReport, start: Start) -> Layer<'_> {
         energy: layer.energy,
         cost: (layer.outputs as u64).saturating_add(layer.inputs as u64),
         parts: 1,
+        effective_rank: None,
     }
 }
 

@@ -23,3 +23,4 @@ pub use crate::adapter::REPORT_FILE;
 pub use content::{
     InputFile, InputFiles, LayerReport, Report, SCHEMA_VERSION, SiteReport, TrustRegion, UnusableSite,
 };
+pub(crate) use tokens::kind_of_rows;

@@ -1,14 +1,20 @@
 //! The number of tokens that a run used. Sites record the same tokens, so their rows do not add up.
 
 use super::{Report, SiteReport, groups};
+use crate::method::Method;
 
-/// The number of fine-tuning tokens: the largest number of rows of a site. Sites of experts count only if there are no others,
-/// because a token can be a row of several experts.
+/// The kind of the activations whose rows are [`SiteReport::rows`], in words.
+pub(crate) fn kind_of_rows(method: Method) -> &'static str {
+    if method.reads_only_source() { "pre-training" } else { "fine-tuning" }
+}
+
+/// The number of fine-tuning tokens, or of pre-training tokens if the method uses no others: the largest number of rows of a site.
+/// Sites of experts count only if there are no others, because a token can be a row of several experts.
 pub(super) fn fine_tuning(report: &Report) -> u64 {
     most(report, |site| Some(site.rows))
 }
 
-/// The number of pre-training tokens.
+/// The number of pre-training tokens that are used beside fine-tuning tokens.
 pub(super) fn pre_training(report: &Report) -> u64 {
     most(report, |site| site.source_rows)
 }
@@ -30,7 +36,8 @@ pub(super) fn words(report: &Report, number: impl Fn(u64) -> String) -> Option<S
         0 => String::new(),
         tokens => format!(" and {} of pre-training activations", number(tokens)),
     };
-    Some(format!("{} {noun} of fine-tuning activations{source}", number(fine_tuning)))
+    let kind = kind_of_rows(report.method.method);
+    Some(format!("{} {noun} of {kind} activations{source}", number(fine_tuning)))
 }
 
 #[cfg(test)]

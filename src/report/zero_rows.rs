@@ -3,6 +3,8 @@
 use super::Report;
 use super::SiteReport;
 use super::format::percent;
+use super::tokens::kind_of_rows;
+use crate::method::Method;
 use crate::storage::quoted;
 
 /// A sentence about the sites with rows that are all zero, if there are any. `sites` gives the name, the number of rows and the number of
@@ -31,17 +33,18 @@ pub(crate) fn sentence<'a>(kind: &str, sites: impl Iterator<Item = (&'a str, u64
 
 /// The sentences about both kinds of activations of the sites of a report.
 pub(crate) fn of_sites<'a>(
+    method: Method,
     sites: impl Iterator<Item = &'a SiteReport> + Clone,
 ) -> impl Iterator<Item = String> {
     let rows = sites.filter(|site| !site.embedding);
     let target = rows.clone().map(|site| (site.name.as_str(), site.rows, site.zero_rows));
     let source = rows.filter_map(|site| Some((site.name.as_str(), site.source_rows?, site.source_zero_rows)));
-    [sentence("fine-tuning", target), sentence("pre-training", source)].into_iter().flatten()
+    [sentence(kind_of_rows(method), target), sentence("pre-training", source)].into_iter().flatten()
 }
 
 /// As [`of_sites`].
 pub(super) fn of_report(report: &Report) -> impl Iterator<Item = String> {
-    of_sites(report.sites.iter())
+    of_sites(report.method.method, report.sites.iter())
 }
 
 #[cfg(test)]

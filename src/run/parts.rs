@@ -38,7 +38,7 @@ pub fn run_part(
         work_side_by_side(&plan.sites_of(shard), |site| site.width, Threads::of(plan), work)
     })?;
     rows::warn_of_few(plan, sites.iter().flatten(), observer);
-    rows::warn_of_zeros(sites.iter().flatten(), observer);
+    rows::warn_of_zeros(plan, sites.iter().flatten(), observer);
     check_unchanged(inputs)?;
     let mut unusable: Vec<UnusableSite> = sites.into_iter().filter_map(Result::err).collect();
     unusable.sort_by(|a, b| a.name.cmp(&b.name));

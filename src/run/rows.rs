@@ -3,7 +3,7 @@
 use super::{Event, Observer};
 use crate::constraint::rows_wanted;
 use crate::plan::Plan;
-use crate::report::{SiteReport, zero_rows};
+use crate::report::{SiteReport, kind_of_rows, zero_rows};
 use crate::storage::quoted;
 use std::collections::BTreeSet;
 
@@ -19,23 +19,23 @@ pub(super) fn warn_of_few<'a>(
     let embeddings: BTreeSet<&str> =
         plan.sites.iter().filter(|site| site.classes.is_some()).map(|site| site.name.as_str()).collect();
     let sites: Vec<&SiteReport> = sites.filter(|site| !embeddings.contains(site.name.as_str())).collect();
-    let shrinks = plan.method.method.reads_source();
-    for message in few("fine-tuning", shrinks, &sites, |site| Some(site.rows)).into_iter().chain(few(
-        "pre-training",
-        shrinks,
-        &sites,
-        |site| site.source_rows,
-    )) {
+    let shrinks = plan.method.method.has_constraints();
+    for message in few(kind_of_rows(plan.method.method), shrinks, &sites, |site| Some(site.rows))
+        .into_iter()
+        .chain(few("pre-training", shrinks, &sites, |site| site.source_rows))
+    {
         observer.event(Event::Warning { message });
     }
 }
 
 /// Warns about rows that are all zero.
 pub(super) fn warn_of_zeros<'a>(
+    plan: &Plan,
     sites: impl Iterator<Item = &'a SiteReport> + Clone,
     observer: &dyn Observer,
 ) {
-    zero_rows::of_sites(sites).for_each(|message| observer.event(Event::Warning { message }));
+    zero_rows::of_sites(plan.method.method, sites)
+        .for_each(|message| observer.event(Event::Warning { message }));
 }
 
 /// The warning for one kind of rows, if a site has too few.

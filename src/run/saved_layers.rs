@@ -3,7 +3,7 @@
 //! | layer | tensors |
 //! |---|---|
 //! | components of an update | `<layer>/u` and `<layer>/a` (F32), `<layer>/sigma` and `<layer>/activation_energy` (F64), `<layer>/figures` (F64): energy, residual, output energy, seconds |
-//! | known factors | `<layer>/b` and `<layer>/a` (F32), `<layer>/spectrum` (F64), `<layer>/figures` (F64): energy, seconds |
+//! | known factors | `<layer>/b` and `<layer>/a` (F32), `<layer>/spectrum` (F64), `<layer>/figures` (F64): energy, seconds, and the effective rank if there is one |
 //!
 //! The metadata entry `cntlora` is JSON: the identity of the job, the report of the site, and the other data of each layer. The entry
 //! `sha256` is the hash of this text and of the data of all tensors, sorted by name. The file of an unusable site has no layers, and the
@@ -82,12 +82,13 @@ impl SavedLayers {
                     put("activation_energy", vector(activation_energy));
                     put("figures", vector(&[*energy, *residual, *output_energy, *seconds]));
                 }
-                Draft::Nested(Nested { factors, spectrum, energy }) => {
+                Draft::Nested(Nested { factors, spectrum, energy, effective_rank }) => {
                     text.nested.insert(module.clone());
                     put("b", matrix(factors.b.as_ref()));
                     put("a", matrix(factors.a.as_ref()));
                     put("spectrum", vector(spectrum));
-                    put("figures", vector(&[*energy, *seconds]));
+                    let figures = [*energy, *seconds].into_iter().chain(*effective_rank);
+                    put("figures", vector(&figures.collect::<Vec<_>>()));
                 }
             }
         }
@@ -175,11 +176,16 @@ impl Stored<'_> {
         let [spectrum, figures] =
             ["spectrum", "figures"].map(|name| self.vector(&format!("{module}/{name}")));
         let (b, a, spectrum) = (b?, a?, spectrum?);
-        let [energy, seconds] = figures?.try_into().ok()?;
+        let (energy, seconds, effective_rank) = match figures?[..] {
+            [energy, seconds] => (energy, seconds, None),
+            [energy, seconds, effective_rank] => (energy, seconds, Some(effective_rank)),
+            _ => return None,
+        };
         if [b.ncols(), a.nrows()] != [spectrum.len(); 2] {
             return None;
         }
-        Some((Draft::Nested(Nested { factors: Factors { a, b }, spectrum, energy }), seconds))
+        let factors = Factors { a, b };
+        Some((Draft::Nested(Nested { factors, spectrum, energy, effective_rank }), seconds))
     }
 
     fn numbers<const N: usize>(&self, name: &str, dtype: &str) -> Option<&[[u8; N]]> {
@@ -252,7 +258,9 @@ mod tests {
             factors: Factors { a: gaussian(2, 5, seed, "o"), b: gaussian(6, 2, seed, "o") },
             spectrum: vec![1.0 / 3.0, 0.1 + 0.2],
             energy: 1e-300,
+            effective_rank: None,
         };
+        let ranked = Nested { effective_rank: Some(0.1 + 0.2), ..nested.clone() };
         let report = SiteReport {
             name: "site".into(),
             embedding: false,
@@ -269,8 +277,8 @@ mod tests {
             source_spread: None,
             frechet_distance: Some(0.5),
         };
-        let nested = (Draft::Nested(nested), 0.25);
-        let layers = [("q", layer("q", 3, 5, 2)), ("v/u", layer("v", 4, 5, 3)), ("o", nested)];
+        let [nested, ranked] = [nested, ranked].map(|nested| (Draft::Nested(nested), 0.25));
+        let layers = [("q", layer("q", 3, 5, 2)), ("v/u", layer("v", 4, 5, 3)), ("o", nested), ("p", ranked)];
         let layers = layers.into_iter().map(|(name, layer)| (name.to_owned(), layer)).collect();
         SavedLayers { job: "job".into(), found: Ok(report), layers }
     }
@@ -311,7 +319,7 @@ mod tests {
                                 && a.components.output_energy == b.components.output_energy
                         }
                         (Draft::Nested(a), Draft::Nested(b)) => {
-                            (a.energy, &a.spectrum) == (b.energy, &b.spectrum)
+                            (a.energy, &a.spectrum, a.effective_rank) == (b.energy, &b.spectrum, b.effective_rank)
                                 && a.factors.a == b.factors.a
                                 && a.factors.b == b.factors.b
                         }

@@ -67,7 +67,10 @@ pub(super) fn of_site(
             report.source_zero_rows = source.as_ref().map_or(0, Moments::zero_rows);
             report.spread = Some(Spread::of(target).map_err(refused)?);
             report.source_spread = source.as_ref().map(Spread::of).transpose().map_err(refused_source)?;
-            Some(measured.evidence().into())
+            let evidence = measured.evidence();
+            let only_source = initializer.options().method.reads_only_source();
+            let source = if only_source { Some(evidence.target) } else { evidence.source };
+            Some(Evidence { source, ..evidence }.into())
         }
         Some(RowsOrTokens::Tokens((target, source))) => {
             report.rows = target.total();

@@ -60,7 +60,7 @@ fn carry_out(
         let sites = sites?;
         check_unchanged(inputs)?;
         rows::warn_of_few(plan, sites.iter().flat_map(|site| &site.found), observer);
-        rows::warn_of_zeros(sites.iter().flat_map(|site| &site.found), observer);
+        rows::warn_of_zeros(plan, sites.iter().flat_map(|site| &site.found), observer);
         assemble(plan, files?, sites, started)
     })
 }

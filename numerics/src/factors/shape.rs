@@ -83,6 +83,17 @@ impl LayerShape {
         }
     }
 
+    /// Layers of this shape, in words.
+    pub fn plural(&self) -> &'static str {
+        match self {
+            Self::Linear | Self::Transposed => "linear layers",
+            Self::Embedding => "embeddings",
+            Self::Convolution(_) => "convolutions",
+            Self::Group { .. } => "convolutions in groups",
+            Self::Expert { .. } => "experts in one parameter",
+        }
+    }
+
     /// The number of blocks in the module, if it has blocks. Each block has factors of its own, and all have one rank.
     pub fn blocks(&self) -> Option<usize> {
         match self {

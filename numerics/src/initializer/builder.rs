@@ -55,7 +55,8 @@ impl Initializer {
     ///
     /// # Errors
     /// [`Error::NoRows`], [`Error::NoVariation`] and [`Error::NonFinite`] for activations that give nothing to initialize from;
-    /// [`Error::Shape`] for statistics of different widths; [`Error::MissingSource`] and [`Error::NoPairs`] for
+    /// [`Error::Shape`] for statistics of different widths; [`Error::NeedsSource`] for a method that needs pre-training activations,
+    /// without them; [`Error::MissingSource`] and [`Error::NoPairs`] for
     /// [`Coupling::Paired`] without paired statistics; [`Error::Combination`] for a method that does not adapt embeddings;
     /// [`Error::NotPositiveDefinite`] and [`Error::NoConvergence`] if a decomposition fails.
     ///
@@ -63,6 +64,7 @@ impl Initializer {
     /// [`Error::NoVariation`]: crate::error::Error::NoVariation
     /// [`Error::NonFinite`]: crate::error::Error::NonFinite
     /// [`Error::Shape`]: crate::error::Error::Shape
+    /// [`Error::NeedsSource`]: crate::error::Error::NeedsSource
     /// [`Error::MissingSource`]: crate::error::Error::MissingSource
     /// [`Error::NoPairs`]: crate::error::Error::NoPairs
     /// [`Error::Combination`]: crate::error::Error::Combination
@@ -181,13 +183,15 @@ impl Builder {
         self
     }
 
-    /// The rank of every layer, unless [`Self::ranks`] are given; for [`Method::Eva`] the mean rank. The default is 16.
+    /// The rank of every layer, unless [`Self::ranks`] are given; for [`Method::Eva`] and [`Method::Astra`] the mean rank. The default
+    /// is 16.
     pub fn rank(mut self, rank: usize) -> Self {
         self.rank = rank;
         self
     }
 
-    /// How ranks are chosen. The default is one rank for all layers; for [`Method::Eva`], [`Policy::Shared`].
+    /// How ranks are chosen. The default is one rank for all layers; for [`Method::Eva`], [`Policy::Shared`]; for
+    /// [`Method::Astra`], [`Policy::Proportional`].
     pub fn ranks(mut self, ranks: Policy) -> Self {
         self.ranks = Some(ranks);
         self
@@ -200,7 +204,7 @@ impl Builder {
     }
 
     /// The largest rank of a layer. The default is the rank itself if all layers have one rank, 128 for [`Policy::Energy`], 4 times the
-    /// rank for budgets, and twice the rank for [`Policy::Shared`].
+    /// rank for budgets, and twice the rank for [`Policy::Shared`] and [`Policy::Proportional`].
     pub fn max_rank(mut self, rank: usize) -> Self {
         self.max_rank = Some(rank);
         self
@@ -261,6 +265,12 @@ impl Builder {
         self
     }
 
+    /// The weight `β` of the pre-training activations, from 0 to 1, for [`Method::ScLora`].
+    pub fn beta(mut self, weight: f64) -> Self {
+        self.options.beta = Some(weight);
+        self
+    }
+
     /// The norm in which an update is cut to low rank, for [`Method::Cntlora`].
     pub fn norm(mut self, norm: Norm) -> Self {
         self.options.norm = norm;
@@ -278,6 +288,7 @@ impl Builder {
         let method = self.options.method;
         let by_default = match method.rank_rule() {
             RankRule::Shared => Policy::Shared(self.rank),
+            RankRule::Proportional => Policy::Proportional(self.rank),
             RankRule::Spectrum | RankRule::Fixed => Policy::Fixed(self.rank),
         };
         let ranks = self.ranks.unwrap_or(by_default);
@@ -286,7 +297,7 @@ impl Builder {
             Policy::Energy(_) => LARGEST_OF_ENERGY,
             Policy::Budget(_) => self.rank.saturating_mul(LARGEST_OF_BUDGET),
             Policy::BudgetOfRank(rank) => rank.saturating_mul(LARGEST_OF_BUDGET),
-            Policy::Shared(rank) => rank.saturating_mul(LARGEST_OF_SHARED),
+            Policy::Shared(rank) | Policy::Proportional(rank) => rank.saturating_mul(LARGEST_OF_SHARED),
         };
         let max = self.max_rank.unwrap_or(largest);
         Options {

@@ -43,7 +43,7 @@ impl Site {
         let evidence = activations.as_ref().map(Activations::evidence);
         let is_embedding = matches!(evidence, Some(RowsOrTokens::Tokens(_)));
         if is_embedding {
-            check_embeddings(&options)?;
+            check_shape(&options, &LayerShape::Embedding)?;
         }
         if evidence.is_none() && method.reads_activations() {
             return Err(Error::NoRows);
@@ -76,9 +76,7 @@ impl Site {
         weight: MatRef<'_, f32>,
         shape: &LayerShape,
     ) -> Result<Layer> {
-        if *shape == LayerShape::Embedding {
-            check_embeddings(&self.options)?;
-        }
+        check_shape(&self.options, shape)?;
         dense::check_finite("the weight", weight)?;
         let name = name.into();
         let options = self.options.of_part(shape.parts());
@@ -101,13 +99,13 @@ impl Site {
     }
 }
 
-/// Refuses a method that does not adapt embeddings.
-fn check_embeddings(options: &Options) -> Result<()> {
-    match options.method.reason_against_embeddings() {
+/// Refuses a method that does not adapt layers of a shape.
+fn check_shape(options: &Options, shape: &LayerShape) -> Result<()> {
+    match options.method.reason_against(shape) {
         None => Ok(()),
         Some(reason) => Err(Error::Combination {
             method: options.method.name(),
-            what: "embeddings".to_owned(),
+            what: shape.plural().to_owned(),
             instead: reason.into(),
         }),
     }

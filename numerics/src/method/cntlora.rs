@@ -38,7 +38,7 @@ impl Definition for Cntlora {
     }
 
     fn uses(&self) -> Uses {
-        Uses::TargetAndSource
+        Uses::Constraints
     }
 
     fn has_ridge(&self) -> bool {

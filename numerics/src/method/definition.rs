@@ -12,10 +12,12 @@ use std::fmt::Debug;
 /// How a method chooses ranks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RankRule {
-    /// From singular values: every policy but [`Policy::Shared`].
+    /// From singular values: every policy but [`Policy::Shared`] and [`Policy::Proportional`].
     Spectrum,
     /// [`Policy::Shared`], or one rank for all layers.
     Shared,
+    /// [`Policy::Proportional`], or one rank for all layers.
+    Proportional,
     /// One rank for all layers.
     Fixed,
 }
@@ -27,6 +29,10 @@ pub enum Form {
     Balanced,
     /// `BᵀB = I`.
     OrthonormalUp,
+    /// `BᵀB = A Aᵀ = I`.
+    Orthonormal,
+    /// `BᵀB = I`, and `A = 0`.
+    OrthonormalUpZeroDown,
     /// `B = 0`, and the rows of `A` are orthonormal.
     OrthonormalDown,
     /// `B = 0`.
@@ -46,9 +52,13 @@ pub(crate) enum Uses {
     Weights,
     /// The fine-tuning activations.
     Target,
+    /// The pre-training activations.
+    Source,
+    /// The fine-tuning and the pre-training activations.
+    Both,
     /// The fine-tuning activations and, if there are any, the pre-training activations, with the options of
     /// [`Terms`](crate::constraint::Terms).
-    TargetAndSource,
+    Constraints,
 }
 
 /// The size of a site, from which its memory and its work follow.
@@ -100,13 +110,23 @@ pub(crate) trait Definition: Sync {
         false
     }
 
-    /// The reason why the method does not adapt embeddings, if it does not.
-    fn reason_against_embeddings(&self) -> Option<&'static str> {
+    /// True if the method weighs pre-training against fine-tuning activations with [`Options::beta`].
+    fn has_beta(&self) -> bool {
+        false
+    }
+
+    /// True if training must not change `B`.
+    fn keeps_up(&self) -> bool {
+        false
+    }
+
+    /// The reason why the method does not adapt layers of a shape, if it does not.
+    fn reason_against(&self, _shape: &LayerShape) -> Option<&'static str> {
         None
     }
 
     /// The part of the work that depends on the activations of a site alone. There is `evidence` if [`Self::uses`] asks for it. It is
-    /// never of tokens if there is a [`Self::reason_against_embeddings`]. `name` selects the site's random stream.
+    /// never of tokens if there is a [`Self::reason_against`] embeddings. `name` selects the site's random stream.
     fn basis(
         &self,
         evidence: Option<SiteEvidence<'_>>,

@@ -37,6 +37,8 @@ pub struct Nested {
     pub spectrum: Vec<f64>,
     /// The energy of all ranks together.
     pub energy: f64,
+    /// The [effective rank](Layer::effective_rank), if the method chooses ranks by it.
+    pub effective_rank: Option<f64>,
 }
 
 impl Decomposition {
@@ -44,7 +46,14 @@ impl Decomposition {
     pub fn as_layer(&self, start: Start) -> Layer<'_> {
         let cost = (self.components.u.nrows() + self.components.a.nrows()) as u64;
         let rank_per_component = start.rank_per_component();
-        Layer { spectrum: &self.components.sigma, energy: self.energy, cost, rank_per_component, parts: 1 }
+        Layer {
+            spectrum: &self.components.sigma,
+            energy: self.energy,
+            cost,
+            rank_per_component,
+            parts: 1,
+            effective_rank: None,
+        }
     }
 }
 
@@ -52,7 +61,7 @@ impl Nested {
     /// Factors whose product is zero for every rank.
     pub(super) fn of_no_energy(factors: Factors) -> Self {
         let spectrum = vec![0.0; factors.a.nrows()];
-        Self { factors, spectrum, energy: 0.0 }
+        Self { factors, spectrum, energy: 0.0, effective_rank: None }
     }
 
     fn initialize(&self, rank: usize, start: Start) -> Result<Initialization> {
@@ -78,8 +87,9 @@ impl Draft {
                 let Factors { a, b } = &nested.factors;
                 let cost = (a.ncols() + b.nrows()) as u64;
                 let rank_per_component = start.rank_per_component();
-                let spectrum = &nested.spectrum;
-                Layer { spectrum, energy: nested.energy, cost, rank_per_component, parts: 1 }
+                let Nested { spectrum, energy, effective_rank, .. } = nested;
+                let (energy, effective_rank) = (*energy, *effective_rank);
+                Layer { spectrum, energy, cost, rank_per_component, parts: 1, effective_rank }
             }
         }
     }

@@ -45,8 +45,9 @@ impl Definition for Eva {
         Uses::Target
     }
 
-    fn reason_against_embeddings(&self) -> Option<&'static str> {
-        Some("tokens that occur equally often vary alike, so they have no leading directions")
+    fn reason_against(&self, shape: &LayerShape) -> Option<&'static str> {
+        let reason = "tokens that occur equally often vary alike, so they have no leading directions";
+        (*shape == LayerShape::Embedding).then_some(reason)
     }
 
     fn basis(
@@ -116,7 +117,7 @@ impl Basis for Directions {
         let factors =
             Factors { a: self.rows.subrows(0, components).to_owned(), b: Mat::zeros(outputs, components) };
         let spectrum = self.deviations[..components].to_vec();
-        Ok(Draft::Nested(Nested { factors, spectrum, energy: self.variance }))
+        Ok(Draft::Nested(Nested { factors, spectrum, energy: self.variance, effective_rank: None }))
     }
 }
 

@@ -4,18 +4,23 @@
 //! of a site alone is done once per site; then each weight that reads the site is decomposed into a [`Draft`]; a draft gives the
 //! factors when the ranks are known. [`Options`] decide all of it.
 
+pub mod astra;
 pub mod cntlora;
 pub mod corda;
 mod definition;
 mod draft;
 pub mod eva;
 pub mod lora;
+pub mod lora_null;
+pub mod mica;
 pub mod milora;
 pub mod olora;
+pub mod olora_tail;
 mod options;
 pub mod orthogonal;
 pub mod pissa;
 mod rules;
+pub mod sc_lora;
 mod table;
 
 pub(crate) use definition::{Basis, Weight};

@@ -50,6 +50,6 @@ impl Basis for Olora {
         // B is orthonormal, so the rows of A hold the energy of the product.
         let spectrum = (0..rank).map(|row| f64::from(a.row(row).norm_l2())).collect();
         let energy = f64::from(weight.norm_l2()).powi(2);
-        Ok(Draft::Nested(Nested { factors: Factors { a, b }, spectrum, energy }))
+        Ok(Draft::Nested(Nested { factors: Factors { a, b }, spectrum, energy, effective_rank: None }))
     }
 }

@@ -22,6 +22,10 @@ pub struct Options {
     /// How covariances are corrected for few rows, for [`Method::Cntlora`].
     #[serde(default)]
     pub shrinkage: Shrinkage,
+    /// Weight `β` of the pre-training activations, from 0 to 1, for [`Method::ScLora`];
+    /// [`DEFAULT_BETA`](super::sc_lora::DEFAULT_BETA) if there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub beta: Option<f64>,
     /// The norm of the truncation.
     pub norm: Norm,
     /// How much of the update is taken.
@@ -48,6 +52,7 @@ impl Default for Options {
             ridge: 0.01,
             channel_scale: ChannelScale::default(),
             shrinkage: Shrinkage::default(),
+            beta: None,
             norm: Norm::default(),
             strength: Strength::default(),
             start: Start::default(),
@@ -83,7 +88,9 @@ impl Options {
         let used = |rank: usize| rank.div_ceil(self.start.rank_per_component());
         match self.method.rank_rule() {
             RankRule::Fixed => used(self.fixed_rank(full_rank)),
-            RankRule::Spectrum | RankRule::Shared => used(self.limits.max).max(SPECTRUM).min(full_rank),
+            RankRule::Spectrum | RankRule::Shared | RankRule::Proportional => {
+                used(self.limits.max).max(SPECTRUM).min(full_rank)
+            }
         }
     }
 

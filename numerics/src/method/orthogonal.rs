@@ -41,8 +41,9 @@ impl Definition for Orthogonal {
         true
     }
 
-    fn reason_against_embeddings(&self) -> Option<&'static str> {
-        Some("PEFT supports it for other layers only, and gives embeddings the factors of lora")
+    fn reason_against(&self, shape: &LayerShape) -> Option<&'static str> {
+        let reason = "PEFT supports it for other layers only, and gives embeddings the factors of lora";
+        (*shape == LayerShape::Embedding).then_some(reason)
     }
 
     fn basis(&self, _: Option<SiteEvidence<'_>>, _: &str, _: &Options, _: Par) -> Result<Box<dyn Basis>> {

@@ -29,8 +29,14 @@ impl Options {
             Strength::Fixed(strength) => require(positive(strength), "the strength", POSITIVE, strength),
         }
         require(positive(self.scale), "the scale", POSITIVE, self.scale);
+        if let Some(beta) = self.beta {
+            require((0.0..=1.0).contains(&beta), "beta", "from 0 to 1", beta);
+        }
         match self.ranks {
-            Policy::Fixed(rank) | Policy::BudgetOfRank(rank) | Policy::Shared(rank) => {
+            Policy::Fixed(rank)
+            | Policy::BudgetOfRank(rank)
+            | Policy::Shared(rank)
+            | Policy::Proportional(rank) => {
                 require(rank > 0, "the rank", "at least 1", rank as f64);
             }
             Policy::Energy(share) => {
@@ -73,8 +79,9 @@ impl Options {
             ),
         });
         let legal = match (self.method.rank_rule(), self.ranks) {
-            (RankRule::Spectrum, policy) => !matches!(policy, Policy::Shared(_)),
+            (RankRule::Spectrum, policy) => !matches!(policy, Policy::Shared(_) | Policy::Proportional(_)),
             (RankRule::Shared, policy) => matches!(policy, Policy::Fixed(_) | Policy::Shared(_)),
+            (RankRule::Proportional, policy) => matches!(policy, Policy::Fixed(_) | Policy::Proportional(_)),
             (RankRule::Fixed, policy) => matches!(policy, Policy::Fixed(_)),
         };
         let ranks = (!legal).then(|| Error::Combination {
@@ -85,6 +92,9 @@ impl Options {
                     "it supports one rank for all layers, a share of the energy, or a budget"
                 }
                 RankRule::Shared => "it supports a rank that layers share, or one rank for all layers",
+                RankRule::Proportional => {
+                    "it supports ranks in proportion to effective ranks, or one rank for all layers"
+                }
                 RankRule::Fixed => "it supports one rank for all layers",
             }
             .into(),
@@ -118,6 +128,7 @@ mod tests {
             ranks: Policy::Energy(1.5),
             limits: Limits { min: 3, max: 0, multiple: 0 },
             scale: f64::INFINITY,
+            beta: Some(1.5),
             ..Options::default()
         };
         let texts = |options: Options| {
@@ -128,6 +139,7 @@ mod tests {
             the preservation weight is -1, but must be 0 or a positive number
             the largest shift is NaN, but must be a positive number
             the scale is inf, but must be a positive number
+            beta is 1.5, but must be from 0 to 1
             the energy share is 1.5, but must be above 0 and at most 1
             the rank multiple is 0, but must be at least 1
             the largest rank is 0, but must be at least 1

@@ -34,10 +34,20 @@ methods! {
     Milora = "milora": super::milora::Milora;
     /// See [`olora`](super::olora).
     Olora = "olora": super::olora::Olora;
+    /// See [`olora_tail`](super::olora_tail).
+    OloraTail = "olora-tail": super::olora_tail::OloraTail;
+    /// See [`mica`](super::mica).
+    Mica = "mica": super::mica::Mica;
     /// See [`corda`](super::corda): the instruction-previewed mode.
     CordaIpm = "corda-ipm": super::corda::Corda(super::corda::Part::First);
     /// See [`corda`](super::corda): the knowledge-preserved mode.
     CordaKpm = "corda-kpm": super::corda::Corda(super::corda::Part::Last);
+    /// See [`sc_lora`](super::sc_lora).
+    ScLora = "sc-lora": super::sc_lora::ScLora;
+    /// See [`astra`](super::astra).
+    Astra = "astra": super::astra::Astra;
+    /// See [`lora_null`](super::lora_null).
+    LoraNull = "lora-null": super::lora_null::LoraNull;
     /// See [`eva`](super::eva).
     Eva = "eva": super::eva::Eva;
     /// See [`lora`](super::lora): `A` by Kaiming's rule.
@@ -64,15 +74,42 @@ impl Method {
         self.definition().uses() != Uses::Weights
     }
 
-    /// True if the method uses pre-training activations too, and the options of [`Terms`](crate::constraint::Terms) and
-    /// [`Norm`](crate::constraint::Norm).
+    /// True if the method uses pre-training activations.
     pub fn reads_source(self) -> bool {
-        self.definition().uses() == Uses::TargetAndSource
+        match self.definition().uses() {
+            Uses::Source | Uses::Both | Uses::Constraints => true,
+            Uses::Weights | Uses::Target => false,
+        }
     }
 
-    /// The reason why the method does not adapt embeddings, if it does not.
-    pub fn reason_against_embeddings(self) -> Option<&'static str> {
-        self.definition().reason_against_embeddings()
+    /// True if the method cannot do without pre-training activations.
+    pub fn needs_source(self) -> bool {
+        matches!(self.definition().uses(), Uses::Source | Uses::Both)
+    }
+
+    /// True if the method uses pre-training activations and no fine-tuning ones.
+    pub fn reads_only_source(self) -> bool {
+        self.definition().uses() == Uses::Source
+    }
+
+    /// True if the method has the options of [`Terms`](crate::constraint::Terms) and [`Norm`](crate::constraint::Norm).
+    pub fn has_constraints(self) -> bool {
+        self.definition().uses() == Uses::Constraints
+    }
+
+    /// True if the method weighs pre-training against fine-tuning activations with [`Options::beta`](super::Options::beta).
+    pub fn has_beta(self) -> bool {
+        self.definition().has_beta()
+    }
+
+    /// True if training must not change `B`.
+    pub fn keeps_up(self) -> bool {
+        self.definition().keeps_up()
+    }
+
+    /// The reason why the method does not adapt layers of a shape, if it does not.
+    pub fn reason_against(self, shape: &LayerShape) -> Option<&'static str> {
+        self.definition().reason_against(shape)
     }
 
     /// True if the method damps the second moment.

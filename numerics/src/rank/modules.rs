@@ -34,6 +34,7 @@ struct Joint {
     cost: u64,
     rank_per_component: usize,
     parts: usize,
+    effective_rank: Option<f64>,
 }
 
 impl Joint {
@@ -52,13 +53,18 @@ impl Joint {
             cost: blocks().map(|block| block.cost).fold(0, u64::saturating_add) / parts as u64,
             rank_per_component: blocks().map(|block| block.rank_per_component).max().unwrap_or(1),
             parts,
+            // The mean, if all blocks have one.
+            effective_rank: blocks()
+                .map(|block| block.effective_rank)
+                .sum::<Option<f64>>()
+                .map(|sum| sum / blocks().count() as f64),
         }
     }
 
     fn as_layer(&self) -> Layer<'_> {
-        let Self { spectrum, energy, cost, rank_per_component, parts } = self;
-        let (energy, cost) = (*energy, *cost);
-        Layer { spectrum, energy, cost, rank_per_component: *rank_per_component, parts: *parts }
+        let Self { spectrum, .. } = self;
+        let Self { energy, cost, rank_per_component, parts, effective_rank, .. } = *self;
+        Layer { spectrum, energy, cost, rank_per_component, parts, effective_rank }
     }
 }
 
@@ -79,7 +85,7 @@ mod tests {
             let owned = drafts(parts);
             let layers = owned.iter().map(|(spectrum, energy, parts)| {
                 let (energy, parts) = (*energy, *parts);
-                ((), Layer { spectrum, energy, cost: 10, rank_per_component: 1, parts })
+                ((), Layer { spectrum, energy, cost: 10, rank_per_component: 1, parts, effective_rank: None })
             });
             let Joint { spectrum, energy, cost, parts, .. } = Joint::of(blocks, &layers.collect::<Vec<_>>());
             (spectrum, energy, cost, parts)

@@ -44,5 +44,6 @@ mod moments;
 mod peers;
 mod ranks;
 mod refused;
+mod subspaces;
 mod updates;
 mod wide;

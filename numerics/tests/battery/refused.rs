@@ -64,7 +64,8 @@ fn numbers_that_are_not_finite() {
         for method in Method::ALL {
             let options = subject::options(method, method.starts()[0], 2);
             let weight = with(weight(), |i, value| if i == 7 { bad } else { value });
-            let said = answer(ordinary(), None, weight, options);
+            let source = method.needs_source().then(ordinary);
+            let said = answer(ordinary(), source, weight, options);
             assert_refused(method.name(), said, &["the weight holds a value that is not finite"]);
         }
     }
@@ -78,8 +79,11 @@ fn rows_without_information() {
     let one = || Activations { offset: 1.0, ..Activations::plain(1, WIDTH) }.draw(1);
     for method in Method::ALL.into_iter().filter(|method| method.reads_activations()) {
         let options = || subject::options(method, method.starts()[0], 2);
-        assert_refused(method.name(), answer(none(), None, weight(), options()), &["there are no rows"]);
-        let said = answer(zero(), None, weight(), options());
+        // LoRA-Null looks at pre-training activations alone.
+        let source = |rows: Table| method.needs_source().then_some(rows);
+        let said = answer(none(), source(none()), weight(), options());
+        assert_refused(method.name(), said, &["there are no rows"]);
+        let said = answer(zero(), source(zero()), weight(), options());
         assert_refused(method.name(), said, &["zero", "equal"]);
     }
     for coupling in [Coupling::Transport, Coupling::Uncorrelated, Coupling::Paired] {
@@ -112,7 +116,13 @@ fn shapes_that_do_not_fit() {
     let narrow = || Activations::plain(40, WIDTH - 1).draw(1);
     for method in Method::ALL.into_iter().filter(|method| method.reads_activations()) {
         let options = subject::options(method, method.starts()[0], 2);
-        assert_refused(method.name(), answer(narrow(), None, weight(), options), &["expected 5, found 6"]);
+        let source = method.needs_source().then(narrow);
+        assert_refused(method.name(), answer(narrow(), source, weight(), options), &["expected 5, found 6"]);
+    }
+    for method in Method::ALL.into_iter().filter(|method| method.needs_source()) {
+        let options = subject::options(method, method.starts()[0], 2);
+        let said = answer(ordinary(), None, weight(), options);
+        assert_refused(method.name(), said, &["needs pre-training activations"]);
     }
     let said = answer(ordinary(), Some(narrow()), weight(), options());
     assert_refused("source", said, &["expected 6, found 5"]);

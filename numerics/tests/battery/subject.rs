@@ -129,6 +129,10 @@ impl Decomposed {
         self.draft.energy()
     }
 
+    pub fn effective_rank(&self) -> Option<f64> {
+        self.draft.as_layer(Start::Residual).effective_rank
+    }
+
     pub fn residual(&self) -> f64 {
         self.draft.residual()
     }

@@ -1,4 +1,4 @@
-"""Writes peers.json: what PEFT itself makes of small layers, for each of its methods that look at data.
+"""Writes peers.json: what PEFT itself makes of small layers, for each of its methods that look at data or at the weight.
 
     python3 peers.py > peers.json
 
@@ -81,6 +81,7 @@ json.dump(
         activations=dict(x=rows(x), z=rows(z)),
         pissa=factors("pissa"),
         olora=factors("olora"),
+        mica=factors("mica"),
         corda_ipm=factors("corda", corda_config=CordaConfig(corda_method="ipm")),
         corda_kpm=factors("corda", corda_config=CordaConfig(corda_method="kpm")),
         eva=[dict(rank=2, rho=rho, down=eva(rho)) for rho in [1.0, 1.5, 2.0]],

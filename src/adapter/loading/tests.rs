@@ -1,7 +1,7 @@
 //! Tests of what loaders are told.
 
 use super::super::testing::{adapter, checkpoint, factors, provenance, write_tensors};
-use super::super::{CONFIG_FILE, Contents, Format, PeftContents, TENSORS_FILE, write_adapter};
+use super::super::{CONFIG_FILE, Contents, Format, PeftAdapter, PeftContents, TENSORS_FILE, write_adapter};
 use super::*;
 use crate::element::Element;
 use crate::storage::snapshot;
@@ -88,6 +88,33 @@ fn heads_that_are_not_in_the_checkpoint_are_refused() {
     "#]]
     .assert_eq(&snapshot(given.of_checkpoint(&checkpoint).err().unwrap()));
     assert!(loading(Some("CAUSAL_LM"), &[]).of_checkpoint(&checkpoint).is_ok());
+}
+
+/// PEFT keeps `B` as it is if the configuration says so, and the program itself reads that back. The old configurations train both factors.
+#[test]
+fn the_configuration_tells_peft_to_keep_b() {
+    for keeps_up in [false, true] {
+        let loading = Loading { keeps_up, ..Loading::default() };
+        let folder = tempfile::tempdir().unwrap();
+        let contents = Contents {
+            adapter: &adapter([("q", factors(4, 3, 2))]),
+            element: Element::F32,
+            provenance: &provenance("zero", &[]),
+            other_modules: &BTreeSet::new(),
+            beside: &[],
+            peft: PeftContents { loading: Some(&loading), ..PeftContents::default() },
+        };
+        write_adapter(&folder.path().join("out"), &contents, Format::Peft).unwrap();
+        let read = PeftAdapter::open(&folder.path().join("out")).unwrap();
+        let config = read.config().unwrap();
+        assert_eq!(config.keeps_up(), keeps_up);
+        let wanted = if keeps_up { json!("mica") } else { json!(true) };
+        assert_eq!(config.init_lora_weights, Some(wanted));
+        // Saved outputs that were written without the field keep their meaning.
+        let saved = serde_json::to_value(&loading).unwrap();
+        assert_eq!(saved.get("keeps_up").is_some(), keeps_up);
+        assert_eq!(serde_json::from_value::<Loading>(saved).unwrap(), loading);
+    }
 }
 
 /// A class that is not in a library cannot be imported by its name.

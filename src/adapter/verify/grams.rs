@@ -55,14 +55,18 @@ impl Grams {
                 let (a, b) = (part(&self.a, &used), part(&self.b, &used));
                 ("the factors must be balanced (BᵀB = A Aᵀ)", (&a - &b).norm_l2(), a.norm_l2())
             }
-            Form::OrthonormalUp => {
+            Form::Orthonormal => {
+                let off = (&self.a - &identity).norm_l2().max((&self.b - &identity).norm_l2());
+                ("the columns of B and the rows of A must be orthonormal", off, identity.norm_l2())
+            }
+            Form::OrthonormalUpZeroDown | Form::ZeroDown if self.a.norm_l2() != 0.0 => {
+                return Err(format!("A must be zero, but |A Aᵀ| = {:e}", self.a.norm_l2()));
+            }
+            Form::OrthonormalUp | Form::OrthonormalUpZeroDown => {
                 ("the columns of B must be orthonormal", (&self.b - &identity).norm_l2(), identity.norm_l2())
             }
             Form::OrthonormalDown | Form::ZeroUp if self.b.norm_l2() != 0.0 => {
                 return Err(format!("B must be zero, but |BᵀB| = {:e}", self.b.norm_l2()));
-            }
-            Form::ZeroDown if self.a.norm_l2() != 0.0 => {
-                return Err(format!("A must be zero, but |A Aᵀ| = {:e}", self.a.norm_l2()));
             }
             Form::OrthonormalDown => {
                 ("the rows of A must be orthonormal", (&self.a - &identity).norm_l2(), identity.norm_l2())

@@ -150,6 +150,17 @@ fn the_properties_that_methods_promise_are_checked() {
         ("pissa", "mirrored", mirrored(&balanced()), balanced()),
         ("cntlora", "mirrored", mirrored(&with_an_empty_unit(1.0)), zero_up()),
         ("olora", "residual", orthonormal_up(), zero_up()),
+        ("olora-tail", "residual", Factors { a: unit(2, 3), b: unit(4, 2) }, orthonormal_up()),
+        ("mica", "zero", Factors { a: Mat::zeros(2, 3), b: unit(4, 2) }, orthonormal_up()),
+        (
+            "mica",
+            "zero",
+            Factors { a: Mat::zeros(2, 3), b: unit(4, 2) },
+            Factors { a: Mat::zeros(2, 3), b: Mat::zeros(4, 2) },
+        ),
+        ("sc-lora", "residual", orthonormal_up(), zero_up()),
+        ("astra", "residual", orthonormal_up(), zero_up()),
+        ("lora-null", "residual", balanced(), orthonormal_up()),
         ("eva", "zero", Factors { a: unit(2, 3), b: Mat::zeros(4, 2) }, zero_up()),
         ("lora", "zero", zero_up(), orthonormal_up()),
         ("orthogonal", "zero", zero_product(), orthonormal_up()),
@@ -186,6 +197,12 @@ fn the_properties_that_methods_promise_are_checked() {
         FOLDER/adapter_model.safetensors: module "q": rows 2k and 2k + 1 of A must be exactly opposite, and columns 2k and 2k + 1 of B must be equal
         FOLDER/adapter_model.safetensors: module "q": rows 2k and 2k + 1 of A must be exactly opposite, and columns 2k and 2k + 1 of B must be equal
         FOLDER/adapter_model.safetensors: module "q": the columns of B must be orthonormal, but the relative deviation is 1.0e0; the tolerance is 1e-3
+        FOLDER/adapter_model.safetensors: module "q": the columns of B and the rows of A must be orthonormal, but the relative deviation is 5.7e-1; the tolerance is 1e-3
+        FOLDER/adapter_model.safetensors: module "q": A must be zero, but |A Aᵀ| = 1.9204187846432466e0
+        FOLDER/adapter_model.safetensors: module "q": the columns of B must be orthonormal, but the relative deviation is 1.0e0; the tolerance is 1e-3
+        FOLDER/adapter_model.safetensors: module "q": the columns of B must be orthonormal, but the relative deviation is 1.0e0; the tolerance is 1e-3
+        FOLDER/adapter_model.safetensors: module "q": the columns of B must be orthonormal, but the relative deviation is 1.0e0; the tolerance is 1e-3
+        FOLDER/adapter_model.safetensors: module "q": the factors must be balanced (BᵀB = A Aᵀ), but the relative deviation is 4.2e-1; the tolerance is 1e-3
         FOLDER/adapter_model.safetensors: module "q": the rows of A must be orthonormal, but the relative deviation is 5.7e-1; the tolerance is 1e-3
         FOLDER/adapter_model.safetensors: module "q": B must be zero, but |BᵀB| = 1.4142135623730951e0
         FOLDER/adapter_model.safetensors: module "q": B A must be zero, but the relative deviation is 7.1e-1; the tolerance is 1e-3

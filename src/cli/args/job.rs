@@ -105,7 +105,8 @@ pub(crate) struct InputArgs {
 
     /// Pre-training activations of the same sites
     ///
-    /// Without them, the tool assumes that pre-training activations are isotropic.
+    /// Without them, cntlora assumes that pre-training activations are isotropic. sc-lora needs them beside fine-tuning activations, and
+    /// lora-null in their place. Other methods do not use them.
     #[arg(long, value_name = "PATH", num_args = 1.., hide_short_help = true)]
     pub(crate) source: Vec<PathBuf>,
 
@@ -179,6 +180,13 @@ pub(crate) struct MethodArgs {
     #[arg(long, value_name = "HOW", value_parser = words::shrinkage(), hide_short_help = true)]
     pub(crate) shrinkage: Option<Shrinkage>,
 
+    /// sc-lora: weight of the pre-training activations against the fine-tuning ones, from 0 to 1 [default: 0.5]
+    ///
+    /// With 0 the adapter takes the largest outputs of the fine-tuning activations, with 1 the smallest outputs of the pre-training ones.
+    /// The authors of SC-LoRA choose it by task: they report 0.5, 0.8 and 0.9.
+    #[arg(long, value_name = "WEIGHT", allow_negative_numbers = true, hide_short_help = true)]
+    pub(crate) beta: Option<f64>,
+
     /// cntlora: norm in which the update is cut to low rank [default: activations]
     #[arg(long, value_name = "NORM", value_parser = words::norm(), hide_short_help = true)]
     pub(crate) norm: Option<Norm>,
@@ -203,7 +211,7 @@ pub(crate) struct MethodArgs {
 
     /// The model before the first training step [default: by method]
     ///
-    /// The default is mirrored for cntlora, residual for pissa, milora, olora and corda, and zero for the others.
+    /// The default is mirrored for cntlora; zero for mica, eva, lora, gaussian and orthogonal; and residual for the others.
     #[arg(long, value_name = "WHAT", value_parser = words::start())]
     pub(crate) start: Option<Start>,
 
@@ -229,7 +237,7 @@ pub(crate) struct RankArgs {
     #[arg(long, value_name = "PARAMETERS", num_args = 0..=1, require_equals = true)]
     pub(crate) budget: Option<Option<u64>>,
 
-    /// eva: largest rank of a layer, as a multiple of --rank [default: 2]
+    /// astra, eva: largest rank of a layer, as a multiple of --rank [default: 2]
     #[arg(long, value_name = "RHO", allow_negative_numbers = true, hide_short_help = true)]
     pub(crate) rho: Option<f64>,
 

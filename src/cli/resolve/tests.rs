@@ -135,6 +135,9 @@ fn method_options() {
     assert_eq!(method("--channel-scale mean").channel_scale, ChannelScale::Mean);
     assert_eq!(method("--shrinkage oas").shrinkage, Shrinkage::Oas);
     assert_eq!(method("--ridge -1").ridge, -1.0, "the plan checks the range");
+    assert_eq!(method("--method sc-lora --beta 0.8").beta, Some(0.8));
+    assert_eq!(method("--method sc-lora").beta, Some(0.5), "the record tells the default");
+    assert_eq!(method("--method astra").beta, None);
     assert_eq!(method("--norm weights").norm, Norm::Weights);
     assert_eq!(method("--start update --max-shift 0.2").strength, Strength::MaxShift(0.2));
     assert_eq!(method("--start update --strength 0.3").strength, Strength::Fixed(0.3));
@@ -152,6 +155,8 @@ fn a_method_has_its_own_start_and_rule_for_ranks() {
     }
     assert_eq!(ranks("--method eva --rank 5"), (Policy::Shared(5), 10));
     assert_eq!(ranks("--method eva --rank 5 --rho 1.5"), (Policy::Shared(5), 8));
+    assert_eq!(ranks("--method astra --rank 5"), (Policy::Proportional(5), 10));
+    assert_eq!(ranks("--method astra --rank 5 --rho 1"), (Policy::Proportional(5), 5));
     assert_eq!(task("--method pissa").output.base, Some("out/base".into()));
 }
 
@@ -197,7 +202,8 @@ fn loaders_are_told_about_the_model() {
         task("--modules-to-save a.b,head --task-type SEQ_CLS --base-name org/m --uniform-rank=4").job.writing;
     assert_eq!(writing.uniform, Some(UniformRank::Of(4)));
     assert_eq!(task("--uniform-rank").output.uniform, Some(UniformRank::Largest));
-    let Loading { base_name, task: named, modules_to_save, auto_mapping } = writing.loading;
+    let Loading { base_name, task: named, modules_to_save, auto_mapping, keeps_up } = writing.loading;
+    assert!(!keeps_up && task("--method mica").job.writing.loading.keeps_up);
     assert_eq!(
         (base_name.as_deref(), named.as_deref(), auto_mapping),
         (Some("org/m"), Some("SEQ_CLS"), None)
@@ -214,6 +220,9 @@ fn loaders_are_told_about_the_model() {
         "--start residual --residual anchor --task-type SEQ_CLS --base-name m",
         "--target head,q --modules-to-save head",
         "--target score --task-type TOKEN_CLS",
+        "--method mica --format mlx",
+        "--method mica --format kohya",
+        "--method mica --uniform-rank",
     ];
     let refused: Vec<String> = all.iter().map(|options| refusals(&task(options))).collect();
     expect![[r#"
@@ -227,6 +236,9 @@ fn loaders_are_told_about_the_model() {
         PEFT cannot use an adapter and its anchor together with modules that are trained whole; help: give --residual checkpoint, or remove --modules-to-save and --task-type
         "head" is in --target, but --modules-to-save trains it whole; help: remove one of the two
         "score" is in --target, but --task-type trains it whole; help: remove one of the two
+        --method mica keeps B as it is during training, and of all formats only that of PEFT has a place for it; help: remove --format
+        --method mica keeps B as it is during training, and of all formats only that of PEFT has a place for it; help: remove --format
+        --uniform-rank has no use with --method mica: training keeps B, so that units with zeros in B would do nothing; help: remove --uniform-rank
     "#]]
     .assert_eq(&refused.concat());
     assert!(parse("cntlora init model -o out --task-type LM").is_err());
@@ -265,6 +277,11 @@ fn options_without_effect_are_refused() {
         "--method corda-ipm --channel-scale mean",
         "--method eva --shrinkage oas",
         "--method olora --max-shift 0.1",
+        "--method astra --beta 0.5",
+        "--beta 0.5",
+        "--method sc-lora --preserve 1",
+        "--method lora-null --ridge 0.1",
+        "--method astra --max-rank 8",
         "--method pissa --rho 2",
         "--method eva --max-rank 8",
         "--method eva --base-out b",
@@ -287,6 +304,11 @@ fn options_without_effect_are_refused() {
         --channel-scale has no effect with --method corda-ipm; help: remove --channel-scale
         --shrinkage has no effect with --method eva; help: remove --shrinkage
         --max-shift has no effect with --start residual: it needs --start update; help: remove --max-shift; --method olora does not have this start
+        --beta has no effect with --method astra; help: remove --beta
+        --beta has no effect with --method cntlora; help: remove --beta
+        --preserve has no effect with --method sc-lora; help: remove --preserve
+        --ridge has no effect with --method lora-null; help: remove --ridge
+        --max-rank has no effect with --method astra; help: remove --max-rank
         --rho has no effect with --method pissa; help: remove --rho
         --max-rank has no effect with --method eva; help: remove --max-rank
         --base-out has no effect with --start zero: it needs --start residual; help: remove --base-out; --method eva does not have this start

@@ -3,7 +3,7 @@
 use super::escape;
 use super::table::{self, Cell};
 use crate::report::format::bytes;
-use crate::report::{InputFile, Report};
+use crate::report::{InputFile, Report, kind_of_rows};
 use std::fmt::Write as _;
 
 /// The section of the page.
@@ -24,7 +24,7 @@ pub(super) fn section(report: &Report) -> String {
     );
     let kinds = [
         ("checkpoint", &report.inputs.checkpoint),
-        ("fine-tuning", &report.inputs.activations),
+        (kind_of_rows(report.method.method), &report.inputs.activations),
         ("pre-training", &report.inputs.source),
     ];
     let rows: Vec<[Cell; 4]> =
