@@ -250,9 +250,9 @@ fn the_summary_names_methods_precisions_and_sizes() {
     report.method.method = Method::Pissa;
     report.precision = Precision::Bf16;
     report.seconds = 150.0;
-    expect!["1 layer, 23040 parameters, 46.1 kB, rank 8, update start, 2.5 min, bf16 dot products, pissa"]
+    expect!["1 layer, 23040 parameters, 46.1 kB, rank 8, update start, 2.5 min, precision bf16 (bf16 dot products), pissa"]
         .assert_eq(&summary(&report));
     report.layers.clear();
-    expect!["0 layers, 23040 parameters, 46.1 kB, no ranks, update start, 2.5 min, bf16 dot products, pissa"]
+    expect!["0 layers, 23040 parameters, 46.1 kB, no ranks, update start, 2.5 min, precision bf16 (bf16 dot products), pissa"]
         .assert_eq(&summary(&report));
 }
