@@ -5,6 +5,7 @@ use super::ladder::Ladder;
 use super::operands::{Operands, convert};
 use super::site::Matrices;
 use super::statistics::{Range, Statistics, noise};
+use super::transport::Target;
 use super::{Constraint, Coupling, Dampings, Evidence, Terms, transport};
 use crate::dense;
 use crate::error::{Error, Result};
@@ -31,10 +32,11 @@ impl Site<'_> {
         let width = target.mean.nrows();
         let ladder = Ladder::new(ridge, width, range.is_some());
         target.shrink(shrinkage, evidence.target.count());
+        let mut source_lambda = 0.0;
         if let (Some(source), Some(moments)) = (&mut source, evidence.source) {
             source.shrink(shrinkage, moments.count());
-            let lambda = ridge * source.channel_variance(channel_scale);
-            source.covariance.add_to_diagonal(lambda);
+            source_lambda = ridge * source.channel_variance(channel_scale);
+            source.covariance.add_to_diagonal(source_lambda);
         }
         let variance = target.channel_variance(channel_scale);
         let source_mean = source.as_ref().map_or(&target.mean, |source| &source.mean);
@@ -42,16 +44,15 @@ impl Site<'_> {
 
         let (mut covariance_damping, mut frechet_distance) = (None, None);
         let change = match terms.coupling {
-            Coupling::Uncorrelated => &shift * target.mean.transpose() - &target.covariance,
+            Coupling::Uncorrelated => target.covariance_and(-1.0, &shift, par),
             Coupling::Transport => {
                 let (moved, damping) = ladder.climb("covariance of the activations", |damping| {
-                    let lambda = damping * variance;
-                    let mut damped = target.covariance.clone();
-                    damped.add_to_diagonal(lambda);
+                    let target =
+                        Target { covariance: target.covariance.as_ref(), lambda: damping * variance };
                     match &source {
-                        None => transport::isotropic(damped, lambda, variance, noise(width), par),
+                        None => transport::isotropic(target, variance, noise(width), par),
                         Some(source) => {
-                            transport::measured(&target.covariance, damped, source.covariance.as_ref(), par)
+                            transport::measured(target, source.covariance.as_ref(), source_lambda, par)
                         }
                     }
                 })?;
@@ -76,12 +77,11 @@ impl Site<'_> {
             }
         };
 
-        let second = target.second_moment();
-        let covariance = convert("covariance of the activations", &target.covariance)?;
-        let channel = channel_scale.of(second.diagonal().column_vector().iter().copied().collect());
+        let covariance = convert("covariance of the activations", &target.covariance, par)?;
+        let channel = channel_scale.of(target.mean_squares());
         let (denominator, denominator_damping) =
             ladder.climb("second moment of the activations", |damping| {
-                let mut matrix = second.clone();
+                let mut matrix = target.second_moment(par);
                 if terms.preserve > 0.0 {
                     matrix += source_mean * source_mean.transpose() * faer::Scale(terms.preserve);
                     match &source {
@@ -94,7 +94,7 @@ impl Site<'_> {
             })?;
         let (metric, metric_damping) = if terms.preserve > 0.0 {
             let (metric, damping) = ladder.climb("metric of the activations", |damping| {
-                let mut matrix = second.clone();
+                let mut matrix = target.second_moment(par);
                 matrix.add_to_diagonal(damping * channel);
                 Ok(dense::cholesky(matrix, par))
             })?;
@@ -103,8 +103,8 @@ impl Site<'_> {
             (None, None)
         };
         let matrices = match range {
-            None => Matrices::Single(Operands::new(change, denominator, metric)?),
-            Some(_) => Matrices::Double(Operands::new(change, denominator, metric)?),
+            None => Matrices::Single(Operands::new(change, denominator, metric, par)?),
+            Some(_) => Matrices::Double(Operands::new(change, denominator, metric, par)?),
         };
         let dampings = Dampings {
             covariance: covariance_damping,

@@ -34,7 +34,7 @@ pub(crate) fn damped_second_moment(moments: &Moments, ridge: f64, par: Par) -> R
     }
     let mut statistics = Statistics::of(moments)?;
     statistics.remove_noise(par)?;
-    damped(&statistics.second_moment(), true)
+    damped(&statistics.second_moment(par), true)
 }
 
 /// A square matrix that can be damped.

@@ -129,7 +129,8 @@ impl SiteOperator for Constraint {
     }
 
     fn activation_energy(&self, block: MatRef<'_, f32>, par: Par) -> Vec<f64> {
-        let image = dense::thin_product(self.covariance.as_ref(), block, par);
+        // It is symmetric.
+        let image = dense::thin_product(self.covariance.transpose(), block, par);
         let energy = |j: usize| {
             let varying = dot(block.col(j).as_mat(), image.col(j).as_mat());
             varying + energy_of_mean(block.subcols(j, 1).transpose(), self.mean.as_ref())

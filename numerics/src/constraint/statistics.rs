@@ -87,8 +87,27 @@ impl Statistics {
     }
 
     /// `C = Σ + μμᵀ`.
-    pub(super) fn second_moment(&self) -> Mat<f64> {
-        &self.covariance + &self.mean * self.mean.transpose()
+    pub(super) fn second_moment(&self, par: Par) -> Mat<f64> {
+        self.covariance_and(1.0, &self.mean, par)
+    }
+
+    /// `s Σ + v μᵀ`.
+    pub(super) fn covariance_and(&self, sign: f64, shift: &Col<f64>, par: Par) -> Mat<f64> {
+        let write = |j: usize, column: &mut [f64]| {
+            let mean = self.mean[j];
+            for ((out, covariance), shift) in
+                column.iter_mut().zip(self.covariance.col(j).iter()).zip(shift.iter())
+            {
+                *out = sign * covariance + shift * mean;
+            }
+        };
+        dense::from_columns(self.mean.nrows(), self.mean.nrows(), write, par)
+    }
+
+    /// The diagonal of `C`.
+    pub(super) fn mean_squares(&self) -> Vec<f64> {
+        let square = |i: usize| self.covariance[(i, i)] + self.mean[i] * self.mean[i];
+        (0..self.mean.nrows()).map(square).collect()
     }
 
     /// Scale of the variance of a channel.

@@ -10,6 +10,7 @@
 use super::classes::{ClassMatrix, Classes, map_columns};
 use super::damped::Damped;
 use super::ladder::Ladder;
+use super::transport::Target;
 use super::{Coupling, Dampings, Norm, SiteOperator, Terms, TokenEvidence, transport};
 use crate::dense;
 use crate::error::{Error, Result};
@@ -40,7 +41,7 @@ struct Source {
     shares: Vec<f64>,
     /// `tr Σ_z`.
     variance: f64,
-    /// Damping of `Σ_z`.
+    /// Target of `Σ_z`.
     lambda: f64,
 }
 
@@ -241,18 +242,19 @@ fn move_classes(
     let lambda = ridge * variance / width;
     let p = classes.values(shares);
     let covariance = covariance(&classes.sizes, &p);
-    let mut damped = covariance.clone();
-    damped.add_to_diagonal(lambda);
+    let target = Target { covariance: covariance.as_ref(), lambda };
     let Some(source) = source else {
         let isotropic = variance / width;
-        let Some(moved) = transport::isotropic(damped, lambda, isotropic, 0.0, par)? else { return Ok(None) };
+        let Some(moved) = transport::isotropic(target, isotropic, 0.0, par)? else { return Ok(None) };
         let outside = p.iter().map(|p| (isotropic / (p + lambda)).sqrt() * p).collect();
         return Ok(Some((ClassMatrix::new(classes, moved.cross, outside), None)));
     };
     let q = classes.values(&source.shares);
     let mut other = self::covariance(&classes.sizes, &q);
     other.add_to_diagonal(source.lambda);
-    let Some(moved) = transport::measured(&covariance, damped, other.as_ref(), par)? else { return Ok(None) };
+    let Some(moved) = transport::measured(target, other.as_ref(), source.lambda, par)? else {
+        return Ok(None);
+    };
     dense::check_finite("transported covariance", moved.cross.as_ref())?;
     let outside = p.iter().zip(&q).map(|(p, q)| ((q + source.lambda) / (p + lambda)).sqrt() * p).collect();
     let distance = moved.overlap.map(|inside| {

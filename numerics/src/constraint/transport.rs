@@ -1,14 +1,23 @@
 //! The linear map between two Gaussians that moves least.
 //!
 //! `T` is the symmetric positive definite map with `T Σ_x T = Σ_z` (Olkin & Pukelsheim 1982; Gelbrich 1990). Being unique, it
-//! may be computed from any square root of `Σ_x`. With the Cholesky factor, `Σ_x = R Rᵀ`, one eigendecomposition is enough:
+//! may be computed from any square root of `Σ_x`. With the Cholesky factor, `Σ_x = R Rᵀ`, one root is enough:
 //! `T = R⁻ᵀ (Rᵀ Σ_z R)^½ R⁻¹`.
+//!
+//! Roots of narrow matrices come from an eigendecomposition. Those of wide ones come from a reduction to blocks and partial fractions,
+//! see [`crate::dense::BlockTridiagonal`], wherever that gives the same result.
 
-use crate::dense;
+mod blocks;
+mod eigen;
+mod roots;
+#[cfg(test)]
+mod tests;
+
 use crate::error::Result;
 use faer::{Mat, MatRef, Par};
 
 /// The result of the transport.
+#[derive(Debug)]
 pub(super) struct Transported {
     /// `T Σ`, the covariance between the transported and the given activations.
     pub(super) cross: Mat<f64>,
@@ -17,62 +26,70 @@ pub(super) struct Transported {
     pub(super) overlap: Option<f64>,
 }
 
-/// With `Σ_z = v I`, `T = √v (Σ + λI)^-½`: a function of the eigenvalues. `damped` is `Σ̃ = Σ + λI`; `None` if it is not positive
-/// definite. An eigenvalue of `Σ` counts as zero if it is below `noise`, the relative rounding error of the sums, times the
+/// A covariance and its damping: what is moved.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Target<'a> {
+    /// `Σ`.
+    pub(super) covariance: MatRef<'a, f64>,
+    /// `λ`, so that `Σ̃ = Σ + λ I`.
+    pub(super) lambda: f64,
+}
+
+impl Target<'_> {
+    /// `Σ̃`.
+    fn damped(&self) -> Mat<f64> {
+        let mut damped = self.covariance.to_owned();
+        for i in 0..damped.nrows() {
+            damped[(i, i)] += self.lambda;
+        }
+        damped
+    }
+}
+
+/// Matrices from this width on are reduced to blocks; narrower ones are decomposed in less time.
+const WIDE: usize = 768;
+
+/// With `Σ_z = v I`, `T = √v (Σ + λI)^-½`: a function of the eigenvalues. `None` if `Σ̃` is not positive definite.
+/// An eigenvalue of `Σ` counts as zero if it is below `noise`, the relative rounding error of the sums, times the
 /// variances of the channels in its eigenvector: `T` is largest there.
 ///
 /// # Errors
-/// The errors of the eigendecomposition.
+/// The errors of the decomposition.
 pub(super) fn isotropic(
-    damped: Mat<f64>,
-    lambda: f64,
+    target: Target<'_>,
     variance: f64,
     noise: f64,
     par: Par,
 ) -> Result<Option<Transported>> {
-    let (values, vectors) = dense::self_adjoint_eigen("covariance of the activations", damped.as_ref(), par)?;
-    if values.iter().any(|value| *value <= 0.0) {
-        return Ok(None);
+    if target.covariance.nrows() >= WIDE {
+        match blocks::isotropic(target, variance, noise, par)? {
+            Ok(cross) => return Ok(Some(Transported { cross, overlap: None })),
+            Err(reason) => report_fallback("covariance of the activations", reason),
+        }
     }
-    let least: Vec<f64> = (0..values.len())
-        .map(|j| {
-            let variance = |i: usize| vectors[(i, j)].powi(2) * (damped[(i, i)] - lambda);
-            noise * (0..vectors.nrows()).map(variance).sum::<f64>()
-        })
-        .collect();
-    drop(damped);
-    let scaled = Mat::from_fn(vectors.nrows(), vectors.ncols(), |i, j| {
-        let undamped = values[j] - lambda;
-        let kept = if undamped > least[j] { undamped } else { 0.0 };
-        vectors[(i, j)] * (variance / values[j]).sqrt() * kept
-    });
-    let cross = dense::product(scaled.as_ref(), vectors.transpose(), par);
-    Ok(Some(Transported { cross, overlap: None }))
+    eigen::isotropic(target, variance, noise, par)
 }
 
-/// With a measured `Σ_z`. `damped` is `Σ̃`; `None` if it is not positive definite.
+/// With a measured `Σ_z`, whose eigenvalues are at least `least`, apart from rounding. `None` if `Σ̃` is not positive definite.
 ///
 /// # Errors
-/// The errors of the eigendecomposition.
+/// The errors of the decomposition.
 pub(super) fn measured(
-    covariance: &Mat<f64>,
-    damped: Mat<f64>,
+    target: Target<'_>,
     source: MatRef<'_, f64>,
+    least: f64,
     par: Par,
 ) -> Result<Option<Transported>> {
-    let Some(root) = dense::cholesky(damped, par) else { return Ok(None) };
-    let right = dense::product(source, root.as_ref(), par);
-    let inner = dense::product(root.transpose(), right.as_ref(), par);
-    drop(right);
-    let (values, vectors) = dense::self_adjoint_eigen("transported covariance", inner.as_ref(), par)?;
-    drop(inner);
-    let overlap = values.iter().map(|value| value.max(0.0).sqrt()).sum();
-    // T = Y Yᵀ with Y = R⁻ᵀ Q E^¼; rounding may leave a zero eigenvalue slightly negative.
-    let mut y = Mat::from_fn(vectors.nrows(), vectors.ncols(), |i, j| {
-        vectors[(i, j)] * values[j].max(0.0).sqrt().sqrt()
-    });
-    dense::solve_upper(root.transpose(), y.as_mut(), par);
-    let right = dense::product(y.transpose(), covariance.as_ref(), par);
-    let cross = dense::product(y.as_ref(), right.as_ref(), par);
-    Ok(Some(Transported { cross, overlap: Some(overlap) }))
+    let Some(problem) = eigen::Measured::new(target, source, par) else { return Ok(None) };
+    if target.covariance.nrows() >= WIDE {
+        match blocks::measured(&problem, target, least * target.lambda, par)? {
+            Ok(transported) => return Ok(Some(transported)),
+            Err(reason) => report_fallback("transported covariance", reason),
+        }
+    }
+    problem.by_eigenvalues(target, par).map(Some)
+}
+
+fn report_fallback(what: &str, reason: &str) {
+    tracing::info!(what, "fallback to an eigendecomposition: {reason}");
 }

@@ -173,6 +173,8 @@ fn output_energy(
         return Ok(constraint.output_energy(weight, par));
     };
     let transposed = weight.transpose();
+    // It is symmetric, and faster in this layout.
+    let covariance = covariance.transpose();
     let moved = Product { left: &covariance, right: &transposed };
     let varying = low_rank::trace(&Product { left: &weight, right: &moved }, seed, name, par)?;
     Ok(varying + energy_of_mean(weight, mean))

@@ -1,8 +1,11 @@
 //! Sums over the rows of a site: how many rows, their sum, their Gram matrix, and the largest absolute value of every column.
 
+use crate::dense;
 use crate::error::{Error, Result};
 use crate::simd::{self, Rows, Sums, Values, Workspace};
-use faer::{Col, Mat, MatRef};
+use faer::prelude::ReborrowMut;
+use faer::{Col, Mat, MatMut, MatRef, Par};
+use pulp::Arch;
 use std::num::Saturating;
 
 /// Sums over the rows of a site.
@@ -212,7 +215,7 @@ impl Moments {
     /// [`Error::NoRows`].
     pub fn second_moment(&self) -> Result<Mat<f64>> {
         let scale = self.scale()?;
-        Ok(Mat::from_fn(self.width, self.width, |i, j| self.gram(i, j) * scale))
+        Ok(self.symmetric(|_, _, gram| gram * scale))
     }
 
     /// Covariance `Σ = E[(x − μ) (x − μ)ᵀ]`, `d × d`: `(gram − sum sumᵀ / n) / n`.
@@ -225,11 +228,49 @@ impl Moments {
     pub fn covariance(&self) -> Result<Mat<f64>> {
         let scale = self.scale()?;
         let mean = self.mean()?;
-        // Upper triangle and its mirror image, so that the matrix is symmetric to the last bit.
-        Ok(Mat::from_fn(self.width, self.width, |i, j| {
-            let (i, j) = (i.min(j), i.max(j));
-            (-mean[i]).mul_add(self.sum[j], self.gram(i, j)) * scale
-        }))
+        Ok(self.symmetric(|i, j, gram| (-mean[i]).mul_add(self.sum[j], gram) * scale))
+    }
+
+    /// A matrix from a function of `i`, `j` and the sum of products of these columns, `i ≤ j`. It is symmetric to the last bit.
+    fn symmetric(&self, entry: impl Fn(usize, usize, f64) -> f64 + Sync) -> Mat<f64> {
+        /// Columns of a strip.
+        const TOGETHER: usize = 32;
+        /// Rows that are transposed together: a cache line of a column.
+        const LINE: usize = 8;
+        let mut out = Mat::zeros(self.width, self.width);
+        // From the diagonal on.
+        let row = |i: usize| &self.gram[i * self.width - i * (i + 1) / 2 + i..][..self.width - i];
+        let write = |first: usize, mut strip: MatMut<'_, f64>| {
+            let last = first + strip.ncols();
+            let mut lines = [[0.0; LINE]; TOGETHER];
+            for above in (0..last).step_by(LINE) {
+                for i in above..last.min(above + LINE) {
+                    let grams = &row(i)[first.max(i) - i..last - i];
+                    for ((j, line), gram) in
+                        (first..last).zip(&mut lines).skip(i.saturating_sub(first)).zip(grams)
+                    {
+                        line[i - above] = entry(i, j, *gram);
+                    }
+                }
+                for ((j, line), column) in (first..last).zip(&lines).zip(strip.rb_mut().col_iter_mut()) {
+                    let count = LINE.min((j + 1).saturating_sub(above));
+                    for (out, value) in column.subrows_mut(above.min(j), count).iter_mut().zip(line) {
+                        *out = *value;
+                    }
+                }
+            }
+            for (i, column) in (first..last).zip(strip.col_iter_mut()) {
+                let below = column.subrows_mut(i, self.width - i);
+                for ((j, out), gram) in (i..).zip(below.iter_mut()).zip(row(i)) {
+                    *out = entry(i, j, *gram);
+                }
+            }
+        };
+        // With the instructions of the processor: a fused multiply-add is a call otherwise.
+        let strip = |first: usize, strip: MatMut<'_, f64>| Arch::new().dispatch(|| write(first, strip));
+        // On one thread: with more of them it took longer.
+        dense::in_strips(out.as_mut(), TOGETHER, &strip, Par::Seq);
+        out
     }
 
     /// Bytes that the moments of a site of this width hold.
