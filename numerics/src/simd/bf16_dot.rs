@@ -48,7 +48,8 @@ impl Kernel for DotProduct {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::super::kernel::{Kernel, PANELS, VECTORS};
+    use super::super::kernel::Kernel;
+    use super::super::shape::{PANELS, VECTORS};
     use super::DotProduct;
     use core::arch::x86_64::{__m512, __m512bh, _mm512_dpbf16_ps, _mm512_set1_epi32, _mm512_setzero_ps};
     use std::mem::transmute;

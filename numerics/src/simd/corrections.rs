@@ -3,23 +3,10 @@
 //! With `y = h + l`, where the panels hold the bf16 `h`, `Σ y_i y_j = Σ h_i h_j + Σ l_i h_j + Σ h_i l_j`. The last term, `Σ l_i l_j`, is
 //! left out: at most 2⁻¹⁶ of a product, for the few rows with an `l`.
 
-use super::packed::Packed;
+use super::pack::Lost;
+use super::packed::{Correction, Packed};
 use super::pairs::{WIDTH, earlier, later};
 use super::threads::share;
-
-/// The part of a number that its panel does not hold.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Lost {
-    pub column: usize,
-    pub row: usize,
-    pub part: f32,
-}
-
-/// The products of the lost parts of a column, `Σ l_i h_j` for all `j`.
-pub(super) struct Correction {
-    pub column: usize,
-    pub products: Vec<f64>,
-}
 
 impl Correction {
     fn new(lost: &[Lost], packed: &Packed<u32>, width: usize) -> Self {

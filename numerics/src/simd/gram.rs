@@ -33,9 +33,10 @@
 //!    each tile: all at once they would delay the loads of the tiles. A group has several panels so that each row is a long run.
 //! 7. A piece is whole rows of the triangle, which are contiguous. So threads write to disjoint slices and need no locks.
 
-use super::kernel::{Fused, Kernel, PANELS, VECTORS, height};
+use super::kernel::{Fused, Kernel};
 use super::packed::{Packed, Panels};
 use super::prefetch::prefetch;
+use super::shape::{PANELS, VECTORS, height};
 use super::triangle::row_start;
 use pulp::{Simd, WithSimd};
 use std::ops::Range;
@@ -55,12 +56,15 @@ pub(super) struct Piece<'a, W> {
 /// The most rows of a piece, a multiple of the height of every tile.
 const MOST_ROWS: usize = 192;
 
+/// The least rows of a piece, if the triangle has them.
+const LEAST_ROWS: usize = 48;
+
 /// The number of rows of a piece: enough that a panel is used often while it is in a cache, and few enough that every thread gets several
 /// pieces.
 pub(super) fn rows_per_piece(width: usize, height: usize, threads: usize) -> usize {
     const PIECES_PER_THREAD: usize = 8;
     let even = width / (PIECES_PER_THREAD * threads.max(1));
-    even.clamp(1, MOST_ROWS).next_multiple_of(height)
+    even.clamp(LEAST_ROWS, MOST_ROWS).next_multiple_of(height)
 }
 
 /// Cuts the triangle into pieces, top to bottom: the largest first, so that threads finish together.
@@ -82,8 +86,16 @@ pub(super) fn pieces<'a, W>(
 /// The update of a piece by a thread.
 pub(super) struct Update<'a, W> {
     pub piece: Piece<'a, W>,
-    /// The thread's memory for the left factor.
-    pub left: &'a mut Panels<W>,
+    /// The thread's memory.
+    pub memory: &'a mut Memory<W>,
+}
+
+/// The memory that a thread uses again for every piece.
+#[derive(Default)]
+pub(super) struct Memory<W> {
+    left: Panels<W>,
+    /// The sums of a group, and those of the group before it.
+    sums: [Panels<f32>; 2],
 }
 
 impl WithSimd for Update<'_, f32> {
@@ -104,19 +116,22 @@ impl<W: Copy + Default> Update<'_, W> {
     /// Adds the block's products to the piece's rows.
     #[inline(always)]
     pub(super) fn run<K: Kernel<Word = W>>(self, kernel: K) {
-        let Self { mut piece, left } = self;
+        let Self { mut piece, memory: Memory { left, sums } } = self;
         let Piece { packed, width, rows: Range { start, end }, .. } = piece;
         let panel_width = VECTORS * K::LANES;
         let stride = PANELS * panel_width;
         K::copy_left(packed, start..end, left);
-        let mut buffers = [Sums::new(), Sums::new()];
-        let [mut sums, mut before] = buffers.each_mut();
+        let [mut sums, mut before] = sums.each_mut().map(|panels| Sums {
+            columns: 0..0,
+            rows: 0..0,
+            numbers: panels.resize(stride, stride, (end - start).next_multiple_of(K::HEIGHT)),
+        });
         let panels = width.div_ceil(panel_width);
         for first_panel in (start / panel_width..panels).step_by(PANELS) {
             let group = first_panel..panels.min(first_panel + PANELS);
             sums.columns = group.start * panel_width..width.min(group.end * panel_width);
             sums.rows = start..end.min(sums.columns.end);
-            sums.numbers.0[..(end - start).next_multiple_of(K::HEIGHT) * stride].fill(0.0);
+            sums.numbers.fill(0.0);
             for panel in group {
                 let columns = panel * panel_width..width.min((panel + 1) * panel_width);
                 let tops = (start..end.min(columns.end)).step_by(K::HEIGHT);
@@ -128,7 +143,7 @@ impl<W: Copy + Default> Update<'_, W> {
                         let skip = top.saturating_sub(columns.start) / K::LANES;
                         let vectors = columns.len().div_ceil(K::LANES) - skip;
                         let column = (panel - first_panel) * panel_width + skip * K::LANES;
-                        let sums = &mut sums.numbers.0[(top - start) * stride + column..];
+                        let sums = &mut sums.numbers[(top - start) * stride + column..];
                         match vectors {
                             1 => kernel.multiply::<1>(left, right, skip, sums),
                             _ => kernel.multiply::<VECTORS>(left, right, 0, sums),
@@ -137,28 +152,22 @@ impl<W: Copy + Default> Update<'_, W> {
                 }
             }
             while before.add_row(&mut piece, stride) {}
-            (sums, before) = (before, sums);
+            std::mem::swap(&mut sums, &mut before);
         }
         while before.add_row(&mut piece, stride) {}
     }
 }
 
 /// The sums of a group, of which some rows are still to be added to the triangle.
-struct Sums {
+struct Sums<'a> {
     /// Columns of the group.
     columns: Range<usize>,
     /// The rows to add.
     rows: Range<usize>,
-    numbers: Aligned<[f32; MOST_ROWS * PANELS * VECTORS * 16]>,
+    numbers: &'a mut [f32],
 }
 
-impl Sums {
-    /// No sums.
-    #[inline(always)]
-    fn new() -> Self {
-        Self { columns: 0..0, rows: 0..0, numbers: Aligned([0.0; MOST_ROWS * PANELS * VECTORS * 16]) }
-    }
-
+impl Sums<'_> {
     /// Adds the next row, if there is one, and prefetches one that comes soon.
     #[inline(always)]
     fn add_row<W>(&mut self, piece: &mut Piece<'_, W>, stride: usize) -> bool {
@@ -168,7 +177,7 @@ impl Sums {
             prefetch(piece.triangle_row(row, &self.columns));
         }
         let first = self.columns.start.max(row);
-        let sums = &self.numbers.0[(row - piece.rows.start) * stride..]
+        let sums = &self.numbers[(row - piece.rows.start) * stride..]
             [first - self.columns.start..self.columns.len()];
         let packed = piece.packed;
         let to = piece.triangle_row(row, &self.columns);
@@ -177,11 +186,6 @@ impl Sums {
         true
     }
 }
-
-/// Starts on a cache line.
-#[derive(Clone, Copy)]
-#[repr(align(64))]
-struct Aligned<T>(T);
 
 impl<W> Piece<'_, W> {
     /// The columns of one row that are in the upper triangle. The last one always is.

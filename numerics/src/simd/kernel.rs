@@ -2,30 +2,9 @@
 
 use super::left;
 use super::packed::{Packed, Panels};
+use super::shape::{PANELS, VECTORS};
 use pulp::Simd;
 use std::ops::Range;
-
-/// Width of a right panel and of a tile, in vectors.
-pub(super) const VECTORS: usize = 2;
-
-/// Rows of a tile for vectors of so many numbers: as many as the registers hold beside one line of `right` and one broadcast.
-pub(super) const fn height(lanes: usize) -> usize {
-    match lanes {
-        // 12 × 2 of the 32 registers of AVX-512 and NEON.
-        16 | 4 => 12,
-        // 6 × 2 of the 16 registers of AVX2, or of any processor.
-        _ => 6,
-    }
-}
-
-/// A line of a left panel consists of so many units. None of them crosses the edge of a right panel, for any width of vectors.
-pub(super) const UNITS: usize = 3;
-
-/// Columns that are packed together, by one thread: whole panels of each kind, for all widths of vectors.
-pub(super) const GROUP: usize = 192;
-
-/// Right panels whose sums are added to the triangle together.
-pub(super) const PANELS: usize = 4;
 
 /// Multiplies packed panels.
 pub(super) trait Kernel: Copy {
@@ -42,7 +21,7 @@ pub(super) trait Kernel: Copy {
     /// Fills left panels with some columns of a block.
     #[inline(always)]
     fn copy_left(packed: &Packed<Self::Word>, columns: Range<usize>, into: &mut Panels<Self::Word>) {
-        left::copy::<Self>(packed, columns, into);
+        left::copy(packed, columns, VECTORS * Self::LANES, Self::HEIGHT, into);
     }
 
     /// Adds to one tile the products of the columns of a left panel with the vectors of columns `skip .. skip + V` of a right one, summed

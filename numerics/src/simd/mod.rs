@@ -43,6 +43,7 @@ mod precision;
 mod prefetch;
 mod products;
 mod rows;
+mod shape;
 mod sums;
 #[cfg(test)]
 mod tests;

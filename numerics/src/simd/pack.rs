@@ -8,15 +8,22 @@
 
 use super::columns::Columns;
 use super::convert::Number;
-use super::corrections::Lost;
-use super::kernel::VECTORS;
 use super::prefetch::prefetch;
+use super::shape::VECTORS;
 use super::{Rows, Values};
 use pulp::{Simd, WithSimd};
 use std::ops::Range;
 
 /// Rows that are packed together.
 pub(super) const ROWS: usize = 8;
+
+/// The part of a number that its panel does not hold.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Lost {
+    pub column: usize,
+    pub row: usize,
+    pub part: f32,
+}
 
 /// A group of columns to pack.
 pub(super) struct Pack<'a, W> {

@@ -1,13 +1,12 @@
 //! The memory of one packed block: its centred rows as panels, and its column statistics.
 //!
-//! A panel holds [`VECTORS`](super::kernel::VECTORS) vectors of neighbouring columns, line after line. A line is one row of f32, or two
+//! A panel holds [`VECTORS`](super::shape::VECTORS) vectors of neighbouring columns, line after line. A line is one row of f32, or two
 //! rows of bf16 interleaved: a *word* is four bytes either way. The last panel is padded with zeros.
 
 use super::Rows;
 use super::columns::all_finite;
-use super::corrections::{Correction, Lost};
-use super::kernel::GROUP;
-use super::pack::Pack;
+use super::pack::{Lost, Pack};
+use super::shape::GROUP;
 use super::threads::share;
 use crate::error::Result;
 
@@ -30,6 +29,12 @@ pub(super) struct Packed<W> {
     pub lost: Vec<Vec<Lost>>,
     /// The products of these parts.
     pub corrections: Vec<Correction>,
+}
+
+/// The products of the lost parts of a column, `Σ l_i h_j` for all `j` (see `corrections`).
+pub(super) struct Correction {
+    pub column: usize,
+    pub products: Vec<f64>,
 }
 
 /// Panels of one width, one after the other. Their memory is reused.

@@ -7,10 +7,9 @@
 //! not, the panel holds the rounded difference, and the rest is a correction ([`Lost`]).
 
 use super::Rows;
-use super::corrections::Lost;
-use super::kernel::VECTORS;
-use super::pack::{Pack, ROWS, pilot_of};
+use super::pack::{Lost, Pack, ROWS, pilot_of};
 use super::prefetch::prefetch;
+use super::shape::VECTORS;
 use half::bf16;
 use pulp::{Simd, WithSimd};
 

@@ -3,7 +3,8 @@
 use super::BLOCK_ROWS;
 use super::bf16_dot::DotProduct;
 use super::gram::Update;
-use super::kernel::{Fused, Kernel, PANELS, VECTORS, height};
+use super::kernel::{Fused, Kernel};
+use super::shape::{PANELS, VECTORS, height};
 use super::tier::Tier;
 #[cfg(test)]
 use super::tiles::emulation::Emulated;

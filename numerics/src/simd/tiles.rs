@@ -17,8 +17,9 @@ pub(super) mod emulation;
 mod x86;
 
 use super::Tier;
-use super::kernel::{Kernel, VECTORS};
+use super::kernel::Kernel;
 use super::packed::{Packed, Panels};
+use super::shape::VECTORS;
 use std::ops::Range;
 
 /// Rows, and words in a row, of a tile.
@@ -85,7 +86,11 @@ impl Kernel for Tiles {
     #[inline(always)]
     fn multiply<const V: usize>(self, left: &[u32], right: &[u32], skip: usize, sums: &mut [f32]) {
         #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-        x86::multiply::<V>(self.0, left, right, skip, sums);
+        {
+            // Tiles are as high as a panel is wide, so that none begins inside a panel. A panel at the right edge is padded.
+            assert!(skip == 0 && V <= VECTORS);
+            x86::multiply(self.0, left, right, sums);
+        }
         #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
         {
             let _ = (left, right, skip, sums);

@@ -2,11 +2,11 @@
 
 #[cfg(test)]
 use super::bf16_dot::DotProduct;
-use super::gram::{Update, pieces, rows_per_piece};
-use super::kernel::{VECTORS, height};
-use super::packed::{Packed, Panels};
+use super::gram::{Memory, Update, pieces, rows_per_piece};
+use super::packed::Packed;
 use super::pairs::{self, PackPairs};
 use super::products::{PairUpdate, Products};
+use super::shape::{VECTORS, height};
 use super::threads::share_with;
 use super::tier::Instructions;
 #[cfg(test)]
@@ -27,12 +27,11 @@ pub struct Workspace {
     pairs: Block<u32>,
 }
 
-/// A packed block, and the left factors that are copied from it.
+/// A packed block, and the memory of the threads that multiply it.
 #[derive(Default)]
 struct Block<W> {
     packed: Packed<W>,
-    /// One for each thread.
-    left: Vec<Panels<W>>,
+    threads: Vec<Memory<W>>,
 }
 
 impl std::fmt::Debug for Workspace {
@@ -117,21 +116,21 @@ impl Workspace {
     fn accumulate_block(&mut self, rows: Rows<'_>, into: &mut Sums<'_>, threads: usize) -> Result<()> {
         let instructions = self.instructions;
         if let (Values::Bf16(values), Some(products)) = (rows.values, self.products) {
-            let Block { packed, left } = &mut self.pairs;
+            let Block { packed, threads: memory } = &mut self.pairs;
             packed.fill(rows, products.lines(rows.rows), pairs::WIDTH, threads, |pack| {
                 instructions.run(PackPairs { pack, values });
             });
             packed.check(&rows)?;
             packed.correct(rows.width, threads);
-            add(packed, left, &rows, into, products.height(), threads, |update| {
+            add(packed, memory, &rows, into, products.height(), threads, |update| {
                 instructions.run(PairUpdate { update, products });
             });
         } else {
             let lanes = instructions.lanes();
-            let Block { packed, left } = &mut self.rows;
+            let Block { packed, threads: memory } = &mut self.rows;
             packed.fill(rows, rows.rows, VECTORS * lanes, threads, |pack| instructions.run(pack));
             packed.check(&rows)?;
-            add(packed, left, &rows, into, height(lanes), threads, |update| instructions.run(update));
+            add(packed, memory, &rows, into, height(lanes), threads, |update| instructions.run(update));
         }
         Ok(())
     }
@@ -140,7 +139,7 @@ impl Workspace {
 /// Adds a packed block.
 fn add<W: Copy + Default + Send + Sync>(
     packed: &Packed<W>,
-    left: &mut Vec<Panels<W>>,
+    memory: &mut Vec<Memory<W>>,
     rows: &Rows<'_>,
     into: &mut Sums<'_>,
     height: usize,
@@ -153,8 +152,8 @@ fn add<W: Copy + Default + Send + Sync>(
     for (largest, &magnitude) in into.abs_max.iter_mut().zip(&packed.magnitude) {
         *largest = largest.max(f32::from_bits(magnitude));
     }
-    left.resize_with(threads.max(1), Panels::default);
+    memory.resize_with(threads.max(1), Memory::default);
     let rows_per_piece = rows_per_piece(rows.width, height, threads);
     let pieces = pieces(packed, rows.width, rows_per_piece, into.gram);
-    share_with(left, pieces, |left, piece| multiply(Update { piece, left }));
+    share_with(memory, pieces, |memory, piece| multiply(Update { piece, memory }));
 }

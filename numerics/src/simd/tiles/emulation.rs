@@ -1,8 +1,9 @@
 //! The products of tiles in portable code, by their definition.
 
-use super::super::kernel::{Kernel, PANELS};
+use super::super::kernel::Kernel;
 use super::super::packed::{Packed, Panels};
 use super::super::pairs::{earlier, later};
+use super::super::shape::PANELS;
 use super::{SIDE, STEP, VECTORS, WIDTH, copy_transposed};
 use std::ops::Range;
 

@@ -1,6 +1,6 @@
 //! The instructions: detection, permission, configuration and products.
 
-use super::super::kernel::PANELS;
+use super::super::shape::PANELS;
 use super::{SIDE, STEP, Tile, VECTORS, WIDTH};
 use std::arch::asm;
 use std::arch::x86_64::{
@@ -139,86 +139,51 @@ fn transpose_by_vectors(lines: [&[u32; SIDE]; SIDE], to: &mut Tile) {
     }
 }
 
-/// The products of [`Kernel::multiply`](super::Kernel::multiply), while the tiles are configured.
+/// The products of [`Kernel::multiply`](super::Kernel::multiply) for whole tiles, while the tiles are configured.
 #[inline(always)]
-pub(super) fn multiply<const V: usize>(
-    _: Permission,
-    left: &[u32],
-    right: &[u32],
-    skip: usize,
-    sums: &mut [f32],
-) {
+pub(super) fn multiply(_: Permission, left: &[u32], right: &[u32], sums: &mut [f32]) {
     /// Bytes between two rows of sums, two lines of a right panel, and two columns of a left one.
     const SUMS: usize = 4 * PANELS * VECTORS * SIDE;
     const RIGHT: usize = 4 * WIDTH;
     const LEFT: usize = 4 * SIDE;
     let steps = right.len() / STEP;
-    assert!(steps > 0 && left.len() >= steps * STEP && skip + V <= VECTORS);
-    assert!(sums.len() >= (WIDTH - 1) * SUMS / 4 + V * SIDE);
-    let right = &right[skip * SIDE..];
+    assert!(steps > 0 && left.len() >= steps * STEP);
+    assert!(sums.len() >= (WIDTH - 1) * SUMS / 4 + WIDTH);
     // SAFETY: the permission proves that the instructions exist, and callers have configured the tiles (if not, the processor stops the
-    // program). The loads and stores are 16 rows at the given distances. By the assertions they end inside the slices: the sums after 32
-    // rows, both panels after `steps` times 16 lines, since `skip` and `V` stay inside a line.
+    // program). The loads and stores are 16 rows of 64 bytes at the given distances. By the assertions they end inside the slices: the
+    // sums after 32 rows, and both panels after `steps` times 16 lines.
     unsafe {
-        if V == VECTORS {
-            asm!(
-                "tileloadd tmm0, [{sums} + {sums_row}]",
-                "tileloadd tmm1, [{sums} + {sums_row} + 64]",
-                "tileloadd tmm2, [{more} + {sums_row}]",
-                "tileloadd tmm3, [{more} + {sums_row} + 64]",
-                "2:",
-                "tileloadd tmm4, [{left} + {left_row}]",
-                "tileloadd tmm6, [{right} + {right_row}]",
-                "tileloadd tmm7, [{right} + {right_row} + 64]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "tileloadd tmm5, [{left} + {left_row} + 1024]",
-                "tdpbf16ps tmm1, tmm4, tmm7",
-                "tdpbf16ps tmm2, tmm5, tmm6",
-                "tdpbf16ps tmm3, tmm5, tmm7",
-                "add {left}, 2048",
-                "add {right}, 2048",
-                "dec {steps}",
-                "jnz 2b",
-                "tilestored [{sums} + {sums_row}], tmm0",
-                "tilestored [{sums} + {sums_row} + 64], tmm1",
-                "tilestored [{more} + {sums_row}], tmm2",
-                "tilestored [{more} + {sums_row} + 64], tmm3",
-                sums = in(reg) sums.as_mut_ptr(),
-                more = in(reg) sums.as_mut_ptr().add(SIDE * SUMS / 4),
-                sums_row = in(reg) SUMS,
-                left = inout(reg) left.as_ptr() => _,
-                left_row = in(reg) LEFT,
-                right = inout(reg) right.as_ptr() => _,
-                right_row = in(reg) RIGHT,
-                steps = inout(reg) steps => _,
-                options(nostack),
-            );
-        } else {
-            asm!(
-                "tileloadd tmm0, [{sums} + {sums_row}]",
-                "tileloadd tmm2, [{more} + {sums_row}]",
-                "2:",
-                "tileloadd tmm6, [{right} + {right_row}]",
-                "tileloadd tmm4, [{left} + {left_row}]",
-                "tileloadd tmm5, [{left} + {left_row} + 1024]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "tdpbf16ps tmm2, tmm5, tmm6",
-                "add {left}, 2048",
-                "add {right}, 2048",
-                "dec {steps}",
-                "jnz 2b",
-                "tilestored [{sums} + {sums_row}], tmm0",
-                "tilestored [{more} + {sums_row}], tmm2",
-                sums = in(reg) sums.as_mut_ptr(),
-                more = in(reg) sums.as_mut_ptr().add(SIDE * SUMS / 4),
-                sums_row = in(reg) SUMS,
-                left = inout(reg) left.as_ptr() => _,
-                left_row = in(reg) LEFT,
-                right = inout(reg) right.as_ptr() => _,
-                right_row = in(reg) RIGHT,
-                steps = inout(reg) steps => _,
-                options(nostack),
-            );
-        }
+        asm!(
+            "tileloadd tmm0, [{sums} + {sums_row}]",
+            "tileloadd tmm1, [{sums} + {sums_row} + 64]",
+            "tileloadd tmm2, [{more} + {sums_row}]",
+            "tileloadd tmm3, [{more} + {sums_row} + 64]",
+            "2:",
+            "tileloadd tmm4, [{left} + {left_row}]",
+            "tileloadd tmm6, [{right} + {right_row}]",
+            "tileloadd tmm7, [{right} + {right_row} + 64]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tileloadd tmm5, [{left} + {left_row} + 1024]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "add {left}, 2048",
+            "add {right}, 2048",
+            "dec {steps}",
+            "jnz 2b",
+            "tilestored [{sums} + {sums_row}], tmm0",
+            "tilestored [{sums} + {sums_row} + 64], tmm1",
+            "tilestored [{more} + {sums_row}], tmm2",
+            "tilestored [{more} + {sums_row} + 64], tmm3",
+            sums = in(reg) sums.as_mut_ptr(),
+            more = in(reg) sums.as_mut_ptr().add(SIDE * SUMS / 4),
+            sums_row = in(reg) SUMS,
+            left = inout(reg) left.as_ptr() => _,
+            left_row = in(reg) LEFT,
+            right = inout(reg) right.as_ptr() => _,
+            right_row = in(reg) RIGHT,
+            steps = inout(reg) steps => _,
+            options(nostack),
+        );
     }
 }
