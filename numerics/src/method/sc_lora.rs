@@ -5,7 +5,7 @@
 //! eigenvectors of `(1 − β) W C Wᵀ − β W S Wᵀ`: the directions in which the outputs of the layer are large for the fine-tuning data and
 //! small for the pre-training data. `B = Q`, `A = Qᵀ W`, and the base becomes `W − s B A`. As in OLoRA, nothing is divided by `s`.
 //!
-//! The authors choose `β` by task: they report 0.5, 0.8 and 0.9. The default is 0.5, which weighs both kinds of activations alike.
+//! The authors choose `β` by task. The default is 0.5, which weighs both kinds of activations alike.
 //!
 //! The matrix is indefinite, and its leading eigenvalues can be small beside the others, for example if a loud channel is in both kinds of
 //! activations. So it is formed and decomposed in f64: of the smaller side of the weight, because its other eigenvalues are zero. If fewer

@@ -183,7 +183,7 @@ pub(crate) struct MethodArgs {
     /// sc-lora: weight of the pre-training activations against the fine-tuning ones, from 0 to 1 [default: 0.5]
     ///
     /// With 0 the adapter takes the largest outputs of the fine-tuning activations, with 1 the smallest outputs of the pre-training ones.
-    /// The authors of SC-LoRA choose it by task: they report 0.5, 0.8 and 0.9.
+    /// The authors of SC-LoRA choose it by task.
     #[arg(long, value_name = "WEIGHT", allow_negative_numbers = true, hide_short_help = true)]
     pub(crate) beta: Option<f64>,
 
