@@ -1,23 +1,23 @@
 //! The Gram matrix of a packed block, added to a packed upper triangle of f64.
 //!
 //! ```text
-//! for piece in pieces of up to 192 rows of the triangle        # threads take one after the other
-//!   left = copy of the piece's columns                         # panels of HEIGHT columns, in L2
-//!   for group in groups of 4 right panels                      # from the piece's first column on
-//!     sums = 0                                                 # f32, in L2
-//!     for right in the panels of the group                     # VECTORS vectors wide
-//!       for lines in blocks of up to 160 lines                 # of `right` in L1, 20 KB
-//!         for tile in the tiles of the piece                   # lines of `left` from L2, 8 KB
-//!           prefetch one row of triangle[piece, group]
-//!           load sums[tile]                                    # HEIGHT × VECTORS vectors, in registers
+//! for piece in pieces of up to 192 rows of the triangle          # threads take one after the other
+//!   left = copy of the piece's columns                           # panels of HEIGHT columns, in L2
+//!   for group in groups of 4 right panels                        # from the piece's first column on
+//!     sums = 0                                                   # f32, in L2
+//!     for right in the panels of the group                       # VECTORS vectors wide
+//!       for lines in blocks of up to 160 lines                   # of `right` in L1, 20 KB
+//!         for tile in the tiles of the piece                     # lines of `left` from L2, 8 KB
+//!           triangle[a row, the group before] += its sums        # see below
+//!           load sums[tile]                                      # HEIGHT × VECTORS vectors, in registers
 //!           for line in lines
 //!             sums[tile] += left[line] ⊗ right[line]
 //!           store sums[tile]
-//!     triangle[piece, group] += sums + s cᵀ + c (s + n c)ᵀ     # in f64
+//!     triangle[remaining rows, the group before] += their sums
 //! ```
 //!
-//! The packed rows are `y = x − c`, where the pilot `c` is the mean of the block rounded to f32, and `s = Σ y`. Sums in f32 are accurate
-//! relative to the spread of the columns for all means, and the last line turns them into the product of the rows `x`.
+//! The packed rows are `y = x − c`, where the pilot `c` is the mean of the block, and `s = Σ y`. Sums in f32 are accurate relative to the
+//! spread of the columns for all means. In f64, `sums + s cᵀ + c (s + n c)ᵀ` is the product of the rows `x`, and is added to the triangle.
 //!
 //! Why it is fast:
 //!
@@ -29,8 +29,8 @@
 //! 4. `left` and `sums` stay in L2 while the columns of the block pass by, once per piece.
 //! 5. Only tiles that touch the upper triangle are computed, and in them only the vectors that do. This skips the vectors left of the
 //!    diagonal, and those at the right edge that are only padding.
-//! 6. The rows of the triangle are far apart and rarely in a cache. They are prefetched while the products are computed, one row before
-//!    each tile: all at once they would delay the loads of the tiles. A group has several panels so that each row is a long run.
+//! 6. The rows of the triangle are far apart and rarely in a cache. One of them is added before each tile of the next group, and another
+//!    one is prefetched, so that the memory works while the processor multiplies. A group has several panels so that each row is long.
 //! 7. A piece is whole rows of the triangle, which are contiguous. So threads write to disjoint slices and need no locks.
 
 use super::kernel::{Fused, Kernel};
@@ -47,7 +47,7 @@ pub(super) struct Piece<'a, W> {
     pub packed: &'a Packed<W>,
     /// Width of the Gram matrix.
     pub width: usize,
-    /// Rows of this piece. The first is the first of a panel.
+    /// Rows of this piece. The first one is a multiple of the height of a tile.
     pub rows: Range<usize>,
     /// Those rows of the packed triangle.
     pub triangle: &'a mut [f64],
