@@ -52,7 +52,7 @@ class Statistics:
     def __new__(cls, *, precision: str = "f32", nonfinite: str = "refuse") -> Statistics:
         """Returns statistics without sites.
 
-        precision: "f32", or "bf16" for the dot product of the processor, which is faster for bf16 rows and rounds differently.
+        precision: "f32", or "bf16" to multiply bf16 rows as bf16, in the fastest way of the processor; the bits then depend on it.
         nonfinite: "refuse" raises for rows with NaN or infinity and names site, row and column; "skip-rows" skips and counts them.
         """
     def declare(self, site: str, modules: Sequence[str], width: int, *, tokens: bool = False) -> None:
