@@ -4,7 +4,7 @@
 //! peak, then every way, one right after the other. The peak is that of the best round, because noise can only lower it.
 //!
 //! Prints the table of `benches/README.md`: per cent of the peak, the median of the rounds and in brackets
-//! the best. `cargo bench --bench peak_share -- 20` for 20 rounds.
+//! the best. `cargo bench --bench peak_share -- 20` for 20 rounds. `benches/peers.py` reads the table.
 
 #[allow(dead_code, reason = "each benchmark uses a part of it")]
 mod common;
@@ -20,9 +20,9 @@ fn main() {
     let rounds = std::env::args().find_map(|argument| argument.parse().ok()).unwrap_or(10);
     let ways = Way::all();
 
-    print!("| width | threads | peak, GFLOP/s |");
+    print!("| width | rows | threads | peak, GFLOP/s |");
     ways.iter().for_each(|way| print!(" {} |", way.name()));
-    println!("\n|{}", " --- |".repeat(3 + ways.len()));
+    println!("\n|{}", " --- |".repeat(4 + ways.len()));
     for site in SITES {
         let mut problem = Problem::new(site);
         for threads in thread_counts() {
@@ -35,7 +35,7 @@ fn main() {
                 }
             }
             let peak = median_and_best(peaks).1;
-            print!("| {} | {threads} | {:.0} |", site.width, peak / 1e9);
+            print!("| {} | {} | {threads} | {:.0} |", site.width, site.rows, peak / 1e9);
             for (median, best) in rates.into_iter().map(median_and_best) {
                 print!(" {:.1} ({:.1}) |", 100.0 * median / peak, 100.0 * best / peak);
             }

@@ -188,7 +188,7 @@ pub(crate) mod testing {
     use crate::element::Element;
     use crate::factors::{LayerShape, Strength};
     use crate::method::Options;
-    use crate::plan::{Nonfinite, Plan, PlannedLayer, PlannedSite, Skipped, Work};
+    use crate::plan::{Nonfinite, Plan, PlannedLayer, PlannedSite, SideBySide, Skipped, Work};
     use crate::rank::{Limits, Policy};
     use crate::simd::Precision;
     use crate::storage::Piece;
@@ -231,7 +231,7 @@ pub(crate) mod testing {
             precision: Precision::F32,
             element: Element::F16,
             threads: 1,
-            side_by_side: 1,
+            side_by_side: SideBySide::ONE,
             peak_memory: 2_000_000,
             work: Work { moments: 2000.0, factors: 3000.0 },
         }

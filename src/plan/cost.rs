@@ -11,7 +11,7 @@
 //! | components of a layer | `4 · k (m + d)` for `k` computed components |
 //! | writing | twice the components of all layers; four times with [`Start::Residual`] |
 //!
-//! Several narrow sites are in memory at the same time, as many as `schedule` allows, but only one wide site. Each site holds one
+//! Several narrow sites are in memory at the same time, and then several wide ones, as many as `schedule` allows. Each site holds one
 //! weight at a time. The components of all layers stay in memory.
 //!
 //! Work counts multiplications and additions: `d (d + 1)` for each row, `12 d³` for each site (and `10 d³` for the eigendecompositions
@@ -19,7 +19,7 @@
 //! for `d`; for its layer, the products of `k` components with the weight. These numbers are for the method cntlora. The estimate for
 //! other methods is the same for a layer, and `d³` for a site if they read activations.
 
-use super::{PlannedLayer, PlannedSite, SiteRows, Work};
+use super::{PlannedLayer, PlannedSite, SideBySide, SiteRows, Work};
 use crate::activations::Blocks;
 use crate::constraint::Coupling;
 use crate::factors::{LayerShape, Start};
@@ -42,8 +42,8 @@ pub(crate) const MANY_SUMS: u64 = 64 << 20;
 pub(super) struct Memory {
     /// For each narrow site, in descending order.
     pub(super) narrow: Vec<u64>,
-    /// For the largest wide site.
-    pub(super) wide: u64,
+    /// For each wide site, in descending order.
+    pub(super) wide: Vec<u64>,
     /// Components of all layers, which stay in memory.
     pub(super) kept: u64,
     /// Peak while the adapter is made and written.
@@ -79,16 +79,19 @@ impl Memory {
     /// From the memory of each site, and whether it is narrow.
     fn of_sites(sites: impl Iterator<Item = (bool, u64)>) -> Self {
         let (narrow, wide): (Vec<_>, Vec<_>) = sites.partition(|(is_narrow, _)| *is_narrow);
-        let mut narrow: Vec<u64> = narrow.into_iter().map(|(_, memory)| memory).collect();
-        narrow.sort_unstable_by(|a, b| b.cmp(a));
-        let wide = wide.into_iter().map(|(_, memory)| memory).max().unwrap_or(0);
-        Self { narrow, wide, kept: 0, writing: 0 }
+        let sorted = |sites: Vec<(bool, u64)>| {
+            let mut sites: Vec<u64> = sites.into_iter().map(|(_, memory)| memory).collect();
+            sites.sort_unstable_by(|a, b| b.cmp(a));
+            sites
+        };
+        Self { narrow: sorted(narrow), wide: sorted(wide), kept: 0, writing: 0 }
     }
 
-    /// Peak memory with this number of narrow sites at the same time.
-    pub(super) fn peak(&self, side_by_side: usize) -> u64 {
-        let narrow = self.narrow.iter().take(side_by_side).copied().fold(0, u64::saturating_add);
-        let held = narrow.max(self.wide).saturating_add(self.kept).max(self.writing);
+    /// Peak memory with these numbers of sites at the same time.
+    pub(super) fn peak(&self, counts: SideBySide) -> u64 {
+        let largest = |sites: &[u64], count| sites.iter().take(count).copied().fold(0, u64::saturating_add);
+        let (narrow, wide) = (largest(&self.narrow, counts.narrow), largest(&self.wide, counts.wide));
+        let held = narrow.max(wide).saturating_add(self.kept).max(self.writing);
         held.saturating_add(held / OVERHEAD_SHARE).saturating_add(OVERHEAD)
     }
 }

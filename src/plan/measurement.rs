@@ -4,7 +4,7 @@ use super::cost::Memory;
 use super::schedule::Limits;
 use super::select::Selector;
 use super::shard::part_of;
-use super::{Nonfinite, Room, Selection, Shard, cost, schedule};
+use super::{Nonfinite, Room, Selection, Shard, SideBySide, cost, schedule};
 use crate::activations::{ActivationSet, Site};
 use crate::initializer;
 use crate::moments_file::{MeasuredSource, Part, memory};
@@ -57,8 +57,9 @@ pub struct Measurement {
     pub precision: Precision,
     /// Number of threads.
     pub threads: usize,
-    /// Number of narrow sites that are processed at the same time.
-    pub side_by_side: usize,
+    /// Numbers of sites that are processed at the same time.
+    #[serde(flatten)]
+    pub side_by_side: SideBySide,
     /// Peak memory in bytes, estimated from the shapes.
     pub peak_memory: u64,
 }
@@ -113,7 +114,7 @@ impl SiteRows {
         memory(self.width as u64, self.counts)
     }
 
-    /// Returns whether this site is processed on one thread beside other sites.
+    /// True if the decompositions of this site use one thread.
     pub fn is_narrow(&self) -> bool {
         initializer::is_narrow(self.width)
     }
@@ -286,7 +287,7 @@ mod tests {
         safetensors::write(&mut file, &metadata, &[("conv".to_owned(), tensor)].into()).unwrap();
         let (plan, _) = plan_measurement(&request(folder.path(), &[], &[])).unwrap();
         let rows_alone = SiteRows { image_bytes: 0, ..plan.sites[0].clone() };
-        let without = Memory::of_moments(&[rows_alone]).peak(1);
+        let without = Memory::of_moments(&[rows_alone]).peak(SideBySide::ONE);
         assert!(plan.peak_memory >= without + 4_000_000, "{} and {without}", plan.peak_memory);
     }
 

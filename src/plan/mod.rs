@@ -41,5 +41,6 @@ pub use renames::Rename;
 pub(crate) use renames::Renames;
 pub use request::{Nonfinite, Request, Selection};
 pub use room::Room;
+pub use schedule::SideBySide;
 pub use shard::Shard;
 pub use shared::refuse_shared_weights;

@@ -1,6 +1,6 @@
 //! The plan of a run: sites, layers and estimates.
 
-use super::{Nonfinite, Shard, cost, shard};
+use super::{Nonfinite, Shard, SideBySide, cost, shard};
 use crate::element::Element;
 use crate::factors::{LayerName, LayerShape};
 use crate::initializer;
@@ -38,8 +38,9 @@ pub struct Plan {
     pub element: Element,
     /// Number of threads.
     pub threads: usize,
-    /// Number of narrow sites that are processed at the same time.
-    pub side_by_side: usize,
+    /// Numbers of sites that are processed at the same time.
+    #[serde(flatten)]
+    pub side_by_side: SideBySide,
     /// Peak memory in bytes, estimated from the shapes.
     pub peak_memory: u64,
     /// Floating-point operations, estimated from the shapes.
@@ -64,8 +65,7 @@ impl Plan {
 }
 
 impl PlannedSite {
-    /// Returns whether this site is processed on one thread beside other sites. Wider sites are processed one after the other,
-    /// each with all threads.
+    /// True if the decompositions of this site use one thread.
     pub fn is_narrow(&self) -> bool {
         initializer::is_narrow(self.width)
     }

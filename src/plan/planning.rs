@@ -7,7 +7,7 @@ use super::recording::{RecordedSite, Recording};
 use super::renames::Renames;
 use super::schedule::Limits;
 use super::select::Selector;
-use super::{Plan, Request, cost, layers, options, recording, schedule, weights};
+use super::{Plan, Request, SideBySide, cost, layers, options, recording, schedule, weights};
 use crate::constraint::Coupling;
 use crate::method::Options;
 use crate::storage::{Checkpoint, Problem, Problems, quoted};
@@ -161,8 +161,9 @@ fn log(plan: &Plan) {
             tracing::debug!(layer = %quoted(&layer.name.to_string()), tensor = %quoted(&layer.tensors()), %shape, "planned");
         }
     }
-    let (threads, side_by_side, memory) = (plan.threads, plan.side_by_side, plan.peak_memory);
-    tracing::info!(sites = plan.sites.len(), threads, side_by_side, memory, "planned the run");
+    let (threads, memory, SideBySide { narrow: side_by_side, wide }) =
+        (plan.threads, plan.peak_memory, plan.side_by_side);
+    tracing::info!(sites = plan.sites.len(), threads, side_by_side, wide, memory, "planned the run");
 }
 
 #[cfg(test)]

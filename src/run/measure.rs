@@ -142,3 +142,53 @@ fn measure_site(
     reading.observer.event(Event::MomentsReady { site: name });
     Ok((name.clone(), measured(skipped_rows)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::{MeasurementRequest, Nonfinite, Selection, SideBySide, plan_measurement};
+    use crate::run::Job;
+    use crate::storage::{Access, safetensors};
+    use std::fs::{self, File};
+    use std::time::Duration;
+
+    /// Wide sites that are measured side by side give the bytes of one thread.
+    #[test]
+    fn wide_sites_side_by_side_give_the_bytes_of_one_thread() {
+        const WIDTH: u64 = 2050;
+        let folder = tempfile::tempdir().unwrap();
+        let rows = |site: u64| {
+            let numbers = (0..3 * WIDTH).map(|at| ((at * 37 + site * 11) % 101) as f32 / 7.0);
+            ("F32".to_owned(), vec![3, WIDTH], numbers.flat_map(f32::to_le_bytes).collect())
+        };
+        let tensors = (0..3).map(|site| (format!("{site}.in"), rows(site))).collect();
+        let recording = folder.path().join("rows.safetensors");
+        let metadata = [("format".to_owned(), "pt".to_owned())].into();
+        safetensors::write(&mut File::create(&recording).unwrap(), &metadata, &tensors).unwrap();
+        let measured = |threads, max_memory| {
+            let request = MeasurementRequest {
+                activations: vec![recording.clone()],
+                selection: Selection::default(),
+                nonfinite: Nonfinite::Refuse,
+                precision: Precision::F32,
+                shard: None,
+                access: Access::Auto,
+                threads,
+                max_memory,
+                room: None,
+            };
+            let (measurement, set) = plan_measurement(&request).unwrap();
+            let job = Job::of_measurement(&measurement, &set);
+            let partial = folder.path().join(format!("partial-{threads}"));
+            let partial = PartialRun::open(&partial, &job, Duration::from_secs(3600), false).unwrap();
+            let out = folder.path().join("out");
+            measure(&measurement, &set, &out, &(), &partial).unwrap();
+            (measurement.side_by_side, fs::read(out).unwrap())
+        };
+        let (one, expected) = measured(1, None);
+        assert_eq!(one, SideBySide::ONE);
+        let (several, found) = measured(12, Some(1 << 32));
+        assert_eq!(several, SideBySide { narrow: 1, wide: 3 });
+        assert!(found == expected);
+    }
+}

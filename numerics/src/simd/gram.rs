@@ -62,7 +62,7 @@ const LEAST_ROWS: usize = 48;
 /// The number of rows of a piece: enough that a panel is used often while it is in a cache, and few enough that every thread gets several
 /// pieces.
 pub(super) fn rows_per_piece(width: usize, height: usize, threads: usize) -> usize {
-    const PIECES_PER_THREAD: usize = 8;
+    const PIECES_PER_THREAD: usize = 4;
     let even = width / (PIECES_PER_THREAD * threads.max(1));
     even.clamp(LEAST_ROWS, MOST_ROWS).next_multiple_of(height)
 }

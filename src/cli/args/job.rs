@@ -360,7 +360,8 @@ pub(crate) struct RunArgs {
     /// Largest memory to use, such as 2GiB or 500MB [default: no limit]
     ///
     /// With less memory the run works on fewer sites at the same time. If that is not enough, the run is refused with the size that it
-    /// needs. Limits of the system (ulimit -v and -d, control groups) have the same effect.
+    /// needs. Limits of the system (ulimit -v and -d, control groups) have the same effect. With a limit, several sites wider than 2048
+    /// are processed at the same time, one for every four threads, as many as fit; without a limit, one after the other.
     #[arg(long, value_name = "SIZE", value_parser = bytes)]
     pub(crate) max_memory: Option<u64>,
 
