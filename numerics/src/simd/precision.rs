@@ -17,7 +17,7 @@ pub enum Precision {
     /// Products of bf16 are exact in f32. A mean is subtracted from a column if all differences are bf16 again, or if it is above four
     /// standard deviations; then rounded differences are corrected. The sums are accumulated in f32, in the order that the instruction
     /// determines, over blocks of up to 2560 rows by tiles and of 640 otherwise. The processor takes subnormal numbers as zero.
-    /// In the tests, a covariance has an error of at most 1e-5 of the product of two standard deviations, and of 3e-5 by the dot product,
+    /// In the tests, a covariance has an error of at most 2e-5 of the product of two standard deviations, and of 3e-5 by the dot product,
     /// up to means of 10⁴ standard deviations. Elements of the Gram matrix of columns around zero are as accurate as in f32.
     ///
     /// Rows of other formats are computed as under [`Precision::F32`]. The column sums are sums in f32 for each block.
