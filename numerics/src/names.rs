@@ -95,7 +95,7 @@ mod tests {
             names(Element::ALL),
         ];
         expect![[r#"
-            cntlora pissa milora olora corda-ipm corda-kpm eva lora gaussian orthogonal
+            cntlora pissa milora olora olora-tail mica corda-ipm corda-kpm sc-lora astra lora-null eva lora gaussian orthogonal
             mirrored update residual zero
             uncorrelated transport paired
             activations weights
