@@ -63,27 +63,23 @@ pub(crate) fn rounding(output: &Output, plan: &Plan) -> Option<String> {
         return None;
     }
     let quantized = plan.layers().filter(|layer| layer.quantization.is_some()).count();
-    if output.base_format == BaseFormat::Bf16 && quantized > 0 {
-        let [(_, share), _] = FORMATS;
-        return Some(format!(
-            "the changed base is rounded: {} in BF16, so each changed number is off by up to {share} of its size, and the outputs before \
-             training differ from those of the model. Give --base-dtype f32 for a changed base in F32, or --start mirrored, which does \
-             not change the base",
-            match quantized {
-                1 => "1 quantized weight that is adapted is written".to_owned(),
-                many => format!("{many} quantized weights that are adapted are written"),
-            },
-        ));
-    }
-    let (element, share) =
-        FORMATS.into_iter().find(|(element, _)| plan.layers().any(|layer| layer.element == *element))?;
-    let rounded = plan.layers().filter(|layer| layer.element == element).count();
-    let name = element.name();
+    let (weights, (element, share)) = if output.base_format == BaseFormat::Bf16 && quantized > 0 {
+        let weights = match quantized {
+            1 => "1 quantized weight that is adapted is written".to_owned(),
+            many => format!("{many} quantized weights that are adapted are written"),
+        };
+        (weights, FORMATS[0])
+    } else {
+        let format =
+            FORMATS.into_iter().find(|(element, _)| plan.layers().any(|layer| layer.element == *element))?;
+        let rounded = plan.layers().filter(|layer| layer.element == format.0).count();
+        (format!("the model stores {}", count(rounded as u64, "adapted weight")), format)
+    };
     Some(format!(
-        "the changed base is rounded: the model stores {} in {name}, so each changed number is off by up to {share} of its size, and \
-         the outputs before training differ from those of the model. Give --base-dtype f32 for a changed base in F32, or --start \
-         mirrored, which does not change the base",
-        count(rounded as u64, "adapted weight"),
+        "the changed base is rounded: {weights} in {}, so each changed number is off by up to {share} of its size, and the outputs before \
+         training differ from those of the model. Give --base-dtype f32 for a changed base in F32, or --start mirrored, which does \
+         not change the base",
+        element.name()
     ))
 }
 

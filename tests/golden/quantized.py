@@ -5,7 +5,7 @@
     python3 quantized.py
 
 Each folder is a checkpoint: `model.safetensors` and `config.json`. `expected.safetensors` has the weights in F32, under their plain names.
-What is public and runs on a processor does the work:
+Public packages do the work, where they run on a processor:
 
 - bitsandbytes quantizes and dequantizes NF4, FP4 and INT8. Its generic code dequantizes 4 bits: the one for processors begins a block at each
   row, although blocks go on across rows, so that rows that are no whole number of blocks come out wrong;

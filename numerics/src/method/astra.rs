@@ -34,10 +34,6 @@ impl Definition for Astra {
         "The directions of the largest outputs, with ranks by effective rank; the base keeps the rest"
     }
 
-    fn starts(&self) -> &'static [Start] {
-        &[Start::Residual, Start::Mirrored]
-    }
-
     fn rank_rule(&self) -> RankRule {
         RankRule::Proportional
     }

@@ -39,10 +39,6 @@ impl Definition for Corda {
         }
     }
 
-    fn starts(&self) -> &'static [Start] {
-        &[Start::Residual, Start::Mirrored]
-    }
-
     fn rank_rule(&self) -> RankRule {
         match self.0 {
             Part::First => RankRule::Spectrum,

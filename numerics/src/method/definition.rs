@@ -86,8 +86,10 @@ pub(crate) trait Definition: Sync {
     /// A line for the help.
     fn description(&self) -> &'static str;
 
-    /// The starts that the method has, the default first.
-    fn starts(&self) -> &'static [Start];
+    /// The starts that the method has, the default first: those of directions of the weight, unless the method has others.
+    fn starts(&self) -> &'static [Start] {
+        &[Start::Residual, Start::Mirrored]
+    }
 
     /// How the method chooses ranks.
     fn rank_rule(&self) -> RankRule;

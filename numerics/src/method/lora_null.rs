@@ -14,7 +14,7 @@
 //! eigenvalues are equal, as for channels that are always zero, the directions among them are arbitrary. PEFT does not have the method.
 
 use super::definition::{Basis, Bytes, Definition, Form, RankRule, SiteSize, Uses, Weight, check_width};
-use super::sc_lora::second_moment;
+use super::sc_lora::{SOURCE, second_moment};
 use super::{Decomposition, Draft, Options};
 use crate::constraint::SiteEvidence;
 use crate::dense;
@@ -31,10 +31,6 @@ pub(crate) struct LoraNull;
 impl Definition for LoraNull {
     fn description(&self) -> &'static str {
         "The part of the weight that reads what pre-training activations use least; the base keeps the rest"
-    }
-
-    fn starts(&self) -> &'static [Start] {
-        &[Start::Residual, Start::Mirrored]
     }
 
     fn rank_rule(&self) -> RankRule {
@@ -63,7 +59,7 @@ impl Definition for LoraNull {
     ) -> Result<Box<dyn Basis>> {
         let rows = evidence.and_then(RowsOrTokens::rows).ok_or(Error::NoRows)?;
         let source = rows.source.ok_or(Error::NeedsSource { method: options.method.name() })?;
-        let moment = second_moment(source, "all pre-training activations are zero")?;
+        let moment = second_moment(source, SOURCE)?;
         let (_, vectors) =
             dense::self_adjoint_eigen("second moment of the activations", moment.as_ref(), par)?;
         let count = options.components(moment.nrows());

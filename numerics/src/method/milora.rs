@@ -23,10 +23,6 @@ impl Definition for Milora {
         "The minor singular triplets of the weight; the base keeps the rest"
     }
 
-    fn starts(&self) -> &'static [Start] {
-        &[Start::Residual, Start::Mirrored]
-    }
-
     fn rank_rule(&self) -> RankRule {
         RankRule::Fixed
     }

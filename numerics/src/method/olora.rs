@@ -23,10 +23,6 @@ impl Definition for Olora {
         "The first columns of an orthonormal basis of the weight; the base keeps the rest"
     }
 
-    fn starts(&self) -> &'static [Start] {
-        &[Start::Residual, Start::Mirrored]
-    }
-
     fn rank_rule(&self) -> RankRule {
         RankRule::Fixed
     }

@@ -27,10 +27,6 @@ impl Definition for OloraTail {
         "The minor singular vectors of the weight, without the singular values; the base changes by them"
     }
 
-    fn starts(&self) -> &'static [Start] {
-        &[Start::Residual, Start::Mirrored]
-    }
-
     fn rank_rule(&self) -> RankRule {
         RankRule::Fixed
     }

@@ -24,10 +24,6 @@ impl Definition for Pissa {
         "The principal singular triplets of the weight; the base keeps the rest"
     }
 
-    fn starts(&self) -> &'static [Start] {
-        &[Start::Residual, Start::Mirrored]
-    }
-
     fn rank_rule(&self) -> RankRule {
         RankRule::Spectrum
     }

@@ -35,10 +35,6 @@ impl Definition for ScLora {
         "The outputs that are large for fine-tuning and small for pre-training activations; the base keeps the rest"
     }
 
-    fn starts(&self) -> &'static [Start] {
-        &[Start::Residual, Start::Mirrored]
-    }
-
     fn rank_rule(&self) -> RankRule {
         RankRule::Fixed
     }
@@ -106,8 +102,9 @@ impl Basis for Balance {
     }
 }
 
+/// The reasons to refuse rows that are all zero.
 const TARGET: &str = "all activations are zero";
-const SOURCE: &str = "all pre-training activations are zero";
+pub(super) const SOURCE: &str = "all pre-training activations are zero";
 
 /// A symmetric matrix of the width of a site.
 #[derive(Debug)]

@@ -138,7 +138,8 @@ impl<W: Copy + Default> Update<'_, W> {
                 for (block, right) in packed.panel(panel).chunks(K::LINES * panel_width).enumerate() {
                     for (index, top) in tops.clone().enumerate() {
                         before.add_row(&mut piece, stride);
-                        let left = left.get(index).chunks(K::LINES * K::HEIGHT).nth(block).unwrap_or(&[]);
+                        let left = &left.get(index)[block * K::LINES * K::HEIGHT..]
+                            [..right.len() / panel_width * K::HEIGHT];
                         // The vectors that are entirely below the diagonal.
                         let skip = top.saturating_sub(columns.start) / K::LANES;
                         let vectors = columns.len().div_ceil(K::LANES) - skip;

@@ -155,7 +155,7 @@ struct Gptq {
     scales: Part,
     zeros: Part,
     bits: u32,
-    /// What is added to a stored zero point.
+    /// The number that is added to a stored zero point.
     offset: u8,
     outputs: u64,
     group_of: Groups,
