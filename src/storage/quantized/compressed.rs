@@ -70,10 +70,12 @@ fn fp4(stored: &Stored<'_>, module: &str, codes: Part, scale: Part) -> Result<Qu
         return Err(scale
             .wrong_shape(files, &format!("{expected:?}, one scale for each {group} of {columns} inputs")));
     }
-    if let Some(global) = global.as_ref().filter(|global| global.count() != 1) {
-        return Err(global.wrong_shape(files, "[1]"));
-    }
-    let parts = [Some(codes.clone()), Some(scale.clone()), global.clone()];
+    let number = |global: &Part| match global.count() {
+        1 => Ok(global.scales(files, global.scale_code(files)?, 0..1)?[0]),
+        _ => Err(global.wrong_shape(files, "[1]")),
+    };
+    let scale_of_scales = global.as_ref().map(number).transpose()?;
+    let parts = [Some(codes.clone()), Some(scale.clone()), global];
     let scales = Grid { part: scale, code, block: [1, group], rows, columns };
     Ok(Quantized {
         format: format.into(),
@@ -82,7 +84,7 @@ fn fp4(stored: &Stored<'_>, module: &str, codes: Part, scale: Part) -> Result<Qu
         transposed: false,
         stacked: false,
         parts: parts.into_iter().flatten().collect(),
-        decoder: Box::new(Fp4 { codes, columns, scales, global }),
+        decoder: Box::new(Fp4 { codes, columns, scales, scale_of_scales }),
     })
 }
 

@@ -10,15 +10,14 @@ use std::ops::Range;
 const VALUES: [f32; 16] =
     [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
 
-/// `W = value · scale`, or `W = value · (scale / global)`.
+/// `W = value · scale`, or `W = value · (scale / scale_of_scales)`.
 #[derive(Debug)]
 pub(super) struct Fp4 {
     pub(super) codes: Part,
     /// An even number of columns.
     pub(super) columns: u64,
     pub(super) scales: Grid,
-    /// The scale of all scales, of one number.
-    pub(super) global: Option<Part>,
+    pub(super) scale_of_scales: Option<f32>,
 }
 
 impl Decoder for Fp4 {
@@ -39,9 +38,8 @@ impl Decoder for Fp4 {
             }
         }
         let mut scales = self.scales.read(files, &rows)?;
-        if let Some(global) = &self.global {
-            let global = global.scales(files, global.scale_code(files)?, 0..1)?[0];
-            scales.values.iter_mut().for_each(|scale| *scale /= global);
+        if let Some(outer) = self.scale_of_scales {
+            scales.values.iter_mut().for_each(|scale| *scale /= outer);
         }
         scales.apply((&rows, &columns), out, |value, scale| *value *= scale);
         Ok(())

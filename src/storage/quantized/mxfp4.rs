@@ -53,6 +53,6 @@ pub(super) fn experts(
         transposed: true,
         stacked: true,
         parts: vec![blocks.clone(), scales],
-        decoder: Box::new(Fp4 { codes: blocks, columns, scales: grid, global: None }),
+        decoder: Box::new(Fp4 { codes: blocks, columns, scales: grid, scale_of_scales: None }),
     })
 }

@@ -137,6 +137,7 @@ fn mxfp4_and_compressed_tensors_that_do_not_fit_are_refused() {
             .refused(&format!("{ordered}.weight")),
         nvfp4().without("layers.0.up.weight_global_scale").refused(up),
         nvfp4().with("layers.0.up.weight_global_scale", "F32", &[2]).refused(up),
+        nvfp4().with("layers.0.up.weight_global_scale", "I8", &[1]).refused(up),
         nvfp4().with("layers.0.up.weight_scale", "F8_E4M3", &[9, 2]).refused(up),
         nvfp4().with("layers.0.up.weight_scale", "I64", &[9, 3]).refused(up),
         small().with("layers.0.up.weight_global_scale", "F32", &[1]).refused(up),
@@ -168,6 +169,7 @@ fn mxfp4_and_compressed_tensors_that_do_not_fit_are_refused() {
         Data: model.safetensors: tensor "layers.0.up.weight_packed": the scale of the scales of this NVFP4 weight is missing: "layers.0.up.weight_global_scale"
             help: download or convert the checkpoint again
         Data: model.safetensors: tensor "layers.0.up.weight_global_scale": expected the shape [1], found [2]
+        Data: model.safetensors: tensor "layers.0.up.weight_global_scale": expected scales in F64, F32, F16, BF16, F8_E4M3, F8_E8M0 or U8, found "I8"
         Data: model.safetensors: tensor "layers.0.up.weight_scale": expected the shape [6, 3], one scale for each 16 of 48 inputs, found [9, 2]
         Data: model.safetensors: tensor "layers.0.up.weight_scale": expected scales in F64, F32, F16, BF16, F8_E4M3, F8_E8M0 or U8, found "I64"
         Data: model.safetensors: tensor "layers.0.up.weight_global_scale": MXFP4 has no global scale
