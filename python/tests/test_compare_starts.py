@@ -45,10 +45,13 @@ def test_no_start_changes_the_model_before_training(name):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ["eva", "corda", "lora-ga", "cntlora", "astra"])
 def test_starts_that_need_data_use_the_loader_of_the_task(name):
-    def first_factors(data):
-        model = BUILT_IN[name].prepare(task(loader=data))
+    def first_factors(data, start=BUILT_IN[name]):
+        model = start.prepare(task(loader=data))
         return torch.cat([value.flatten() for key, value in sorted(model.named_parameters()) if "lora_A" in key])
 
+    few = Start("few", BUILT_IN[name].config, BUILT_IN[name].options, batches=2)
+    with_two, first_two = first_factors(batches(2)[:2]), first_factors(batches(2), few)
+    assert torch.allclose(with_two, first_two, atol=1e-5)
     one, same, other = first_factors(batches(2)), first_factors(lambda: batches(2)), first_factors(batches(7))
     assert one.shape != other.shape or not torch.allclose(one, other, atol=1e-3)
     assert torch.allclose(one, same, atol=1e-5)
@@ -97,5 +100,5 @@ def test_a_batch_without_labels_gives_no_loss():
 
 def test_digests_follow_the_settings_and_not_the_name():
     assert Start("a", options=dict(rank=4)).digest == Start("b", options=dict(rank=4)).digest
-    different = [Start("a"), Start("a", ratio=2), Start("a", options={}), Start("a", config=dict(r=2)), Start("a", change=loss)]
+    different = [Start("a"), Start("a", ratio=2), Start("a", batches=2), Start("a", options={}), Start("a", config=dict(r=2)), Start("a", change=loss)]
     assert len({start.digest for start in different}) == len(different)

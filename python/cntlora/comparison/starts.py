@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -49,6 +50,7 @@ class Start:
       the adapter in the way that the field `init_lora_weights` of the configuration names.
     - `ranks`: factor of the rank and of `lora_alpha`, so that the scale stays the same.
     - `ratio`: learning rate of `lora_B` as a multiple of that of `lora_A`.
+    - `batches`: how many batches of the loader it uses; all of them by default.
     - `change`: a function `change(model, task)` that changes the initialized model. It is known by its name in files of runs.
     """
 
@@ -57,13 +59,15 @@ class Start:
     options: dict[str, Any] | None = None
     ranks: int = 1
     ratio: float = 1.0
+    batches: int | None = None
     change: Callable[[PeftModel, Task], None] | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
         """All of it but the name, as plain values."""
         change = self.change and f"{self.change.__module__.rpartition('.')[2]}.{self.change.__qualname__}"
-        return {"config": self.config, "options": self.options, "ranks": self.ranks, "ratio": self.ratio, "change": change}
+        fields = {name: getattr(self, name) for name in ("config", "options", "ranks", "ratio", "batches")}
+        return {**fields, "change": change}
 
     @property
     def digest(self) -> str:
@@ -86,11 +90,14 @@ class Start:
             self.change(model, task)
         return model
 
+    def _data(self, task: Task) -> list[Any]:
+        return list(itertools.islice(task.batches(self.name), self.batches))
+
     def _by_cntlora(self, config: LoraConfig, task: Task) -> PeftModel:
         options = dict(self.options or {})
         method = options.get("method", "cntlora")
         model = get_peft_model(task.base, config)
-        loader = None if method in (*WITHOUT_DATA, *ONLY_SOURCE) else task.batches(self.name)
+        loader = None if method in (*WITHOUT_DATA, *ONLY_SOURCE) else self._data(task)
         # The option `source=True` stands for the source of the task.
         uses_source = options.pop("source", False) or method in (*NEEDS_SOURCE, *ONLY_SOURCE)
         if uses_source and task.source is None:
@@ -104,18 +111,18 @@ class Start:
         if kind == "eva":
             config.eva_config = config.eva_config or EvaConfig()
             model = get_peft_model(task.base, config)
-            initialize_lora_eva_weights(model, list(task.batches(self.name)), show_progress_bar=False)
+            initialize_lora_eva_weights(model, self._data(task), show_progress_bar=False)
             return model
         if kind == "corda":
             config.corda_config = config.corda_config or CordaConfig(corda_method="ipm")
-            singles = [single for batch in task.batches(self.name) for single in _examples(batch)]
+            singles = [single for batch in self._data(task) for single in _examples(batch)]
             preprocess_corda(task.base, config, run_model=lambda: _run(task.base, singles))
         elif kind == "lora_ga":
             # Older versions of PEFT do not have it.
             from peft import LoraGAConfig, preprocess_loraga
 
             config.lora_ga_config = config.lora_ga_config or LoraGAConfig()
-            batches = [batch for batch, _ in zip(task.batches(self.name), range(GRADIENT_BATCHES))]
+            batches = self._data(task)[:GRADIENT_BATCHES]
             loss = task.loss or _loss
 
             def backward() -> None:
