@@ -1,0 +1,18 @@
+"""A vision transformer that knows printed characters reads handwritten digits."""
+
+import handwriting
+from handwriting import config, loss, make_model, prepare, source  # noqa: F401  parts of a task
+
+TITLE = "TITLE"
+DESCRIPTION = "DESC"
+MEASURE, BETTER = "score", "higher"
+RATES = (1e-3, 3.16e-3, 1e-2, 3.16e-2, 1e-1)
+BACKGROUND = False
+
+
+def loader():
+    return handwriting.loader(BACKGROUND)
+
+
+def train(model, groups, seed):
+    return handwriting.train(BACKGROUND, model, groups, seed)
