@@ -12,15 +12,21 @@ from typing import TYPE_CHECKING, Any
 from ._cntlora import Error, Statistics
 
 if TYPE_CHECKING:
+    from .comparison import Comparison, Start, compare
     from .initialize import initialize_lora_weights
     from .load import load_adapter
     from .recorder import Recorder, record
     from .report import Report
 
-__all__ = ["Error", "Recorder", "Report", "Statistics", "initialize_lora_weights", "load_adapter", "record"]
+__all__ = [
+    "Comparison", "Error", "Recorder", "Report", "Start", "Statistics", "compare", "initialize_lora_weights", "load_adapter", "record",
+]
 
 # These modules import torch and PEFT, which take seconds. The command `cntlora` needs neither.
 _PLACES = {
+    "compare": "comparison",
+    "Comparison": "comparison",
+    "Start": "comparison",
     "initialize_lora_weights": "initialize",
     "load_adapter": "load",
     "Recorder": "recorder",
