@@ -30,15 +30,18 @@ def task_named(name, folder):
 
 def run(args):
     import cntlora
+    import machine
     from starts import PARTS
 
     task = task_named(args.task, args.folder)
     starts, baseline = PARTS[args.part]
     tuning, reported = SEEDS[args.part]
+    folder = args.results / args.task / args.part
+    machine.note(folder / "machines.json")
     comparison = cntlora.compare(
         task.make_model, task.train, task.config(), loader=task.loader, source=task.source, loss=task.loss, starts=starts, rates=task.RATES,
         measure=task.MEASURE, better=task.BETTER, tuning_seeds=tuning, seeds=reported, baseline=baseline,
-        folder=args.results / args.task / args.part, processes=args.processes, threads=1, minutes=args.minutes,
+        folder=folder, processes=args.processes, threads=1, minutes=args.minutes,
     )
     print(comparison)
 
