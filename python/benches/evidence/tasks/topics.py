@@ -12,23 +12,23 @@ from schedule import steps_of
 TITLE = "MiniLM, topics of packages"
 DESCRIPTION = (
     "MiniLM (all-MiniLM-L6-v2, 6 layers of width 384), trained for sentence embeddings, learns which of 20 sections a package belongs to "
-    "from its one-line description. "
+    "from its one-line description (at most {longest} tokens). "
     "LoRA of rank 8 on the 36 linear layers of the encoder and a new head, {steps} steps of {batch} texts; the score is accuracy on {test} texts. "
     "Kept is the mean cosine similarity of the mean-pooled embeddings of {kept} descriptions from other sections with those of the base."
 )
 MEASURE, BETTER = "score", "higher"
-RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+RATES = (1e-3, 3.16e-3, 1e-2, 3.16e-2, 1e-1)
 
-# Tokens behind the sixteenth are cut off, which happens to one text in ten.
-STEPS, BATCH, LONGEST = 40, 16, 16
+# Tokens behind the twelfth are cut off.
+STEPS, BATCH, LONGEST = 40, 16, 12
 # Steps after which the test texts are measured.
-MEASURED = (8, 16, 24, 32, 40)
+MEASURED = (10, 20, 30, 40)
 TEST, TEST_BATCH = 320, 32
 KEPT = 64
 # Batches for starts that need data.
 LOADED = 16
-EMBEDDINGS = "topics/embeddings.pt"
-DESCRIPTION = DESCRIPTION.format(steps=STEPS, batch=BATCH, test=TEST, kept=KEPT)
+EMBEDDINGS = f"topics/embeddings-{KEPT}-{LONGEST}.pt"
+DESCRIPTION = DESCRIPTION.format(steps=STEPS, batch=BATCH, longest=LONGEST, test=TEST, kept=KEPT)
 
 
 def from_environment(name, meaning):
