@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
+import operator
 import pathlib
 import sys
 import time
@@ -14,10 +16,10 @@ from peft import LoraConfig
 
 from . import runs as files
 from .one_run import Job, TaskError
-from .plan import PROCESS_ENDED, Key, Plan, Runs, count_ahead, digest_of, missing
-from .results import PLAN_FILE, Comparison
+from .plan import Plan, Runs, count_ahead, digest_of, missing
+from .results import Comparison, save_plan
 from .starts import BUILT_IN, Start
-from .workers import Here, Workers, workers
+from .workers import IMPORTABLE, PROCESS_NAME, Here, Workers, workers
 
 
 def compare(
@@ -66,6 +68,8 @@ def compare(
 
     Returns the `Comparison`. Raises ValueError if the arguments cannot be used, or if `make_model` or `train` fails whatever the start.
     """
+    if multiprocessing.current_process().name == PROCESS_NAME:
+        raise RuntimeError(f"a process of cntlora.compare called cntlora.compare when it imported the script. {IMPORTABLE}")
     chosen = _starts(starts, baseline)
     _check_functions(make_model=make_model, train=train, loss=loss)
     _check_data(loader=loader, source=source)
@@ -73,7 +77,7 @@ def compare(
         raise ValueError(f"expected a peft.LoraConfig as config, found {type(config).__name__}")
     if better not in ("lower", "higher"):
         raise ValueError(f"better is \"lower\" or \"higher\", found {better!r}")
-    if not measure or measure == "step":
+    if not isinstance(measure, str) or not measure or measure == "step":
         raise ValueError(f"measure is the name of a measurement such as \"loss\", found {measure!r}")
     _check_numbers(processes, threads, extend, minutes)
     plan = Plan(
@@ -96,10 +100,14 @@ def compare(
             _say(f"{path}: {count} runs of the start {name!r} have other settings; they are ignored")
         if failed := sum(bool(run["error"]) for run in runs.by_key.values()):
             _say(f"{path}: {failed} runs failed or diverged and are not repeated; delete their lines to make them again")
-        (folder / PLAN_FILE).write_text(plan.to_json(), encoding="utf-8")
+        save_plan(folder, plan)
         if missing(runs):
             with workers(job, processes, threads) as made:
-                _make(runs, made, file, minutes)
+                try:
+                    _make(runs, made, file, minutes)
+                except KeyboardInterrupt:
+                    _say(f"interrupted: the {len(runs.by_key)} finished runs are kept. Call compare again to continue")
+                    raise
     return Comparison(plan, runs)
 
 
@@ -112,7 +120,6 @@ def _make(runs: Runs, made: Here | Workers, file: TextIO, minutes: float | None)
         for key in missing(runs) if not is_late else ():
             if not made.free():
                 break
-            # A start that failed once may fail always, so its first run is alone.
             if key not in made.running():
                 made.begin(key)
         if not made.running():
@@ -133,7 +140,7 @@ def _progress(runs: Runs, run: files.Run) -> str:
     value = runs.last(run)
     result = run["error"].splitlines()[0] if value is None else f"{runs.plan.measure} {value:.4g}"
     seconds = (run["seconds_start"] or 0) + (run["seconds_training"] or 0)
-    place = f"{run['phase']}, rate {run['rate']:.3g}, seed {run['seed']}"
+    place = f"{run['phase']}, rate {files.shown_rate(run['rate'])}, seed {run['seed']}"
     return f"[{done}/{done + count_ahead(runs)}] {run['start']}, {place}: {result} ({seconds:.1f} s)"
 
 
@@ -201,9 +208,12 @@ def _rates(rates: Sequence[float], extend: int) -> tuple[float, ...]:
 
 def _seeds(name: str, seeds: Sequence[int]) -> tuple[int, ...]:
     """Returns the seeds. Raises ValueError unless they are different whole numbers that numpy takes as seeds."""
-    found = tuple(seeds) if isinstance(seeds, Iterable) else (seeds,)
-    if not isinstance(seeds, Iterable) or not all(isinstance(seed, int) and 0 <= seed < 2**32 for seed in found):
-        raise ValueError(f"expected a list of whole numbers from 0 to 4294967295 as {name}, found {seeds!r}")
+    try:
+        found = tuple(operator.index(seed) for seed in seeds)
+    except TypeError:
+        raise ValueError(f"expected a list of whole numbers as {name}, found {seeds!r}") from None
+    if not all(0 <= seed < 2**32 for seed in found):
+        raise ValueError(f"expected numbers from 0 to 4294967295 as {name}, found {seeds!r}")
     if not found or len(set(found)) < len(found):
         raise ValueError(f"{name} holds no seed" if not found else f"{name} holds a seed twice: {', '.join(map(str, found))}")
     return found

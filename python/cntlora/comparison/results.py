@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
+import html
+import json
 import pathlib
+from collections.abc import Sequence
 
 from . import runs as files
+from .page import curves_svg, page, rates_svg
 from .plan import Plan, Runs, count_ahead
 from .summary import Result, results_of
 from .table import text_table
 
 # The plan of the last call lies beside the runs.
 PLAN_FILE = "comparison.json"
+
+
+def save_plan(folder: pathlib.Path, plan: Plan) -> None:
+    """Writes the plan of a comparison into its folder. A kill leaves the old plan or the new one."""
+    beside = folder / (PLAN_FILE + ".part")
+    beside.write_text(plan.to_json(), encoding="utf-8")
+    beside.replace(folder / PLAN_FILE)
 
 
 class Comparison:
@@ -25,7 +37,10 @@ class Comparison:
         folder = pathlib.Path(folder)
         if not (folder / PLAN_FILE).is_file():
             raise ValueError(f"{folder} holds no comparison: it has no file {PLAN_FILE}")
-        plan = Plan.from_json((folder / PLAN_FILE).read_text(encoding="utf-8"))
+        try:
+            plan = Plan.from_json((folder / PLAN_FILE).read_text(encoding="utf-8"))
+        except (TypeError, ValueError, AttributeError) as problem:
+            raise ValueError(f"{folder / PLAN_FILE} is not the plan of a comparison: {problem}") from None
         return cls(plan, Runs(plan, files.read(folder / files.FILE)[0]))
 
     @property
@@ -37,6 +52,48 @@ class Comparison:
     def missing(self) -> int:
         """The number of runs that are still to be made, at least. Call `compare` again to make them."""
         return count_ahead(self._runs)
+
+    @property
+    def runs(self) -> list[files.Run]:
+        """The runs that exist, as they lie in the file."""
+        return list(self._runs.by_key.values())
+
+    def json(self) -> str:
+        """Returns the plan, the results of each start and the number of missing runs as one JSON object."""
+        results = [dataclasses.asdict(result) for result in self.results.values()]
+        return json.dumps({"plan": dataclasses.asdict(self._plan), "missing": self.missing, "results": results}, ensure_ascii=False)
+
+    def html(self) -> str:
+        """Returns the comparison as a self-contained page."""
+        return page(self._runs, self.results, self.missing)
+
+    def save(self, path: str | pathlib.Path) -> None:
+        """Writes the comparison, as JSON or as a self-contained page. The name ends with `.json` or `.html`."""
+        path = pathlib.Path(path)
+        if path.suffix == ".json":
+            text = self.json() + "\n"
+        elif path.suffix in (".html", ".htm"):
+            text = self.html()
+        else:
+            raise ValueError(f"the name of a comparison ends with .json or .html, found {str(path)!r}")
+        path.write_text(text, encoding="utf-8")
+
+    def curves_svg(self, measure: str | None = None, starts: Sequence[str] | None = None, title: str | None = None) -> str:
+        """Returns the mean curves at the chosen rates with their 95 % bands, as an SVG file.
+
+        - `measure`: the measurement; by default the one that decides.
+        - `starts`: the starts to draw, all by default. A start keeps its colour.
+        - `title`: the title, instead of the usual one.
+        """
+        return curves_svg(self._runs, self.results, measure or self._plan.measure, starts, title)
+
+    def rates_svg(self, starts: Sequence[str] | None = None, title: str | None = None) -> str:
+        """Returns the last measurement of each start against the learning rate, on the tuning seeds, as an SVG file."""
+        return rates_svg(self._runs, self.results, starts, title)
+
+    def _repr_html_(self) -> str:
+        # The page has its own styles, so it gets a frame of its own.
+        return f'<iframe srcdoc="{html.escape(self.html())}" style="width:100%;height:640px;border:0"></iframe>'
 
     def __str__(self) -> str:
         return text_table(self._plan, self.results, self.missing)

@@ -34,6 +34,11 @@ def rounded(value: float) -> float:
     return float(f"{value:.6g}") if math.isfinite(value) else value
 
 
+def shown_rate(rate: float) -> str:
+    """Returns a learning rate in a short form, such as 3e-4 and 0.01."""
+    return f"{rate:.3g}" if rate >= 0.01 else f"{rate:.2e}".replace(".00e", "e").replace("0e", "e").replace("e-0", "e-")
+
+
 def read(path: pathlib.Path) -> tuple[list[Run], int, bool]:
     """Returns the runs of a file, the number of bytes that they take, and True if a half-written last line follows them.
 

@@ -31,7 +31,7 @@ class Result:
     - `last`: the last measurement on the report seeds, without runs that diverged or failed.
     - `difference`: that of the start minus that of the baseline, seed by seed.
     - `verdict`: "better", "worse" or "not distinguished" from the baseline by the interval of the difference. A start that lost runs
-      which the baseline finished is not called better, and the other way round.
+      which the baseline finished is not called better, and is worse if it lost all of them; the other way round for the baseline.
     - `steps`: the step at which the mean curve first reaches the baseline's last mean.
     - `area`: the mean of the last measurement over the rates that all starts share, on the tuning seeds.
     - `others`: the means of the other last measurements on the report seeds, by name.
@@ -100,8 +100,9 @@ def _result(runs: Runs, start: str, grid: Grid, report: dict[int, Run], baseline
     curve = curve_of(runs, start, grid.chosen, plan.measure)
     steps = None
     if curve and targets and len(values) == len(report):
-        target = math.fsum(targets[seed] for seed in targets) / len(targets)
-        steps = first_step(list(zip(curve.steps, [mean.mean for mean in curve.means], strict=True)), target, plan.better == "higher")
+        target = mean_of(list(targets.values()))
+        points = [(step, mean.mean) for step, mean in zip(curve.steps, curve.means, strict=True)]
+        steps = first_step(points, target.mean, plan.better == "higher")
     everything = runs.of(start)
     seconds = [run["seconds_start"] for run in everything if run["seconds_start"] is not None]
     return Result(
@@ -121,7 +122,9 @@ def _at_rate(runs: Runs, start: str, rate: float) -> AtRate:
 
 
 def _verdict(sign: float, difference: Mean | None, has_lost: bool, has_baseline_lost: bool) -> str | None:
-    if difference is None or difference.low is None or difference.high is None:
+    if difference is None:
+        return "worse" if has_lost and not has_baseline_lost else None
+    if difference.low is None or difference.high is None:
         return None
     low, high = sorted((sign * difference.low, sign * difference.high))
     if low > 0 and not has_lost:
@@ -145,8 +148,3 @@ def _failures(runs: list[Run]) -> dict[str, int]:
             reason = "diverged" if diverged(run) else run["error"]
             counts[reason] = counts.get(reason, 0) + 1
     return counts
-
-
-def plain(result: Result) -> dict[str, Any]:
-    """Returns a result as values that JSON has."""
-    return dataclasses.asdict(result)

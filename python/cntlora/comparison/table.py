@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
 
 from .plan import Plan
+from .runs import shown_rate
 from .statistics import Mean
 from .summary import Result
 
@@ -30,8 +33,8 @@ def rows(plan: Plan, results: dict[str, Result]) -> list[list[str]]:
     others = other_names(results)
     return [
         [
-            result.start, number(result.rate, 3), _with_half(result), number(result.difference and result.difference.mean, 3, sign=True),
-            interval(result.difference), verdict(plan, result), number(result.steps, 4), number(result.area),
+            result.start, NOTHING if result.rate is None else shown_rate(result.rate), _with_half(result), *_difference(result.difference),
+            verdict(plan, result), number(result.steps, 4), number(result.area),
             *(number(result.others[name].mean if name in result.others else None) for name in others),
             NOTHING if result.parameters is None else f"{result.parameters:,}".replace(",", " "), number(result.seconds, 2),
             str(sum(result.failures.values()) or NOTHING),
@@ -52,11 +55,11 @@ def sentences(plan: Plan, results: dict[str, Result], missing: int) -> list[str]
         found.append(f"The comparison is not finished: at least {missing} runs are missing. Call compare again to make them.")
     for result in results.values():
         if result.is_at_end:
-            found.append(f"The best rate of {result.start}, {number(result.rate, 3)}, lies at the end of its grid: a better one may lie outside.")
+            found.append(f"The best rate of {result.start}, {shown_rate(result.rate)}, lies at the end of its grid: a better one may lie outside.")
         if result.failures and result.rate is None and not any(entry.mean is not None for entry in result.grid):
             found.append(f"No run of {result.start} finished.")
         for reason, count in result.failures.items():
-            found.append(f"{result.start}: {count} {'run' if count == 1 else 'runs'}: {reason}")
+            found.append(f"{result.start}: {count} {'run' if count == 1 else 'runs'}: {visible(reason)}")
     return found
 
 
@@ -74,29 +77,50 @@ def verdict(plan: Plan, result: Result) -> str:
     return result.verdict or NOTHING
 
 
-def number(value: float | None, digits: int = 4, sign: bool = False) -> str:
-    """Returns a number with that many significant digits, without an exponent where it is short."""
+def visible(text: str) -> str:
+    """Returns a text on one line, without characters that would change the terminal."""
+    return "".join(char if char.isprintable() else "?" for char in " ".join(text.split()))
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """Returns a number with that many significant digits."""
     if value is None:
         return NOTHING
-    text = f"{value:{'+' if sign else ''}.{digits}g}"
-    if "e" in text and 1e-6 < abs(value) < 1e6:
-        places = max(0, digits - 1 - int(f"{value:e}".partition("e")[2]))
-        text = f"{value:{'+' if sign else ''}.{places}f}"
-        text = text.rstrip("0").rstrip(".") if "." in text else text
-    return text.replace("-", "−") if value < 0 else text
-
-
-def interval(mean: Mean | None) -> str:
-    """Returns the two ends of an interval."""
-    return NOTHING if mean is None or mean.low is None else f"{number(mean.low, 3, sign=True)} … {number(mean.high, 3, sign=True)}"
+    places = digits - 1 - math.floor(math.log10(abs(value))) if value else 0
+    return _minus(f"{value:.{places}f}".rstrip("0").rstrip(".") if 0 < places < 10 else f"{value:.{digits}g}")
 
 
 def _with_half(result: Result) -> str:
-    if result.last is None:
+    """Returns the mean and half of its interval. The half has two significant digits, and the mean as many places."""
+    mean = result.last
+    if mean is None:
         return NOTHING
-    half = "" if result.last.high is None else f" ± {number(result.last.high - result.last.mean, 2)}"
-    lost = "" if result.last.count == result.runs else f" ({result.last.count} of {result.runs})"
-    return number(result.last.mean) + half + lost
+    lost = "" if mean.count == result.runs else f" ({mean.count} of {result.runs})"
+    if mean.high is None:
+        return number(mean.mean) + lost
+    half = mean.high - mean.mean
+    places = _places(half)
+    return _minus(f"{mean.mean:.{places}f} ± {half:.{places}f}") + lost if half else f"{number(mean.mean)} ± 0{lost}"
+
+
+def _difference(mean: Mean | None) -> tuple[str, str]:
+    """Returns a difference and its interval, with the same places."""
+    if mean is None or mean.low is None or mean.high is None:
+        return NOTHING if mean is None else _minus(f"{mean.mean:+.3g}"), NOTHING
+    if mean.high == mean.mean:
+        return _minus(f"{mean.mean:+.3g}"), NOTHING if mean.mean else "0"
+    places = _places(mean.high - mean.mean)
+    return _minus(f"{mean.mean:+.{places}f}"), _minus(f"{mean.low:+.{places}f} … {mean.high:+.{places}f}")
+
+
+def _places(half: float) -> int:
+    """Returns how many decimal places show two significant digits."""
+    return min(12, max(0, 1 - math.floor(math.log10(half)))) if half > 0 else 4
+
+
+def _minus(text: str) -> str:
+    """Returns a number with a minus sign in place of the hyphen, except in its exponent."""
+    return re.sub(r"(?<!e)-", "−", text)
 
 
 def _lines(names: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:

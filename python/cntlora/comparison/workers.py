@@ -19,6 +19,7 @@ from .one_run import Job, TaskError
 from .plan import PROCESS_ENDED, Key
 from .runs import Run
 
+PROCESS_NAME = "cntlora.compare"
 IMPORTABLE = (
     "With processes greater than 1, every process imports the functions again: define them at the top level of a module or of the script, "
     'call cntlora.compare under `if __name__ == "__main__":`, or set processes=1'
@@ -110,7 +111,7 @@ class Workers:
     def _added(self) -> Worker:
         context = multiprocessing.get_context("spawn")
         own, other = context.Pipe()
-        process = context.Process(target=work, args=(other, self.content, self.threads), name="cntlora.compare")
+        process = context.Process(target=work, args=(other, self.content, self.threads), name=PROCESS_NAME)
         process.start()
         other.close()
         worker = Worker(process, own)
