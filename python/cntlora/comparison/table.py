@@ -108,7 +108,7 @@ def _difference(mean: Mean | None) -> tuple[str, str]:
     if mean is None or mean.low is None or mean.high is None:
         return NOTHING if mean is None else _minus(f"{mean.mean:+.3g}"), NOTHING
     if mean.high == mean.mean:
-        return _minus(f"{mean.mean:+.3g}"), NOTHING if mean.mean else "0"
+        return (_minus(f"{mean.mean:+.3g}"),) * 2
     places = _places(mean.high - mean.mean)
     return _minus(f"{mean.mean:+.{places}f}"), _minus(f"{mean.low:+.{places}f} … {mean.high:+.{places}f}")
 
