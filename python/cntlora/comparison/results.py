@@ -43,6 +43,13 @@ class Comparison:
             raise ValueError(f"{folder / PLAN_FILE} is not the plan of a comparison: {problem}") from None
         return cls(plan, Runs(plan, files.read(folder / files.FILE)[0]))
 
+    def against(self, baseline: str) -> Comparison:
+        """Returns the same comparison with another baseline. Raises ValueError if it has no start of this name."""
+        if baseline not in self._plan.starts:
+            raise ValueError(f"the comparison has no start {baseline!r}: it has {', '.join(map(repr, self._plan.starts))}")
+        plan = dataclasses.replace(self._plan, baseline=baseline)
+        return Comparison(plan, Runs(plan, self._runs.by_key.values()))
+
     @property
     def results(self) -> dict[str, Result]:
         """The results of the starts by name."""
