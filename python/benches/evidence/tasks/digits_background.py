@@ -1,10 +1,10 @@
-"""A vision transformer that knows printed characters reads handwritten digits on changed backgrounds."""
+"""A vision transformer that knows printed characters reads handwritten digits on textures."""
 
 import handwriting
 from handwriting import config, loss, make_model, prepare, source  # noqa: F401  parts of a task
 
-TITLE = "TITLE"
-DESCRIPTION = "DESC"
+TITLE = "Vision transformer, digits on textures"
+DESCRIPTION = handwriting.DESCRIPTION.format(where="on smooth textures, which the base has never seen,")
 MEASURE, BETTER = "score", "higher"
 RATES = (1e-3, 3.16e-3, 1e-2, 3.16e-2, 1e-1)
 BACKGROUND = True

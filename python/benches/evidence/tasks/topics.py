@@ -10,12 +10,6 @@ import torch
 from schedule import steps_of
 
 TITLE = "MiniLM, topics of packages"
-DESCRIPTION = (
-    "MiniLM (all-MiniLM-L6-v2, 6 layers of width 384), trained for sentence embeddings, learns which of 20 sections a package belongs to "
-    "from its one-line description (at most {longest} tokens). "
-    "LoRA of rank 8 on the 36 linear layers of the encoder and a new head, {steps} steps of {batch} texts; the score is accuracy on {test} texts. "
-    "Kept is the mean cosine similarity of the mean-pooled embeddings of {kept} descriptions from other sections with those of the base."
-)
 MEASURE, BETTER = "score", "higher"
 RATES = (1e-3, 3.16e-3, 1e-2, 3.16e-2, 1e-1)
 
@@ -28,7 +22,12 @@ KEPT = 64
 # Batches for starts that need data.
 LOADED = 16
 EMBEDDINGS = f"topics/embeddings-{KEPT}-{LONGEST}.pt"
-DESCRIPTION = DESCRIPTION.format(steps=STEPS, batch=BATCH, longest=LONGEST, test=TEST, kept=KEPT)
+DESCRIPTION = (
+    "MiniLM (all-MiniLM-L6-v2, 6 layers of width 384), trained for sentence embeddings, learns which of 20 sections a package belongs to "
+    f"from its one-line description (at most {LONGEST} tokens). "
+    f"LoRA of rank 8 on the 36 linear layers of the encoder and a new head, {STEPS} steps of {BATCH} texts; the score is accuracy on {TEST} "
+    f"texts. Kept is the mean cosine similarity of the mean-pooled embeddings of {KEPT} descriptions from other sections with the base's."
+)
 
 
 def from_environment(name, meaning):
