@@ -8,8 +8,8 @@ same for every start on the same task, so it drops out when two starts are compa
 import json
 
 import torch
-from cntlora.comparison.starts import BUILT_IN, Task
-from starts import second_moments
+from cntlora.comparison.starts import Task
+from starts import second_moments, start_of
 
 # The seeds are not used by any run.
 SEEDS = (100, 101)
@@ -26,26 +26,26 @@ def bound(model, batches):
     return along_b, along_a
 
 
-def measure(task, names, path):
+def measure(task, starts, path):
     """Writes the bound of each start, as the mean over two seeds, as JSON."""
     torch.set_num_threads(1)
     found = {}
-    for name in names:
+    for start in map(start_of, starts):
         try:
-            values = [one(task, name, seed) for seed in SEEDS]
+            values = [one(task, start, seed) for seed in SEEDS]
         except ValueError as error:
-            print(f"{name}: left out: {error}")
+            print(f"{start.name}: left out: {error}")
             continue
         along_b, along_a = (sum(part) / len(values) for part in zip(*values))
-        found[name] = {"along_b": along_b, "along_a": along_a}
-        print(f"{name:10} {along_b:12.4g} {along_a:12.4g}")
+        found[start.name] = {"along_b": along_b, "along_a": along_a}
+        print(f"{start.name:10} {along_b:12.4g} {along_a:12.4g}")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(found, indent=1) + "\n")
 
 
-def one(task, name, seed):
+def one(task, start, seed):
     torch.manual_seed(seed)
     base = task.make_model(seed).eval()
     made = Task(base, task.config(), task.loader, task.source, task.loss)
-    model = BUILT_IN[name].prepare(made).eval()
+    model = start.prepare(made).eval()
     return bound(model, task.loader())

@@ -9,12 +9,13 @@ import math
 import re
 
 import cntlora
-from starts import PEERS
+from starts import PEERS, start_of
 
 DEFAULT = "cntlora"
 BLOCK = re.compile(r"(<!-- (?P<name>[\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 # Starts that need a gradient of the loss before training.
 WITH_GRADIENTS = ("lora-ga",)
+NAMES = [start_of(start).name for start in PEERS]
 
 
 def write(results, docs):
@@ -103,7 +104,7 @@ def verdicts(results, drawings):
     found = {name: comparison.against(DEFAULT).results for name, comparison in comparisons.items()}
     head = ["start", *(f"{module(name).TITLE}" for name in found)]
     rows, ahead = [], []
-    for start in PEERS:
+    for start in NAMES:
         if start == DEFAULT:
             continue
         cells = []
@@ -163,7 +164,7 @@ def best_rate(result):
 
 def rates(results, drawings):
     """The best rate of each start as a multiple of LoRA's, and the multiples that the bound of the curvature predicts."""
-    head, rows, right, count = ["start"], {start: [] for start in PEERS if start not in ("lora", "lora+")}, [0, 0], 0
+    head, rows, right, count = ["start"], {start: [] for start in NAMES if start not in ("lora", "lora+")}, [0, 0], 0
     for name, comparison in loaded(results, "peers").items():
         path = results / name / "curvature.json"
         if not path.exists():
