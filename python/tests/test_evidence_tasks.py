@@ -8,6 +8,7 @@ import stat
 import sys
 import tarfile
 import zipfile
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -338,6 +339,51 @@ def test_topics_are_grouped_by_length(tmp_path, monkeypatch):
     assert [part[0] for part in lengths] != sorted(part[0] for part in lengths)
     assert labels == [batch["labels"].tolist() for batch in topics.training_batches(5)]
     assert labels != [batch["labels"].tolist() for batch in topics.training_batches(6)]
+
+
+class Found:
+    """Stands in for a model and its output."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def eval(self):
+        return self
+
+    def __call__(self, **batch):
+        return self.answer(batch)
+
+
+@pytest.mark.parametrize("name", ["handwriting", "tasks.topics"])
+def test_measurements_weigh_batches_by_their_size(name, monkeypatch):
+    """Three of four answers in a batch of three and a batch of one are right. The losses are 1 and 3."""
+    module = importlib.import_module(name)
+    given = [dict(labels=torch.tensor([0, 1, 2])), dict(labels=torch.tensor([3]))]
+    guesses = {3: [0, 1, 0], 1: [3]}
+
+    def answer(batch):
+        count = len(batch["labels"])
+        logits = torch.nn.functional.one_hot(torch.tensor(guesses[count]), 4).float()
+        return SimpleNamespace(loss=torch.tensor(1.0 if count == 3 else 3.0), logits=logits)
+
+    if name == "handwriting":
+        found = module.measured(Found(answer), given)
+    else:
+        monkeypatch.setattr(module, "test_batches", lambda: given)
+        found = module.measured(Found(answer))
+    assert found == dict(loss=1.5, score=0.75)
+
+
+def test_kept_is_the_similarity_of_means_without_padding(monkeypatch):
+    """Directions count, lengths and padding do not: cosines of 1 and of 0 are .5 on average."""
+    topics = importlib.import_module("tasks.topics")
+    states = torch.tensor([[[2.0, 0.0], [4.0, 0.0], [0.0, 9.0]], [[0.0, 1.0], [0.0, 1.0], [0.0, 1.0]]])
+    batch = dict(attention_mask=torch.tensor([[1, 1, 0], [1, 1, 1]]))
+    monkeypatch.setattr(topics, "kept_batch", lambda: batch)
+    monkeypatch.setattr(topics, "base_embeddings", lambda: torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
+    model = Found(lambda batch: SimpleNamespace(hidden_states=[None, states]))
+    assert topics.embeddings(model, batch).tolist() == [[3, 0], [0, 1]]
+    assert topics.kept(model) == pytest.approx(0.5)
 
 
 def words_of(texts, **options):

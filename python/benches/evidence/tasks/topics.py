@@ -107,7 +107,9 @@ def prepare(folder):
     path = pathlib.Path(folder) / EMBEDDINGS
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(embeddings(make_model(0), kept_batch()), path)
+        # The name appears only when the file is complete.
+        torch.save(embeddings(make_model(0), kept_batch()), path.with_suffix(".part"))
+        path.with_suffix(".part").rename(path)
 
 
 @functools.cache
