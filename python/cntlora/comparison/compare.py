@@ -19,6 +19,7 @@ from .one_run import Job, TaskError
 from .plan import Plan, Runs, count_ahead, digest_of, missing
 from .results import Comparison, save_plan
 from .starts import BUILT_IN, Start
+from .table import are_missing
 from .workers import IMPORTABLE, PROCESS_NAME, Here, Workers, workers
 
 
@@ -97,16 +98,16 @@ def compare(
         if is_cut:
             _say(f"{path}: the last line was half-written; it was removed, and its run will be made again")
         for name, count in runs.others.items():
-            _say(f"{path}: {count} runs of the start {name!r} have other settings; they are ignored")
+            _say(f"{path}: the start {name!r} has other settings now; runs that are ignored: {count}")
         if failed := sum(bool(run["error"]) for run in runs.by_key.values()):
-            _say(f"{path}: {failed} runs failed or diverged and are not repeated; delete their lines to make them again")
+            _say(f"{path}: {failed} of the runs failed or diverged and are not repeated; delete their lines to make them again")
         save_plan(folder, plan)
         if missing(runs):
             with workers(job, processes, threads) as made:
                 try:
                     _make(runs, made, file, minutes)
                 except KeyboardInterrupt:
-                    _say(f"interrupted: the {len(runs.by_key)} finished runs are kept. Call compare again to continue")
+                    _say(f"interrupted: the finished runs are kept, {len(runs.by_key)} in all. Call compare again to continue")
                     raise
     return Comparison(plan, runs)
 
@@ -132,7 +133,7 @@ def _make(runs: Runs, made: Here | Workers, file: TextIO, minutes: float | None)
             runs.add(run)
             _say(_progress(runs, run))
     if left := count_ahead(runs):
-        _say(f"stopped after {minutes:g} minutes: at least {left} runs are missing. Call compare again to continue")
+        _say(f"stopped after {minutes:g} minutes: {are_missing(left)}. Call compare again to continue")
 
 
 def _progress(runs: Runs, run: files.Run) -> str:

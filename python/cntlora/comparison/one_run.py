@@ -151,7 +151,7 @@ def _numbers(value: Any, measure: str, count: int) -> dict[str, float]:
         try:
             if isinstance(number, str):
                 raise TypeError
-            found[str(name)] = rounded(float(number))
+            found[str(name)] = rounded(number.item() if isinstance(number, torch.Tensor) else float(number))
         except (TypeError, ValueError, RuntimeError):
             raise TaskError(
                 f"expected numbers as measurements of train, found {type(number).__name__} for {str(name)!r}: "

@@ -92,6 +92,8 @@ def curves_svg(
 ) -> str:
     """Returns the mean curves of a measurement at the chosen rates, with 95 % bands."""
     plan = runs.plan
+    if measure not in measures_of(runs):
+        raise ValueError(f"no run measured {measure!r}. They measured {', '.join(measures_of(runs))}")
     lines = []
     for name, place in _places(runs, starts).items():
         rate = results[name].rate

@@ -52,7 +52,7 @@ def sentences(plan: Plan, results: dict[str, Result], missing: int) -> list[str]
     """Returns what a reader of the table has to know: what is missing, what failed, and which rates lie at the end of their grid."""
     found = []
     if missing:
-        found.append(f"The comparison is not finished: at least {missing} runs are missing. Call compare again to make them.")
+        found.append(f"The comparison is not finished: {are_missing(missing)}. Call compare again to continue.")
     for result in results.values():
         if result.is_at_end:
             found.append(f"The best rate of {result.start}, {shown_rate(result.rate)}, lies at the end of its grid: a better one may lie outside.")
@@ -75,6 +75,11 @@ def verdict(plan: Plan, result: Result) -> str:
     if result.rate is not None and result.runs < result.wanted:
         return f"{result.runs} of {result.wanted} runs"
     return result.verdict or NOTHING
+
+
+def are_missing(count: int) -> str:
+    """Returns a clause that says how many runs are missing."""
+    return "at least 1 run is missing" if count == 1 else f"at least {count} runs are missing"
 
 
 def visible(text: str) -> str:
