@@ -147,8 +147,8 @@ def seeded(seed):
     return torch.Generator().manual_seed(seed)
 
 
-def prepare(folder):
-    """Gets the fonts and the digits, draws the characters, and trains the base on them."""
+def prepare_images(folder):
+    """Gets the fonts and the digits, and draws the characters."""
     packages, place = pathlib.Path(folder) / "packages", pathlib.Path(folder) / "handwriting"
     place.mkdir(parents=True, exist_ok=True)
     if not (place / "digits.pt").exists():
@@ -159,6 +159,12 @@ def prepare(folder):
         for path in paths:
             (unseen if path.stem.startswith(HELD_OUT) else seen).append(path)
         save(dict(seen=glyphs(seen), unseen=glyphs(unseen)), place / "glyphs.pt")
+
+
+def prepare(folder):
+    """Prepares the images, and trains the base on the characters."""
+    prepare_images(folder)
+    place = pathlib.Path(folder) / "handwriting"
     if not (place / "base").exists():
         model = trained_base(*torch.load(place / "glyphs.pt", weights_only=True)["seen"])
         # The name appears only when the folder is complete.

@@ -95,9 +95,9 @@ def prepare_base(folder):
         return
     place.mkdir(parents=True, exist_ok=True)
     trained, held_out = english(folder)
-    tokenizer = train_tokenizer(trained)
-    tokenizer.save(str(place / "tokenizer.json"))
-    save_rows(folder, "language", tokenizer, lambda _: (trained, held_out))
+    if not (place / "tokenizer.json").exists():
+        train_tokenizer(trained).save(str(place / "tokenizer.json"))
+    save_rows(folder, "language", tokenizer_of(folder), lambda _: (trained, held_out))
     model = train_base(rows_of(folder, "language")["train"])
     # The checkpoint appears as a whole, so that a training that was stopped leaves none.
     model.save_pretrained(place / "unfinished")
