@@ -3,7 +3,7 @@
 import pytest
 import torch
 from peft import LoraConfig
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from cntlora.comparison.starts import BUILT_IN, Start, Task
 
@@ -96,6 +96,16 @@ def test_a_batch_without_labels_gives_no_loss():
     without = [dict(input_ids=torch.zeros(1, 4, dtype=torch.long))]
     with pytest.raises(ValueError, match="add labels to the batches, or give a function as loss"):
         BUILT_IN["lora-ga"].prepare(task(loader=without))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_eva_reads_batches_with_one_label_for_each_text():
+    torch.manual_seed(1)
+    shape = dict(vocab_size=60, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2)
+    model = LlamaForSequenceClassification(LlamaConfig(**shape, num_labels=3, pad_token_id=0)).eval()
+    labelled = [dict(input_ids=batch["input_ids"], labels=torch.tensor([0, 1, 2, 0])) for batch in batches(2)]
+    prepared = BUILT_IN["eva"].prepare(task(base=model, loader=labelled))
+    assert any("lora_A" in name for name, _ in prepared.named_parameters())
 
 
 def test_digests_follow_the_settings_and_not_the_name():

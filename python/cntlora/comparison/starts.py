@@ -109,9 +109,10 @@ class Start:
     def _by_peft(self, config: LoraConfig, task: Task) -> PeftModel:
         kind = config.init_lora_weights
         if kind == "eva":
-            config.eva_config = config.eva_config or EvaConfig()
+            batches = self._data(task)
+            config.eva_config = config.eva_config or EvaConfig(use_label_mask=all(map(_labels_tokens, batches)))
             model = get_peft_model(task.base, config)
-            initialize_lora_eva_weights(model, self._data(task), show_progress_bar=False)
+            initialize_lora_eva_weights(model, batches, show_progress_bar=False)
             return model
         if kind == "corda":
             config.corda_config = config.corda_config or CordaConfig(corda_method="ipm")
@@ -131,6 +132,12 @@ class Start:
 
             preprocess_loraga(task.base, config, train_step=backward)
         return get_peft_model(task.base, config)
+
+
+def _labels_tokens(batch: Any) -> bool:
+    """True if the batch has a label for each token. Otherwise PEFT's EVA cannot leave out the tokens without one."""
+    labels, tokens = (batch.get(name) for name in ("labels", "input_ids")) if isinstance(batch, dict) else (None, None)
+    return labels is not None and tokens is not None and labels.shape == tokens.shape
 
 
 def _run(model: torch.nn.Module, batches: Iterable[Any]) -> None:

@@ -155,6 +155,8 @@ def work(connection: Connection, content: bytes, threads: int) -> None:
     # Ctrl-C reaches all processes of a terminal. The parent ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
+    # The threads of cntlora. Those of several processes would slow each other down.
+    os.environ["RAYON_NUM_THREADS"] = str(threads)
     try:
         job = pickle.loads(content)
     except Exception:
