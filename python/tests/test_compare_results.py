@@ -169,3 +169,18 @@ def test_the_table_orders_starts_by_their_result():
 ])
 def test_numbers_in_tables(value, digits, text):
     assert number(value, digits) == text
+
+
+def test_against_another_baseline_the_differences_change_sides():
+    values = {
+        "lora": {"tuning": tuned(5.0, 4.0), "report": reported(1.0, (1.0, 2.0, 3.0))},
+        "other": {"tuning": tuned(3.0, 7.0), "report": reported(0.1, (0.9, 1.89, 2.9))},
+    }
+    runs = made_runs(values)
+    comparison = Comparison(runs.plan, runs)
+    turned = comparison.against("other").results
+    assert comparison.results["other"].verdict == "better" and turned["lora"].verdict == "worse"
+    assert turned["lora"].difference.mean == pytest.approx(-comparison.results["other"].difference.mean)
+    assert turned["other"].difference is None
+    with pytest.raises(ValueError, match="the comparison has no start 'third': it has 'lora', 'other'"):
+        comparison.against("third")

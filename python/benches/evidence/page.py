@@ -197,7 +197,9 @@ def machines(results, drawings):
     """The machines and versions of all runs."""
     found = []
     for path in sorted(results.glob("*/*/machines.json")):
-        found += [one for one in json.loads(path.read_text(encoding="utf-8")) if one not in found]
+        for one in json.loads(path.read_text(encoding="utf-8")):
+            if one not in found:
+                found.append(one)
     head = ["processor", "cores", "date", "versions"]
     names = [name for name in (found[0] if found else {}) if name not in ("processor", "cores", "date")]
     return table(head, [[one["processor"], str(one["cores"]), one["date"], ", ".join(f"{name} {one[name]}" for name in names)] for one in found])

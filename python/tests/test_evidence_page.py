@@ -1,0 +1,156 @@
+"""The page of the evidence: best rates between the rates of a grid, predictions, blocks, and the description of the machine."""
+
+import json
+import math
+import pathlib
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "benches" / "evidence"))
+
+import curvature  # noqa: E402
+import machine  # noqa: E402
+import page  # noqa: E402
+import starts  # noqa: E402
+
+
+def result(rate, *grid):
+    entries = [SimpleNamespace(rate=at, mean=value, values=[value]) for at, value in grid]
+    return SimpleNamespace(rate=rate, grid=entries)
+
+
+def test_the_best_rate_is_the_vertex_of_the_parabola():
+    """Values of a parabola over the logarithm of the rate, whose vertex is 10^-2.2, on rates that are not evenly spaced."""
+    def value(rate):
+        return 1 - (math.log10(rate) + 2.2) ** 2
+
+    found = page.best_rate(result(0.005, *((rate, value(rate)) for rate in (0.001, 0.005, 0.02))))
+    assert found == pytest.approx(10**-2.2, rel=1e-9)
+
+
+def test_no_vertex_is_claimed_at_an_end_of_the_grid():
+    assert page.best_rate(result(0.1, (0.01, 1.0), (0.1, 2.0))) is None
+    assert page.best_rate(result(None, (0.01, 1.0), (0.1, 2.0))) is None
+
+
+def test_beside_a_run_that_diverged_the_best_rate_is_that_of_the_grid():
+    grid = result(0.1, (0.01, 1.0), (0.1, 2.0), (1.0, None))
+    assert page.best_rate(grid) == 0.1
+    assert page.best_rate(result(0.1, (0.01, 1.0), (0.1, 1.0), (1.0, 1.0))) == 0.1
+
+
+def test_only_blocks_are_replaced(tmp_path):
+    text = "# Title\n\n<!-- machines -->\nBefore.\n<!-- end -->\n\nProse.\n"
+    (tmp_path / "evidence.md").write_text(text)
+    one = {"processor": "P", "cores": 2, "python": "3.11", "cntlora": "0.1.0", "date": "2026-11-30"}
+    (tmp_path / "results" / "task" / "peers").mkdir(parents=True)
+    (tmp_path / "results" / "task" / "peers" / "machines.json").write_text(json.dumps([one, one]))
+    page.write(tmp_path / "results", tmp_path)
+    found = (tmp_path / "evidence.md").read_text()
+    assert found.startswith("# Title\n\n<!-- machines -->\n| processor |") and found.endswith("<!-- end -->\n\nProse.\n")
+    assert "Before." not in found and found.count("| P | 2 | 2026-11-30 | python 3.11, cntlora 0.1.0 |") == 1
+
+
+def test_blocks_with_unknown_names_are_refused(tmp_path):
+    with pytest.raises(KeyError, match="wrong"):
+        page.block("wrong", tmp_path, tmp_path)
+
+
+def test_the_processor_is_named_with_its_instruction_sets():
+    text = "processor\t: 0\nmodel name\t: Some Processor\nflags\t\t: fpu avx2 avx512f amx_tile\n"
+    assert machine.processor(text) == "Some Processor (AVX2, AVX-512, AMX)"
+    assert machine.processor("") != ""
+
+
+def test_a_machine_is_noted_once(tmp_path):
+    path = tmp_path / "folder" / "machines.json"
+    machine.note(path)
+    machine.note(path)
+    (noted,) = json.loads(path.read_text())
+    assert noted["cores"] >= 1 and {"processor", "torch", "peft", "cntlora", "date"} <= noted.keys()
+
+
+class Small:
+    """A task with one linear layer of four inputs."""
+
+    def __init__(self):
+        import torch
+
+        self.rows = torch.randn(64, 4, generator=torch.Generator().manual_seed(3)) * torch.tensor([1.0, 2.0, 3.0, 0.5])
+
+    def make_model(self, seed):
+        import torch
+
+        torch.manual_seed(7)
+        return torch.nn.Sequential(torch.nn.Linear(4, 6))
+
+    def config(self):
+        from peft import LoraConfig
+
+        return LoraConfig(r=2, lora_alpha=6, target_modules=["0"])
+
+    def loader(self):
+        return [self.rows[:32], self.rows[32:]]
+
+    source = loader
+    loss = None
+
+
+def prepared(start):
+    from cntlora.comparison.starts import Task
+
+    task = Small()
+    made = Task(task.make_model(0), task.config(), task.loader, task.source)
+    model = starts.start_of(start).prepare(made)
+    layer = model.base_model.model[0]
+    return task, model, layer.lora_A["default"].weight.detach().double(), layer.lora_B["default"].weight.detach().double()
+
+
+def test_the_bound_is_that_of_its_formula():
+    """Along A and along B, for a scale of 3, from eigenvalues that numpy computes."""
+    import numpy as np
+
+    task, model, a, b = prepared("cntlora")
+    a, b, rows = a.numpy(), b.numpy(), task.rows.double().numpy()
+    moment = rows.T @ rows / len(rows)
+    along_b, along_a = curvature.bound(model, task.loader())
+    assert along_b == pytest.approx(9 * np.linalg.eigvalsh(a @ moment @ a.T).max(), rel=1e-6)
+    assert along_a == pytest.approx(9 * np.linalg.svd(b)[1].max() ** 2 * np.linalg.eigvalsh(moment).max(), rel=1e-6)
+
+
+def test_decorrelated_rows_are_uncorrelated_on_the_data():
+    import torch
+
+    task, _, a, b = prepared(next(start for start in starts.CHOICES if start.name == "lora, decorrelated"))
+    rows = task.rows.double()
+    moment = rows.T @ rows / len(rows)
+    assert torch.allclose(a @ moment @ a.T, moment.trace() / 12 * torch.eye(2).double(), rtol=1e-4, atol=1e-5)
+    assert not b.any()
+
+
+def test_balanced_units_have_two_parts_of_equal_size_and_the_same_product():
+    import torch
+
+    task, _, a, b = prepared(next(start for start in starts.CHOICES if start.name == "balanced on activations"))
+    _, _, plain_a, plain_b = prepared("cntlora")
+    outputs = (task.rows.double() @ a.T).square().mean(0).sqrt()
+    assert torch.allclose(outputs, b.norm(dim=0), rtol=1e-4)
+    for unit in range(2):
+        assert torch.allclose(torch.outer(b[:, unit], a[unit]), torch.outer(plain_b[:, unit], plain_a[unit]), atol=1e-5)
+
+
+def test_a_scaled_pair_has_a_scaled_size_and_a_name_of_its_own():
+    _, _, a, _ = prepared(next(start for start in starts.CHOICES if start.name == "pair at twice the size"))
+    assert (a / prepared("cntlora")[2] - 2).abs().max() < 1e-5
+    digests = [start.digest for start in starts.CHOICES]
+    assert len(set(digests)) == len(digests)
+
+
+def test_seeds_of_the_parts_do_not_overlap():
+    import runpy
+
+    main = runpy.run_path(str(pathlib.Path(starts.__file__).parent / "__main__.py"))
+    seeds = [seed for sets in main["SEEDS"].values() for part in sets for seed in part] + list(curvature.SEEDS)
+    assert len(set(seeds)) == len(seeds) and main["SEEDS"].keys() == starts.PARTS.keys()
