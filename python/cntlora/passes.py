@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import weakref
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -24,10 +25,18 @@ class Pass:
     def __init__(self, recorder: Recorder, names: list[str], memory: int) -> None:
         self.names, self.memory = names, memory
         self.is_done = False
-        self._recorder = recorder
+        # The recorder owns its passes. In a cycle, the model and the sums would stay in memory after their last use.
+        self._of = weakref.ref(recorder)
 
     def __repr__(self) -> str:
         return f"Pass({len(self.names)} layers, {self.memory} bytes)"
+
+    @property
+    def _recorder(self) -> Recorder:
+        recorder = self._of()
+        if recorder is None:
+            raise error("usage", "the recorder of this pass is gone", "keep the recorder in a variable")
+        return recorder
 
     def __enter__(self) -> Recorder:
         recorder = self._recorder

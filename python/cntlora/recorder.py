@@ -8,6 +8,7 @@ import os
 import tempfile
 import uuid
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
@@ -167,9 +168,11 @@ class Recorder:
         self._sink = sink
         # The sites of the last `with` block stay, if its statistics did.
         if self._sharing is None:
+            # In a cycle, the model and the sums would stay in memory after their last use.
+            this = weakref.proxy(self)
             self._sharing = Sharing(
-                lambda site, module: self._sink.declare(site, module, self.layers[module]),
-                lambda site, modules, new: self._sink.split(site, modules, new),
+                lambda site, module: this._sink.declare(site, module, this.layers[module]),
+                lambda site, modules, new: this._sink.split(site, modules, new),
             )
         self._masks.begin()
         self._entered = []

@@ -1,5 +1,8 @@
 """Targets, masks, results and loaders of the recorder."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -255,6 +258,27 @@ def test_passes_by_hand(tmp_path):
     for site, one in expected.items():
         assert oracle.close(found[site]["gram"], one["gram"])
     assert hooks(model) == 0
+
+
+def test_a_pass_whose_recorder_is_gone_is_refused():
+    model, _ = models.make("llama")
+    part = Recorder(model).passes[0]
+    with pytest.raises(Error, match="the recorder of this pass is gone"):
+        part.__enter__()
+
+
+def test_nothing_stays_in_memory_after_the_last_use():
+    """Without a run of Python's collector of cycles, which can be late: the sums of a large model have gigabytes."""
+    model, batch = models.make("llama")
+    gc.collect()
+    gc.disable()
+    try:
+        recorder = run(model, batch)
+        gone = [weakref.ref(recorder), weakref.ref(model)]
+        del recorder, model
+        assert [one() for one in gone] == [None, None]
+    finally:
+        gc.enable()
 
 
 def test_too_little_memory_is_refused():
