@@ -100,13 +100,14 @@ class Workers:
                 ended.append(content)
         return ended
 
-    def close(self) -> None:
-        """Ends all processes."""
+    def close(self, at_once: bool) -> None:
+        """Ends all processes, those that make a run `at_once`. The others end by themselves when their connection closes."""
         for worker in self.workers:
-            worker.process.terminate()
+            worker.connection.close()
+            if at_once:
+                worker.process.terminate()
         for worker in self.workers:
             worker.process.join()
-            worker.connection.close()
 
     def _added(self) -> Worker:
         context = multiprocessing.get_context("spawn")
@@ -146,8 +147,10 @@ def workers(job: Job, count: int, threads: int | None) -> Iterator[Here | Worker
     made = Workers(job, count, threads or max(1, (os.cpu_count() or 1) // count))
     try:
         yield made
-    finally:
-        made.close()
+    except BaseException:
+        made.close(at_once=True)
+        raise
+    made.close(at_once=False)
 
 
 def work(connection: Connection, content: bytes, threads: int) -> None:
