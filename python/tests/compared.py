@@ -1,11 +1,13 @@
 """A tiny model and its training, which other processes can import, and runs made up for tests."""
 
+import json
 import os
 import time
 
 import torch
 from peft import LoraConfig
 
+import cntlora
 from cntlora.comparison.plan import Plan, Runs
 
 
@@ -76,6 +78,19 @@ def failing_train(model, groups, seed):
 
 def failing_make_model(seed):
     raise OSError("no such checkpoint")
+
+
+FEW = dict(rates=(0.01, 0.1), tuning_seeds=(0,), seeds=(1, 2), extend=0)
+
+
+def compare(folder, make_model=make_model, train=train, config=config(), loader=loader, **changes):
+    """Makes eight runs, unless `changes` say otherwise."""
+    return cntlora.compare(make_model, train, config, loader, folder=folder, **{**FEW, **changes})
+
+
+def lines(folder):
+    """Returns the runs in the file of a folder."""
+    return [json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines()]
 
 
 def made_runs(values, **changes):

@@ -163,6 +163,20 @@ def test_the_table_orders_starts_by_their_result():
     assert repr(Comparison(runs.plan, runs)) == "<cntlora.Comparison: 3 starts, 18 runs, 0 missing>"
 
 
+def test_another_baseline():
+    """The same runs, compared with another start."""
+    values = {
+        "lora": {"tuning": tuned(5.0, 4.0), "report": reported(1.0, (1.0, 2.0, 3.0))},
+        "other": {"tuning": tuned(3.0, 7.0), "report": reported(0.1, (0.9, 1.89, 2.9))},
+    }
+    runs = made_runs(values)
+    found = Comparison(runs.plan, runs).against("other")
+    assert found.results["lora"].difference.mean == pytest.approx(0.31 / 3) and found.results["lora"].verdict == "worse"
+    assert found.results["other"].verdict is None and "difference from other" in str(found)
+    with pytest.raises(ValueError, match="the comparison has no start 'third': it has 'lora', 'other'"):
+        found.against("third")
+
+
 @pytest.mark.parametrize("value, digits, text", [
     (None, 4, "–"), (0.0, 4, "0"), (12.0, 4, "12"), (0.65551, 4, "0.6555"), (-0.5, 3, "−0.5"), (123456.0, 4, "1.235e+05"),
     (0.0001234, 2, "0.00012"), (1.2e-12, 3, "1.2e-12"),

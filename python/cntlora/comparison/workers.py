@@ -181,10 +181,10 @@ def _pickled(job: Job) -> bytes:
     """Returns the job as bytes. Raises ValueError that names the argument which other processes cannot get."""
     try:
         return pickle.dumps(job)
-    except Exception as whole:
+    except Exception:
         for name in ("make_model", "train", "loss", "loader", "source", "config", "starts"):
             try:
                 pickle.dumps(getattr(job, name))
             except Exception as problem:
                 raise ValueError(f"{name} cannot be sent to other processes: {problem}. {IMPORTABLE}") from problem
-        raise ValueError(f"the arguments cannot be sent to other processes: {whole}. {IMPORTABLE}") from whole
+        raise
