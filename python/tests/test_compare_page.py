@@ -8,9 +8,10 @@ from html.parser import HTMLParser
 import pytest
 
 from cntlora.comparison import BUILT_IN
-from cntlora.comparison.drawing import DARK, LIGHT, Axes, Line, chart, escaped, log_ticks, spread, ticks, value_range
+from cntlora.comparison.drawing import DARK, LIGHT, Axes, Line, chart, escaped
 from cntlora.comparison.results import Comparison
 from cntlora.comparison.runs import shown_rate
+from cntlora.comparison.scales import log_ticks, spread, ticks, value_range
 from compared import made_runs
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -98,7 +99,8 @@ def test_drawings_are_files_of_their_own(count):
         places = sorted(float(entry.get("y")) for entry in labels)
         assert len(places) == count and all(after - before >= 14 for before, after in zip(places, places[1:]))
         assert places[0] > 0 and places[-1] < height
-        looks = [(path.get("stroke"), path.get("stroke-dasharray")) for path in root.iter(SVG + "path") if path.get("class", "").startswith("line")]
+        paths = [path for path in root.iter(SVG + "path") if path.get("class", "").startswith("line")]
+        looks = [(path.get("stroke"), path.get("stroke-dasharray")) for path in paths]
         # Each start has its line and its label in the same look, which no other start has.
         assert len(looks) == 2 * count and len(set(looks)) == count
 
@@ -190,15 +192,17 @@ def test_a_notebook_shows_the_page_in_a_frame():
 
 def test_bad_values_do_not_flatten_the_others():
     lines = [Line("a", 0, [(1, 1.0), (2, 1.2), (3, 1.1)]), Line("b", 1, [(1, 1.3), (2, 1.4), (3, 900.0)])]
-    low, high, is_cut = value_range(lines, True)
+    values = [y for line in lines for _, y in line.points]
+    low, high, is_cut = value_range(values, [], True)
     assert 0.9 < low < 1.0 and 1.4 < high < 2.5 and is_cut
-    upside_down = [Line(line.name, line.place, [(x, -y) for x, y in line.points]) for line in lines]
-    assert value_range(upside_down, False) == (pytest.approx(-high), pytest.approx(-low), True)
+    assert value_range([-value for value in values], [], False) == (pytest.approx(-high), pytest.approx(-low), True)
     assert "worse values are cut off" in chart(lines, Axes("t", "x", "y"), True)
     assert "cut off" not in chart(lines[:1], Axes("t", "x", "y"), True)
     # All values are equal.
-    low, high, is_cut = value_range([Line("a", 0, [(1, 2.0), (2, 2.0)])], True)
+    low, high, is_cut = value_range([2.0, 2.0], [], True)
     assert low < 2 < high and not is_cut
+    # A band has room on the better side, but not for far more than the lines need.
+    assert value_range([1.0, 1.2, 1.4], [0.9, -50.0, 70.0], True)[:2] == pytest.approx((0.9 - 0.02, 1.4 + 0.02))
     xml.fromstring(chart([Line("a", 0, [(5, 1e300)]), Line("b", 1, [(5, -1e300)])], Axes("t", "x", "y"), True))
 
 

@@ -59,7 +59,7 @@ def test_errors_of_functions_in_processes_stop_the_comparison(tmp_path):
 
 @pytest.mark.parametrize("name", ["make_model", "train", "loss", "loader"])
 def test_functions_that_processes_cannot_import(tmp_path, name):
-    wanted = f"{name} cannot be sent to other processes: .*define them at the top level .*`if __name__ == \"__main__\":`, or set processes=1"
+    wanted = f"{name} cannot be sent to other processes: .*at the top level .*`if __name__ == \"__main__\":`, or set processes=1"
     with pytest.raises(ValueError, match=wanted):
         compare(tmp_path, processes=2, **{name: lambda *arguments: None})
 
@@ -107,7 +107,8 @@ CALL = (
 
 
 def test_functions_of_a_script_reach_its_processes(tmp_path):
-    text = f"import cntlora\nfrom compared import *\n\ndef train(model, groups, seed):\n    yield 1.0\n\nif __name__ == '__main__':\n    {CALL}"
+    own = "def train(model, groups, seed):\n    yield 1.0\n"
+    text = f"import cntlora\nfrom compared import *\n{own}if __name__ == '__main__':\n    {CALL}"
     process = script(tmp_path, text)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0 and "leaked" not in errors, errors
@@ -126,7 +127,8 @@ def test_a_script_without_the_guard_is_told_so(tmp_path):
 
 def test_functions_that_are_not_in_the_script_when_it_is_imported(tmp_path):
     """As in a notebook, whose functions other processes cannot see."""
-    text = f"import cntlora\nfrom compared import *\nif __name__ == '__main__':\n    def own(model, groups, seed):\n        yield 1.0\n    {CALL.replace('train', 'own')}"
+    own = "    def own(model, groups, seed):\n        yield 1.0\n"
+    text = f"import cntlora\nfrom compared import *\nif __name__ == '__main__':\n{own}    {CALL.replace('train', 'own')}"
     process = script(tmp_path, text)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 1 and "a process cannot import the functions:" in errors and "set processes=1" in errors.splitlines()[-1]

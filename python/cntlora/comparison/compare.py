@@ -156,7 +156,8 @@ def _starts(starts: Sequence[str | Start], baseline: str) -> list[Start]:
     found: dict[str, Start] = {}
     for entry in starts:
         if isinstance(entry, str) and entry not in BUILT_IN:
-            raise ValueError(f"no start has the name {entry!r}. The built-in starts are {', '.join(BUILT_IN)}; others are cntlora.Start objects")
+            names = ", ".join(BUILT_IN)
+            raise ValueError(f"no start has the name {entry!r}. The built-in starts are {names}; others are cntlora.Start objects")
         if not isinstance(entry, (str, Start)):
             raise ValueError(f"expected a name or a cntlora.Start in starts, found {type(entry).__name__}")
         start = BUILT_IN[entry] if isinstance(entry, str) else entry

@@ -46,7 +46,9 @@ class _Missing:
     kind: str
 
     def __call__(self) -> Iterable[Any]:
-        raise TaskError(f"the start {self.start!r} needs {self.kind} data: give a list of batches, or a function that returns one, as {self.argument}")
+        raise TaskError(
+            f"the start {self.start!r} needs {self.kind} data: give a list of batches, or a function that returns one, as {self.argument}"
+        )
 
 
 def run(job: Job, key: Key) -> tuple[Run, str | None]:

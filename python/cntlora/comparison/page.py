@@ -30,7 +30,8 @@ h2 {{ font-size: 1.25rem; margin: 2.5rem 0 .75rem; border-bottom: 1px solid var(
 p, li, figcaption {{ max-width: 50rem; }}
 .lead {{ font-size: 1.1rem; }}
 .warning {{ padding: .6rem .8rem .6rem 2rem; border-left: .25rem solid var(--bad); background: var(--card); }}
-figure {{ margin: 1rem 0; padding: 1rem; background: var(--card); border-radius: .5rem; overflow-x: auto; width: fit-content; max-width: 100%; box-sizing: border-box; }}
+figure {{ margin: 1rem 0; padding: 1rem; background: var(--card); border-radius: .5rem; overflow-x: auto; }}
+figure {{ width: fit-content; max-width: 100%; box-sizing: border-box; }}
 figure > svg {{ max-width: 100%; height: auto; }}
 figcaption, caption {{ color: var(--quiet); font-size: .85rem; text-align: left; }}
 .wide {{ overflow-x: auto; }}
@@ -55,7 +56,8 @@ def page(runs: Runs, results: dict[str, Result], missing: int) -> str:
     """Returns the page of a comparison, finished or not."""
     plan = runs.plan
     curves = "\n".join(
-        f"<figure>{curves_svg(runs, results, measure, is_alone=False)}</figure>" for measure in measures_of(runs) if _has_curve(runs, measure)
+        f"<figure>{curves_svg(runs, results, measure, is_alone=False)}</figure>"
+        for measure in measures_of(runs) if _has_curve(runs, measure)
     )
     sentences = table.sentences(plan, results, missing)
     warnings = f'<ul class="warning">{"".join(f"<li>{escaped(text)}</li>" for text in sentences)}</ul>' if sentences else ""
@@ -88,7 +90,8 @@ is “better” or “worse” if the interval leaves out zero.</li>
 
 
 def curves_svg(
-    runs: Runs, results: dict[str, Result], measure: str, starts: Sequence[str] | None = None, title: str | None = None, is_alone: bool = True
+    runs: Runs, results: dict[str, Result], measure: str, starts: Sequence[str] | None = None, title: str | None = None,
+    is_alone: bool = True,
 ) -> str:
     """Returns the mean curves of a measurement at the chosen rates, with 95 % bands."""
     plan = runs.plan
@@ -120,17 +123,17 @@ def rates_svg(
         rate = results[name].rate
         lines.append(Line(name, place, points, note=name if rate is None else f"{name}: best at {shown_rate(rate)}"))
     axes = Axes(
-        title or f"Last {plan.measure} against the learning rate", "learning rate", f"{plan.measure} ({plan.better} is better)", is_log=True,
-        is_low_better=plan.better == "lower", has_dots=True,
+        title or f"Last {plan.measure} against the learning rate", "learning rate", f"{plan.measure} ({plan.better} is better)",
+        is_log=True, is_low_better=plan.better == "lower", has_dots=True,
     )
     return chart(lines, axes, is_alone)
 
 
 def verdicts(baseline: str, results: dict[str, Result]) -> str:
     """Returns a sentence for each verdict, with the starts that have it."""
-    words = {"better": f"Better than {baseline}", "worse": f"Worse than {baseline}", "not distinguished": f"Not distinguished from {baseline}"}
+    words = {"better": "Better than", "worse": "Worse than", "not distinguished": "Not distinguished from"}
     names = {word: [result.start for result in results.values() if result.verdict == word] for word in words}
-    found = [f"{text}: {', '.join(names[word])}." for word, text in words.items() if names[word]]
+    found = [f"{text} {baseline}: {', '.join(names[word])}." for word, text in words.items() if names[word]]
     return " ".join(found) or "There are no verdicts yet."
 
 

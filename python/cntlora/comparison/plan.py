@@ -184,7 +184,8 @@ def digest_of(start: Start, config: LoraConfig) -> str:
     """Returns a short text that differs between starts, and between configurations of plain LoRA, with different settings."""
     usual = LoraConfig().to_dict()
     fields = {
-        name: value for name, value in config.to_dict().items() if name not in NOT_SETTINGS and value != usual.get(name, dataclasses.MISSING)
+        name: value for name, value in config.to_dict().items()
+        if name not in NOT_SETTINGS and value != usual.get(name, dataclasses.MISSING)
     }
     text = json.dumps([start.settings, fields], sort_keys=True, default=_plain)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -92,7 +92,8 @@ def _result(runs: Runs, start: str, grid: Grid, report: dict[int, Run], baseline
     values = {seed: value for seed, run in report.items() if (value := runs.last(run)) is not None}
     targets = {seed: value for seed, run in baseline.items() if (value := runs.last(run)) is not None}
     is_baseline = start == plan.baseline
-    difference = None if is_baseline else mean_of([values[seed] - targets[seed] for seed in plan.seeds if seed in values and seed in targets])
+    pairs = [values[seed] - targets[seed] for seed in plan.seeds if seed in values and seed in targets]
+    difference = None if is_baseline else mean_of(pairs)
     is_complete = len(report) == len(baseline) == len(plan.seeds)
     lost, lost_by_baseline = targets.keys() - values.keys(), values.keys() - targets.keys()
     rates = [_at_rate(runs, start, rate) for rate in grid.rates]

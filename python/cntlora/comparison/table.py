@@ -23,8 +23,8 @@ def header(plan: Plan, results: dict[str, Result]) -> list[str]:
     """Returns the names of the columns."""
     others = other_names(results)
     return [
-        "start", "rate", plan.measure, f"difference from {plan.baseline}", "95 % interval", "verdict", "steps", "area", *others, "parameters",
-        "seconds", "failed",
+        "start", "rate", plan.measure, f"difference from {plan.baseline}", "95 % interval", "verdict", "steps", "area", *others,
+        "parameters", "seconds", "failed",
     ]
 
 
@@ -55,7 +55,8 @@ def sentences(plan: Plan, results: dict[str, Result], missing: int) -> list[str]
         found.append(f"The comparison is not finished: {are_missing(missing)}. Call compare again to continue.")
     for result in results.values():
         if result.is_at_end:
-            found.append(f"The best rate of {result.start}, {shown_rate(result.rate)}, lies at the end of its grid: a better one may lie outside.")
+            rate = shown_rate(result.rate)
+            found.append(f"The best rate of {result.start}, {rate}, lies at the end of its grid: a better one may lie outside.")
         if result.failures and result.rate is None and not any(entry.mean is not None for entry in result.grid):
             found.append(f"No run of {result.start} finished.")
         for reason, count in result.failures.items():
