@@ -22,7 +22,7 @@ PAGE = """<!doctype html>
   :root {{ --paper: #14171b; --card: #1d2127; --ink: #e6e9ed; --quiet: #9aa4b0; --line: #363d46; --good: #4fd6a8; --bad: #ff9d66; }}
 }}
 body {{
-  margin: 0 auto; max-width: 75rem; padding: 1.5rem 1rem 3rem; background: var(--paper); color: var(--ink);
+  margin: 0 auto; max-width: 85rem; padding: 1.5rem 1rem 3rem; background: var(--paper); color: var(--ink);
   font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere;
 }}
 h1 {{ font-size: 1.6rem; line-height: 1.2; margin: 0 0 .75rem; }}

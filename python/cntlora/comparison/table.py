@@ -89,11 +89,11 @@ def visible(text: str) -> str:
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """Returns a number with that many significant digits."""
+    """Returns a number with that many significant digits. Whole numbers have no decimal places."""
     if value is None:
         return NOTHING
-    places = digits - 1 - math.floor(math.log10(abs(value))) if value else 0
-    return _minus(f"{value:.{places}f}".rstrip("0").rstrip(".") if 0 < places < 10 else f"{value:.{digits}g}")
+    places = 0 if value.is_integer() else digits - 1 - math.floor(math.log10(abs(value)))
+    return _minus(f"{value:.{places}f}" if 0 < places < 10 else f"{value:.{digits}g}")
 
 
 def _with_half(result: Result) -> str:
@@ -114,7 +114,7 @@ def _difference(mean: Mean | None) -> tuple[str, str]:
     if mean is None or mean.low is None or mean.high is None:
         return NOTHING if mean is None else _minus(f"{mean.mean:+.3g}"), NOTHING
     if mean.high == mean.mean:
-        return (_minus(f"{mean.mean:+.3g}"),) * 2
+        return (_minus(f"{mean.mean:+.3g}" if mean.mean else "0"),) * 2
     places = _places(mean.high - mean.mean)
     return _minus(f"{mean.mean:+.{places}f}"), _minus(f"{mean.low:+.{places}f} … {mean.high:+.{places}f}")
 
