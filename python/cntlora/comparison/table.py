@@ -92,7 +92,7 @@ def number(value: float | None, digits: int = 4) -> str:
     """Returns a number with that many significant digits. Whole numbers have no decimal places."""
     if value is None:
         return NOTHING
-    places = 0 if value.is_integer() else digits - 1 - math.floor(math.log10(abs(value)))
+    places = 0 if float(value).is_integer() else digits - 1 - math.floor(math.log10(abs(value)))
     return _minus(f"{value:.{places}f}" if 0 < places < 10 else f"{value:.{digits}g}")
 
 
