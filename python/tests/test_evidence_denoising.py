@@ -52,9 +52,10 @@ def test_times_of_every_batch_are_spread():
 
 @pytest.fixture
 def images(tmp_path, monkeypatch):
-    """Writes random digits, and characters in the font that pillow carries, in place of the real ones."""
+    """Writes squares of one shade without textures, and characters in the font that pillow carries, in place of the real ones."""
     from PIL import ImageFont
 
+    monkeypatch.setattr(handwriting, "on_backgrounds", lambda images, generator: images)
     monkeypatch.setenv("CNTLORA_EVIDENCE", str(tmp_path))
     (tmp_path / "handwriting").mkdir()
     count = handwriting.TRAINING + handwriting.TEST

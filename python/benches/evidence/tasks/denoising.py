@@ -1,4 +1,4 @@
-"""A small diffusion model of printed characters learns handwritten digits."""
+"""A small diffusion model of printed characters learns handwritten digits on textures."""
 
 import dataclasses
 import functools
@@ -11,7 +11,7 @@ import torch
 import handwriting
 from schedule import steps_of
 
-TITLE = "Diffusion model, glyphs to handwriting"
+TITLE = "Diffusion model, handwriting on textures"
 MEASURE, BETTER = "loss", "lower"
 RATES = (1e-3, 3.16e-3, 1e-2, 3.16e-2, 1e-1)
 
@@ -23,18 +23,18 @@ SHAPE = dict(
 # The training of the base.
 BASE_STEPS, BASE_BATCH, BASE_RATE = 800, 64, 2e-3
 # The fine-tuning.
-STEPS, BATCH, RANK = 48, 16, 4
+STEPS, BATCH, RANK = 36, 16, 4
 # Linear layers of attention and of the time, and convolutions. Those at both ends have one channel, which needs no adapter.
 TARGETS = r".*\.(to_[qkv]|to_out\.0|time_emb_proj|linear_[12]|conv[12]?|conv_shortcut)"
 # Steps after which the test images are measured.
-MEASURED = (4, 8, 12, 20, 28, 36, STEPS)
+MEASURED = (3, 6, 12, 18, 27, STEPS)
 # Images that measure the loss, and how many are run at once.
-TEST, TEST_BATCH = 160, 80
+TEST, TEST_BATCH = 96, 48
 # Batches for starts that need data.
 LOADED = 8
 DESCRIPTION = (
     f"A U-Net of convolutions and attention (diffusers' UNet2DModel with {SHAPE['block_out_channels'][0]} and {SHAPE['block_out_channels'][1]} "
-    f"channels), trained to predict the noise of printed characters of {SIZE} × {SIZE} pixels, learns handwritten digits. "
+    f"channels), trained to predict the noise of printed characters of {SIZE} × {SIZE} pixels, learns handwritten digits on textures. "
     f"LoRA of rank {RANK} on all convolutions and linear layers but the first and the last, {STEPS} steps of {BATCH} of the {handwriting.TRAINING} "
     f"training digits; the loss is the mean squared error of the predicted noise on {TEST} other digits, with the same noise and times in all runs. "
     "Kept is the loss on printed characters of fonts that the base has not seen. "
@@ -126,7 +126,7 @@ def config():
 @functools.cache
 def digits():
     """Returns the small images of handwritten digits: those for training and, behind them, those for the test."""
-    return small(handwriting.written(False)[0])
+    return small(handwriting.written(True)[0])
 
 
 def loader():
