@@ -17,10 +17,10 @@ SHAPE = dict(hidden_size=128, intermediate_size=320, num_hidden_layers=4, num_at
 # The training of the base.
 BASE_STEPS, BASE_BATCH, BASE_RATE = 1600, 16, 3e-3
 # The fine-tuning.
-STEPS, BATCH, RANK = 56, 8, 4
+STEPS, BATCH, RANK = 48, 8, 4
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 # Steps after which the test texts are measured.
-MEASURED = (4, 8, 16, 28, 40, STEPS)
+MEASURED = (4, 8, 14, 24, 36, STEPS)
 # Pieces of text that measure the loss, and how many are run at once.
 TEST, TEST_BATCH = 48, 16
 # Batches for starts that need data.

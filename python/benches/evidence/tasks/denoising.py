@@ -24,11 +24,11 @@ SHAPE = dict(
 # The training of the base.
 BASE_STEPS, BASE_BATCH, BASE_RATE = 800, 64, 2e-3
 # The fine-tuning.
-STEPS, BATCH, RANK = 32, 16, 4
+STEPS, BATCH, RANK = 28, 16, 4
 # Linear layers of attention and of the time, and convolutions. Those at both ends have one channel, which needs no adapter.
 TARGETS = r".*\.(to_[qkv]|to_out\.0|time_emb_proj|linear_[12]|conv[12]?|conv_shortcut)"
 # Steps after which the test images are measured.
-MEASURED = (3, 6, 11, 16, 24, STEPS)
+MEASURED = (3, 6, 10, 15, 21, STEPS)
 # Images that measure the loss, and how many are run at once.
 TEST, TEST_BATCH = 96, 48
 # Batches for starts that need data.
