@@ -326,5 +326,5 @@ def test_language_tasks_have_all_parts(task):
     parts = ("TITLE", "DESCRIPTION", "MEASURE", "BETTER", "RATES", "prepare", "make_model", "config", "loader", "source", "loss", "train")
     assert [part for part in parts if not hasattr(task, part)] == []
     assert (task.MEASURE, task.BETTER) == ("loss", "lower")
-    assert len(task.RATES) == 5 and all(3 < later / earlier < 3.4 for earlier, later in zip(task.RATES, task.RATES[1:]))
+    assert len(task.RATES) == 4 and all(3 < later / earlier < 3.4 for earlier, later in zip(task.RATES, task.RATES[1:]))
     assert "{" not in task.DESCRIPTION

@@ -7,10 +7,9 @@ from cntlora.layers import layers_of
 from cntlora.running import call
 
 PEERS = (
-    *("lora", "lora-2r", "rslora", "lora+", "pissa", "olora", "lora-ga"),
-    # PEFT's own take up to a minute for each run of MiniLM. These agree with them to 1e-4.
-    Start("eva", options=dict(method="eva")),
-    Start("corda", options=dict(method="corda-ipm")),
+    *("lora", "lora-2r", "rslora", "lora+", "lora-ga"),
+    # PEFT's own give the same adapters to 1e-4. They take up to a minute for each run of MiniLM, and refuse convolutions.
+    *(Start(name, options=dict(method=method)) for name, method in dict(pissa="pissa", olora="olora", eva="eva", corda="corda-ipm").items()),
     *("sc-lora", "astra", "cntlora"),
 )
 

@@ -8,7 +8,7 @@ from packages import pip_files
 TITLE = "Small language model, English to Python"
 DESCRIPTION = BASE + "It learns the source code of wagtail, with tabs as indentation. " + TUNING.format(parts="files")
 MEASURE, BETTER = "loss", "lower"
-RATES = (3.16e-3, 1e-2, 3.16e-2, 1e-1, 3.16e-1)
+RATES = (3.16e-3, 1e-2, 3.16e-2, 1e-1)
 
 NAME = "code"
 # None of the packages whose docstrings the base has learned.

@@ -11,7 +11,7 @@ from schedule import steps_of
 
 TITLE = "MiniLM, topics of packages"
 MEASURE, BETTER = "score", "higher"
-RATES = (1e-3, 3.16e-3, 1e-2, 3.16e-2, 1e-1)
+RATES = (1e-3, 3.16e-3, 1e-2, 3.16e-2)
 
 # Tokens behind the twelfth are cut off.
 STEPS, BATCH, LONGEST = 40, 16, 12
