@@ -1,5 +1,7 @@
 """The starts of a comparison."""
 
+import functools
+
 import pytest
 import torch
 from peft import LoraConfig
@@ -110,5 +112,6 @@ def test_eva_reads_batches_with_one_label_for_each_text():
 
 def test_digests_follow_the_settings_and_not_the_name():
     assert Start("a", options=dict(rank=4)).digest == Start("b", options=dict(rank=4)).digest
-    different = [Start("a"), Start("a", ratio=2), Start("a", batches=2), Start("a", options={}), Start("a", config=dict(r=2)), Start("a", change=loss)]
+    changed = [Start("a", change=loss), Start("a", change=functools.partial(loss, 1)), Start("a", change=functools.partial(loss, 2))]
+    different = [Start("a"), Start("a", ratio=2), Start("a", batches=2), Start("a", options={}), Start("a", config=dict(r=2)), *changed]
     assert len({start.digest for start in different}) == len(different)

@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+import pickle
 import sys
 from types import SimpleNamespace
 
@@ -141,9 +142,13 @@ def test_balanced_units_have_two_parts_of_equal_size_and_the_same_product():
         assert torch.allclose(torch.outer(b[:, unit], a[unit]), torch.outer(plain_b[:, unit], plain_a[unit]), atol=1e-5)
 
 
-def test_a_scaled_pair_has_a_scaled_size_and_a_name_of_its_own():
+def test_a_scaled_pair_has_a_scaled_size():
     _, _, a, _ = prepared(next(start for start in starts.CHOICES if start.name == "pair at twice the size"))
     assert (a / prepared("cntlora")[2] - 2).abs().max() < 1e-5
+
+
+def test_all_choices_differ_and_reach_other_processes():
+    assert pickle.loads(pickle.dumps(starts.CHOICES)) == starts.CHOICES
     digests = [start.digest for start in starts.CHOICES]
     assert len(set(digests)) == len(digests)
 

@@ -1,5 +1,7 @@
 """The starts that the evidence compares: those of the field, and the choices inside cntlora."""
 
+import dataclasses
+
 import torch
 from cntlora import Start
 from cntlora.comparison.starts import BUILT_IN
@@ -38,17 +40,17 @@ def second_moments(model, batches):
     return {name: (layers[name], total / count) for name, (total, count) in sums.items()}
 
 
-def scaled(factor):
-    """Returns a change that multiplies both factors."""
+@dataclasses.dataclass(frozen=True)
+class Scaled:
+    """Multiplies both factors."""
+
+    factor: float
 
     @torch.no_grad()
-    def change(model, task):
+    def __call__(self, model, task):
         for layer in layers_of(model, "default")[0].values():
             for weights in layer.factors():
-                weights.mul_(factor)
-
-    change.__qualname__ = f"scaled({factor})"
-    return change
+                weights.mul_(self.factor)
 
 
 @torch.no_grad()
@@ -79,9 +81,9 @@ CHOICES = (
     Start("with pre-training data", options=dict(source=True)),
     Start("transport with pre-training data", options=dict(coupling="transport", source=True)),
     Start("cut in the norm of weights", options=dict(norm="weights")),
-    Start("pair at half the size", options={}, change=scaled(0.5)),
-    Start("pair at 0.71 of the size", options={}, change=scaled(0.5**0.5)),
-    Start("pair at twice the size", options={}, change=scaled(2.0)),
+    Start("pair at half the size", options={}, change=Scaled(0.5)),
+    Start("pair at 0.71 of the size", options={}, change=Scaled(0.5**0.5)),
+    Start("pair at twice the size", options={}, change=Scaled(2.0)),
     Start("balanced on activations", options={}, change=balanced_on_activations),
     Start("start zero", options=dict(start="zero")),
     Start("start zero, decorrelated", options=dict(start="zero"), change=decorrelated),

@@ -51,7 +51,8 @@ class Start:
     - `ranks`: factor of the rank and of `lora_alpha`, so that the scale stays the same.
     - `ratio`: learning rate of `lora_B` as a multiple of that of `lora_A`.
     - `batches`: how many batches of the loader it uses; all of them by default.
-    - `change`: a function `change(model, task)` that changes the initialized model. It is known by its name in files of runs.
+    - `change`: a function `change(model, task)` that changes the initialized model. In files of runs it is known by its name; an object
+      that can be called, by its `repr`.
     """
 
     name: str
@@ -65,7 +66,8 @@ class Start:
     @property
     def settings(self) -> dict[str, Any]:
         """All of it but the name, as plain values."""
-        change = self.change and f"{self.change.__module__.rpartition('.')[2]}.{self.change.__qualname__}"
+        name = getattr(self.change, "__qualname__", None)
+        change = f"{self.change.__module__.rpartition('.')[2]}.{name}" if name else self.change and repr(self.change)
         fields = {name: getattr(self, name) for name in ("config", "options", "ranks", "ratio", "batches")}
         return {**fields, "change": change}
 
