@@ -69,7 +69,10 @@ def rate_of(result):
 
 def task(results, drawings, name):
     """The description of a task, its curves and the table of its starts."""
-    described, comparison = module(name), cntlora.Comparison.load(results / name / "peers")
+    comparisons = loaded(results, "peers")
+    if name not in comparisons:
+        return "This task was not run.\n"
+    described, comparison = module(name), comparisons[name]
     found = comparison.results
     (drawings / f"{name}.svg").write_text(comparison.curves_svg(title=described.TITLE), encoding="utf-8")
     (drawings / f"{name}-rates.svg").write_text(comparison.rates_svg(title=described.TITLE), encoding="utf-8")
@@ -114,7 +117,7 @@ def verdicts(results, drawings):
                 cells.append("–")
                 continue
             better = {"better": "start", "worse": "**cntlora**"}.get(result.verdict, "equal")
-            sign = 1 if module(name).BETTER == "lower" else -1
+            sign = 1 if module(name).BETTER == "higher" else -1
             cells.append(f"{better} {sign * result.difference.mean:+.3f}")
         rows.append([f"`{start}`", *cells])
     for name, starts in found.items():
