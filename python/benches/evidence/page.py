@@ -68,11 +68,12 @@ def rate_of(result):
 
 
 def task(results, drawings, name):
-    """The description of a task, its curves and the table of its starts."""
-    comparisons = loaded(results, "peers")
+    """The section of a task: its description, its curves and the table of its starts."""
+    described, comparisons = module(name), loaded(results, "peers")
+    heading = f"## {described.TITLE}\n\n"
     if name not in comparisons:
-        return "This task was not run.\n"
-    described, comparison = module(name), comparisons[name]
+        return f"{heading}This task was not run.\n"
+    comparison = comparisons[name]
     found = comparison.results
     (drawings / f"{name}.svg").write_text(comparison.curves_svg(title=described.TITLE), encoding="utf-8")
     (drawings / f"{name}-rates.svg").write_text(comparison.rates_svg(title=described.TITLE), encoding="utf-8")
@@ -88,13 +89,13 @@ def task(results, drawings, name):
             difference = f"**{difference}** {result.verdict}"
         rows.append([
             f"`{start}`", rate_of(result), interval(result.last), difference, number(result.steps, 0), number(result.area),
-            interval(result.others.get("kept")), str(result.parameters), number(result.seconds, 1),
+            interval(result.others.get("kept")), str(result.parameters), number(result.seconds, 2),
         ])
     missing = f"{comparison.missing} runs are missing.\n\n" if comparison.missing else ""
     curves = f"![Curves of the {described.MEASURE} at the best rate of each start](evidence/{name}.svg)\n\n"
     against = f"![{described.MEASURE} against the learning rate](evidence/{name}-rates.svg)\n\n"
     command = f"    python python/benches/evidence run {name}\n"
-    return f"{described.DESCRIPTION}\n\n{curves}{against}{table(head, rows)}\n{missing}{command}"
+    return f"{heading}{described.DESCRIPTION}\n\n{curves}{against}{table(head, rows)}\n{missing}{command}"
 
 
 def reason_of(result):
