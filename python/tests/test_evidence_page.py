@@ -54,6 +54,51 @@ def test_only_blocks_are_replaced(tmp_path):
     assert "Before." not in found and found.count("| P | 2 | 2026-11-30 | python 3.11, cntlora 0.1.0 |") == 1
 
 
+def made(results, task, measure, better, values):
+    """Writes runs made up for a task: `values[start]` has the ends of the report seeds; all tuning runs end with their mean."""
+    from cntlora.comparison.plan import Plan
+    from cntlora.comparison.runs import FILE
+
+    folder = results / task / "peers"
+    folder.mkdir(parents=True)
+    plan = Plan(
+        starts={start: start for start in page.NAMES}, rates=(0.1, 1.0), measure=measure, better=better, tuning_seeds=(0, 1),
+        seeds=(2, 3, 4), baseline="lora", extend=0,
+    )
+    (folder / "comparison.json").write_text(plan.to_json())
+    lines = []
+    for start, ends in values.items():
+        tuning = [("tuning", rate, seed, sum(ends) / 3 + (rate == 1.0) * (-9 if better == "higher" else 9)) for rate in (0.1, 1.0) for seed in (0, 1)]
+        for phase, rate, seed, end in tuning + [("report", 0.1, seed, end) for seed, end in zip((2, 3, 4), ends)]:
+            lines.append(dict(
+                start=start, settings=start, phase=phase, rate=rate, seed=seed, measurements=[{"step": 0, measure: 5.0}, {"step": 9, measure: end}],
+                seconds_start=0.25, seconds_training=1.0, parameters=7, error=None,
+            ))
+    (folder / FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_verdicts_follow_the_runs(tmp_path):
+    """On one task higher is better, and on the other lower. A start that is better by the same amount has the same sign on both."""
+    equal, ahead = (1.0, 1.1, 1.2), (0.9, 1.01, 1.09)
+    made(tmp_path, "digits", "score", "higher", {**dict.fromkeys(page.NAMES, equal), "lora": ahead, "pissa": ahead})
+    made(tmp_path, "german", "loss", "lower", {**dict.fromkeys(page.NAMES, equal), "eva": ahead})
+    lines = {line.split(" | ")[0]: line for line in page.verdicts(tmp_path, tmp_path).splitlines()}
+    assert lines["| `lora`"] == "| `lora` | **-0.100** worse | +0.000 |"
+    assert lines["| `eva`"] == "| `eva` | +0.000 | **+0.100** better |"
+    assert "on 0 of 2 tasks." in page.verdicts(tmp_path, tmp_path)
+    counts = {line.split(" | ")[0]: line for line in page.summary(tmp_path, tmp_path).splitlines()}
+    assert counts["| `eva`"] == "| `eva` | 2 | 0 | 0 | 2 of 2 |"
+    assert counts["| `pissa`"] == "| `pissa` | 0 | 2 | 0 | 0 of 2 |"
+    section = page.task(tmp_path, tmp_path, "digits")
+    assert section.startswith("## Vision transformer") and "| `eva` | 0.1 | 1.100 ± 0.248 | **+0.100 ± 0.025** better |" in section
+    assert (tmp_path / "digits.svg").read_text().startswith("<svg") and "This task was not run." in page.task(tmp_path, tmp_path, "code")
+
+
+def test_the_default_is_ahead_only_if_it_is_ahead_of_all(tmp_path):
+    made(tmp_path, "digits", "score", "higher", {**dict.fromkeys(page.NAMES, (1.0, 1.1, 1.2)), "cntlora": (1.1, 1.21, 1.29)})
+    assert "on 1 of 1 tasks: Vision transformer, handwritten digits." in page.verdicts(tmp_path, tmp_path)
+
+
 def test_blocks_with_unknown_names_are_refused(tmp_path):
     with pytest.raises(KeyError, match="wrong"):
         page.block("wrong", tmp_path, tmp_path)

@@ -30,7 +30,7 @@ def write(results, docs):
 def block(name, results, drawings):
     """Returns the text of a block."""
     kind, *words = name.split()
-    return {"task": task, "verdicts": verdicts, "choices": choices, "rates": rates, "machines": machines}[kind](results, drawings, *words)
+    return {"task": task, "summary": summary, "verdicts": verdicts, "choices": choices, "rates": rates, "machines": machines}[kind](results, drawings, *words)
 
 
 def loaded(results, part):
@@ -102,6 +102,19 @@ def reason_of(result):
     return "; ".join(" ".join(reason.split())[:160] for reason in result.failures) or "not run"
 
 
+def summary(results, drawings):
+    """On how many tasks each start is better or worse than plain LoRA, at its own best rate and over all rates."""
+    found = {name: comparison.results for name, comparison in loaded(results, "peers").items()}
+    rows = []
+    for start in NAMES[1:]:
+        words = [starts[start].verdict for starts in found.values()]
+        areas = [(name, starts[start].area, starts["lora"].area) for name, starts in found.items()]
+        known = [(value - lora) * (1 if module(name).BETTER == "higher" else -1) for name, value, lora in areas if None not in (value, lora)]
+        counts = [words.count("better"), words.count("not distinguished"), words.count("worse")]
+        rows.append([f"`{start}`", *map(str, counts), f"{sum(value > 0 for value in known)} of {len(known)}"])
+    return table(["start", "better", "not distinguished", "worse", "better over all rates"], rows)
+
+
 def verdicts(results, drawings):
     """How the default differs from every other start on every task, in the paired difference and its interval."""
     comparisons = loaded(results, "peers")
@@ -117,9 +130,10 @@ def verdicts(results, drawings):
             if result is None or result.difference is None:
                 cells.append("–")
                 continue
-            better = {"better": "start", "worse": "**cntlora**"}.get(result.verdict, "equal")
             sign = 1 if module(name).BETTER == "higher" else -1
-            cells.append(f"{better} {sign * result.difference.mean:+.3f}")
+            # The sum makes a positive zero of a negative one.
+            text = f"{sign * result.difference.mean + 0.0:+.3f}"
+            cells.append(f"**{text}** {result.verdict}" if result.verdict in ("better", "worse") else text)
         rows.append([f"`{start}`", *cells])
     for name, starts in found.items():
         peers = [result for start, result in starts.items() if start not in (DEFAULT, *WITH_GRADIENTS) and result.last is not None]
