@@ -90,7 +90,7 @@ def test_verdicts_follow_the_runs(tmp_path):
     assert counts["| `eva`"] == "| `eva` | 2 | 0 | 0 | 2 of 2 |"
     assert counts["| `pissa`"] == "| `pissa` | 0 | 2 | 0 | 0 of 2 |"
     section = page.task(tmp_path, tmp_path, "digits")
-    assert section.startswith("## Vision transformer") and "| `eva` | 0.1 | 1.100 ± 0.248 | **+0.100 ± 0.025** better |" in section
+    assert section.startswith("## Vision transformer") and "| `eva` | 0.1 (end of the grid) | 1.100 ± 0.248 | **+0.100 ± 0.025** better |" in section
     assert (tmp_path / "digits.svg").read_text().startswith("<svg") and "This task was not run." in page.task(tmp_path, tmp_path, "code")
 
 
