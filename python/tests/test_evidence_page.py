@@ -204,3 +204,11 @@ def test_seeds_of_the_parts_do_not_overlap():
     main = runpy.run_path(str(pathlib.Path(starts.__file__).parent / "__main__.py"))
     seeds = [seed for sets in main["SEEDS"].values() for part in sets for seed in part] + list(curvature.SEEDS)
     assert len(set(seeds)) == len(seeds) and main["SEEDS"].keys() == starts.PARTS.keys()
+
+
+def test_some_starts_of_a_part_can_be_chosen():
+    chosen, baseline = starts.part("choices", ["start zero"])
+    assert ([start.name for start in chosen], baseline) == (["cntlora", "start zero"], "cntlora")
+    assert starts.part("peers") == (list(starts.PEERS), "lora")
+    with pytest.raises(ValueError, match="no start of the part peers is named wrong; these are: lora, lora-2r, "):
+        starts.part("peers", ["lora", "wrong"])

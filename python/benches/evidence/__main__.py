@@ -1,6 +1,6 @@
 """Compares starts on the tasks of the evidence, and writes the page docs/evidence.md.
 
-    python python/benches/evidence run TASK [--part peers|choices] [--processes 2]
+    python python/benches/evidence run TASK [--part peers|choices] [--only START …] [--processes 2]
     python python/benches/evidence curvature TASK
     python python/benches/evidence page
 
@@ -31,10 +31,13 @@ def task_named(name, folder):
 def run(args):
     import cntlora
     import machine
-    from starts import PARTS
+    from starts import part
 
+    try:
+        starts, baseline = part(args.part, args.only)
+    except ValueError as problem:
+        sys.exit(str(problem))
     task = task_named(args.task, args.folder)
-    starts, baseline = PARTS[args.part]
     tuning, reported = SEEDS[args.part]
     folder = args.results / args.task / args.part
     machine.note(folder / "machines.json")
@@ -72,6 +75,7 @@ def main():
     one = commands.add_parser("run", help="compare starts on a task")
     one.add_argument("task", choices=TASKS)
     one.add_argument("--part", choices=SEEDS, default="peers", help="starts of the field, or choices inside cntlora")
+    one.add_argument("--only", nargs="+", metavar="START", help="these starts, and the one that they are compared with")
     one.add_argument("--processes", type=int, default=os.cpu_count())
     one.add_argument("--minutes", type=float, help="start no run after this time; the next call continues")
     one.set_defaults(work=run)

@@ -103,3 +103,15 @@ def start_of(one):
 
 PARTS = {"peers": (PEERS, "lora"), "choices": (CHOICES, "cntlora")}
 """The starts of each part, and the one that the others are compared with."""
+
+
+def part(name, only=None):
+    """Returns the starts of a part and the name of its baseline. With names in `only`, it returns these starts and the baseline.
+
+    Raises ValueError for names that the part does not have.
+    """
+    starts, baseline = PARTS[name]
+    known = {start_of(start).name: start for start in starts}
+    if unknown := [start for start in only or () if start not in known]:
+        raise ValueError(f"no start of the part {name} is named {', '.join(unknown)}; these are: {', '.join(known)}")
+    return [start for start_name, start in known.items() if not only or start_name in (baseline, *only)], baseline
