@@ -54,21 +54,22 @@ def test_only_blocks_are_replaced(tmp_path):
     assert "Before." not in found and found.count("| P | 2 | 2026-11-30 | python 3.11, cntlora 0.1.0 |") == 1
 
 
-def made(results, task, measure, better, values):
-    """Writes runs made up for a task: `values[start]` has the ends of the report seeds; all tuning runs end with their mean."""
+def made(results, task, measure, better, values, rates=(0.1, 1.0)):
+    """Writes runs made up for a task: `values[start]` has the ends of the report seeds at the rate 0.1, which is the best one."""
     from cntlora.comparison.plan import Plan
     from cntlora.comparison.runs import FILE
 
     folder = results / task / "peers"
     folder.mkdir(parents=True)
     plan = Plan(
-        starts={start: start for start in page.NAMES}, rates=(0.1, 1.0), measure=measure, better=better, tuning_seeds=(0, 1),
+        starts={start: start for start in page.NAMES}, rates=rates, measure=measure, better=better, tuning_seeds=(0, 1),
         seeds=(2, 3, 4), baseline="lora", extend=0,
     )
     (folder / "comparison.json").write_text(plan.to_json())
     lines = []
     for start, ends in values.items():
-        tuning = [("tuning", rate, seed, sum(ends) / 3 + (rate == 1.0) * (-9 if better == "higher" else 9)) for rate in (0.1, 1.0) for seed in (0, 1)]
+        worse = -9 if better == "higher" else 9
+        tuning = [("tuning", rate, seed, sum(ends) / 3 + (rate != 0.1) * worse) for rate in rates for seed in (0, 1)]
         for phase, rate, seed, end in tuning + [("report", 0.1, seed, end) for seed, end in zip((2, 3, 4), ends)]:
             lines.append(dict(
                 start=start, settings=start, phase=phase, rate=rate, seed=seed, measurements=[{"step": 0, measure: 5.0}, {"step": 9, measure: end}],
@@ -92,6 +93,17 @@ def test_verdicts_follow_the_runs(tmp_path):
     section = page.task(tmp_path, tmp_path, "digits")
     assert section.startswith("## Vision transformer") and "| `eva` | 0.1 (end of the grid) | 1.100 ± 0.248 | **+0.100 ± 0.025** better |" in section
     assert (tmp_path / "digits.svg").read_text().startswith("<svg") and "This task was not run." in page.task(tmp_path, tmp_path, "code")
+
+
+def test_predicted_rates_follow_the_bound(tmp_path):
+    """All best rates are equal, and the bound of one start is 16 times that of plain LoRA: its rate would be a quarter, or a sixteenth."""
+    made(tmp_path, "digits", "score", "higher", dict.fromkeys(page.NAMES, (1.0, 1.1, 1.2)), rates=(0.01, 0.1, 1.0))
+    assert page.rates(tmp_path, tmp_path) == "No curvature was measured.\n"
+    bounds = {"lora": {"along_a": 0.0, "along_b": 2.0}, "eva": {"along_a": 30.0, "along_b": 2.0}, "rslora": {"along_a": 0.0, "along_b": 3.0}}
+    (tmp_path / "digits" / "curvature.json").write_text(json.dumps(bounds))
+    text = page.rates(tmp_path, tmp_path)
+    assert "| `eva` | 1.00 (0.25) |" in text and "| `rslora` | 1.00 (0.82) |" in text and "| `pissa` | – |" in text
+    assert "1 of 2 by the square root of the bound, 1 of 2 by the bound itself." in text
 
 
 def test_the_default_is_ahead_only_if_it_is_ahead_of_all(tmp_path):

@@ -188,19 +188,18 @@ def rates(results, drawings):
         if not path.exists():
             continue
         bounds, found = json.loads(path.read_text(encoding="utf-8")), comparison.results
-        head += [f"{module(name).TITLE}: best", "by 1/√bound", "by 1/bound"]
+        head.append(module(name).TITLE)
         lora = best_rate(found["lora"])
         for start, cells in rows.items():
-            best = best_rate(found[start]) if start in found and found[start].last is not None else None
+            best = best_rate(found[start]) if start in found else None
             if lora is None or best is None or start not in bounds:
-                cells += ["–"] * 3
+                cells.append("–")
                 continue
-            measured = best / lora
-            ratio = total(bounds["lora"]) / total(bounds[start])
-            cells += [f"{measured:.2g}", f"{ratio**0.5:.2g}", f"{ratio:.2g}"]
-            count += start != "lora-2r"
+            measured, ratio = best / lora, total(bounds["lora"]) / total(bounds[start])
+            cells.append(f"{measured:.2f} ({ratio**0.5:.2f})")
+            count += 1
             for place, predicted in enumerate((ratio**0.5, ratio)):
-                right[place] += start != "lora-2r" and 0.5 <= predicted / measured <= 2
+                right[place] += 0.5 <= predicted / measured <= 2
     if count == 0:
         return "No curvature was measured.\n"
     says = f"Within a factor of two: {right[0]} of {count} by the square root of the bound, {right[1]} of {count} by the bound itself.\n"
