@@ -71,7 +71,7 @@ fn fp4(stored: &Stored<'_>, module: &str, codes: Part, scale: Part) -> Result<Qu
             .wrong_shape(files, &format!("{expected:?}, one scale for each {group} of {columns} inputs")));
     }
     let number = |global: &Part| match global.count() {
-        1 => Ok(global.scales(files, global.scale_code(files)?, 0..1)?[0]),
+        1 => Ok((global.clone(), global.scale_code(files)?)),
         _ => Err(global.wrong_shape(files, "[1]")),
     };
     let scale_of_scales = global.as_ref().map(number).transpose()?;

@@ -1,6 +1,7 @@
 //! Float4 with two codes in a byte, the low half first, and one scale for each group of a row: MXFP4 and NVFP4.
 
 use super::super::Problem;
+use super::codes::Code;
 use super::grid::Grid;
 use super::parts::{Files, Part};
 use super::weight::Decoder;
@@ -17,7 +18,8 @@ pub(super) struct Fp4 {
     /// An even number of columns.
     pub(super) columns: u64,
     pub(super) scales: Grid,
-    pub(super) scale_of_scales: Option<f32>,
+    /// One number, and its format.
+    pub(super) scale_of_scales: Option<(Part, Code)>,
 }
 
 impl Decoder for Fp4 {
@@ -38,7 +40,8 @@ impl Decoder for Fp4 {
             }
         }
         let mut scales = self.scales.read(files, &rows)?;
-        if let Some(outer) = self.scale_of_scales {
+        if let Some((part, code)) = &self.scale_of_scales {
+            let outer = part.scales(files, *code, 0..1)?[0];
             scales.values.iter_mut().for_each(|scale| *scale /= outer);
         }
         scales.apply((&rows, &columns), out, |value, scale| *value *= scale);
