@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import html
 import json
-import pathlib
 from typing import Any
 
 from . import _cntlora
+from .document import Document
 
 
-class Report:
+class Report(Document):
     """The result of an initialization: the report of the tool, and what was done to the model.
 
     It shows itself in a notebook, and as text when it is printed.
     """
+
+    NOUN = "report"
 
     def __init__(self, engine: dict[str, Any], model: dict[str, Any]) -> None:
         """`engine` is the report of the tool; `model` says what was done to the model."""
@@ -40,26 +42,11 @@ class Report:
         """Returns the report as one JSON object: the fields of `cntlora init --json`, and `peft` with what was done to the model."""
         return json.dumps({**self._engine, "peft": self._model})
 
-    def save(self, path: str | pathlib.Path) -> None:
-        """Writes the report, as JSON or as a self-contained page. The name ends with `.json` or `.html`."""
-        path = pathlib.Path(path)
-        if path.suffix == ".json":
-            text = self.json() + "\n"
-        elif path.suffix in (".html", ".htm"):
-            text = self.html()
-        else:
-            raise ValueError(f"the name of a report ends with .json or .html, found {str(path)!r}")
-        path.write_text(text, encoding="utf-8")
-
     def html(self) -> str:
         """Returns the report as a self-contained page."""
         page = _cntlora.report_html(json.dumps(self._engine))
         rows = "".join(f"<li>{html.escape(note)}</li>" for note in self._sentences())
         return page.replace("<main>", f"<main>\n<section><h2>Model</h2>\n<ul>{rows}</ul></section>", 1)
-
-    def _repr_html_(self) -> str:
-        # The page has its own styles and scripts, so it gets a frame of its own.
-        return f'<iframe srcdoc="{html.escape(self.html())}" style="width:100%;height:640px;border:0"></iframe>'
 
     def __str__(self) -> str:
         return "\n".join([_cntlora.report_text(json.dumps(self._engine)).rstrip(), "", *self._sentences()])

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import html
 import json
 import pathlib
 from collections.abc import Sequence
 
+from ..document import Document
 from . import runs as files
 from .page import curves_svg, page, rates_svg
 from .plan import Plan, Runs, count_ahead
@@ -25,8 +25,10 @@ def save_plan(folder: pathlib.Path, plan: Plan) -> None:
     beside.replace(folder / PLAN_FILE)
 
 
-class Comparison:
+class Comparison(Document):
     """The result of a comparison, finished or not. It shows itself in a notebook, and as a table when it is printed."""
+
+    NOUN = "comparison"
 
     def __init__(self, plan: Plan, runs: Runs) -> None:
         self._plan, self._runs = plan, runs
@@ -74,17 +76,6 @@ class Comparison:
         """Returns the comparison as a self-contained page."""
         return page(self._runs, self.results, self.missing)
 
-    def save(self, path: str | pathlib.Path) -> None:
-        """Writes the comparison, as JSON or as a self-contained page. The name ends with `.json` or `.html`."""
-        path = pathlib.Path(path)
-        if path.suffix == ".json":
-            text = self.json() + "\n"
-        elif path.suffix in (".html", ".htm"):
-            text = self.html()
-        else:
-            raise ValueError(f"the name of a comparison ends with .json or .html, found {str(path)!r}")
-        path.write_text(text, encoding="utf-8")
-
     def curves_svg(self, measure: str | None = None, starts: Sequence[str] | None = None, title: str | None = None) -> str:
         """Returns the mean curves at the chosen rates with their 95 % bands, as an SVG file.
 
@@ -97,10 +88,6 @@ class Comparison:
     def rates_svg(self, starts: Sequence[str] | None = None, title: str | None = None) -> str:
         """Returns the last measurement of each start against the learning rate, on the tuning seeds, as an SVG file."""
         return rates_svg(self._runs, self.results, starts, title)
-
-    def _repr_html_(self) -> str:
-        # The page has its own styles, so it gets a frame of its own.
-        return f'<iframe srcdoc="{html.escape(self.html())}" style="width:100%;height:640px;border:0"></iframe>'
 
     def __str__(self) -> str:
         return text_table(self._plan, self.results, self.missing)
