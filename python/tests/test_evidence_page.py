@@ -205,8 +205,11 @@ def test_a_scaled_pair_has_a_scaled_size():
 
 
 def test_all_choices_differ_and_reach_other_processes():
+    from cntlora.comparison.plan import digest_of
+    from peft import LoraConfig
+
     assert pickle.loads(pickle.dumps(starts.CHOICES)) == starts.CHOICES
-    digests = [start.digest for start in starts.CHOICES]
+    digests = [digest_of(start, LoraConfig()) for start in starts.CHOICES]
     assert len(set(digests)) == len(digests)
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import itertools
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -70,11 +68,6 @@ class Start:
         change = f"{self.change.__module__.rpartition('.')[2]}.{name}" if name else self.change and repr(self.change)
         fields = {name: getattr(self, name) for name in ("config", "options", "ranks", "ratio", "batches")}
         return {**fields, "change": change}
-
-    @property
-    def digest(self) -> str:
-        """A short text that differs between starts with different settings."""
-        return hashlib.sha256(json.dumps(self.settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
     def prepare(self, task: Task) -> PeftModel:
         """Returns the base with an initialized adapter.
