@@ -5,8 +5,8 @@
     python python/benches/evidence page
 
 The first run of a task gets its data and trains its base. Runs are kept in python/benches/evidence/results; a run that is there is not
-repeated. So with `--results FOLDER` everything is measured again. The tasks `topics` and `curvature` read files that the project does
-not carry: see docs/evidence.md.
+repeated. So with `--results FOLDER` everything is measured again. The task `topics` reads files that the project does not
+carry: see docs/evidence.md.
 """
 
 import argparse
@@ -18,6 +18,8 @@ import sys
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 TASKS = sorted(path.stem for path in (HERE / "tasks").glob("[!_]*.py"))
+# The seeds that choose rates, and those that are reported. Choices inside cntlora have other ones than the comparison with others.
+SEEDS = {"peers": ((0, 1), (2, 3, 4, 5, 6)), "choices": ((10, 11), (12, 13, 14, 15, 16))}
 
 
 def task_named(name, folder):
@@ -47,10 +49,6 @@ def run(args):
         folder=folder, processes=args.processes, threads=1, minutes=args.minutes,
     )
     print(comparison)
-
-
-# Choices inside cntlora are made on other seeds than those that compare it with others.
-SEEDS = {"peers": ((0, 1), (2, 3, 4, 5, 6)), "choices": ((10, 11), (12, 13, 14, 15, 16))}
 
 
 def measure_curvature(args):

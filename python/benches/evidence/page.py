@@ -9,6 +9,7 @@ import math
 import re
 
 import cntlora
+from cntlora.comparison.runs import shown_rate
 from starts import PEERS, start_of
 
 DEFAULT = "cntlora"
@@ -30,7 +31,8 @@ def write(results, docs):
 def block(name, results, drawings):
     """Returns the text of a block."""
     kind, *words = name.split()
-    return {"task": task, "summary": summary, "verdicts": verdicts, "choices": choices, "rates": rates, "machines": machines}[kind](results, drawings, *words)
+    writers = {"task": task, "summary": summary, "verdicts": verdicts, "choices": choices, "rates": rates, "machines": machines}
+    return writers[kind](results, drawings, *words)
 
 
 def loaded(results, part):
@@ -41,6 +43,16 @@ def loaded(results, part):
 
 def module(name):
     return importlib.import_module(f"tasks.{name}")
+
+
+def sign_of(name):
+    """Returns the sign that makes a positive difference better on a task."""
+    return 1 if module(name).BETTER == "higher" else -1
+
+
+def measure_of(described):
+    """Returns the name of the column of a task's measure."""
+    return f"{described.MEASURE} ({described.BETTER} is better)"
 
 
 def table(head, rows):
@@ -64,7 +76,7 @@ def interval(mean, digits=3, sign=""):
 def rate_of(result):
     if result.rate is None:
         return "–"
-    return f"{result.rate:.2g}" + (" (end of the grid)" if result.is_at_end else "")
+    return shown_rate(result.rate) + (" (end of the grid)" if result.is_at_end else "")
 
 
 def task(results, drawings, name):
@@ -77,8 +89,7 @@ def task(results, drawings, name):
     found = comparison.results
     (drawings / f"{name}.svg").write_text(comparison.curves_svg(title=described.TITLE), encoding="utf-8")
     (drawings / f"{name}-rates.svg").write_text(comparison.rates_svg(title=described.TITLE), encoding="utf-8")
-    measure = f"{described.MEASURE} ({described.BETTER} is better)"
-    head = ["start", "rate", measure, "difference from plain LoRA", "steps", "over all rates", "kept", "parameters", "seconds"]
+    head = ["start", "rate", measure_of(described), "difference from plain LoRA", "steps", "over all rates", "kept", "parameters", "seconds"]
     rows = []
     for start, result in found.items():
         if result.last is None:
@@ -109,7 +120,7 @@ def summary(results, drawings):
     for start in NAMES[1:]:
         words = [starts[start].verdict for starts in found.values()]
         areas = [(name, starts[start].area, starts["lora"].area) for name, starts in found.items()]
-        known = [(value - lora) * (1 if module(name).BETTER == "higher" else -1) for name, value, lora in areas if None not in (value, lora)]
+        known = [sign_of(name) * (value - lora) for name, value, lora in areas if None not in (value, lora)]
         counts = [words.count("better"), words.count("not distinguished"), words.count("worse")]
         rows.append([f"`{start}`", *map(str, counts), f"{sum(value > 0 for value in known)} of {len(known)}"])
     return table(["start", "better", "not distinguished", "worse", "better over all rates"], rows)
@@ -119,7 +130,7 @@ def verdicts(results, drawings):
     """How the default differs from every other start on every task, in the paired difference and its interval."""
     comparisons = loaded(results, "peers")
     found = {name: comparison.against(DEFAULT).results for name, comparison in comparisons.items()}
-    head = ["start", *(f"{module(name).TITLE}" for name in found)]
+    head = ["start", *(module(name).TITLE for name in found)]
     rows, ahead = [], []
     for start in NAMES:
         if start == DEFAULT:
@@ -130,9 +141,8 @@ def verdicts(results, drawings):
             if result is None or result.difference is None:
                 cells.append("–")
                 continue
-            sign = 1 if module(name).BETTER == "higher" else -1
             # The sum makes a positive zero of a negative one.
-            text = f"{sign * result.difference.mean + 0.0:+.3f}"
+            text = f"{sign_of(name) * result.difference.mean + 0.0:+.3f}"
             cells.append(f"**{text}** {result.verdict}" if result.verdict in ("better", "worse") else text)
         rows.append([f"`{start}`", *cells])
     for name, starts in found.items():
@@ -154,8 +164,7 @@ def choices(results, drawings):
             verdict = "the default" if start == DEFAULT else result.verdict or reason_of(result)
             rows.append([start, rate_of(result), interval(result.last), difference, verdict, number(result.area), str(result.parameters)])
         described = module(name)
-        measure = f"{described.MEASURE} ({described.BETTER} is better)"
-        head = ["choice", "rate", measure, "difference from the default", "", "over all rates", "parameters"]
+        head = ["choice", "rate", measure_of(described), "difference from the default", "", "over all rates", "parameters"]
         missing = f"\n{comparison.missing} runs are missing.\n" if comparison.missing else ""
         command = f"\n    python python/benches/evidence run {name} --part choices\n"
         parts.append(f"### {described.TITLE}\n\n{table(head, rows)}{missing}{command}")
@@ -164,7 +173,7 @@ def choices(results, drawings):
 
 def best_rate(result):
     """Returns the best rate of a start between the rates of its grid: the vertex of the parabola through the best three, over the
-    logarithm of the rate. None if the best is at an end, or one of the three diverged."""
+    logarithm of the rate. Beside a run that diverged, and where the three are equal, it is that of the grid; at an end of the grid, None."""
     grid = [(entry.rate, entry.mean if None not in entry.values else None) for entry in result.grid]
     places = [place for place, (rate, _) in enumerate(grid) if rate == result.rate]
     if not places or not 0 < places[0] < len(grid) - 1:
@@ -219,6 +228,5 @@ def machines(results, drawings):
                 found.append(one)
     head = ["processor", "cores", "date", "versions"]
     names = [name for name in (found[0] if found else {}) if name not in ("processor", "cores", "date")]
-    return table(head, [[one["processor"], str(one["cores"]), one["date"], ", ".join(f"{name} {one[name]}" for name in names)] for one in found])
-
-
+    versions = [", ".join(f"{name} {one[name]}" for name in names) for one in found]
+    return table(head, [[one["processor"], str(one["cores"]), one["date"], text] for one, text in zip(found, versions)])
