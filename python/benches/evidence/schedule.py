@@ -1,4 +1,6 @@
-"""The optimizer and the learning rates that all tasks share."""
+"""The optimizer, the learning rates and the order of data that all tasks share."""
+
+import contextlib
 
 import torch
 
@@ -23,3 +25,20 @@ def steps_of(model, groups, batches, loss):
         optimizer.zero_grad(set_to_none=True)
         schedule.step()
         yield step
+
+
+def order(length, count, drawn=None):
+    """Returns `count` indices below `length`: all of them again and again, each time in another order."""
+    rounds = -(-count // length)
+    return torch.cat([torch.randperm(length, generator=drawn) for _ in range(rounds)])[:count]
+
+
+@contextlib.contextmanager
+def one_thread():
+    """Lets torch use one thread, as the number of threads can change sums."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

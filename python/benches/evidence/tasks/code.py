@@ -1,8 +1,10 @@
 """A small language model of English documentation learns Python source code."""
 
+import functools
+
 import language_model
 import texts
-from language_model import BASE, TUNING, config, loss, make_model  # noqa: F401  names of a task
+from language_model import BASE, TUNING, config, loss, make_model, source  # noqa: F401  names of a task
 from packages import pip_files
 
 TITLE = "Small language model, English to Python"
@@ -28,17 +30,6 @@ def sources(folder):
     return sets
 
 
-def prepare(folder):
-    language_model.prepare(folder, NAME, sources)
-
-
-def loader():
-    return language_model.first_batches(NAME)
-
-
-def source():
-    return language_model.first_batches("language")
-
-
-def train(model, groups, seed):
-    return language_model.train(NAME, model, groups, seed)
+prepare = functools.partial(language_model.prepare, name=NAME, sets=sources)
+loader = functools.partial(language_model.first_batches, NAME)
+train = functools.partial(language_model.train, NAME)

@@ -2,14 +2,15 @@
 
 import dataclasses
 import functools
-import os
 import pathlib
 
 import diffusers
 import torch
 
 import handwriting
-from schedule import steps_of
+import prepared
+from measures import loss, mean_loss
+from schedule import one_thread, order, steps_of
 
 TITLE = "Diffusion model, handwriting on textures"
 MEASURE, BETTER = "loss", "lower"
@@ -90,17 +91,13 @@ def prepare(folder):
     place = pathlib.Path(folder) / "denoising"
     if (place / "base").exists():
         return
-    place.mkdir(parents=True, exist_ok=True)
     drawings, _ = torch.load(pathlib.Path(folder) / "handwriting" / "glyphs.pt", weights_only=True)["seen"]
-    # The checkpoint appears as a whole, so that a training that was stopped leaves none.
-    trained_base(drawings).save_pretrained(place / "unfinished")
-    (place / "unfinished").rename(place / "base")
+    prepared.save_base(trained_base(drawings), place / "base")
 
 
+@one_thread()
 def trained_base(drawings):
     """Returns the U-Net, trained on printed characters, each time moved and with noise in another way."""
-    # The same sums in the same order on every machine with the same processor.
-    torch.set_num_threads(1)
     torch.manual_seed(0)
     model = Denoiser(**SHAPE)
     drawn = handwriting.seeded(0)
@@ -114,10 +111,7 @@ def trained_base(drawings):
 
 def make_model(seed):
     """Returns the base. It has no new head, so the seed changes nothing."""
-    folder = os.environ.get("CNTLORA_EVIDENCE")
-    if not folder:
-        raise RuntimeError("the environment variable CNTLORA_EVIDENCE is not set; it names the folder of `prepare`")
-    return Denoiser.from_pretrained(pathlib.Path(folder) / "denoising" / "base")
+    return Denoiser.from_pretrained(prepared.folder() / "denoising" / "base")
 
 
 def config():
@@ -152,30 +146,16 @@ def kept_batches():
     return noisy(small(images), handwriting.seeded(4), TEST_BATCH)
 
 
-def loss(model, batch):
-    return model(**batch).loss
-
-
-def measured(model, batches):
-    """Returns the mean loss on batches of one size."""
-    model.eval()
-    with torch.no_grad():
-        losses = [float(loss(model, batch)) for batch in batches]
-    return sum(losses) / len(losses)
-
-
 def training_batches(seed):
     """Returns the batches of one run: training digits, their noise and times, which the seed decides."""
     drawn = handwriting.seeded(seed)
-    rounds = -(-STEPS * BATCH // handwriting.TRAINING)
-    order = torch.cat([torch.randperm(handwriting.TRAINING, generator=drawn) for _ in range(rounds)])[: STEPS * BATCH]
-    return noisy(digits()[order], drawn, BATCH)
+    return noisy(digits()[order(handwriting.TRAINING, STEPS * BATCH, drawn)], drawn, BATCH)
 
 
 def train(model, groups, seed):
     def point(step):
-        kept = dict(kept=measured(model, kept_batches())) if step in (0, STEPS) else {}
-        return dict(step=step, loss=measured(model, test_batches()), **kept)
+        kept = dict(kept=mean_loss(model, kept_batches())) if step in (0, STEPS) else {}
+        return dict(step=step, loss=mean_loss(model, test_batches()), **kept)
 
     yield point(0)
     for step in steps_of(model, groups, training_batches(seed), loss):

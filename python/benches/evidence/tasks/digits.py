@@ -1,5 +1,7 @@
 """A vision transformer that knows printed characters reads handwritten digits."""
 
+import functools
+
 import handwriting
 from handwriting import config, loss, make_model, prepare, source  # noqa: F401  parts of a task
 
@@ -7,12 +9,6 @@ TITLE = "Vision transformer, handwritten digits"
 DESCRIPTION = handwriting.DESCRIPTION.format(where="on black, as the printed characters are,")
 MEASURE, BETTER = "score", "higher"
 RATES = (1e-3, 3.16e-3, 1e-2, 3.16e-2)
-BACKGROUND = False
 
-
-def loader():
-    return handwriting.loader(BACKGROUND)
-
-
-def train(model, groups, seed):
-    return handwriting.train(BACKGROUND, model, groups, seed)
+loader = functools.partial(handwriting.loader, False)
+train = functools.partial(handwriting.train, False)

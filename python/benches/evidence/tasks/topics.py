@@ -2,11 +2,13 @@
 
 import functools
 import json
-import os
 import pathlib
 
 import torch
 
+import prepared
+from measures import loss, loss_and_score
+from prepared import from_environment
 from schedule import steps_of
 
 TITLE = "MiniLM, topics of packages"
@@ -28,14 +30,6 @@ DESCRIPTION = (
     f"LoRA of rank 8 on the 36 linear layers of the encoder and a new head, {STEPS} steps of {BATCH} texts; the score is accuracy on {TEST} "
     f"texts. Kept is the mean cosine similarity of the mean-pooled embeddings of {KEPT} descriptions from other sections with the base's."
 )
-
-
-def from_environment(name, meaning):
-    """Returns the path that an environment variable holds."""
-    value = os.environ.get(name)
-    if not value:
-        raise RuntimeError(f"the environment variable {name} is not set; it names {meaning}")
-    return pathlib.Path(value)
 
 
 def model_folder():
@@ -106,15 +100,12 @@ def prepare(folder):
     """Writes the base's embeddings of the texts that measure forgetting."""
     path = pathlib.Path(folder) / EMBEDDINGS
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # The name appears only when the file is complete.
-        torch.save(embeddings(make_model(0), kept_batch()), path.with_suffix(".part"))
-        path.with_suffix(".part").rename(path)
+        prepared.save(embeddings(make_model(0), kept_batch()), path)
 
 
 @functools.cache
 def base_embeddings():
-    return torch.load(from_environment("CNTLORA_EVIDENCE", "the folder of `prepare`") / EMBEDDINGS, weights_only=True)
+    return torch.load(prepared.folder() / EMBEDDINGS, weights_only=True)
 
 
 def make_model(seed):
@@ -144,23 +135,6 @@ def source():
     return [batch_of(texts[first : first + BATCH]) for first in range(0, LOADED * BATCH, BATCH)]
 
 
-def loss(model, batch):
-    return model(**batch).loss
-
-
-def measured(model):
-    """Returns the mean loss and the accuracy on the test texts."""
-    model.eval()
-    total, right, count = 0.0, 0, 0
-    with torch.no_grad():
-        for batch in test_batches():
-            found = model(**batch)
-            total += float(found.loss) * len(batch["labels"])
-            right += int((found.logits.argmax(-1) == batch["labels"]).sum())
-            count += len(batch["labels"])
-    return dict(loss=total / count, score=right / count)
-
-
 def kept(model):
     """Returns how similar the embeddings of texts of other sections are to those of the base: 1 if they are the same."""
     return float(torch.nn.functional.cosine_similarity(embeddings(model, kept_batch()), base_embeddings()).mean())
@@ -168,7 +142,7 @@ def kept(model):
 
 def train(model, groups, seed):
     batches = training_batches(seed)
-    yield dict(step=0, **measured(model), kept=kept(model))
+    yield dict(step=0, **loss_and_score(model, test_batches()), kept=kept(model))
     for step in steps_of(model, groups, batches, loss):
         if step in MEASURED:
-            yield dict(step=step, **measured(model), **(dict(kept=kept(model)) if step == STEPS else {}))
+            yield dict(step=step, **loss_and_score(model, test_batches()), **(dict(kept=kept(model)) if step == STEPS else {}))
