@@ -69,7 +69,7 @@ def initialize(case, args, model, batches):
     if case == "forward passes":
         run_all(model, batches)
     elif family == "cntlora":
-        peft_model = get_peft_model(model, LoraConfig(**plain))
+        peft_model = get_peft_model(model, LoraConfig(**plain), low_cpu_mem_usage=True)
         loader = batches if name in ("cntlora", "eva", "corda-ipm") else None
         cntlora.initialize_lora_weights(peft_model, loader, method=name, progress=False)
     elif name == "eva":

@@ -15,7 +15,7 @@ from . import _cntlora
 from .engine import (
     NEEDS_SOURCE, ONLY_SOURCE, REFUSED, WITHOUT_DATA, Request, compute, placeholder, recorded_names, shown, start_of,
 )
-from .layers import config_of, layers_of, root_of
+from .layers import check_numbers, config_of, layers_of, root_of
 from .recorder import Recorder, run
 from .report import Report
 from .weights import check_is_whole
@@ -39,7 +39,8 @@ def initialize_lora_weights(
     """Initializes the LoRA weights of a PEFT model, in place.
 
     Runs the model over `loader` with its adapters switched off, computes the factors, and writes them into `lora_A` and `lora_B`. The
-    model keeps its LoraConfig. Each layer keeps its rank and its scale, unless `rank`, `budget`, `energy` or `scale` is given.
+    model keeps its LoraConfig. Each layer keeps its rank and its scale, unless `rank`, `budget`, `energy` or `scale` is given. The
+    adapter can be on the meta device: `get_peft_model(…, low_cpu_mem_usage=True)` saves the time for numbers that are replaced.
 
     - `loader`: batches as the model takes them: dicts, tensors or tuples. Methods that need no data do not read it.
     - `moments`: statistics instead of a loader: a moments file, a list of them, `Statistics`, or a `Recorder`.
@@ -67,6 +68,7 @@ def initialize_lora_weights(
     layers = {name: layer for name, layer in found.items() if _is_selected(name, options)} or found
     for layer in layers.values():
         check_is_whole(layer)
+    check_numbers(found, config)
     is_residual = start_of(method, options) == "residual"
     if is_residual:
         check_residual(root, layers)

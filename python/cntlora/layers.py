@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from dataclasses import dataclass
@@ -90,11 +91,35 @@ class Layer:
             return self.module.lora_embedding_A[self.adapter], self.module.lora_embedding_B[self.adapter]
         return self.module.lora_A[self.adapter].weight, self.module.lora_B[self.adapter].weight
 
+    @property
+    def is_without_numbers(self) -> bool:
+        """True if the factors are on the meta device, as `get_peft_model` leaves them with `low_cpu_mem_usage`."""
+        return self.factors()[0].device.type == "meta"
+
+    def _allocate(self) -> None:
+        """Gives an adapter without numbers memory where the weight is. The numbers are not set."""
+        if not self.is_without_numbers:
+            return
+        device = next(tensor.device for tensor in itertools.chain(self.base.parameters(), self.base.buffers()))
+        for name in self.module.adapter_layer_names:
+            held = getattr(self.module, name, None)
+            if isinstance(held, torch.nn.ModuleDict) and self.adapter in held:
+                held[self.adapter].to_empty(device=device)
+            elif isinstance(held, torch.nn.ParameterDict) and self.adapter in held:
+                old = held[self.adapter]
+                held[self.adapter] = torch.nn.Parameter(torch.empty_like(old, device=device), requires_grad=old.requires_grad)
+
+    def start_as_peft(self) -> None:
+        """Gives the factors of an adapter without numbers PEFT's own initialization."""
+        self._allocate()
+        self.module.reset_lora_parameters(self.adapter, True)
+
     def set_factors(self, a: torch.Tensor, b: torch.Tensor, rank: int, scale: float) -> None:
         """Writes the factors, and changes the rank and the scale of the layer if they differ.
 
         A parameter keeps its identity, number format and device while its shape stays the same.
         """
+        self._allocate()
         old_a, old_b = self.factors()
         module = self.module
         if a.shape == old_a.shape and b.shape == old_b.shape:
@@ -118,6 +143,8 @@ class Layer:
     def padded(self, a: torch.Tensor, b: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns factors of the rank of the layer from factors of a smaller rank: with PEFT's own rows in A, and zeros in B."""
         count = self.module.num_experts if self.is_experts else 1
+        if self.is_without_numbers:
+            self.start_as_peft()
         own_a, own_b = (factor.detach().cpu().float().clone() for factor in self.factors())
         # The rows of A are ordered by experts, the columns of B by units of rank.
         own_a.unflatten(0, (count, self.rank))[:, :rank] = a.unflatten(0, (count, rank))
@@ -200,6 +227,15 @@ def config_of(model: torch.nn.Module, adapter: str, method: str) -> LoraConfig:
             "load the model again and make the adapter with init_lora_weights=True"
         )
     return config
+
+
+def check_numbers(layers: dict[str, Layer], config: LoraConfig) -> None:
+    """Raises ValueError if factors are on the meta device together with parts of the adapter that need their numbers."""
+    others = [name for name in ("ensure_weight_tying", "trainable_token_indices") if getattr(config, name, None)]
+    if others and any(layer.is_without_numbers for layer in layers.values()):
+        raise ValueError(
+            f"the adapter is on the meta device, and {others[0]} needs its numbers: make the adapter without low_cpu_mem_usage"
+        )
 
 
 def layers_of(model: torch.nn.Module, adapter: str) -> tuple[dict[str, Layer], list[tuple[Layer, str]]]:

@@ -41,15 +41,12 @@ def weight_of(layer: Layer, recorded: str) -> Weight:
 
 
 def check_is_whole(layer: Layer) -> None:
-    """Raises ValueError if the layer, or its adapter, is not completely in the memory of this process."""
+    """Raises ValueError if the weight is not in memory, or if it or the adapter is sharded over processes."""
+    if layer.weight is not None and layer.weight.device.type == "meta":
+        raise ValueError(
+            f"the weight of {layer.name} is on the meta device, without numbers: load the model without offloading, so that it is in memory"
+        )
     for what, tensor in ((f"the weight of {layer.name} is", layer.weight), (f"the factors of {layer.name} are", layer.factors()[0])):
-        if tensor is None:
-            continue
-        if tensor.device.type == "meta":
-            raise ValueError(
-                f"{what} on the meta device, without numbers: load the model without low_cpu_mem_usage or offloading, so that it is in "
-                "memory"
-            )
         if hasattr(tensor, "ds_id") or hasattr(tensor, "placements"):
             raise ValueError(f"{what} sharded over processes: initialize the model before it is sharded")
 

@@ -61,12 +61,18 @@ def write(
     changed = [layer for layer in written if before[layer.name] != (layer.rank, layer.scale)]
     for layer in dropped:
         remove(model, layer)
+    rest, others = layers_of(model, next(iter(layers.values())).adapter)
+    rest = [*rest.values(), *(layer for layer, _ in others)]
+    for layer in rest:
+        if layer.is_without_numbers:
+            layer.start_as_peft()
+            if layer.needs_magnitudes():
+                layer.set_magnitudes(config)
     # With "mica", PEFT keeps B as it is during training, also after the adapter is saved and loaded.
     if not is_mica(config):
         config.init_lora_weights = True
     if changed or dropped:
-        rest, others = layers_of(model, written[0].adapter)
-        write_config(config, [*rest.values(), *(layer for layer, _ in others)], dropped)
+        write_config(config, rest, dropped)
     if changed:
         ranks = [layer.rank for layer in written]
         notes.append(
@@ -84,11 +90,13 @@ def _take_off(layers: list[Layer]) -> list[str]:
     worst = 0.0
     for layer in layers:
         weight = layer.weight
-        update = layer.module.get_delta_weight(layer.adapter).float()
-        wanted = weight.data.float() - update
-        weight.data.copy_(wanted)
-        if weight.dtype != torch.float32:
-            worst = max(worst, ((weight.data.float() - wanted).norm() / update.norm().clamp_min(1e-30)).item())
+        exact = torch.promote_types(weight.dtype, torch.float32)
+        update = layer.module.get_delta_weight(layer.adapter).to(exact)
+        wanted = weight.data.to(exact) - update
+        # Weights that are mapped from a file would be copied page by page if they were changed in place.
+        weight.data = wanted.to(weight.dtype)
+        if weight.dtype != exact:
+            worst = max(worst, ((weight.data.to(exact) - wanted).norm() / update.norm().clamp_min(1e-30)).item())
     notes = [
         f"The updates were taken off the weights of {len(layers)} layers, so that the model computes the same as before. "
         "The adapter works only with these weights: save them too, or save the adapter now and after training, and give both to "
