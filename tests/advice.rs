@@ -231,12 +231,12 @@ fn advised_option_values_are_accepted() {
     let plan = "plan model.safetensors -a target";
     for (options, advice, followed) in [
         (
-            "--rank 13",
+            "--rank 13 --start mirrored",
             expect![[r#"
             error: rank 13 is odd, but the mirrored start needs an even rank
               help: give --rank 12 or 14
         "#]],
-            "--rank 12",
+            "--rank 12 --start mirrored",
         ),
         (
             "--rank 14",
@@ -282,7 +282,7 @@ fn advised_option_values_are_accepted() {
             "--budget=1",
             expect![[r#"
                 error: a budget of 1 parameters is too small for the smallest ranks
-                  help: give --budget=72 or more
+                  help: give --budget=36 or more
             "#]],
             "--budget=72",
         ),

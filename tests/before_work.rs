@@ -120,7 +120,7 @@ fn dry_runs_find_problems() {
     small.all_refused(
         [
             format!("{INIT} --out adapter --dry-run"),
-            "init model.safetensors -a target --rank 99 --out other --report page.txt --dry-run".to_owned(),
+            "init model.safetensors -a target --rank 99 --start mirrored --out other --report page.txt --dry-run".to_owned(),
             "init model.safetensors -a target --rank 4 --out other --events target/0.safetensors --dry-run".to_owned(),
             "moments target --out target/m.moments.safetensors --dry-run".to_owned(),
             "merge adapter --out target --dry-run".to_owned(),
@@ -131,7 +131,7 @@ fn dry_runs_find_problems() {
             $ cntlora init model.safetensors --activations target --rank 4 --threads 1 --progress none --out adapter --dry-run
             error: adapter: output folder already contains an adapter or a model: "adapter_config.json"
               help: choose another folder, or give --force to replace it
-            $ cntlora init model.safetensors -a target --rank 99 --out other --report page.txt --dry-run
+            $ cntlora init model.safetensors -a target --rank 99 --start mirrored --out other --report page.txt --dry-run
             error: page.txt: the name of a page must end in .html
               help: give a name such as report.html
             error: rank 99 is odd, but the mirrored start needs an even rank
@@ -294,7 +294,7 @@ fn a_rounded_base_is_told_before_the_work() {
         2,
         expect![[r#"
             $ cntlora init model.safetensors -a target --rank 4 --base-dtype f32 --out x
-            error: --base-dtype has no effect with --start mirrored: it needs --start residual
+            error: --base-dtype has no effect with --start zero: it needs --start residual
               help: remove --base-dtype, or give --start residual
             $ cntlora init model.safetensors -a target --rank 4 --start residual --residual anchor --base-dtype f32 --out x
             error: --base-dtype has no effect with --residual anchor, which keeps the base as it is

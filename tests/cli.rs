@@ -318,9 +318,12 @@ fn every_method_runs_and_verifies() {
 fn adapters_are_converted() {
     let demo = demo();
     let folder = demo.path().join("cntlora-demo");
-    let words =
-        ["init", "model", "-a", "activations", "--method", "pissa", "--rank", "4", "-o", "start", "-q"];
-    assert_eq!(cntlora(&folder, &words).code, 0);
+    for words in [
+        "init model -a activations --method pissa --rank 4 -o start -q",
+        "init model -a activations --start update --rank 8 -o update -q",
+    ] {
+        assert_eq!(cntlora(&folder, &words.split(' ').collect::<Vec<_>>()).code, 0);
+    }
     let run = cntlora(&folder, &["convert", "start", "--init", "start", "--out", "plain", "--json"]);
     assert_eq!(run.code, 0, "{}", run.stderr);
     let converted: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
@@ -330,7 +333,7 @@ fn adapters_are_converted() {
     let verified: Verification = serde_json::from_str(&run.stdout).unwrap();
     assert!(verified.largest_relative_update.unwrap() < 1e-6);
 
-    let run = cntlora(&folder, &["convert", "adapter", "--rank", "2", "--out", "cut"]);
+    let run = cntlora(&folder, &["convert", "update", "--rank", "2", "--out", "cut"]);
     assert_eq!(run.code, 0, "{}", run.stderr);
     assert!(run.stdout.contains("of the squared norm of an update is lost"), "{}", run.stdout);
     assert_eq!(cntlora(&folder, &["verify", "cut"]).code, 0);
@@ -340,7 +343,7 @@ fn adapters_are_converted() {
             "convert adapter --out new",
             "nothing to do: give --init, --rank, --uniform-rank, --adapter-name-rename",
         ),
-        ("convert adapter --init adapter --out new", "but this one has --start mirrored"),
+        ("convert adapter --init adapter --out new", "but this one has --start zero"),
         ("convert start --rank 2 --out start --force", "holds an input"),
         ("convert start --rank 2 --out plain", "--force"),
     ] {
@@ -492,9 +495,13 @@ fn reports_are_written() {
 #[test]
 fn inspect_shows_spectra() {
     let demo = demo();
+    let run = cntlora(demo.path(), &["inspect", "cntlora-demo/adapter"]);
+    assert!(run.stdout.contains("they are zero, as before training"), "{}", run.stdout);
+    let words = "init cntlora-demo/model -a cntlora-demo/activations --start update --rank 8 -o update -q";
+    assert_eq!(cntlora(demo.path(), &words.split(' ').collect::<Vec<_>>()).code, 0);
     let inspect = |locale: &str| {
         let mut command = Command::cargo_bin("cntlora").unwrap();
-        let words = ["inspect", "cntlora-demo/adapter/adapter_model.safetensors"];
+        let words = ["inspect", "update/adapter_model.safetensors"];
         let output = command.current_dir(demo.path()).env("LC_ALL", locale).args(words).output().unwrap();
         String::from_utf8(output.stdout).unwrap()
     };
@@ -503,9 +510,9 @@ fn inspect_shows_spectra() {
     assert!(!letters.contains('█') && letters.contains('@'), "{letters}");
     assert!(blocks.lines().skip(1).all(|line| line.chars().count() <= 80), "{blocks}");
 
-    let run = cntlora(demo.path(), &["inspect", "cntlora-demo/adapter", "--json"]);
+    let run = cntlora(demo.path(), &["inspect", "update", "--json"]);
     let found: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
-    let report = fs::read_to_string(demo.path().join("cntlora-demo/adapter/report.json")).unwrap();
+    let report = fs::read_to_string(demo.path().join("update/report.json")).unwrap();
     let report: Report = serde_json::from_str(&report).unwrap();
     for (shown, layer) in found["layers"].as_array().unwrap().iter().zip(report.layers) {
         assert_eq!(shown["module"], layer.module);

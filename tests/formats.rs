@@ -19,7 +19,7 @@ fn config(small: &Small, folder: &str) -> Value {
 #[test]
 fn budgets_are_padded_to_one_rank() {
     let small = Small::new();
-    let budget = format!("{INIT} --rank 6 --budget --scale 2");
+    let budget = format!("{INIT} --rank 5 --budget --scale 2");
     let plain = small.succeed(&format!("{budget} -o plain"));
     let hint = String::from_utf8(plain.stderr).unwrap();
     assert!(
@@ -80,10 +80,10 @@ fn ranks_that_do_not_fit_are_refused_before_the_work() {
             error: mlx-lm takes one rank for all layers, but these options give layers ranks of their own
               help: give --uniform-rank
             $ cntlora convert mixed --uniform-rank=2 -o out
-            error: --uniform-rank is 2, but module "block.value" has rank 10
-              help: give --uniform-rank=10 or more, or a smaller rank
+            error: --uniform-rank is 2, but module "block.query" has rank 8
+              help: give --uniform-rank=8 or more, or a smaller rank
             $ cntlora convert mixed --format mlx -o out
-            error: mlx-lm takes one rank for all layers, but the ranks are 2 to 10
+            error: mlx-lm takes one rank for all layers, but the ranks are 4 to 8
               help: give --uniform-rank
         "#]],
     );

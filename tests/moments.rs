@@ -20,9 +20,11 @@ fn moments_give_the_adapter_that_activations_give() {
     let small = Small::new();
     small.succeed("moments target -o t.moments.safetensors --threads 1");
     small.succeed("moments source -o s.moments.safetensors --threads 3");
-    small.succeed("init model.safetensors -a target -o rows --rank 4");
-    small.succeed("init model.safetensors --moments t.moments.safetensors -o moments --rank 4");
-    small.succeed("init model.safetensors -a target --source source -o rows-source --rank 4 --preserve 0.1");
+    small.succeed("init model.safetensors -a target -o rows --rank 4 --start mirrored");
+    small.succeed(
+        "init model.safetensors --moments t.moments.safetensors -o moments --rank 4 --start mirrored",
+    );
+    small.succeed("init model.safetensors -a target --source source -o rows-source --rank 4 --preserve 0.1 --start mirrored");
     for (index, inputs) in [
         "--moments t.moments.safetensors --source source",
         "--moments t.moments.safetensors --source-moments s.moments.safetensors",
@@ -31,7 +33,9 @@ fn moments_give_the_adapter_that_activations_give() {
     .into_iter()
     .enumerate()
     {
-        small.succeed(&format!("init model.safetensors {inputs} -o source-{index} --rank 4 --preserve 0.1"));
+        small.succeed(&format!(
+            "init model.safetensors {inputs} -o source-{index} --rank 4 --preserve 0.1 --start mirrored"
+        ));
     }
     let same = |one: &str, other: &str| {
         let (mut one, mut other) = (small.bytes(one), small.bytes(other));
@@ -59,8 +63,8 @@ fn merging_adds_in_the_order_given() {
     small.succeed("merge 0.m 1.m -o two.m");
     small.succeed("merge two.m 2.m -o again.m");
     assert!(small.bytes("all.m") == small.bytes("again.m"));
-    small.succeed("init model.safetensors --moments 0.m 1.m 2.m -o parts --rank 4");
-    small.succeed("init model.safetensors --moments all.m -o all --rank 4");
+    small.succeed("init model.safetensors --moments 0.m 1.m 2.m -o parts --rank 4 --start mirrored");
+    small.succeed("init model.safetensors --moments all.m -o all --rank 4 --start mirrored");
     assert!(
         small.bytes("parts")["adapter_model.safetensors"] == small.bytes("all")["adapter_model.safetensors"]
     );

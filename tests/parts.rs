@@ -53,7 +53,7 @@ fn joined_parts_equal_the_undivided_run() {
 #[test]
 fn parts_that_do_not_make_up_a_run_are_refused() {
     let small = Small::new();
-    let words = "init model.safetensors -a target --rank 4";
+    let words = "init model.safetensors -a target --rank 4 --start mirrored";
     small.succeed(&format!("{words} --shard 0/2 -o parts"));
     small.refused(
         "merge parts -o adapter",

@@ -25,13 +25,16 @@ use std::time::{Duration, Instant};
 
 /// Runs with one kind of activations, with both kinds, and with pairs; runs that also write a base; and a run that writes moments.
 const JOBS: [(&str, &str); 5] = [
-    ("adapter", "init model.safetensors -a target -o adapter --rank 4 --threads 2"),
+    ("adapter", "init model.safetensors -a target -o adapter --rank 4 --start mirrored --threads 2"),
     ("base", "init model.safetensors -a target --source source -o base --rank 4 --start residual"),
     (
         "elsewhere",
         "init model.safetensors -a target -o elsewhere --rank 4 --start residual --base-out changed --report page.html",
     ),
-    ("paired", "init model.safetensors -a target --source source -o paired --rank 4 --coupling paired"),
+    (
+        "paired",
+        "init model.safetensors -a target --source source -o paired --rank 4 --start mirrored --coupling paired",
+    ),
     ("t.moments.safetensors", "moments target -o t.moments.safetensors"),
 ];
 

@@ -29,7 +29,7 @@ METHODS = [
 ]
 RESIDUAL = {"pissa", "milora", "olora", "olora-tail", "corda-ipm", "corda-kpm", "sc-lora", "astra", "lora-null"}
 STARTS = {
-    "cntlora": ["mirrored", "update", "residual", "zero"],
+    "cntlora": ["zero", "mirrored", "update", "residual"],
     **{method: ["residual", "mirrored"] for method in RESIDUAL},
 }
 # Token counts have no directions, so that these methods do not adapt embeddings.

@@ -503,6 +503,7 @@ mod tests {
         let group = LayerShape::Group { count: 2, kernel: vec![3] };
         assert_eq!(shapes(&plan), ["patches.0", "patches.1"].map(|name| (name.to_owned(), 4, 12, &group)));
         assert!(plan.layers().all(|layer| layer.max_rank == 4));
+        fixture.request.method.start = Start::Mirrored;
         fixture.request.method.ranks = Policy::Fixed(6);
         fixture.request.method.limits.max = 6;
         fixture.request.selection.targets = vec!["patches".into()];

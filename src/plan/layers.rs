@@ -372,6 +372,7 @@ mod tests {
     #[test]
     fn unsuitable_modules_are_skipped_unless_the_user_names_them() {
         let mut fixture = Fixture::bert();
+        fixture.request.method.start = Start::Mirrored;
         fixture.model(&[
             ("encoder.layer.0.attention.self.query.weight", "F32", &[3, INNER, WIDTH]),
             ("encoder.layer.0.attention.self.key.weight", "F32", &[WIDTH, 1, 1]),

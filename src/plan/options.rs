@@ -210,6 +210,7 @@ mod tests {
             fixture.request.method.ranks = ranks;
             fixture.request.method.limits = Limits { min, max, multiple };
         };
+        fixture.request.method.start = Start::Mirrored;
         with(&mut fixture, Policy::Fixed(7), 0, 7, 1);
         fixture.check_refusal(&expect![[r#"
             Usage: rank 7 is odd, but the mirrored start needs an even rank

@@ -110,7 +110,7 @@ mod tests {
 
             2048 tokens of fine-tuning activations, a row per token at every site
 
-            update kept on average: 81.2 % update kept at 2× and 4× the rank: unknown, as only 2 singular values per layer were computed
+            update kept on average: 81.2 % update kept at 2× and 4× the rank: unknown beyond 2 singular values per layer
 
             ## Command
 

@@ -90,7 +90,7 @@ fn shards_and_their_index_must_agree() {
     }
     let both = r#""block.mlp.weight":"1.safetensors","block.query.weight":"2.safetensors""#;
     write_shards(&small, &map(both));
-    small.succeed("plan model -a target --rank 2 --target block.mlp,block.query");
+    small.succeed("plan model -a target --rank 1 --target block.mlp,block.query");
     fs::copy(small.path("model/1.safetensors"), small.path("model/2.safetensors")).unwrap();
     small.refused("plan model -a target --rank 2", 1, expect![[r#"
         error: model/2.safetensors: tensor "block.query.weight": model.safetensors.index.json lists the tensor, but this file does not contain it

@@ -11,7 +11,7 @@ fn messages_about_bad_options_list_the_valid_values() {
     let small = Small::new();
     for (options, message) in [
         (
-            "--rank 13",
+            "--rank 13 --start mirrored",
             expect![[r#"
             error: rank 13 is odd, but the mirrored start needs an even rank
               help: give --rank 12 or 14
@@ -43,7 +43,7 @@ fn messages_about_bad_options_list_the_valid_values() {
             "--budget=1",
             expect![[r#"
                 error: a budget of 1 parameters is too small for the smallest ranks
-                  help: give --budget=72 or more
+                  help: give --budget=36 or more
             "#]],
         ),
         (

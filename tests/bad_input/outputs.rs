@@ -75,7 +75,7 @@ fn a_full_disk_leaves_the_old_adapter() {
     let small = Small::new();
     small.succeed(&format!("{INIT} --start residual"));
     // After this refused run, everything except the adapter is on the disk.
-    let words = format!("{INIT} --force --scale 1e-14");
+    let words = format!("{INIT} --force --start mirrored --scale 1e-14");
     small.refused(&format!("{words} --dtype f16"), 1, expect![[r#"
         3 layers at 2 sites, 787.2 kB of activations to read, about [size] of memory
         error: tensor "base_model.model.block.mlp.lora_A.weight": row 0, column 0: [number] is too large for F16

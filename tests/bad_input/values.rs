@@ -193,7 +193,8 @@ fn weights_that_cannot_be_used_are_refused() {
         small.refused(words, 1, message);
     }
     fs::write(small.path("large.safetensors"), values(1e18)).unwrap();
-    let words = "init large.safetensors -a target --target mlp --rank 4 --dtype f16 -o large";
+    let words =
+        "init large.safetensors -a target --target mlp --rank 4 --start mirrored --dtype f16 -o large";
     small.refused(words, 1, expect![[r#"
         1 layer at 1 site, 393.6 kB of activations to read, about [size] of memory
         error: tensor "base_model.model.block.mlp.lora_A.weight": row 0, column 0: [number] is too large for F16

@@ -16,25 +16,29 @@ use faer::{Mat, Par};
 /// not help.
 pub(crate) fn damped_second_moment(moments: &Moments, ridge: f64, par: Par) -> Result<(Mat<f64>, f64)> {
     check_ridge(ridge)?;
-    let damped = |second: &Mat<f64>, climbs| {
-        if second.trace_mean() <= 0.0 {
+    let damped = |mut second: Mat<f64>, climbs| {
+        let mean = second.trace_mean();
+        if mean <= 0.0 {
             return Err(Error::NoVariation { what: "all activations are zero" });
         }
-        Ladder::new(ridge, moments.width(), climbs).climb("second moment of the activations", |damping| {
+        let ladder = Ladder::new(ridge, moments.width(), climbs);
+        let ((), damping) = ladder.climb("second moment of the activations", |damping| {
             let mut damped = second.clone();
-            damped.add_to_diagonal(damping * second.trace_mean());
-            Ok(dense::cholesky(damped.clone(), par).map(|_| damped))
-        })
+            damped.add_to_diagonal(damping * mean);
+            Ok(dense::cholesky(damped, par).map(drop))
+        })?;
+        second.add_to_diagonal(damping * mean);
+        Ok((second, damping))
     };
     if !is_near_noise(ridge, moments.width()) {
-        match damped(&moments.second_moment()?, false) {
+        match damped(moments.second_moment()?, false) {
             Err(Error::NotPositiveDefinite { .. }) => {}
             result => return result,
         }
     }
     let mut statistics = Statistics::of(moments)?;
     statistics.remove_noise(par)?;
-    damped(&statistics.second_moment(par), true)
+    damped(statistics.second_moment(par), true)
 }
 
 /// A square matrix that can be damped.

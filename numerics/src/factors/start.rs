@@ -5,20 +5,19 @@ use super::mirrored;
 use crate::names::names;
 
 /// The model before the first training step.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
+    /// `W`: the base is untouched and `B A = 0`. Mostly `B = 0`, and for an update `A` spans the row space of `Δ_r`.
+    Zero,
     /// `W`: the base is untouched, and `B A = 0` although neither factor is zero. See [`mirrored`].
-    #[default]
     Mirrored,
     /// `W + Δ_r η`: the base is untouched and both factors are non-zero.
     Update,
     /// `W`: the base is rewritten to `W − s B A`.
     Residual,
-    /// `W`: the base is untouched and `B A = 0`. Mostly `B = 0`, and for an update `A` spans the row space of `Δ_r`.
-    Zero,
 }
 
-names!(Start, "start": Mirrored = "mirrored", Update = "update", Residual = "residual", Zero = "zero");
+names!(Start, "start": Zero = "zero", Mirrored = "mirrored", Update = "update", Residual = "residual");
 
 impl Start {
     /// Units of rank that each component of an update takes: 2 for [`Self::Mirrored`], otherwise 1.

@@ -137,13 +137,14 @@ const LARGEST_OF_SHARED: usize = 2;
 /// The options of an [`Initializer`], before they are checked. Everything has a default.
 ///
 /// ```
+/// use cntlora_numerics::factors::Start;
 /// use cntlora_numerics::initializer::Initializer;
 /// use cntlora_numerics::method::Method;
 ///
 /// let initializer = Initializer::builder().method(Method::Pissa).rank(8).seed(1).build()?;
 /// assert_eq!(initializer.options().start, Method::Pissa.starts()[0]);
 ///
-/// let refused = Initializer::builder().rank(7).build().unwrap_err();
+/// let refused = Initializer::builder().start(Start::Mirrored).rank(7).build().unwrap_err();
 /// assert_eq!(refused.to_string(), "rank 7 is odd, but the mirrored start needs an even rank");
 /// # Ok::<(), cntlora_numerics::error::Error>(())
 /// ```

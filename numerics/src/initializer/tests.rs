@@ -43,7 +43,8 @@ fn defaults_are_those_of_the_options() {
 /// Statistics that wait in the buffer, moments, and evidence give the same bits.
 #[test]
 fn all_forms_of_activations_agree() {
-    let initializer = Initializer::builder().coupling(Coupling::Transport).rank(4).build().unwrap();
+    let initializer =
+        Initializer::builder().coupling(Coupling::Transport).start(Start::Mirrored).rank(4).build().unwrap();
     let factors = |activations: Activations<'_>| {
         let layer = initializer.site(activations).unwrap().layer("w", weight(10).as_ref()).unwrap();
         let factors = layer.factors().unwrap();
@@ -61,7 +62,7 @@ fn all_forms_of_activations_agree() {
 
 #[test]
 fn the_number_of_threads_does_not_change_the_bits() {
-    let initializer = Initializer::builder().rank(4).build().unwrap();
+    let initializer = Initializer::builder().start(Start::Mirrored).rank(4).build().unwrap();
     let made = |threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
@@ -91,7 +92,8 @@ fn embeddings_have_sites_of_tokens() {
 
 #[test]
 fn a_budget_is_shared_out_among_layers() {
-    let initializer = Initializer::builder().ranks(Policy::Budget(400)).build().unwrap();
+    let initializer =
+        Initializer::builder().ranks(Policy::Budget(400)).start(Start::Mirrored).build().unwrap();
     let site = initializer.site(&statistics("target")).unwrap();
     let layers =
         [("q", 10), ("v", 6)].map(|(name, outputs)| site.layer(name, weight(outputs).as_ref()).unwrap());
@@ -139,7 +141,8 @@ fn ranks_that_a_layer_does_not_have_are_refused() {
         let initializer = Initializer::builder().method(method).rank(4).build().unwrap();
         initializer.site(&statistics("target")).unwrap()
     };
-    let layer = site(Method::Cntlora).layer("w", weight(10).as_ref()).unwrap();
+    let mirrored = Initializer::builder().start(Start::Mirrored).rank(4).build().unwrap();
+    let layer = mirrored.site(&statistics("target")).unwrap().layer("w", weight(10).as_ref()).unwrap();
     let refused = |layer: &Layer, rank| layer.factors_of_rank(rank).unwrap_err().to_string();
     expect!["the rank is 22, but must be at most the largest rank of the layer"]
         .assert_eq(&refused(&layer, layer.largest_rank() + 2));

@@ -26,7 +26,7 @@ impl Definition for Cntlora {
     }
 
     fn starts(&self) -> &'static [Start] {
-        &[Start::Mirrored, Start::Update, Start::Residual, Start::Zero]
+        &[Start::Zero, Start::Mirrored, Start::Update, Start::Residual]
     }
 
     fn rank_rule(&self) -> RankRule {

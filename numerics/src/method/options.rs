@@ -43,7 +43,7 @@ pub struct Options {
 }
 
 impl Default for Options {
-    /// [`Method::Cntlora`], [`Coupling::Uncorrelated`], [`Start::Mirrored`], rank 16.
+    /// [`Method::Cntlora`], [`Coupling::Uncorrelated`], [`Start::Zero`], rank 16.
     fn default() -> Self {
         Self {
             method: Method::default(),
@@ -55,7 +55,7 @@ impl Default for Options {
             beta: None,
             norm: Norm::default(),
             strength: Strength::default(),
-            start: Start::default(),
+            start: Method::default().starts()[0],
             ranks: Policy::Fixed(16),
             limits: Limits { min: 0, max: 16, multiple: 1 },
             scale: 1.0,
@@ -70,6 +70,9 @@ fn mean() -> ChannelScale {
 
 /// Singular values that are computed and reported at least, if a layer has so many.
 const SPECTRUM: usize = 16;
+
+/// With one rank for all layers, twice as many as it needs are computed, but at most so many. They show how much a larger rank would keep.
+const WIDE_SPECTRUM: usize = 32;
 
 impl Options {
     /// The options of the constraints.
@@ -89,7 +92,12 @@ impl Options {
         match self.method.rank_rule() {
             RankRule::Fixed => used(self.fixed_rank(full_rank)),
             RankRule::Spectrum | RankRule::Shared | RankRule::Proportional => {
-                used(self.limits.max).max(SPECTRUM).min(full_rank)
+                let needed = used(self.limits.max);
+                let shown = match self.ranks {
+                    Policy::Fixed(_) => (2 * needed).clamp(SPECTRUM, WIDE_SPECTRUM),
+                    _ => SPECTRUM,
+                };
+                needed.max(shown).min(full_rank)
             }
         }
     }

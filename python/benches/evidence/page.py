@@ -10,12 +10,12 @@ import re
 
 import cntlora
 from cntlora.comparison.runs import shown_rate
-from starts import PEERS, start_of
+from starts import CHOICES, PEERS, start_of
 
 DEFAULT = "cntlora"
 BLOCK = re.compile(r"(<!-- (?P<name>[\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-# Starts that need a gradient of the loss before training.
-WITH_GRADIENTS = ("lora-ga",)
+# Starts with a gradient of the loss before training, or with more parameters.
+NO_PEERS = ("lora-ga", "lora-2r")
 NAMES = [start_of(start).name for start in PEERS]
 
 
@@ -146,12 +146,20 @@ def verdicts(results, drawings):
             cells.append(f"**{text}** {result.verdict}" if result.verdict in ("better", "worse") else text)
         rows.append([f"`{start}`", *cells])
     for name, starts in found.items():
-        peers = [result for start, result in starts.items() if start not in (DEFAULT, *WITH_GRADIENTS) and result.last is not None]
+        peers = [result for start, result in starts.items() if start not in (DEFAULT, *NO_PEERS) and result.last is not None]
         if peers and all(result.verdict == "worse" for result in peers):
             ahead.append(module(name).TITLE)
-    claim = f"The default is ahead of every start that needs no gradients, outside the interval, on {len(ahead)} of {len(found)} tasks"
+    claim = "The default is ahead of every start of the same rank that needs no gradients, outside the interval, on "
+    claim += f"{len(ahead)} of {len(found)} tasks"
     claim += f": {'; '.join(ahead)}." if ahead else "."
     return f"{table(head, rows)}\n{claim}\n"
+
+
+def only(comparison):
+    """Returns the option that selects the choices of a comparison, if it does not have all of them."""
+    chosen = [start for start in comparison.results if start != DEFAULT]
+    every = {start_of(start).name for start in CHOICES}
+    return "" if every <= {DEFAULT, *chosen} else " --only " + " ".join(f'"{start}"' for start in chosen)
 
 
 def choices(results, drawings):
@@ -166,7 +174,7 @@ def choices(results, drawings):
         described = module(name)
         head = ["choice", "rate", measure_of(described), "difference from the default", "", "over all rates", "parameters"]
         missing = f"\n{comparison.missing} runs are missing.\n" if comparison.missing else ""
-        command = f"\n    python python/benches/evidence run {name} --part choices\n"
+        command = f"\n    python python/benches/evidence run {name} --part choices{only(comparison)}\n"
         parts.append(f"### {described.TITLE}\n\n{table(head, rows)}{missing}{command}")
     return "\n".join(parts) or "No choices were compared.\n"
 

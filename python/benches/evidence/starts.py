@@ -75,19 +75,25 @@ def decorrelated(model, task):
         a.copy_(size * inverse @ a.double())
 
 
+MIRRORED = dict(start="mirrored")
+
 CHOICES = (
     BUILT_IN["cntlora"],
     Start("coupling transport", options=dict(coupling="transport")),
     Start("with pre-training data", options=dict(source=True)),
     Start("transport with pre-training data", options=dict(coupling="transport", source=True)),
     Start("cut in the norm of weights", options=dict(norm="weights")),
-    Start("pair at half the size", options={}, change=Scaled(0.5)),
-    Start("pair at 0.71 of the size", options={}, change=Scaled(0.5**0.5)),
-    Start("pair at twice the size", options={}, change=Scaled(2.0)),
-    Start("balanced on activations", options={}, change=balanced_on_activations),
-    Start("start zero", options=dict(start="zero")),
-    Start("start zero, decorrelated", options=dict(start="zero"), change=decorrelated),
+    Start("A at half the size", options={}, change=Scaled(0.5)),
+    Start("A at twice the size", options={}, change=Scaled(2.0)),
+    Start("decorrelated", options={}, change=decorrelated),
+    Start("eva, decorrelated", options=dict(method="eva"), change=decorrelated),
     Start("lora, decorrelated", change=decorrelated),
+    Start("start mirrored", options=MIRRORED),
+    Start("mirrored at half the size", options=MIRRORED, change=Scaled(0.5)),
+    Start("mirrored at 0.71 of the size", options=MIRRORED, change=Scaled(0.5**0.5)),
+    Start("mirrored at twice the size", options=MIRRORED, change=Scaled(2.0)),
+    Start("mirrored, balanced on activations", options=MIRRORED, change=balanced_on_activations),
+    Start("mirrored, transport with pre-training data", options=dict(MIRRORED, coupling="transport", source=True)),
     Start("start residual", options=dict(start="residual")),
     *(Start(f"start update, shift {shift}", options=dict(start="update", max_shift=shift)) for shift in (0.02, 0.05, 0.2)),
     Start("budget", options=dict(budget=True)),
@@ -95,6 +101,7 @@ CHOICES = (
     *(Start(f"ridge {ridge}", options=dict(ridge=ridge)) for ridge in (0.001, 0.1, 1.0)),
     *(Start(f"{count} batches", options={}, batches=count) for count in (1, 4)),
 )
+
 
 def start_of(one):
     """Returns a start from its name or itself."""

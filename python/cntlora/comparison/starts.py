@@ -13,7 +13,7 @@ from peft import EvaConfig, LoraConfig, PeftModel, get_peft_model, initialize_lo
 from peft.tuners.lora.config import CordaConfig
 from peft.tuners.lora.corda import preprocess_corda
 
-from ..engine import NEEDS_SOURCE, ONLY_SOURCE, WITHOUT_DATA
+from ..engine import NEEDS_SOURCE, ONLY_SOURCE, WITHOUT_DATA, start_of
 from ..initialize import initialize_lora_weights
 from ..running import call, opened
 
@@ -44,7 +44,7 @@ class Start:
 
     - `name`: its name in tables and curves.
     - `config`: fields of the LoraConfig that differ from those of plain LoRA, such as `dict(use_rslora=True)`.
-    - `options`: arguments of `initialize_lora_weights`, such as `dict(method="cntlora", start="zero")`. Without them, PEFT initializes
+    - `options`: arguments of `initialize_lora_weights`, such as `dict(method="cntlora", start="mirrored")`. Without them, PEFT initializes
       the adapter in the way that the field `init_lora_weights` of the configuration names.
     - `ranks`: factor of the rank and of `lora_alpha`, so that the scale stays the same.
     - `ratio`: learning rate of `lora_B` as a multiple of that of `lora_A`.
@@ -63,11 +63,14 @@ class Start:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All of it but the name, as plain values."""
+        """All of it but the name, as plain values. The option `start` has its default, so that runs with an earlier default are others."""
         name = getattr(self.change, "__qualname__", None)
         change = f"{self.change.__module__.rpartition('.')[2]}.{name}" if name else self.change and repr(self.change)
-        fields = {name: getattr(self, name) for name in ("config", "options", "ranks", "ratio", "batches")}
-        return {**fields, "change": change}
+        options = self.options
+        if options is not None:
+            options = {**options, "start": start_of(options.get("method", "cntlora"), options)}
+        fields = {name: getattr(self, name) for name in ("config", "ranks", "ratio", "batches")}
+        return {**fields, "options": options, "change": change}
 
     def prepare(self, task: Task) -> PeftModel:
         """Returns the base with an initialized adapter.

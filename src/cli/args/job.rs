@@ -211,7 +211,7 @@ pub(crate) struct MethodArgs {
 
     /// The model before the first training step [default: by method]
     ///
-    /// The default is mirrored for cntlora; zero for mica, eva, lora, gaussian and orthogonal; and residual for the others.
+    /// The default is zero for cntlora, mica, eva, lora, gaussian and orthogonal, and residual for the others.
     #[arg(long, value_name = "WHAT", value_parser = words::start())]
     pub(crate) start: Option<Start>,
 

@@ -141,16 +141,14 @@ pub(crate) fn norm() -> OneOf<Norm> {
 pub(crate) fn start() -> OneOf<Start> {
     let help = |start| match start {
         Start::Mirrored => {
-            "The pre-trained model: rows of the factors cancel in pairs, and the base stays as it is. Needs even ranks. Try this one \
-             first"
+            "The pre-trained model: rows of the factors cancel in pairs, and the base stays as it is. Needs even ranks. Use it if both \
+             factors should be trained from the first step on"
         }
         Start::Residual => {
             "The pre-trained model: the update is taken out of the base. Use it if each unit of rank should have a direction of its \
              own and a second copy of the base is acceptable"
         }
-        Start::Zero => {
-            "The pre-trained model: B is zero. Use it if a training recipe expects the start of plain LoRA"
-        }
+        Start::Zero => "The pre-trained model: B is zero, and the base stays as it is. Try this one first",
         Start::Update => {
             "The pre-trained model plus the update, limited by --max-shift; the base stays as it is. Use it if the update should have \
              effect before training, as with measured pre-training activations"

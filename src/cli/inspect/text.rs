@@ -98,8 +98,10 @@ fn adapter(adapter: &AdapterFolder, blocks: bool) -> String {
     let formats = formats.into_iter().collect::<Vec<_>>().join(", ");
     let base = adapter.base.as_ref().map(|base| format!(", for {}", visible(base)));
     let notes: String = adapter.notes.iter().map(|note| format!("note: {note}\n")).collect();
+    let is_zero = !adapter.layers.is_empty() && adapter.layers.iter().all(|layer| layer.norm == 0.0);
+    let zero = if is_zero { ";\nthey are zero, as before training" } else { "" };
     format!(
-        "{}: PEFT adapter{}, {} in {}, {}\n\n{}\nnorm and spectrum are those of the product that each layer adds to its weight\n{notes}",
+        "{}: PEFT adapter{}, {} in {}, {}\n\n{}\nnorm and spectrum are those of the product that each layer adds to its weight{zero}\n{notes}",
         shown(&adapter.path),
         base.unwrap_or_default(),
         bytes(adapter.bytes),

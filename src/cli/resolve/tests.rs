@@ -291,10 +291,10 @@ fn options_without_effect_are_refused() {
     ];
     let refused: Vec<String> = all.iter().map(|options| refusals(&task(options))).collect();
     expect![[r#"
-        --base-out has no effect with --start mirrored: it needs --start residual; help: remove --base-out, or give --start residual
+        --base-out has no effect with --start zero: it needs --start residual; help: remove --base-out, or give --start residual
         --strength has no effect with --start zero: it needs --start update; help: remove --strength, or give --start update
         --max-shift has no effect with --start residual: it needs --start update; help: remove --max-shift, or give --start update
-        --residual has no effect with --start mirrored: it needs --start residual; help: remove --residual, or give --start residual
+        --residual has no effect with --start zero: it needs --start residual; help: remove --residual, or give --start residual
         --component has no effect with --format peft; help: remove --component, or give --format diffusers or kohya
         --base-out has no effect with --residual anchor, which keeps the base as it is; help: remove --base-out, or give --residual checkpoint
         --coupling has no effect with --method pissa; help: remove --coupling

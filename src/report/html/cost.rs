@@ -84,7 +84,8 @@ mod tests {
         let two = Uniform::of(&layers, &residual, 2);
         assert_eq!((two.parameters, two.kept), (6 + 20, Some((1.0 + 0.625) / 2.0)));
         assert_eq!(Uniform::of(&layers, &residual, 3).kept, None);
-        let mirrored = Uniform::of(&layers[1..], &Options::default(), 2).kept;
+        let mirrored = Options { start: Start::Mirrored, ..Options::default() };
+        let mirrored = Uniform::of(&layers[1..], &mirrored, 2).kept;
         assert_eq!(mirrored, Some(0.5), "a component takes two units of rank");
     }
 

@@ -28,7 +28,7 @@ fn linear_layers() {
         2 layers, 23040 parameters, 92.2 kB, ranks 4 to 8, update start, 1.2 s
         2048 tokens of fine-tuning activations, a row per token at every site
         update kept on average: 37.5 %, 75.0 % at 2× the rank
-        update kept at 4× the rank: unknown, as only 16 singular values per layer were computed
+        update kept at 4× the rank: unknown beyond 16 singular values per layer
         shift of the model: about 10.0 % at most, 5.0 % for each of 4 layers that follow one another
 
         Advice: Use --budget, which would keep 50.0 % of an update on average instead of
@@ -57,7 +57,7 @@ fn layers_sites_and_rows_that_were_left_out() {
         1 layer, 23040 parameters, 92.2 kB, rank 8, update start, 1.2 s
         2048 tokens of fine-tuning activations, a row per token at every site
         update kept on average: 25.0 %, 50.0 % at 2× the rank
-        update kept at 4× the rank: unknown, as only 16 singular values per layer were computed
+        update kept at 4× the rank: unknown beyond 16 singular values per layer
         left out: x: rank 0
         left out: conv\u{1b}[31m: its weight is not a matrix
         left out: 0.q, 0.k\n: site 0.in: all activations are zero
@@ -81,7 +81,7 @@ fn other_starts_have_no_strength_and_no_shift() {
         2 layers, 23040 parameters, 92.2 kB, ranks 8 to 16, mirrored start, 1.2 s
         2048 tokens of fine-tuning activations, a row per token at every site
         update kept on average: 62.5 %, 75.0 % at 2× the rank
-        update kept at 4× the rank: unknown, as only 16 singular values per layer were computed
+        update kept at 4× the rank: unknown beyond 16 singular values per layer
 
         Advice: Use rank 30 for all layers to keep 93.8 % of an update on average
         instead of 62.5 %.
@@ -188,7 +188,7 @@ fn experts_of_rank_0_are_one_line() {
         1 layer, 23040 parameters, 92.2 kB, rank 8, update start, 1.2 s
         2048 tokens of fine-tuning activations, a row per token at every site
         update kept on average: 50.0 %, 100.0 % at 2× the rank
-        update kept at 4× the rank: unknown, as only 16 singular values per layer were computed
+        update kept at 4× the rank: unknown beyond 16 singular values per layer
         left out: experts.up: rank 0 in 128 of 128 blocks
 
         Advice: Use rank 15 for all layers to keep 93.8 % of an update on average
@@ -216,7 +216,7 @@ fn embeddings_count_tokens() {
         2 layers, 23040 parameters, 92.2 kB, rank 8, update start, 1.2 s
         3000 tokens of fine-tuning activations
         update kept on average: 50.0 %, 100.0 % at 2× the rank
-        update kept at 4× the rank: unknown, as only 16 singular values per layer were computed
+        update kept at 4× the rank: unknown beyond 16 singular values per layer
 
         Advice: Use rank 15 for all layers to keep 93.8 % of an update on average
         instead of 50.0 %.
@@ -235,7 +235,7 @@ fn units_without_a_singular_value_are_counted() {
         2 layers, 23040 parameters, 92.2 kB, ranks 4 to 8, update start, 1.2 s
         2048 tokens of fine-tuning activations, a row per token at every site
         update kept on average: 37.5 %, 75.0 % at 2× the rank
-        update kept at 4× the rank: unknown, as only 16 singular values per layer were computed
+        update kept at 4× the rank: unknown beyond 16 singular values per layer
         6 units of rank in 1 layer without a singular value: a zero column in B, an orthonormal row in A
 
         Advice: Use a smaller rank, because 6 of 12 units of rank have no singular

@@ -96,7 +96,7 @@ fn the_page_says_what_happened() {
         "From 2\u{202f}048 tokens of fine-tuning activations at 2 sites, cntlora 0.1.0 computed in 1.2 s an adapter of 2 layers",
         "23\u{202f}040 parameters in ranks 4 to 8, which keep 81.2 % of an update on average",
         "<dt>tokens</dt><dd>2\u{202f}048</dd>",
-        "Update kept at 2× and 4× the rank: unknown, as only 2 singular values per layer were computed.",
+        "Update kept at 2× and 4× the rank: unknown beyond 2 singular values per layer.",
         "<b>Advice:</b> Record site &quot;0.in&quot; again, because 2 modules have no adapter without it.",
         "<bdi>head</bdi>: rank 0",
         "its weight is not a matrix",
