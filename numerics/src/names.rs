@@ -96,7 +96,7 @@ mod tests {
         ];
         expect![[r#"
             cntlora pissa milora olora olora-tail mica corda-ipm corda-kpm sc-lora astra lora-null eva lora gaussian orthogonal
-            mirrored update residual zero
+            zero mirrored update residual
             uncorrelated transport paired
             activations weights
             mean median
@@ -108,9 +108,9 @@ mod tests {
 
     #[test]
     fn unknown_names_are_refused() {
-        expect![[r#"unknown start "none": use one of mirrored, update, residual, zero"#]]
+        expect![[r#"unknown start "none": use one of zero, mirrored, update, residual"#]]
             .assert_eq(&"none".parse::<Start>().unwrap_err().to_string());
-        expect!["unknown variant `none`, expected one of `mirrored`, `update`, `residual`, `zero`"]
+        expect!["unknown variant `none`, expected one of `zero`, `mirrored`, `update`, `residual`"]
             .assert_eq(&serde_json::from_str::<Start>(r#""none""#).unwrap_err().to_string());
     }
 }

@@ -27,8 +27,11 @@ pub struct Spread {
     pub top_share: f64,
 }
 
-/// Steps of the Lanczos iteration.
+/// Most steps of the Lanczos iteration.
 const STEPS: usize = 24;
+
+/// The iteration ends after two steps with a relative gain below this.
+const LEAST_GAIN: f64 = 1e-4;
 
 impl Spread {
     /// The spread of the rows of a site.
@@ -170,12 +173,18 @@ fn largest_eigenvalue(covariance: &Covariance<'_>) -> Result<f64> {
     let mut basis: Vec<Col<f64>> = Vec::new();
     let (mut diagonal, mut beside) = (Vec::new(), Vec::new());
     let mut next = random::gaussian::<f64>(width, 1, 0, "spread").col(0).to_owned();
+    let (mut largest, mut slow) = (0.0, 0);
     for _ in 0..STEPS.min(width) {
         let norm = next.norm_l2();
         let direction = &next * faer::Scale(1.0 / norm);
         next = covariance.apply(&direction);
         diagonal.push(direction.transpose() * &next);
         basis.push(direction);
+        let before = std::mem::replace(&mut largest, largest_of_tridiagonal(&diagonal, &beside)?);
+        slow = if largest - before <= LEAST_GAIN * largest { slow + 1 } else { 0 };
+        if slow == 2 {
+            break;
+        }
         // Twice is enough to stay orthogonal to working precision.
         for _ in 0..2 {
             for earlier in &basis {
@@ -190,6 +199,11 @@ fn largest_eigenvalue(covariance: &Covariance<'_>) -> Result<f64> {
         }
         beside.push(rest);
     }
+    Ok(largest)
+}
+
+/// The largest eigenvalue of a symmetric tridiagonal matrix.
+fn largest_of_tridiagonal(diagonal: &[f64], beside: &[f64]) -> Result<f64> {
     let size = diagonal.len();
     let tridiagonal = Mat::from_fn(size, size, |i, j| match i.abs_diff(j) {
         0 => diagonal[i],

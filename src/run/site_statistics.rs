@@ -28,7 +28,6 @@ pub(super) fn of_site(
 ) -> Result<(initializer::Site, SiteReport), Failure> {
     let name = &planned.name;
     let refused = |error| Failure::of_activations(&error, name);
-    let refused_source = |error| Failure::of_source(&error, name);
     let started = Instant::now();
     let statistics = match initializer.options().method.reads_activations() {
         true => Some(measure(initializer, planned, inputs, reading)?),
@@ -65,8 +64,6 @@ pub(super) fn of_site(
             report.skipped_rows = *skipped_rows;
             report.zero_rows = target.zero_rows();
             report.source_zero_rows = source.as_ref().map_or(0, Moments::zero_rows);
-            report.spread = Some(Spread::of(target).map_err(refused)?);
-            report.source_spread = source.as_ref().map(Spread::of).transpose().map_err(refused_source)?;
             let evidence = measured.evidence();
             let only_source = initializer.options().method.reads_only_source();
             let source = if only_source { Some(evidence.target) } else { evidence.source };
@@ -75,12 +72,16 @@ pub(super) fn of_site(
         Some(RowsOrTokens::Tokens((target, source))) => {
             report.rows = target.total();
             report.source_rows = source.map(Counts::total);
-            report.spread = Some(Spread::of_tokens(target));
-            report.source_spread = source.map(Spread::of_tokens);
             Some(TokenEvidence { target, source: *source }.into())
         }
     };
-    let site = initializer.site_with_stream(name, activations).map_err(refused)?;
+    // Both begin with work for one thread.
+    let (spreads, site) = rayon::join(
+        || spreads(statistics.as_ref(), name),
+        || initializer.site_with_stream(name, activations).map_err(refused),
+    );
+    (report.spread, report.source_spread) = spreads?;
+    let site = site?;
     report.damping = site.dampings().into_iter().map(|(_, damping)| damping).fold(0.0, f64::max);
     report.frechet_distance = site.frechet_distance();
     report.constraint_seconds = started.elapsed().as_secs_f64();
@@ -90,6 +91,24 @@ pub(super) fn of_site(
     let (rows, seconds) = (report.rows, report.moments_seconds + report.constraint_seconds);
     tracing::info!(site = %quoted(name), rows, skipped_rows = report.skipped_rows, seconds, "measured");
     Ok((site, report))
+}
+
+/// The spread of fine-tuning and of pre-training activations.
+fn spreads(
+    statistics: Option<&Statistics<'_>>,
+    name: &str,
+) -> Result<(Option<Spread>, Option<Spread>), Failure> {
+    Ok(match statistics {
+        None => (None, None),
+        Some(RowsOrTokens::Rows(Measurements { target, source, .. })) => {
+            let target = Spread::of(target).map_err(|error| Failure::of_activations(&error, name))?;
+            let source = source.as_ref().map(Spread::of).transpose();
+            (Some(target), source.map_err(|error| Failure::of_source(&error, name))?)
+        }
+        Some(RowsOrTokens::Tokens((target, source))) => {
+            (Some(Spread::of_tokens(target)), source.map(Spread::of_tokens))
+        }
+    })
 }
 
 fn measure<'a>(

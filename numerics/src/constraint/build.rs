@@ -2,7 +2,7 @@
 
 use super::damped::Damped;
 use super::ladder::Ladder;
-use super::operands::{Operands, convert};
+use super::operands::{Number, Operands, convert, convert_columns};
 use super::site::Matrices;
 use super::statistics::{Range, Statistics, noise};
 use super::transport::Target;
@@ -27,6 +27,14 @@ impl Site<'_> {
     /// # Errors
     /// As [`Constraint::new`].
     pub(super) fn build(self, par: Par) -> Result<Constraint> {
+        match self.range {
+            None => self.factored(Matrices::Single, par),
+            Some(_) => self.factored(Matrices::Double, par),
+        }
+    }
+
+    fn factored<T: Number>(self, matrices: fn(Operands<T>) -> Matrices, par: Par) -> Result<Constraint> {
+        const CHANGE: &str = "cross moment of the activations";
         let Self { evidence, mut target, mut source, range, terms } = self;
         let Terms { ridge, channel_scale, shrinkage, .. } = terms;
         let width = target.mean.nrows();
@@ -39,12 +47,19 @@ impl Site<'_> {
             source.covariance.add_to_diagonal(source_lambda);
         }
         let variance = target.channel_variance(channel_scale);
-        let source_mean = source.as_ref().map_or(&target.mean, |source| &source.mean);
-        let shift = source_mean - &target.mean;
+        let source_mean = source.as_ref().map_or(&target.mean, |source| &source.mean).clone();
+        let shift = &source_mean - &target.mean;
 
         let (mut covariance_damping, mut frechet_distance) = (None, None);
         let change = match terms.coupling {
-            Coupling::Uncorrelated => target.covariance_and(-1.0, &shift, par),
+            Coupling::Uncorrelated => {
+                let column = |j: usize| {
+                    let mean = target.mean[j];
+                    let entries = target.covariance.col(j).iter().zip(shift.iter());
+                    entries.map(move |(covariance, shift)| shift * mean - covariance)
+                };
+                convert_columns(CHANGE, width, width, column, par)?
+            }
             Coupling::Transport => {
                 let (moved, damping) = ladder.climb("covariance of the activations", |damping| {
                     let target =
@@ -62,7 +77,8 @@ impl Site<'_> {
                     let square = shift.squared_norm_l2() + damped + source.variance() - 2.0 * overlap;
                     frechet_distance = Some(square.max(0.0).sqrt());
                 }
-                moved.cross - &target.covariance + &shift * target.mean.transpose()
+                let change = moved.cross - &target.covariance + &shift * target.mean.transpose();
+                convert(CHANGE, change.as_ref(), par)?
             }
             Coupling::Paired => {
                 // It comes from the same rows as the second moment, and is not shrunk.
@@ -70,20 +86,24 @@ impl Site<'_> {
                 match (&range, &source) {
                     (Some(range), Some(_)) => {
                         let of_means = &shift * target.mean.transpose();
-                        range.restrict(&(change - &of_means), par) + of_means
+                        let inside = range.restrict(&(change - &of_means), par) + of_means;
+                        convert(CHANGE, inside.as_ref(), par)?
                     }
-                    _ => change.to_owned(),
+                    _ => convert(CHANGE, change, par)?,
                 }
             }
         };
 
-        let covariance = convert("covariance of the activations", &target.covariance, par)?;
+        let covariance = convert("covariance of the activations", target.covariance.as_ref(), par)?;
         let channel = channel_scale.of(target.mean_squares());
+        // Nothing reads the covariance after the only attempt, if there is one.
+        let is_last = range.is_none() && terms.preserve == 0.0;
         let (denominator, denominator_damping) =
             ladder.climb("second moment of the activations", |damping| {
-                let mut matrix = target.second_moment(par);
+                let mut matrix =
+                    if is_last { target.take_second_moment(par) } else { target.second_moment(par) };
                 if terms.preserve > 0.0 {
-                    matrix += source_mean * source_mean.transpose() * faer::Scale(terms.preserve);
+                    matrix += &source_mean * source_mean.transpose() * faer::Scale(terms.preserve);
                     match &source {
                         Some(source) => matrix += &source.covariance * faer::Scale(terms.preserve),
                         None => matrix.add_to_diagonal(terms.preserve * variance),
@@ -102,10 +122,7 @@ impl Site<'_> {
         } else {
             (None, None)
         };
-        let matrices = match range {
-            None => Matrices::Single(Operands::new(change, denominator, metric, par)?),
-            Some(_) => Matrices::Double(Operands::new(change, denominator, metric, par)?),
-        };
+        let matrices = matrices(Operands::new(change, denominator, metric, par)?);
         let dampings = Dampings {
             covariance: covariance_damping,
             denominator: denominator_damping,

@@ -41,7 +41,7 @@ impl Ladder {
     pub(super) fn climb<T>(
         self,
         what: &'static str,
-        attempt: impl Fn(f64) -> Result<Option<T>>,
+        mut attempt: impl FnMut(f64) -> Result<Option<T>>,
     ) -> Result<(T, f64)> {
         let mut damping = self.ridge;
         loop {

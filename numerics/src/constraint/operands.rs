@@ -54,36 +54,47 @@ pub(super) struct Operands<T> {
 ///
 /// # Errors
 /// [`Error::NonFinite`](crate::error::Error::NonFinite), naming `what`.
-pub(super) fn convert<T: Number>(what: &'static str, matrix: &Mat<f64>, par: Par) -> Result<Mat<T>> {
+pub(super) fn convert<T: Number>(what: &'static str, matrix: MatRef<'_, f64>, par: Par) -> Result<Mat<T>> {
+    convert_columns(what, matrix.nrows(), matrix.ncols(), |j| matrix.col(j).iter().copied(), par)
+}
+
+/// As [`convert`], from a function that gives the numbers of a column.
+pub(super) fn convert_columns<T: Number, I: Iterator<Item = f64>>(
+    what: &'static str,
+    rows: usize,
+    columns: usize,
+    values: impl Fn(usize) -> I + Sync,
+    par: Par,
+) -> Result<Mat<T>> {
     let is_finite = AtomicBool::new(true);
     let write = |j: usize, column: &mut [T]| {
         let mut finite = true;
-        for (converted, value) in column.iter_mut().zip(matrix.col(j).iter()) {
-            *converted = T::from_f64(*value);
+        for (converted, value) in column.iter_mut().zip(values(j)) {
+            *converted = T::from_f64(value);
             finite &= converted.finite();
         }
         if !finite {
             is_finite.store(false, Ordering::Relaxed);
         }
     };
-    let converted = dense::from_columns(matrix.nrows(), matrix.ncols(), write, par);
+    let converted = dense::from_columns(rows, columns, write, par);
     if is_finite.into_inner() { Ok(converted) } else { Err(Error::NonFinite { what }) }
 }
 
 impl<T: Number> Operands<T> {
-    /// Converts the matrices from f64.
+    /// Converts the factors from f64.
     ///
     /// # Errors
     /// [`Error::NonFinite`](crate::error::Error::NonFinite) for a number that does not fit `T`.
     pub(super) fn new(
-        change: Mat<f64>,
+        change: Mat<T>,
         denominator: Mat<f64>,
         metric: Option<Mat<f64>>,
         par: Par,
     ) -> Result<Self> {
-        let change: Mat<T> = convert("cross moment of the activations", &change, par)?;
-        let denominator = convert("constraints of the site", &denominator, par)?;
-        let metric = metric.map(|metric| convert("metric of the activations", &metric, par)).transpose()?;
+        let denominator = convert("constraints of the site", denominator.as_ref(), par)?;
+        let metric =
+            metric.map(|metric| convert("metric of the activations", metric.as_ref(), par)).transpose()?;
         let is_symmetric = is_symmetric(&change);
         Ok(Self { change, is_symmetric, denominator, metric })
     }

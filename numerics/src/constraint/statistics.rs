@@ -8,7 +8,7 @@ use super::{ChannelScale, Shrinkage};
 use crate::dense;
 use crate::error::{Error, Result};
 use crate::moments::Moments;
-use faer::{Col, Mat, Par};
+use faer::{Col, Mat, MatMut, Par};
 
 /// Variance below this share of the second moment is the rounding error of `C − μμᵀ`. It was measured on equal rows: at most
 /// 3e-17 of the second moment for each block, 4e-13 after 10⁷ rows. Channels with means of 10⁴ standard deviations have 1e-8.
@@ -88,20 +88,30 @@ impl Statistics {
 
     /// `C = Σ + μμᵀ`.
     pub(super) fn second_moment(&self, par: Par) -> Mat<f64> {
-        self.covariance_and(1.0, &self.mean, par)
+        let mut second = self.covariance.clone();
+        self.add_mean(&mut second, par);
+        second
     }
 
-    /// `s Σ + v μᵀ`.
-    pub(super) fn covariance_and(&self, sign: f64, shift: &Col<f64>, par: Par) -> Mat<f64> {
-        let write = |j: usize, column: &mut [f64]| {
-            let mean = self.mean[j];
-            for ((out, covariance), shift) in
-                column.iter_mut().zip(self.covariance.col(j).iter()).zip(shift.iter())
-            {
-                *out = sign * covariance + shift * mean;
+    /// As [`Self::second_moment`], in the memory of the covariance, which has no entries afterwards.
+    pub(super) fn take_second_moment(&mut self, par: Par) -> Mat<f64> {
+        let mut second = std::mem::replace(&mut self.covariance, Mat::new());
+        self.add_mean(&mut second, par);
+        second
+    }
+
+    /// Adds `μμᵀ`.
+    fn add_mean(&self, matrix: &mut Mat<f64>, par: Par) {
+        /// Columns of a strip.
+        const TOGETHER: usize = 32;
+        let add = |first: usize, strip: MatMut<'_, f64>| {
+            for (j, column) in (first..).zip(strip.col_iter_mut()) {
+                for (entry, mean) in column.iter_mut().zip(self.mean.iter()) {
+                    *entry += mean * self.mean[j];
+                }
             }
         };
-        dense::from_columns(self.mean.nrows(), self.mean.nrows(), write, par)
+        dense::in_strips(matrix.as_mut(), TOGETHER, &add, par);
     }
 
     /// The diagonal of `C`.

@@ -148,8 +148,15 @@ fn decompose(
     let svd = low_rank::truncated_svd(&update, components, options.seed, name, par)?;
     let mut a = svd.v;
     constraint.leave_norm(options.norm, a.as_mut(), par);
-    let activation_energy = constraint.activation_energy(a.as_ref(), par);
-    let output_energy = output_energy(constraint, weight, name, options.seed, par)?;
+    // Only this start has a limit for the size of the update.
+    let (activation_energy, output_energy) = if options.start == Start::Update {
+        (
+            constraint.activation_energy(a.as_ref(), par),
+            output_energy(constraint, weight, name, options.seed, par)?,
+        )
+    } else {
+        (Vec::new(), 0.0)
+    };
     Ok(Decomposition {
         components: Components { u: svd.u, sigma: svd.s, a, activation_energy, output_energy },
         energy: svd.energy,
