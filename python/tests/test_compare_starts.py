@@ -117,3 +117,5 @@ def test_digests_follow_the_settings_and_not_the_name():
     changed = [Start("a", change=loss), Start("a", change=functools.partial(loss, 1)), Start("a", change=functools.partial(loss, 2))]
     different = [Start("a"), Start("a", ratio=2), Start("a", batches=2), Start("a", options={}), Start("a", config=dict(r=2)), *changed]
     assert len({digest(start) for start in different}) == len(different)
+    # Runs with another default are other runs.
+    assert digest(Start("a", options={})) == digest(Start("a", options=dict(start="zero"))) != digest(Start("a", options=dict(start="mirrored")))

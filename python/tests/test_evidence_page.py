@@ -170,7 +170,7 @@ def test_the_bound_is_that_of_its_formula():
     """Along A and along B, for a scale of 3, from eigenvalues that numpy computes."""
     import numpy as np
 
-    task, model, a, b = prepared("cntlora")
+    task, model, a, b = prepared(next(start for start in starts.CHOICES if start.name == "start mirrored"))
     a, b, rows = a.numpy(), b.numpy(), task.rows.double().numpy()
     moment = rows.T @ rows / len(rows)
     along_b, along_a = curvature.bound(model, task.loader())
@@ -191,7 +191,7 @@ def test_decorrelated_rows_are_uncorrelated_on_the_data():
 def test_balanced_units_have_two_parts_of_equal_size_and_the_same_product():
     import torch
 
-    task, _, a, b = prepared(next(start for start in starts.CHOICES if start.name == "balanced on activations"))
+    task, _, a, b = prepared(next(start for start in starts.CHOICES if start.name == "mirrored, balanced on activations"))
     _, _, plain_a, plain_b = prepared("cntlora")
     outputs = (task.rows.double() @ a.T).square().mean(0).sqrt()
     assert torch.allclose(outputs, b.norm(dim=0), rtol=1e-4)
@@ -200,7 +200,7 @@ def test_balanced_units_have_two_parts_of_equal_size_and_the_same_product():
 
 
 def test_a_scaled_pair_has_a_scaled_size():
-    _, _, a, _ = prepared(next(start for start in starts.CHOICES if start.name == "pair at twice the size"))
+    _, _, a, _ = prepared(next(start for start in starts.CHOICES if start.name == "mirrored at twice the size"))
     assert (a / prepared("cntlora")[2] - 2).abs().max() < 1e-5
 
 
@@ -222,8 +222,8 @@ def test_seeds_of_the_parts_do_not_overlap():
 
 
 def test_some_starts_of_a_part_can_be_chosen():
-    chosen, baseline = starts.part("choices", ["start zero"])
-    assert ([start.name for start in chosen], baseline) == (["cntlora", "start zero"], "cntlora")
+    chosen, baseline = starts.part("choices", ["start mirrored"])
+    assert ([start.name for start in chosen], baseline) == (["cntlora", "start mirrored"], "cntlora")
     assert starts.part("peers") == (list(starts.PEERS), "lora")
     with pytest.raises(ValueError, match="no start of the part peers is named wrong; these are: lora, lora-2r, "):
         starts.part("peers", ["lora", "wrong"])
