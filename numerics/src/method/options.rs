@@ -71,9 +71,6 @@ fn mean() -> ChannelScale {
 /// Singular values that are computed and reported at least, if a layer has so many.
 const SPECTRUM: usize = 16;
 
-/// With one rank for all layers, twice as many as it needs are computed, but at most so many. They show how much a larger rank would keep.
-const WIDE_SPECTRUM: usize = 32;
-
 impl Options {
     /// The options of the constraints.
     pub fn terms(&self) -> Terms {
@@ -92,12 +89,7 @@ impl Options {
         match self.method.rank_rule() {
             RankRule::Fixed => used(self.fixed_rank(full_rank)),
             RankRule::Spectrum | RankRule::Shared | RankRule::Proportional => {
-                let needed = used(self.limits.max);
-                let shown = match self.ranks {
-                    Policy::Fixed(_) => (2 * needed).clamp(SPECTRUM, WIDE_SPECTRUM),
-                    _ => SPECTRUM,
-                };
-                needed.max(shown).min(full_rank)
+                used(self.limits.max).max(SPECTRUM).min(full_rank)
             }
         }
     }
