@@ -54,16 +54,16 @@ def test_only_blocks_are_replaced(tmp_path):
     assert "Before." not in found and found.count("| P | 2 | 2026-11-30 | python 3.11, cntlora 0.1.0 |") == 1
 
 
-def made(results, task, measure, better, values, rates=(0.1, 1.0)):
+def made(results, task, measure, better, values, rates=(0.1, 1.0), part="peers", baseline="lora"):
     """Writes runs made up for a task: `values[start]` has the ends of the report seeds at the rate 0.1, which is the best one."""
     from cntlora.comparison.plan import Plan
     from cntlora.comparison.runs import FILE
 
-    folder = results / task / "peers"
+    folder = results / task / part
     folder.mkdir(parents=True)
     plan = Plan(
-        starts={start: start for start in page.NAMES}, rates=rates, measure=measure, better=better, tuning_seeds=(0, 1),
-        seeds=(2, 3, 4), baseline="lora", extend=0,
+        starts={start: start for start in (page.NAMES if part == "peers" else values)}, rates=rates, measure=measure, better=better, tuning_seeds=(0, 1),
+        seeds=(2, 3, 4), baseline=baseline, extend=0,
     )
     (folder / "comparison.json").write_text(plan.to_json())
     lines = []
@@ -111,6 +111,18 @@ def test_the_default_is_ahead_only_if_it_is_ahead_of_all(tmp_path):
     assert "on 1 of 1 tasks: Vision transformer, handwritten digits." in page.verdicts(tmp_path, tmp_path)
 
 
+def test_choices_name_the_command_that_repeats_them(tmp_path):
+    names = [starts.start_of(start).name for start in starts.CHOICES]
+    for task, chosen in (("digits", names), ("german", ["cntlora", "start mirrored", "lora, decorrelated"])):
+        values = {**dict.fromkeys(chosen, (1.0, 1.1, 1.2)), "start mirrored": (2.0, 2.11, 2.19)}
+        made(tmp_path, task, page.module(task).MEASURE, page.module(task).BETTER, values, part="choices", baseline="cntlora")
+    text = page.choices(tmp_path, tmp_path)
+    assert "python python/benches/evidence run digits --part choices\n" in text
+    assert 'python python/benches/evidence run german --part choices --only "start mirrored" "lora, decorrelated"\n' in text
+    verdicts = [line.split(" | ")[4] for line in text.splitlines() if line.startswith("| start mirrored |")]
+    assert verdicts == ["better", "worse"] and text.count("| the default |") == 2
+
+
 def test_blocks_with_unknown_names_are_refused(tmp_path):
     with pytest.raises(KeyError, match="wrong"):
         page.block("wrong", tmp_path, tmp_path)
@@ -156,6 +168,10 @@ class Small:
     loss = None
 
 
+def choice(name):
+    return next(start for start in starts.CHOICES if start.name == name)
+
+
 def prepared(start):
     from cntlora.comparison.starts import Task
 
@@ -170,7 +186,7 @@ def test_the_bound_is_that_of_its_formula():
     """Along A and along B, for a scale of 3, from eigenvalues that numpy computes."""
     import numpy as np
 
-    task, model, a, b = prepared(next(start for start in starts.CHOICES if start.name == "start mirrored"))
+    task, model, a, b = prepared(choice("start mirrored"))
     a, b, rows = a.numpy(), b.numpy(), task.rows.double().numpy()
     moment = rows.T @ rows / len(rows)
     along_b, along_a = curvature.bound(model, task.loader())
@@ -181,7 +197,7 @@ def test_the_bound_is_that_of_its_formula():
 def test_decorrelated_rows_are_uncorrelated_on_the_data():
     import torch
 
-    task, _, a, b = prepared(next(start for start in starts.CHOICES if start.name == "lora, decorrelated"))
+    task, _, a, b = prepared(choice("lora, decorrelated"))
     rows = task.rows.double()
     moment = rows.T @ rows / len(rows)
     assert torch.allclose(a @ moment @ a.T, moment.trace() / 12 * torch.eye(2).double(), rtol=1e-4, atol=1e-5)
@@ -191,8 +207,8 @@ def test_decorrelated_rows_are_uncorrelated_on_the_data():
 def test_balanced_units_have_two_parts_of_equal_size_and_the_same_product():
     import torch
 
-    task, _, a, b = prepared(next(start for start in starts.CHOICES if start.name == "mirrored, balanced on activations"))
-    _, _, plain_a, plain_b = prepared("cntlora")
+    task, _, a, b = prepared(choice("mirrored, balanced on activations"))
+    _, _, plain_a, plain_b = prepared(choice("start mirrored"))
     outputs = (task.rows.double() @ a.T).square().mean(0).sqrt()
     assert torch.allclose(outputs, b.norm(dim=0), rtol=1e-4)
     for unit in range(2):
@@ -200,8 +216,8 @@ def test_balanced_units_have_two_parts_of_equal_size_and_the_same_product():
 
 
 def test_a_scaled_pair_has_a_scaled_size():
-    _, _, a, _ = prepared(next(start for start in starts.CHOICES if start.name == "mirrored at twice the size"))
-    assert (a / prepared("cntlora")[2] - 2).abs().max() < 1e-5
+    _, _, a, _ = prepared(choice("mirrored at twice the size"))
+    assert (a / prepared(choice("start mirrored"))[2] - 2).abs().max() < 1e-5
 
 
 def test_all_choices_differ_and_reach_other_processes():
