@@ -285,7 +285,7 @@ def test_every_refusal_has_a_message(model, tmp_path):
     assert refused(["--rank", "x"]) == "usage: invalid value 'x' for '--rank <R>': invalid digit found in string"
     assert refused(["--rnak", "8"]) == "usage: unexpected argument '--rnak' found\n  help: a similar argument exists: '--rank'"
     assert refused(["word"]).startswith("usage: unexpected argument 'word' found")
-    assert refused(["--rank", "7"]).startswith("usage: ")
+    assert refused(["--rank", "7", "--start", "mirrored"]).startswith("usage: ")
     assert refused(["--target", "upp"]) == (
         'usage: --target: no module is named "upp"; similar names are "up", "k", "q"\n  help: give the name of a module, or the end of its name, '
         "such as q_proj or self_attn.q_proj"

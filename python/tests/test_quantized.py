@@ -186,7 +186,7 @@ def test_bitsandbytes(bits):
     with torch.no_grad():
         expected = (layers["first"].base(unit) - layers["first"].base(torch.zeros(1, 64))).T
     assert ((found - expected).norm() / expected.norm()).item() < 1e-2
-    assert not cntlora.initialize_lora_weights(model, [rows]).left_out
+    assert not cntlora.initialize_lora_weights(model, [rows], start="mirrored").left_out
     assert all(layer.factors()[1].norm() > 0 for layer in layers.values())
     with torch.no_grad():
         assert ((model(rows) - wanted).norm() / wanted.norm()).item() < 1e-3
