@@ -33,6 +33,7 @@ impl Site<'_> {
         }
     }
 
+    /// As [`Self::build`], with the matrices in the format `T`.
     fn factored<T: Number>(self, matrices: fn(Operands<T>) -> Matrices, par: Par) -> Result<Constraint> {
         const CHANGE: &str = "cross moment of the activations";
         let Self { evidence, mut target, mut source, range, terms } = self;

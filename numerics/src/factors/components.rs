@@ -15,9 +15,9 @@ pub struct Components {
     pub sigma: Vec<f64>,
     /// `aᵢ` as columns, `d × k`.
     pub a: Mat<f32>,
-    /// `E (aᵢᵀ x)²`, so that `E|Δ_r x|² = Σ σᵢ² E (aᵢᵀ x)²`; empty without activations.
+    /// `E (aᵢᵀ x)²`, so that `E|Δ_r x|² = Σ σᵢ² E (aᵢᵀ x)²`; empty for starts that do not limit the update.
     pub activation_energy: Vec<f64>,
-    /// `E|W x|²`, the mean square of the layer's own output; 0 without activations.
+    /// `E|W x|²`, the mean square of the layer's own output; 0 for starts that do not limit the update.
     pub output_energy: f64,
 }
 

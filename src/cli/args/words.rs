@@ -145,8 +145,8 @@ pub(crate) fn start() -> OneOf<Start> {
              factors should be trained from the first step on"
         }
         Start::Residual => {
-            "The pre-trained model: the update is taken out of the base. Use it if each unit of rank should have a direction of its \
-             own and a second copy of the base is acceptable"
+            "The pre-trained model: the update is taken out of the base. Use it if both factors should be trained from the first step \
+             on, each unit of rank should have a direction of its own, and a second copy of the base is acceptable"
         }
         Start::Zero => "The pre-trained model: B is zero, and the base stays as it is. Try this one first",
         Start::Update => {
