@@ -65,13 +65,18 @@ class Statistics:
         cannot be adapted. The site of one expert of a fused parameter has the module `<parameter>.<number>`.
         """
     def add_rows(self, site: str, address: int, shape: tuple[int, int], strides: tuple[int, int], dtype: str) -> None:
-        """Adds the rows of a matrix in CPU memory. Rows that are contiguous are not copied where they fill a block.
+        """Adds the rows of a matrix in CPU memory. They are copied, and multiplied when there are many, or by `multiply`.
 
         address: `tensor.data_ptr()`. The tensor must exist during the call, and no thread may write to it. It is not used afterwards.
         shape, strides: `tensor.shape` and `tensor.stride()`, which count numbers.
         dtype: "F64", "F32", "F16" or "BF16".
 
         After a row was refused, the sums can contain a part of the rows before it. Every later use raises the same error.
+        """
+    def multiply(self) -> None:
+        """Multiplies the rows that wait, those of many sites side by side. Results do not depend on it, but it saves time.
+
+        A recorder calls it after each forward pass.
         """
     def add_tokens(self, site: str, address: int, count: int) -> None:
         """Counts contiguous int64 token ids in CPU memory. Ids outside of the vocabulary raise, and then no id is counted."""

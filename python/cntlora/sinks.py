@@ -51,7 +51,8 @@ class Sums:
         self.statistics.add_tokens(site, tokens.data_ptr(), len(tokens))
 
     def end(self) -> None:
-        """Ends a forward pass. Refuses sums that need more memory than was allowed."""
+        """Ends a forward pass: multiplies the rows of all sites. Refuses sums that need more memory than was allowed."""
+        self.statistics.multiply()
         if self.limit is not None and self.statistics.memory() > self.limit:
             needed = self.statistics.memory()
             raise error("usage", f"the statistics need {needed} bytes, but max_memory allows {self.limit}", "allow more memory")

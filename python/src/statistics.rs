@@ -46,11 +46,20 @@ impl Statistics {
         done.map_err(|problems: Problems| raised(py, problems))
     }
 
-    /// Changes, without the lock of the interpreter.
+    /// Changes on the threads of this process, without the lock of the interpreter.
     fn change<T: Send, E: Into<Problems> + Send>(
         &self,
         py: Python<'_>,
         work: impl FnOnce(&mut Collected) -> Result<T, E> + Send,
+    ) -> PyResult<T> {
+        self.change_here(py, |collected| on_threads(|| work(collected))?.map_err(Into::into))
+    }
+
+    /// Changes on this thread, without the lock of the interpreter.
+    fn change_here<T: Send>(
+        &self,
+        py: Python<'_>,
+        work: impl FnOnce(&mut Collected) -> Result<T, Problems> + Send,
     ) -> PyResult<T> {
         let done = py.detach(|| {
             let mut held = self.lock();
@@ -58,7 +67,7 @@ impl Statistics {
                 Problem::usage("the statistics are in use by a computation on another thread")
                     .help("add rows before or after it")
             })?;
-            on_threads(|| work(collected)).map_err(Problems::from)?.map_err(Into::into)
+            work(collected)
         });
         done.map_err(|problems: Problems| raised(py, problems))
     }
@@ -107,10 +116,21 @@ impl Statistics {
     ) -> PyResult<()> {
         let element: Element = dtype.parse().map_err(|error| raised(py, unknown(error)))?;
         let tensor = Tensor { address, shape, strides, element };
-        self.change(py, |collected| {
+        self.change_here(py, |collected| {
             // SAFETY: the caller gives the address of a tensor that it holds during the call, and the memory is not used after it.
             let rows = unsafe { tensor.rows() }?;
-            collected.add_rows(site, rows)
+            collected.add_rows(site, rows)?;
+            if collected.is_due() {
+                on_threads(|| collected.multiply())?;
+            }
+            Ok(())
+        })
+    }
+
+    fn multiply(&self, py: Python<'_>) -> PyResult<()> {
+        self.change(py, |collected| {
+            collected.multiply();
+            Ok::<(), Problem>(())
         })
     }
 

@@ -204,7 +204,8 @@ def test_sites_are_declared_once_and_gain_modules():
     assert statistics.sites()["s"].modules == ["a", "b"]
     assert repr(statistics.sites()["s"]) == 'Site(name="s", modules=["a", "b"], width=3, rows=0, skipped=0, tokens=False)'
     assert repr(statistics) == "<cntlora.Statistics: 1 sites, 0 rows>"
-    assert statistics.memory() == 4 * 3 * 4 + 12 * 3 + 4 * 3 * 640
+    # The sums, the rows that wait for a block, and a block that waits to be multiplied.
+    assert statistics.memory() == 4 * 3 * 4 + 12 * 3 + 2 * 4 * 3 * 640
     statistics.remove("s")
     assert statistics.sites() == {} and statistics.memory() == 0
 
@@ -366,6 +367,27 @@ def test_nothing_to_save_is_refused(tmp_path):
     )
     add(statistics, "F32", numbers("F32"))
     assert messages(statistics.save, tmp_path / "missing" / "a", "x").startswith("io: ")
+
+
+def test_blocks_that_wait_count_like_those_that_were_multiplied():
+    rows = numbers("F32", rows=700)
+
+    def collected(multiply):
+        statistics = cntlora.Statistics()
+        for site in ("a", "b", "c"):
+            statistics.declare(site, [site], rows.shape[1])
+        for _ in range(3):
+            for site in ("a", "b", "c"):
+                add(statistics, "F32", rows, site)
+            if multiply:
+                statistics.multiply()
+        return statistics
+
+    waiting = collected(False)
+    assert waiting.sites()["a"].rows == 2100
+    before = waiting.to_bytes()
+    waiting.multiply()
+    assert before == waiting.to_bytes() == collected(True).to_bytes()
 
 
 def test_small_pieces_need_no_growing_memory():

@@ -1,12 +1,11 @@
 //! Moments in memory: of the sites of a model, while its rows are computed.
 
-use super::{
-    Content, MeasuredSite, MeasuredSource, MomentsSet, RowRanges, SiteSums, memory, to_bytes, write,
-};
+use super::collected_site::CollectedSite;
+use super::{Content, MeasuredSite, MeasuredSource, MomentsSet, RowRanges, SiteSums, to_bytes, write};
 use crate::error::Error;
-use crate::initializer::{AnyRows, Statistics};
+use crate::initializer::{AnyRows, Statistics, Together};
 use crate::moments::{Counts, Moments, RowsOrTokens};
-use crate::simd::{BLOCK_ROWS, Precision, Tier, Workspace};
+use crate::simd::{Precision, Tier, Workspace};
 use crate::storage::{Hashing, Problem, Problems, quoted};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -21,7 +20,7 @@ pub struct Collected {
     /// True if rows with NaN or infinity are skipped.
     skips_nonfinite: bool,
     /// All sites share it.
-    workspace: Workspace,
+    together: Together,
     sites: BTreeMap<String, CollectedSite>,
     /// The sources of rows that were measured before. Rows that were added here belong to none of them.
     sources: Vec<MeasuredSource>,
@@ -29,79 +28,6 @@ pub struct Collected {
     bytes: u64,
     /// The problem of a row. The sums can contain a part of the rows that were added with it, so they are not used.
     refused: Option<Problem>,
-}
-
-/// A site.
-#[derive(Debug)]
-pub struct CollectedSite {
-    modules: Vec<String>,
-    width: usize,
-    sums: RowsOrTokens<Option<Box<Statistics>>, Vec<u64>>,
-    /// Rows that were skipped in files that were read.
-    skipped: u64,
-}
-
-impl CollectedSite {
-    /// Runtime names of the modules that read it, sorted.
-    pub fn modules(&self) -> &[String] {
-        &self.modules
-    }
-
-    /// Numbers per row; for an embedding, tokens of the vocabulary.
-    pub fn width(&self) -> usize {
-        self.width
-    }
-
-    /// True for the input of an embedding, whose tokens are counted.
-    pub fn is_tokens(&self) -> bool {
-        self.sums.is_tokens()
-    }
-
-    /// Number of rows in the sums, or of counted tokens.
-    pub fn rows(&self) -> u64 {
-        match &self.sums {
-            RowsOrTokens::Rows(statistics) => statistics.as_ref().map_or(0, |statistics| statistics.count()),
-            RowsOrTokens::Tokens(counts) => counts.iter().sum(),
-        }
-    }
-
-    /// Number of rows that were skipped because of NaN or infinity.
-    pub fn skipped(&self) -> u64 {
-        let now = match &self.sums {
-            RowsOrTokens::Rows(Some(statistics)) => statistics.skipped(),
-            _ => 0,
-        };
-        self.skipped + now
-    }
-
-    /// Rows that were read, including skipped ones.
-    fn read(&self) -> u64 {
-        self.rows() + self.skipped()
-    }
-
-    fn measured(&self) -> MeasuredSite {
-        MeasuredSite {
-            width: self.width,
-            counts: self.is_tokens(),
-            modules: self.modules.clone(),
-            skipped_rows: self.skipped(),
-        }
-    }
-
-    /// The sums.
-    ///
-    /// # Errors
-    /// A data problem if too many tokens were counted.
-    fn sums(&self) -> Result<SiteSums<'_>, Problem> {
-        match &self.sums {
-            RowsOrTokens::Rows(Some(statistics)) => Ok(SiteSums(RowsOrTokens::Rows(statistics.moments()))),
-            RowsOrTokens::Rows(None) => Ok(Moments::new(self.width).into()),
-            RowsOrTokens::Tokens(counts) => {
-                let counts = Counts::new(counts.clone());
-                counts.map(Into::into).map_err(|error| Problem::data(error.to_string()))
-            }
-        }
-    }
 }
 
 impl Collected {
@@ -115,8 +41,8 @@ impl Collected {
     pub fn new(precision: Precision, skips_nonfinite: bool) -> Result<Self, Problem> {
         let workspace = Workspace::new(Tier::best(), precision)
             .map_err(|error| Problem::usage(error.to_string()).help("remove the precision"))?;
-        let (sites, sources) = (BTreeMap::new(), Vec::new());
-        Ok(Self { precision, skips_nonfinite, workspace, sites, sources, bytes: 0, refused: None })
+        let (together, sites, sources) = (Together::new(workspace), BTreeMap::new(), Vec::new());
+        Ok(Self { precision, skips_nonfinite, together, sites, sources, bytes: 0, refused: None })
     }
 
     /// Moments that begin with those of files.
@@ -250,7 +176,8 @@ impl Collected {
         Ok(())
     }
 
-    /// Adds rows to a site, on the current rayon pool.
+    /// Takes rows of a site. They count, but full blocks wait for [`multiply`](Self::multiply), so that those of many sites are multiplied
+    /// side by side. Call it after each forward pass, and when it [`is_due`](Self::is_due).
     ///
     /// # Errors
     /// A usage problem for an unknown site, for one that counts tokens, and for rows of another width; a data problem for a number that is
@@ -284,7 +211,7 @@ impl Collected {
             unreachable!("the site was prepared for rows");
         };
         let before = statistics.count() + statistics.skipped();
-        match statistics.add_with(rows, &mut self.workspace) {
+        match statistics.take(rows) {
             Ok(()) => {
                 self.bytes = self.bytes.saturating_add(bytes);
                 Ok(())
@@ -300,6 +227,21 @@ impl Collected {
             }
             Err(other) => Err(of_site(name, Problem::usage(other.to_string()))),
         }
+    }
+
+    /// Adds the blocks that wait to the sums, on the current rayon pool.
+    pub fn multiply(&mut self) {
+        let statistics = self.sites.values_mut().filter_map(|site| match &mut site.sums {
+            RowsOrTokens::Rows(Some(statistics)) => Some(&mut **statistics),
+            _ => None,
+        });
+        self.together.multiply(statistics);
+    }
+
+    /// True if the blocks that wait need more memory than [`memory`](Self::memory) counts for them.
+    pub fn is_due(&self) -> bool {
+        let bytes = self.sites.values().map(CollectedSite::waiting_bytes).sum::<u64>();
+        bytes > most_waiting(self.sites.values())
     }
 
     /// Counts tokens of the vocabulary of a site.
@@ -392,14 +334,10 @@ impl Collected {
         Ok(())
     }
 
-    /// Bytes of the sums of all sites, also of those without rows yet, and of the rows that wait for a block.
+    /// Bytes of the sums of all sites, also of those without rows yet, of the rows that wait for a block, and of the blocks that wait.
     pub fn memory(&self) -> u64 {
-        let of_site = |site: &CollectedSite| {
-            let width = site.width as u64;
-            let waiting = if site.is_tokens() { 0 } else { width.saturating_mul(4 * BLOCK_ROWS as u64) };
-            memory(width, site.is_tokens()).saturating_add(waiting)
-        };
-        self.sites.values().map(of_site).fold(0, u64::saturating_add)
+        let sites = self.sites.values().map(CollectedSite::memory).fold(0, u64::saturating_add);
+        sites.saturating_add(most_waiting(self.sites.values()))
     }
 
     /// The sites with rows, or `all` sites, and the sources of the rows. `source` names the rows that were added here.
@@ -481,6 +419,11 @@ impl Collected {
         }
         Ok(sources)
     }
+}
+
+/// Bytes that full blocks may occupy while they wait: those of one block for each site, but no more than 64 MiB.
+fn most_waiting<'a>(sites: impl Iterator<Item = &'a CollectedSite>) -> u64 {
+    sites.map(CollectedSite::block_bytes).fold(0, u64::saturating_add).min(64 << 20)
 }
 
 fn known<'a>(sites: &'a BTreeMap<String, CollectedSite>, name: &str) -> Result<&'a CollectedSite, Problem> {

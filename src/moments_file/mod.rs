@@ -21,6 +21,7 @@
 //! which is verified at each read.
 
 mod collected;
+mod collected_site;
 mod content;
 mod file;
 mod parts;
@@ -32,7 +33,8 @@ mod sums;
 mod tests;
 mod write;
 
-pub use collected::{Collected, CollectedSite};
+pub use collected::Collected;
+pub use collected_site::CollectedSite;
 pub use content::{Content, MeasuredSite, MeasuredSource, Part};
 pub use file::MomentsFile;
 pub(crate) use parts::check_all_once;

@@ -8,7 +8,7 @@
 //!
 //! - An [`Initializer`] holds options that were checked once, by its [`Builder`].
 //! - [`Statistics`] summarize the rows that a site reads: a site is a place in the model whose input several weights share.
-//!   [`PairedStatistics`] do so for pairs of rows, and [`Counts`](crate::moments::Counts) for the tokens of an embedding.
+//!   [`Together`] multiplies the blocks of many sites side by side. [`PairedStatistics`] do so for pairs of rows, and [`Counts`](crate::moments::Counts) for the tokens of an embedding.
 //! - A [`Site`] holds the part of the work that depends on activations alone.
 //! - A [`Layer`] is one weight, decomposed. It gives the factors.
 //!
@@ -16,6 +16,7 @@
 //! `install` the calls are made in. The number of threads never changes a result.
 
 mod activations;
+mod blocks;
 mod builder;
 mod layer;
 mod pairs;
@@ -25,6 +26,7 @@ mod statistics;
 #[cfg(test)]
 mod tests;
 mod threads;
+mod together;
 
 pub use activations::{Activations, Recorded};
 pub use builder::{Builder, Initializer};
@@ -35,3 +37,4 @@ pub use site::Site;
 pub use statistics::Statistics;
 #[doc(hidden)]
 pub use threads::is_narrow;
+pub use together::Together;

@@ -1,16 +1,14 @@
 //! The statistics of a site, from rows in any number, format and layout.
 
 use super::AnyRows;
-use super::rows::{Number, copy};
-use crate::element::Element;
+#[cfg(doc)]
+use super::Together;
+use super::blocks::{Block, Buffered, Slice, Source, add};
 use crate::error::{Error, Result};
 use crate::moments::Moments;
 use crate::simd::{Precision, Rows, Tier, Unsupported, Values, Workspace};
-use faer::MatRef;
-use half::{bf16, f16};
 use std::borrow::Cow;
 use std::fmt;
-use std::ops::Range;
 
 /// The statistics of the rows that a site reads.
 ///
@@ -29,107 +27,20 @@ use std::ops::Range;
 /// # Ok::<(), cntlora_numerics::error::Error>(())
 /// ```
 ///
-/// Rows are added in blocks of [`Workspace::block_rows`]: rows that do not fill a block wait in a buffer for more. A change of the number
-/// format ends a block early.
+/// Rows are added in blocks of [`Workspace::block_rows`]: rows that do not fill a block wait for more. A change of the number format ends a
+/// block early. With [`take`](Self::take), full blocks wait too, until [`Together`] multiplies those of
+/// many statistics.
 pub struct Statistics {
     moments: Moments,
     workspace: Workspace,
-    buffer: Buffer,
+    /// Blocks that are complete but not in the sums yet, in order.
+    waiting: Vec<Block>,
+    /// The block that further rows belong to.
+    current: Block,
     /// True if rows that are not finite are skipped.
     skips: bool,
-    /// Number of rows that were skipped, without those that wait in the buffer.
+    /// Number of rows that were skipped, without those of blocks that wait.
     skipped: u64,
-}
-
-/// Rows that do not fill a block yet. All of them are finite, unless such rows are skipped when the block is added.
-#[derive(Default)]
-struct Buffer {
-    rows: usize,
-    /// Number of these rows that are not finite.
-    not_finite: usize,
-    /// The format of the rows.
-    format: Option<Element>,
-    f64: Vec<f64>,
-    f32: Vec<f32>,
-    f16: Vec<f16>,
-    bf16: Vec<bf16>,
-}
-
-impl Buffer {
-    /// The rows from `first` on.
-    fn rows_from(&self, first: usize, width: usize) -> Rows<'_> {
-        let start = first * width;
-        let values = match self.format.unwrap_or(Element::F32) {
-            Element::F64 => Values::F64(&self.f64[start..]),
-            Element::F32 => Values::F32(&self.f32[start..]),
-            Element::F16 => Values::F16(&self.f16[start..]),
-            Element::Bf16 => Values::Bf16(&self.bf16[start..]),
-        };
-        Rows { values, rows: self.rows - first, width, stride: width }
-    }
-}
-
-/// A number format with a place in the buffer.
-trait Buffered: Number {
-    fn place(buffer: &mut Buffer) -> &mut Vec<Self>;
-}
-
-macro_rules! buffered {
-    ($($number:ident)+) => {
-        $(impl Buffered for $number {
-            fn place(buffer: &mut Buffer) -> &mut Vec<Self> {
-                &mut buffer.$number
-            }
-        })+
-    };
-}
-buffered!(f64 f32 f16 bf16);
-
-/// Rows of one number format.
-trait Source<T> {
-    fn rows(&self) -> usize;
-    fn copy(&self, rows: Range<usize>, out: &mut [T]);
-    /// Rows that can be added as they are.
-    fn block(&self, rows: Range<usize>) -> Option<Rows<'_>>;
-}
-
-impl<T: Number> Source<T> for MatRef<'_, T> {
-    fn rows(&self) -> usize {
-        self.nrows()
-    }
-
-    fn copy(&self, rows: Range<usize>, out: &mut [T]) {
-        copy(self.subrows(rows.start, rows.len()), out, |number| number);
-    }
-
-    fn block(&self, _: Range<usize>) -> Option<Rows<'_>> {
-        None
-    }
-}
-
-/// Row after row in a slice.
-struct Slice<'a, T> {
-    numbers: &'a [T],
-    rows: usize,
-    width: usize,
-    stride: usize,
-}
-
-impl<T: Number> Source<T> for Slice<'_, T> {
-    fn rows(&self) -> usize {
-        self.rows
-    }
-
-    fn copy(&self, rows: Range<usize>, out: &mut [T]) {
-        for (row, out) in rows.zip(out.chunks_exact_mut(self.width.max(1))) {
-            out.copy_from_slice(&self.numbers[row * self.stride..][..self.width]);
-        }
-    }
-
-    fn block(&self, rows: Range<usize>) -> Option<Rows<'_>> {
-        let (count, width, stride) = (rows.len(), self.width, self.stride);
-        Some(Rows { values: T::values(&self.numbers[rows.start * stride..]), rows: count, width, stride })
-    }
 }
 
 impl Statistics {
@@ -154,7 +65,7 @@ impl Statistics {
 
     /// Number of rows that were skipped.
     pub fn skipped(&self) -> u64 {
-        self.skipped + self.buffer.not_finite as u64
+        self.skipped + self.blocks().map(|block| block.not_finite as u64).sum::<u64>()
     }
 
     /// Adds rows: any number of them, in any number format and layout, on the current rayon pool.
@@ -163,75 +74,79 @@ impl Statistics {
     /// [`Error::Shape`] for rows of another width, and nothing was added; [`Error::NonFiniteRow`] for NaN or infinity, after
     /// conversion to f32: then a part of the rows before that row may have been added, and the statistics should be discarded.
     pub fn add<'a>(&mut self, rows: impl Into<AnyRows<'a>>) -> Result<()> {
-        self.add_any(rows.into())
+        self.multiply();
+        self.add_any(rows.into(), When::Now)
     }
 
-    /// As [`add`](Self::add), with the memory of a workspace that many statistics can share. It must have the same precision.
+    /// As [`add`](Self::add), but the rows are only copied and checked, on this thread. They count, but full blocks wait for
+    /// [`Together`], or for the next rows that are added.
     ///
     /// # Errors
     /// As [`add`](Self::add).
-    pub fn add_with<'a>(&mut self, rows: impl Into<AnyRows<'a>>, workspace: &mut Workspace) -> Result<()> {
-        std::mem::swap(&mut self.workspace, workspace);
-        let added = self.add_any(rows.into());
-        std::mem::swap(&mut self.workspace, workspace);
-        added
+    pub fn take<'a>(&mut self, rows: impl Into<AnyRows<'a>>) -> Result<()> {
+        self.add_any(rows.into(), When::Later)
+    }
+
+    /// Bytes of the full blocks that wait.
+    pub fn waiting_bytes(&self) -> usize {
+        self.waiting.iter().map(|block| block.bytes(self.width())).sum()
+    }
+
+    /// Operations that the full blocks need, in products of two numbers.
+    pub(super) fn waiting_work(&self) -> f64 {
+        let rows: usize = self.waiting.iter().map(|block| block.rows).sum();
+        rows as f64 * (self.width() as f64).powi(2)
     }
 
     /// Not generic, so that it is compiled with this crate.
-    fn add_any(&mut self, rows: AnyRows<'_>) -> Result<()> {
+    fn add_any(&mut self, rows: AnyRows<'_>, when: When) -> Result<()> {
         rows.check(self.width())?;
         match rows {
-            AnyRows::F64(rows) => self.add_from(&rows),
-            AnyRows::F32(rows) => self.add_from(&rows),
-            AnyRows::F16(rows) => self.add_from(&rows),
-            AnyRows::Bf16(rows) => self.add_from(&rows),
+            AnyRows::F64(rows) => self.add_from(&rows, when),
+            AnyRows::F32(rows) => self.add_from(&rows, when),
+            AnyRows::F16(rows) => self.add_from(&rows, when),
+            AnyRows::Bf16(rows) => self.add_from(&rows, when),
             AnyRows::Slice(Rows { values, rows, width, stride }) => match values {
-                Values::F64(numbers) => self.add_from(&Slice { numbers, rows, width, stride }),
-                Values::F32(numbers) => self.add_from(&Slice { numbers, rows, width, stride }),
-                Values::F16(numbers) => self.add_from(&Slice { numbers, rows, width, stride }),
-                Values::Bf16(numbers) => self.add_from(&Slice { numbers, rows, width, stride }),
+                Values::F64(numbers) => self.add_from(&Slice { numbers, rows, width, stride }, when),
+                Values::F32(numbers) => self.add_from(&Slice { numbers, rows, width, stride }, when),
+                Values::F16(numbers) => self.add_from(&Slice { numbers, rows, width, stride }, when),
+                Values::Bf16(numbers) => self.add_from(&Slice { numbers, rows, width, stride }, when),
             },
         }
     }
 
-    fn add_from<T: Buffered>(&mut self, source: &impl Source<T>) -> Result<()> {
-        if self.buffer.format != Some(T::ELEMENT) {
-            self.finish_block()?;
-            self.buffer.format = Some(T::ELEMENT);
+    fn add_from<T: Buffered>(&mut self, source: &impl Source<T>, when: When) -> Result<()> {
+        if self.current.format != Some(T::ELEMENT) {
+            self.finish_block(when);
+            self.current.format = Some(T::ELEMENT);
         }
         let (width, block_rows) = (self.width(), self.workspace.block_rows(T::ELEMENT));
         let mut first = 0;
         while first < source.rows() {
-            let waiting = self.buffer.rows;
-            let count = (block_rows - waiting).min(source.rows() - first);
+            let before = self.current.rows;
+            let count = (block_rows - before).min(source.rows() - first);
             let rows = first..first + count;
-            // The position in the rows that were given, of a number whose row is counted from the row `start` of the block.
-            let given = |start: usize| {
-                move |error| match error {
-                    Error::NonFiniteRow { row, column } => {
-                        Error::NonFiniteRow { row: first + start + row - waiting, column }
-                    }
-                    other => other,
-                }
+            let in_source = |error| match error {
+                Error::NonFiniteRow { row, column } => Error::NonFiniteRow { row: first + row, column },
+                other => other,
             };
-            match source.block(rows.clone()).filter(|_| count == block_rows) {
+            match source.block(rows.clone()).filter(|_| count == block_rows && when == When::Now) {
                 Some(block) => {
-                    self.skipped +=
-                        add(&mut self.moments, block, &mut self.workspace, self.skips).map_err(given(0))?;
+                    let added = add(&mut self.moments, block, &mut self.workspace, threads(), self.skips);
+                    self.skipped += added.map_err(in_source)?;
                 }
                 None => {
-                    let place = T::place(&mut self.buffer);
-                    place.resize((waiting + count) * width, T::default());
-                    source.copy(rows, &mut place[waiting * width..]);
-                    self.buffer.rows += count;
-                    // A whole block is checked as it is added. The rows that waited were checked before.
-                    let added = match self.buffer.rows == block_rows {
-                        true => self.finish_block().map_err(given(0)),
-                        false => self.check_from(waiting).map_err(given(waiting)),
-                    };
-                    if let Err(error) = added {
-                        self.buffer.rows = waiting;
-                        return Err(error);
+                    let place = T::place(&mut self.current);
+                    place.reserve_exact(block_rows * width - place.len());
+                    source.append(rows, place);
+                    self.current.rows += count;
+                    if let Err(error) = self.current.check_from(before, width, self.skips) {
+                        T::place(&mut self.current).truncate(before * width);
+                        self.current.rows = before;
+                        return Err(in_source(error));
+                    }
+                    if self.current.rows == block_rows {
+                        self.finish_block(when);
                     }
                 }
             }
@@ -240,27 +155,38 @@ impl Statistics {
         Ok(())
     }
 
-    /// Adds the rows of the buffer.
-    fn finish_block(&mut self) -> Result<()> {
-        if self.buffer.rows > 0 {
-            let waiting = self.buffer.rows_from(0, self.moments.width());
-            self.skipped += add(&mut self.moments, waiting, &mut self.workspace, self.skips)?;
-            (self.buffer.rows, self.buffer.not_finite) = (0, 0);
+    /// Ends the current block.
+    fn finish_block(&mut self, when: When) {
+        if self.current.rows > 0 {
+            let next = Block::of(self.current.format);
+            self.waiting.push(std::mem::replace(&mut self.current, next));
         }
-        Ok(())
+        if when == When::Now {
+            self.multiply();
+        }
     }
 
-    /// Looks for numbers that are not finite in the rows of the buffer from `first` on: refuses them, or counts their rows.
-    fn check_from(&mut self, first: usize) -> Result<()> {
-        let rows = self.buffer.rows_from(first, self.moments.width());
-        if self.skips {
-            self.buffer.not_finite += (0..rows.rows).filter(|&row| !rows.is_finite(row)).count();
-            return Ok(());
+    /// Adds the blocks that wait to the sums, on the current rayon pool.
+    fn multiply(&mut self) {
+        let mut workspace = std::mem::take(&mut self.workspace);
+        self.multiply_with(&mut workspace, threads());
+        self.workspace = workspace;
+    }
+
+    /// Adds the blocks that wait to the sums. The workspace must have the same precision.
+    pub(super) fn multiply_with(&mut self, workspace: &mut Workspace, threads: usize) {
+        for block in self.waiting.drain(..) {
+            self.skipped += block.add_to(&mut self.moments, workspace, threads, self.skips);
+            if self.current.rows == 0 {
+                // Its memory is used again.
+                self.current = block.emptied();
+            }
         }
-        match rows.first_non_finite() {
-            None => Ok(()),
-            Some((row, column)) => Err(Error::NonFiniteRow { row, column }),
-        }
+    }
+
+    /// All blocks that are not in the sums.
+    fn blocks(&self) -> impl Iterator<Item = &Block> {
+        self.waiting.iter().chain([&self.current])
     }
 
     /// Adds the statistics of further rows. The result has other bits than one pass over all rows.
@@ -268,7 +194,7 @@ impl Statistics {
     /// # Errors
     /// [`Error::Shape`] for statistics of another width.
     pub fn merge(&mut self, other: &Self) -> Result<()> {
-        self.finish_block()?;
+        self.finish_block(When::Now);
         self.moments.merge(&other.moments())?;
         self.skipped += other.skipped();
         Ok(())
@@ -281,32 +207,39 @@ impl Statistics {
 
     /// Number of rows, without those that were skipped.
     pub fn count(&self) -> u64 {
-        self.moments.count() + (self.buffer.rows - self.buffer.not_finite) as u64
+        self.moments.count() + self.blocks().map(|block| (block.rows - block.not_finite) as u64).sum::<u64>()
     }
 
     /// The sums over all rows, which can be saved and read back with [`Moments::from_sums`].
     ///
-    /// They are copied where rows wait in the buffer.
+    /// They are copied if rows wait.
     ///
     /// # Panics
     /// Never.
     pub fn moments(&self) -> Cow<'_, Moments> {
-        if self.buffer.rows == 0 {
+        if self.blocks().all(|block| block.rows == 0) {
             return Cow::Borrowed(&self.moments);
         }
-        let mut moments = self.moments.clone();
-        let waiting = self.buffer.rows_from(0, self.width());
-        let added = add(&mut moments, waiting, &mut self.workspace.fresh(), self.skips);
-        added.expect("rows in the buffer have this width, and are finite or skipped");
+        let (mut moments, mut workspace) = (self.moments.clone(), self.workspace.fresh());
+        for block in self.blocks() {
+            block.add_to(&mut moments, &mut workspace, threads(), self.skips);
+        }
         Cow::Owned(moments)
     }
+}
+
+/// When full blocks are multiplied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum When {
+    Now,
+    Later,
 }
 
 impl From<Moments> for Statistics {
     /// Statistics that begin with sums that were computed before.
     fn from(moments: Moments) -> Self {
-        let (workspace, buffer) = (Workspace::default(), Buffer::default());
-        Self { moments, workspace, buffer, skips: false, skipped: 0 }
+        let (workspace, waiting, current) = (Workspace::default(), Vec::new(), Block::default());
+        Self { moments, workspace, waiting, current, skips: false, skipped: 0 }
     }
 }
 
@@ -317,21 +250,18 @@ impl fmt::Debug for Statistics {
     }
 }
 
-/// Adds a block on the current rayon pool. Returns the number of skipped rows.
-fn add(moments: &mut Moments, rows: Rows<'_>, workspace: &mut Workspace, skips: bool) -> Result<u64> {
-    let threads = rayon::current_num_threads();
-    match skips {
-        true => moments.add_finite(rows, workspace, threads),
-        false => moments.add(rows, workspace, threads).map(|()| 0),
-    }
+fn threads() -> usize {
+    rayon::current_num_threads()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::element::Element;
     use crate::random::gaussian;
     use crate::simd::BLOCK_ROWS;
-    use faer::Mat;
+    use faer::{Mat, MatRef};
+    use half::{bf16, f16};
     use quickcheck::quickcheck;
 
     fn of<'a>(width: usize, pieces: impl IntoIterator<Item = AnyRows<'a>>) -> Statistics {
@@ -445,10 +375,9 @@ mod tests {
         }
         for pieces in [1, 7, 100, rows.nrows()] {
             let mut statistics = Statistics::new(3).skipping_nonfinite();
-            let mut shared = Workspace::default();
             for first in (0..rows.nrows()).step_by(pieces) {
                 let piece = rows.subrows(first, pieces.min(rows.nrows() - first));
-                statistics.add_with(piece, &mut shared).unwrap();
+                statistics.add(piece).unwrap();
                 let read = statistics.count() + statistics.skipped();
                 assert_eq!(read, (first + piece.nrows()) as u64);
             }

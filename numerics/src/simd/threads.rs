@@ -10,7 +10,7 @@ pub fn share<T: Send>(threads: usize, pieces: impl Iterator<Item = T> + Send, wo
 }
 
 /// [`share`] among as many threads as there are states, at least one. Each thread has a state of its own.
-pub(super) fn share_with<S: Send, T: Send>(
+pub(crate) fn share_with<S: Send, T: Send>(
     states: &mut [S],
     pieces: impl Iterator<Item = T> + Send,
     work: impl Fn(&mut S, T) + Sync,
