@@ -31,6 +31,7 @@ pub mod rank;
 pub mod simd;
 #[doc(hidden)]
 pub mod spread;
+mod triangle;
 
 pub use constraint::{ChannelScale, Coupling, Norm, Shrinkage};
 pub use element::Element;

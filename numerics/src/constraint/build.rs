@@ -1,13 +1,11 @@
 //! From the statistics of a site to its factored constraints.
 
-use super::damped::Damped;
 use super::ladder::Ladder;
-use super::operands::{Number, Operands, convert, convert_columns};
+use super::operands::{Number, Operands, check_fits, convert, is_symmetric};
 use super::site::Matrices;
 use super::statistics::{Range, Statistics, noise};
 use super::transport::Target;
 use super::{Constraint, Coupling, Dampings, Evidence, Terms, transport};
-use crate::dense;
 use crate::error::{Error, Result};
 use faer::Par;
 
@@ -40,35 +38,38 @@ impl Site<'_> {
         let Terms { ridge, channel_scale, shrinkage, .. } = terms;
         let width = target.mean.nrows();
         let ladder = Ladder::new(ridge, width, range.is_some());
-        target.shrink(shrinkage, evidence.target.count());
+        target.shrink(shrinkage, evidence.target.count(), par);
         let mut source_lambda = 0.0;
         if let (Some(source), Some(moments)) = (&mut source, evidence.source) {
-            source.shrink(shrinkage, moments.count());
+            source.shrink(shrinkage, moments.count(), par);
             source_lambda = ridge * source.channel_variance(channel_scale);
             source.covariance.add_to_diagonal(source_lambda);
         }
         let variance = target.channel_variance(channel_scale);
         let source_mean = source.as_ref().map_or(&target.mean, |source| &source.mean).clone();
         let shift = &source_mean - &target.mean;
+        // True if the change is `−Σ`.
+        let is_negated = terms.coupling == Coupling::Uncorrelated && shift.norm_max() == 0.0;
+        // Nothing is larger, by the inequality of Cauchy and Schwarz.
+        let largest = target.covariance.diagonal().fold(0.0, f64::max);
 
         let (mut covariance_damping, mut frechet_distance) = (None, None);
         let change = match terms.coupling {
             Coupling::Uncorrelated => {
-                let column = |j: usize| {
-                    let mean = target.mean[j];
-                    let entries = target.covariance.col(j).iter().zip(shift.iter());
-                    entries.map(move |(covariance, shift)| shift * mean - covariance)
-                };
-                convert_columns(CHANGE, width, width, column, par)?
+                check_fits::<T>(CHANGE, largest + shift.norm_max() * target.mean.norm_max())?;
+                let entry =
+                    |i: usize, j: usize, covariance: f64| T::from_f64(shift[i] * target.mean[j] - covariance);
+                target.covariance.whole(entry, par)
             }
             Coupling::Transport => {
+                let dense = |statistics: &Statistics| statistics.covariance.whole(|_, _, entry| entry, par);
+                let covariance = dense(&target);
                 let (moved, damping) = ladder.climb("covariance of the activations", |damping| {
-                    let target =
-                        Target { covariance: target.covariance.as_ref(), lambda: damping * variance };
+                    let target = Target { covariance: covariance.as_ref(), lambda: damping * variance };
                     match &source {
                         None => transport::isotropic(target, variance, noise(width), par),
                         Some(source) => {
-                            transport::measured(target, source.covariance.as_ref(), source_lambda, par)
+                            transport::measured(target, dense(source).as_ref(), source_lambda, par)
                         }
                     }
                 })?;
@@ -78,7 +79,7 @@ impl Site<'_> {
                     let square = shift.squared_norm_l2() + damped + source.variance() - 2.0 * overlap;
                     frechet_distance = Some(square.max(0.0).sqrt());
                 }
-                let change = moved.cross - &target.covariance + &shift * target.mean.transpose();
+                let change = moved.cross - &covariance + &shift * target.mean.transpose();
                 convert(CHANGE, change.as_ref(), par)?
             }
             Coupling::Paired => {
@@ -95,7 +96,12 @@ impl Site<'_> {
             }
         };
 
-        let covariance = convert("covariance of the activations", target.covariance.as_ref(), par)?;
+        let covariance = if is_negated && range.is_none() {
+            None
+        } else {
+            check_fits::<f32>("covariance of the activations", largest)?;
+            Some(target.covariance.whole(|_, _, entry| entry as f32, par))
+        };
         let channel = channel_scale.of(target.mean_squares());
         // Nothing reads the covariance after the only attempt, if there is one.
         let is_last = range.is_none() && terms.preserve == 0.0;
@@ -104,26 +110,31 @@ impl Site<'_> {
                 let mut matrix =
                     if is_last { target.take_second_moment(par) } else { target.second_moment(par) };
                 if terms.preserve > 0.0 {
-                    matrix += &source_mean * source_mean.transpose() * faer::Scale(terms.preserve);
-                    match &source {
-                        Some(source) => matrix += &source.covariance * faer::Scale(terms.preserve),
-                        None => matrix.add_to_diagonal(terms.preserve * variance),
-                    }
+                    let preserved = |i: usize, j: usize| match &source {
+                        Some(source) => source.covariance.get(i, j),
+                        None if i == j => variance,
+                        None => 0.0,
+                    };
+                    let entry = |i: usize, j: usize, entry: f64| {
+                        entry + terms.preserve * (source_mean[i] * source_mean[j] + preserved(i, j))
+                    };
+                    matrix.map(entry, par);
                 }
                 matrix.add_to_diagonal(damping * channel);
-                Ok(dense::cholesky(matrix, par))
+                Ok(T::cholesky(matrix, par))
             })?;
         let (metric, metric_damping) = if terms.preserve > 0.0 {
             let (metric, damping) = ladder.climb("metric of the activations", |damping| {
                 let mut matrix = target.second_moment(par);
                 matrix.add_to_diagonal(damping * channel);
-                Ok(dense::cholesky(matrix, par))
+                Ok(T::cholesky(matrix, par))
             })?;
             (Some(metric), Some(damping))
         } else {
             (None, None)
         };
-        let matrices = matrices(Operands::new(change, denominator, metric, par)?);
+        let is_symmetric = is_negated || is_symmetric(&change);
+        let matrices = matrices(Operands { change, is_symmetric, denominator, metric });
         let dampings = Dampings {
             covariance: covariance_damping,
             denominator: denominator_damping,

@@ -36,9 +36,9 @@ pub(crate) fn damped_second_moment(moments: &Moments, ridge: f64, par: Par) -> R
             result => return result,
         }
     }
-    let mut statistics = Statistics::of(moments)?;
+    let mut statistics = Statistics::of(moments, par)?;
     statistics.remove_noise(par)?;
-    damped(statistics.second_moment(par), true)
+    damped(statistics.take_second_moment(par).whole(|_, _, entry| entry, par), true)
 }
 
 /// A square matrix that can be damped.

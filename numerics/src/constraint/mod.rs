@@ -11,6 +11,7 @@
 //! small that rounding errors of f32 would matter beside it. Neither `Δ` nor the inverse is ever formed.
 
 mod build;
+mod cholesky;
 mod classes;
 mod damped;
 mod dampings;

@@ -1,8 +1,10 @@
 //! The matrices of a site that are applied to thin blocks, in f32 or f64.
 
 use super::Norm;
+use super::cholesky::cholesky;
 use crate::dense::{self, Real};
 use crate::error::{Error, Result};
+use crate::triangle::Triangle;
 use faer::{Mat, MatMut, MatRef, Par};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -11,6 +13,8 @@ pub(super) trait Number: Real {
     fn from_f64(value: f64) -> Self;
     fn from_f32(value: f32) -> Self;
     fn to_f32(self) -> f32;
+    /// Lower Cholesky factor; `None` if the matrix is not positive definite to working precision, or the factor does not fit.
+    fn cholesky(matrix: Triangle, par: Par) -> Option<Mat<Self>>;
 }
 
 impl Number for f32 {
@@ -22,6 +26,9 @@ impl Number for f32 {
     }
     fn to_f32(self) -> f32 {
         self
+    }
+    fn cholesky(matrix: Triangle, par: Par) -> Option<Mat<Self>> {
+        cholesky(matrix, par)
     }
 }
 
@@ -35,72 +42,55 @@ impl Number for f64 {
     fn to_f32(self) -> f32 {
         self as f32
     }
+    fn cholesky(matrix: Triangle, par: Par) -> Option<Mat<Self>> {
+        dense::cholesky(matrix.whole(|_, _, entry| entry, par), par)
+    }
 }
 
 /// The factored constraints of a site.
 #[derive(Debug)]
 pub(super) struct Operands<T> {
     /// `K − C`.
-    change: Mat<T>,
+    pub(super) change: Mat<T>,
     /// True if `change` is symmetric to the last bit.
-    is_symmetric: bool,
+    pub(super) is_symmetric: bool,
     /// Lower `G` with `G Gᵀ = C + ρ_p S + λ I`.
-    denominator: Mat<T>,
+    pub(super) denominator: Mat<T>,
     /// Lower `F` with `F Fᵀ = C + λ I`, if it differs from `G`.
-    metric: Option<Mat<T>>,
+    pub(super) metric: Option<Mat<T>>,
+}
+
+/// Refuses numbers up to a size that does not fit the format.
+///
+/// # Errors
+/// [`Error::NonFinite`], naming `what`.
+pub(super) fn check_fits<T: Number>(what: &'static str, largest: f64) -> Result<()> {
+    if T::from_f64(largest).finite() { Ok(()) } else { Err(Error::NonFinite { what }) }
 }
 
 /// Converts a matrix, and refuses one that does not fit the format.
 ///
 /// # Errors
-/// [`Error::NonFinite`](crate::error::Error::NonFinite), naming `what`.
+/// [`Error::NonFinite`], naming `what`.
 pub(super) fn convert<T: Number>(what: &'static str, matrix: MatRef<'_, f64>, par: Par) -> Result<Mat<T>> {
-    convert_columns(what, matrix.nrows(), matrix.ncols(), |j| matrix.col(j).iter().copied(), par)
-}
-
-/// As [`convert`], from a function that gives the numbers of a column.
-pub(super) fn convert_columns<T: Number, I: Iterator<Item = f64>>(
-    what: &'static str,
-    rows: usize,
-    columns: usize,
-    values: impl Fn(usize) -> I + Sync,
-    par: Par,
-) -> Result<Mat<T>> {
     let is_finite = AtomicBool::new(true);
     let write = |j: usize, column: &mut [T]| {
         let mut finite = true;
-        for (converted, value) in column.iter_mut().zip(values(j)) {
-            *converted = T::from_f64(value);
+        for (converted, value) in column.iter_mut().zip(matrix.col(j).iter()) {
+            *converted = T::from_f64(*value);
             finite &= converted.finite();
         }
         if !finite {
             is_finite.store(false, Ordering::Relaxed);
         }
     };
-    let converted = dense::from_columns(rows, columns, write, par);
+    let converted = dense::from_columns(matrix.nrows(), matrix.ncols(), write, par);
     if is_finite.into_inner() { Ok(converted) } else { Err(Error::NonFinite { what }) }
 }
 
 impl<T: Number> Operands<T> {
-    /// Converts the factors from f64.
-    ///
-    /// # Errors
-    /// [`Error::NonFinite`](crate::error::Error::NonFinite) for a number that does not fit `T`.
-    pub(super) fn new(
-        change: Mat<T>,
-        denominator: Mat<f64>,
-        metric: Option<Mat<f64>>,
-        par: Par,
-    ) -> Result<Self> {
-        let denominator = convert("constraints of the site", denominator.as_ref(), par)?;
-        let metric =
-            metric.map(|metric| convert("metric of the activations", metric.as_ref(), par)).transpose()?;
-        let is_symmetric = is_symmetric(&change);
-        Ok(Self { change, is_symmetric, denominator, metric })
-    }
-
     /// `K − C`, in the layout in which a product with it is faster, if there is a choice.
-    fn change(&self) -> MatRef<'_, T> {
+    pub(super) fn change(&self) -> MatRef<'_, T> {
         if self.is_symmetric { self.change.transpose() } else { self.change.as_ref() }
     }
 
@@ -150,7 +140,7 @@ impl<T: Number> Operands<T> {
 }
 
 /// True if the matrix is its transpose, to the last bit.
-fn is_symmetric<T: Number>(matrix: &Mat<T>) -> bool {
+pub(super) fn is_symmetric<T: Number>(matrix: &Mat<T>) -> bool {
     /// Squares that fit in the first-level cache.
     const SIDE: usize = 32;
     let size = matrix.nrows();

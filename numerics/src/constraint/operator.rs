@@ -19,6 +19,6 @@ pub trait SiteOperator {
     fn activation_energy(&self, block: MatRef<'_, f32>, par: Par) -> Vec<f64>;
     /// `tr(W C Wᵀ) = E|W x|²`, the mean square of the layer's output, for `W (m × d)`.
     fn output_energy(&self, weight: MatRef<'_, f32>, par: Par) -> f64;
-    /// `μ` and `Σ`, if products of `Σ` with a weight are expensive.
-    fn mean_and_covariance(&self) -> Option<(ColRef<'_, f64>, MatRef<'_, f32>)>;
+    /// `μ`, a sign, and `Σ` times that sign, if products of `Σ` with a weight are expensive.
+    fn mean_and_covariance(&self) -> Option<(ColRef<'_, f64>, f64, MatRef<'_, f32>)>;
 }

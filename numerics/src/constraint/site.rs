@@ -15,7 +15,8 @@ pub struct Constraint {
     /// `μ`.
     pub(super) mean: Col<f64>,
     /// `Σ = C − μμᵀ`. Energies are sums of those of `Σ` and of `μ`: in `C` a large mean would hide the variation.
-    pub(super) covariance: Mat<f32>,
+    /// `None` if it is the negative of the change, in f32.
+    pub(super) covariance: Option<Mat<f32>>,
     pub(super) matrices: Matrices,
     pub(super) dampings: Dampings,
     pub(super) frechet_distance: Option<f64>,
@@ -50,7 +51,8 @@ impl Constraint {
             return Err(Error::Shape { what: "width of the source activations", expected, found });
         }
         let statistics = || -> Result<(Statistics, Option<Statistics>)> {
-            Ok((Statistics::of(evidence.target)?, evidence.source.map(Statistics::of).transpose()?))
+            let of = |moments| Statistics::of(moments, par);
+            Ok((of(evidence.target)?, evidence.source.map(of).transpose()?))
         };
         let (mut target, mut source) = statistics()?;
         target.check_variation(evidence.target)?;
@@ -86,6 +88,15 @@ impl Constraint {
         };
         let factored = if near_noise { 8 } else { 4 };
         (square.saturating_mul(8 * double), square.saturating_mul(4 + factored * (2 + preserved)))
+    }
+
+    /// `Σ`, divided by the sign that comes with it.
+    fn signed_covariance(&self) -> (f64, MatRef<'_, f32>) {
+        match (&self.covariance, &self.matrices) {
+            (Some(covariance), _) => (1.0, covariance.as_ref()),
+            (None, Matrices::Single(matrices)) => (-1.0, matrices.change()),
+            (None, Matrices::Double(_)) => unreachable!("it is kept beside matrices in f64"),
+        }
     }
 
     /// The relative dampings that were used.
@@ -129,29 +140,32 @@ impl SiteOperator for Constraint {
     }
 
     fn activation_energy(&self, block: MatRef<'_, f32>, par: Par) -> Vec<f64> {
+        let (sign, covariance) = self.signed_covariance();
         // It is symmetric.
-        let image = dense::thin_product(self.covariance.transpose(), block, par);
+        let image = dense::thin_product(covariance.transpose(), block, par);
         let energy = |j: usize| {
-            let varying = dot(block.col(j).as_mat(), image.col(j).as_mat());
+            let varying = sign * dot(block.col(j).as_mat(), image.col(j).as_mat());
             varying + energy_of_mean(block.subcols(j, 1).transpose(), self.mean.as_ref())
         };
         (0..block.ncols()).map(energy).collect()
     }
 
-    fn mean_and_covariance(&self) -> Option<(ColRef<'_, f64>, MatRef<'_, f32>)> {
-        Some((self.mean.as_ref(), self.covariance.as_ref()))
+    fn mean_and_covariance(&self) -> Option<(ColRef<'_, f64>, f64, MatRef<'_, f32>)> {
+        let (sign, covariance) = self.signed_covariance();
+        Some((self.mean.as_ref(), sign, covariance))
     }
 
     fn output_energy(&self, weight: MatRef<'_, f32>, par: Par) -> f64 {
         /// Rows of `W` at a time, so that the whole product is never in memory.
         const STRIP: usize = 512;
         let mut strip = Mat::zeros(STRIP.min(weight.nrows()), weight.ncols());
+        let (sign, covariance) = self.signed_covariance();
         let mut energy = energy_of_mean(weight, self.mean.as_ref());
         for first in (0..weight.nrows()).step_by(STRIP) {
             let rows = weight.subrows(first, STRIP.min(weight.nrows() - first));
             let mut image = strip.as_mut().subrows_mut(0, rows.nrows());
-            dense::product_into(image.as_mut(), rows, self.covariance.as_ref(), par);
-            energy += dot(rows, image.as_ref());
+            dense::product_into(image.as_mut(), rows, covariance, par);
+            energy += sign * dot(rows, image.as_ref());
         }
         energy
     }

@@ -8,7 +8,8 @@ use super::{ChannelScale, Shrinkage};
 use crate::dense;
 use crate::error::{Error, Result};
 use crate::moments::Moments;
-use faer::{Col, Mat, MatMut, Par};
+use crate::triangle::Triangle;
+use faer::{Col, Mat, Par};
 
 /// Variance below this share of the second moment is the rounding error of `C − μμᵀ`. It was measured on equal rows: at most
 /// 3e-17 of the second moment for each block, 4e-13 after 10⁷ rows. Channels with means of 10⁴ standard deviations have 1e-8.
@@ -25,7 +26,7 @@ const SILENT: f64 = f32::EPSILON as f64 * f32::EPSILON as f64;
 pub(super) struct Statistics {
     pub(super) mean: Col<f64>,
     /// `Σ`.
-    pub(super) covariance: Mat<f64>,
+    pub(super) covariance: Triangle,
 }
 
 /// The part of the space in which activations vary: `x − μ = D^½ U Uᵀ D^-½ (x − μ)`.
@@ -50,8 +51,8 @@ impl Statistics {
     ///
     /// # Errors
     /// [`Error::NoRows`]; [`Error::NonFinite`] if the squares are too large.
-    pub(super) fn of(moments: &Moments) -> Result<Self> {
-        let statistics = Self { mean: moments.mean()?, covariance: moments.covariance()? };
+    pub(super) fn of(moments: &Moments, par: Par) -> Result<Self> {
+        let statistics = Self { mean: moments.mean()?, covariance: moments.covariance_triangle(par)? };
         if !statistics.square().is_finite() {
             return Err(Error::NonFinite { what: "second moment of the activations" });
         }
@@ -78,7 +79,7 @@ impl Statistics {
 
     /// `tr Σ`.
     pub(super) fn variance(&self) -> f64 {
-        self.covariance.diagonal().column_vector().iter().sum()
+        self.covariance.diagonal().sum()
     }
 
     /// `tr C = E|x|²`.
@@ -87,37 +88,22 @@ impl Statistics {
     }
 
     /// `C = Σ + μμᵀ`.
-    pub(super) fn second_moment(&self, par: Par) -> Mat<f64> {
-        let mut second = self.covariance.clone();
-        self.add_mean(&mut second, par);
-        second
+    pub(super) fn second_moment(&self, par: Par) -> Triangle {
+        self.clone().take_second_moment(par)
     }
 
     /// As [`Self::second_moment`], in the memory of the covariance, which has no entries afterwards.
-    pub(super) fn take_second_moment(&mut self, par: Par) -> Mat<f64> {
-        let mut second = std::mem::replace(&mut self.covariance, Mat::new());
-        self.add_mean(&mut second, par);
+    pub(super) fn take_second_moment(&mut self, par: Par) -> Triangle {
+        let (mean, empty) = (&self.mean, Triangle::new(0, Vec::new()));
+        let mut second = std::mem::replace(&mut self.covariance, empty);
+        second.map(|i, j, entry| entry + mean[i] * mean[j], par);
         second
-    }
-
-    /// Adds `μμᵀ`.
-    fn add_mean(&self, matrix: &mut Mat<f64>, par: Par) {
-        /// Columns of a strip.
-        const TOGETHER: usize = 32;
-        let add = |first: usize, strip: MatMut<'_, f64>| {
-            for (j, column) in (first..).zip(strip.col_iter_mut()) {
-                for (entry, mean) in column.iter_mut().zip(self.mean.iter()) {
-                    *entry += mean * self.mean[j];
-                }
-            }
-        };
-        dense::in_strips(matrix.as_mut(), TOGETHER, &add, par);
     }
 
     /// The diagonal of `C`.
     pub(super) fn mean_squares(&self) -> Vec<f64> {
-        let square = |i: usize| self.covariance[(i, i)] + self.mean[i] * self.mean[i];
-        (0..self.mean.nrows()).map(square).collect()
+        let variances = self.covariance.diagonal().zip(self.mean.iter());
+        variances.map(|(variance, mean)| variance + mean * mean).collect()
     }
 
     /// Scale of the variance of a channel.
@@ -133,7 +119,7 @@ impl Statistics {
     pub(super) fn remove_noise(&mut self, par: Par) -> Result<Range> {
         let width = self.mean.nrows();
         let deviations = self.deviations();
-        let correlation = self.correlation(&deviations);
+        let correlation = self.correlation(&deviations).whole(|_, _, entry| entry, par);
         let (values, vectors) =
             dense::self_adjoint_eigen("covariance of the activations", correlation.as_ref(), par)?;
         let first = values.partition_point(|value| *value <= noise(width));
@@ -143,35 +129,28 @@ impl Statistics {
         let unscaled = Mat::from_fn(width, kept.ncols(), |i, j| kept[(i, j)] * inverse(deviations[i]));
         let weighted = Mat::from_fn(width, kept.ncols(), |i, j| scaled[(i, j)] * values[first + j]);
         let product = dense::product(weighted.as_ref(), scaled.transpose(), par);
-        self.covariance = Mat::from_fn(width, width, |i, j| 0.5 * (product[(i, j)] + product[(j, i)]));
+        self.covariance.map(|i, j, _| 0.5 * (product[(i, j)] + product[(j, i)]), par);
         Ok(Range { scaled, unscaled })
     }
 
     /// Shrinks the covariance of `count` rows toward its diagonal, by the Oracle Approximating Shrinkage of Chen, Wiesel, Eldar &
     /// Hero, *Shrinkage Algorithms for MMSE Covariance Estimation*, 2010, equation 23, of the correlation matrix: its target there,
     /// `(tr / d) I`, is the identity.
-    pub(super) fn shrink(&mut self, shrinkage: Shrinkage, count: u64) {
+    pub(super) fn shrink(&mut self, shrinkage: Shrinkage, count: u64, par: Par) {
         if shrinkage == Shrinkage::None {
             return;
         }
         let deviations = self.deviations();
-        let correlation = self.correlation(&deviations);
+        let square = self.correlation(&deviations).squared_norm();
         let live = deviations.iter().filter(|deviation| **deviation > 0.0).count() as f64;
-        let kept = 1.0 - oracle_approximating(count as f64, live, correlation.squared_norm_l2());
-        for j in 0..self.mean.nrows() {
-            for i in 0..self.mean.nrows() {
-                if i != j {
-                    self.covariance[(i, j)] *= kept;
-                }
-            }
-        }
+        let kept = 1.0 - oracle_approximating(count as f64, live, square);
+        self.covariance.map(|i, j, entry| if i == j { entry } else { entry * kept }, par);
     }
 
     /// Variance of each channel; zero where it is the rounding error of the mean square.
     fn variances(&self) -> impl Iterator<Item = f64> {
-        (0..self.mean.nrows()).map(|i| {
-            let variance = self.covariance[(i, i)];
-            if variance > RESOLUTION * (variance + self.mean[i].powi(2)) { variance } else { 0.0 }
+        self.covariance.diagonal().zip(self.mean.iter()).map(|(variance, mean)| {
+            if variance > RESOLUTION * (variance + mean.powi(2)) { variance } else { 0.0 }
         })
     }
 
@@ -181,12 +160,14 @@ impl Statistics {
     }
 
     /// `D^-½ Σ D^-½`, with zeros for channels that do not vary.
-    fn correlation(&self, deviations: &[f64]) -> Mat<f64> {
-        let width = deviations.len();
-        Mat::from_fn(width, width, |i, j| {
+    fn correlation(&self, deviations: &[f64]) -> Triangle {
+        let mut correlation = self.covariance.clone();
+        let entry = |i: usize, j: usize, entry: f64| {
             let scale = deviations[i] * deviations[j];
-            if scale > 0.0 { self.covariance[(i, j)] / scale } else { 0.0 }
-        })
+            if scale > 0.0 { entry / scale } else { 0.0 }
+        };
+        correlation.map(entry, Par::Seq);
+        correlation
     }
 }
 

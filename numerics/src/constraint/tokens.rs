@@ -224,7 +224,7 @@ impl SiteOperator for TokenConstraint {
         self.shares.iter().enumerate().filter(|(_, share)| **share > 0.0).map(|(i, p)| p * energy(i)).sum()
     }
 
-    fn mean_and_covariance(&self) -> Option<(ColRef<'_, f64>, MatRef<'_, f32>)> {
+    fn mean_and_covariance(&self) -> Option<(ColRef<'_, f64>, f64, MatRef<'_, f32>)> {
         None
     }
 }

@@ -176,7 +176,7 @@ fn output_energy(
 ) -> Result<f64> {
     const EXACT_SIDE: usize = 2048;
     let is_small = weight.nrows().min(weight.ncols()) <= EXACT_SIDE;
-    let Some((mean, covariance)) = constraint.mean_and_covariance().filter(|_| !is_small) else {
+    let Some((mean, sign, covariance)) = constraint.mean_and_covariance().filter(|_| !is_small) else {
         return Ok(constraint.output_energy(weight, par));
     };
     let transposed = weight.transpose();
@@ -184,7 +184,7 @@ fn output_energy(
     let covariance = covariance.transpose();
     let moved = Product { left: &covariance, right: &transposed };
     let varying = low_rank::trace(&Product { left: &weight, right: &moved }, seed, name, par)?;
-    Ok(varying + energy_of_mean(weight, mean))
+    Ok(sign * varying + energy_of_mean(weight, mean))
 }
 
 #[cfg(test)]

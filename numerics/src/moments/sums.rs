@@ -1,11 +1,9 @@
 //! Sums over the rows of a site: how many rows, their sum, their Gram matrix, and the largest absolute value of every column.
 
-use crate::dense;
 use crate::error::{Error, Result};
 use crate::simd::{self, Rows, Sums, Values, Workspace};
-use faer::prelude::ReborrowMut;
-use faer::{Col, Mat, MatMut, MatRef, Par};
-use pulp::Arch;
+use crate::triangle::{Triangle, whole};
+use faer::{Col, Mat, MatRef, Par};
 use std::num::Saturating;
 
 /// Sums over the rows of a site.
@@ -215,7 +213,7 @@ impl Moments {
     /// [`Error::NoRows`].
     pub fn second_moment(&self) -> Result<Mat<f64>> {
         let scale = self.scale()?;
-        Ok(self.symmetric(|_, _, gram| gram * scale))
+        Ok(whole(self.width, &self.gram, |_, _, gram| gram * scale, Par::Seq))
     }
 
     /// Covariance `Σ = E[(x − μ) (x − μ)ᵀ]`, `d × d`: `(gram − sum sumᵀ / n) / n`.
@@ -226,51 +224,24 @@ impl Moments {
     /// # Errors
     /// [`Error::NoRows`].
     pub fn covariance(&self) -> Result<Mat<f64>> {
-        let scale = self.scale()?;
-        let mean = self.mean()?;
-        Ok(self.symmetric(|i, j, gram| (-mean[i]).mul_add(self.sum[j], gram) * scale))
+        let covariance = self.covariance_of()?;
+        // Symmetric to the last bit.
+        let entry = |i: usize, j: usize, gram: f64| covariance(i.min(j), i.max(j), gram);
+        Ok(whole(self.width, &self.gram, entry, Par::Seq))
     }
 
-    /// A matrix from a function of `i`, `j` and the sum of products of these columns, `i ≤ j`. It is symmetric to the last bit.
-    fn symmetric(&self, entry: impl Fn(usize, usize, f64) -> f64 + Sync) -> Mat<f64> {
-        /// Columns of a strip.
-        const TOGETHER: usize = 32;
-        /// Rows that are transposed together: a cache line of a column.
-        const LINE: usize = 8;
-        let mut out = Mat::zeros(self.width, self.width);
-        // From the diagonal on.
-        let row = |i: usize| &self.gram[i * self.width - i * (i + 1) / 2 + i..][..self.width - i];
-        let write = |first: usize, mut strip: MatMut<'_, f64>| {
-            let last = first + strip.ncols();
-            let mut lines = [[0.0; LINE]; TOGETHER];
-            for above in (0..last).step_by(LINE) {
-                for i in above..last.min(above + LINE) {
-                    let grams = &row(i)[first.max(i) - i..last - i];
-                    for ((j, line), gram) in
-                        (first..last).zip(&mut lines).skip(i.saturating_sub(first)).zip(grams)
-                    {
-                        line[i - above] = entry(i, j, *gram);
-                    }
-                }
-                for ((j, line), column) in (first..last).zip(&lines).zip(strip.rb_mut().col_iter_mut()) {
-                    let count = LINE.min((j + 1).saturating_sub(above));
-                    for (out, value) in column.subrows_mut(above.min(j), count).iter_mut().zip(line) {
-                        *out = *value;
-                    }
-                }
-            }
-            for (i, column) in (first..last).zip(strip.col_iter_mut()) {
-                let below = column.subrows_mut(i, self.width - i);
-                for ((j, out), gram) in (i..).zip(below.iter_mut()).zip(row(i)) {
-                    *out = entry(i, j, *gram);
-                }
-            }
-        };
-        // With the instructions of the processor: a fused multiply-add is a call otherwise.
-        let strip = |first: usize, strip: MatMut<'_, f64>| Arch::new().dispatch(|| write(first, strip));
-        // On one thread: with more of them it took longer.
-        dense::in_strips(out.as_mut(), TOGETHER, &strip, Par::Seq);
-        out
+    /// As [`Self::covariance`], as a triangle.
+    pub(crate) fn covariance_triangle(&self, par: Par) -> Result<Triangle> {
+        let covariance = self.covariance_of()?;
+        let mut triangle = Triangle::new(self.width, self.gram.clone());
+        triangle.map(covariance, par);
+        Ok(triangle)
+    }
+
+    /// An entry of the covariance, from `i`, `j` and the sum of products of these columns, `i ≤ j`.
+    fn covariance_of(&self) -> Result<impl Fn(usize, usize, f64) -> f64 + Sync> {
+        let (scale, mean) = (self.scale()?, self.mean()?);
+        Ok(move |i: usize, j: usize, gram: f64| (-mean[i]).mul_add(self.sum[j], gram) * scale)
     }
 
     /// Bytes that the moments of a site of this width hold.

@@ -58,6 +58,7 @@ pub use precision::{Precision, Unsupported};
 pub use rows::{Rows, Values};
 pub use sums::{Sums, accumulate};
 pub use tier::Tier;
+pub(crate) use triangle::row_start;
 pub use workspace::Workspace;
 
 /// Rows per block of f32: within a block the Gram accumulates in f32, across blocks in f64.

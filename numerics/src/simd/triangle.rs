@@ -11,7 +11,7 @@ pub(super) fn checked_len(width: usize) -> Option<usize> {
 /// Index of the diagonal element of a row, where the row starts; for `row = width`, the length.
 ///
 /// Does not overflow if [`checked_len`] does not.
-pub(super) fn row_start(width: usize, row: usize) -> usize {
+pub(crate) fn row_start(width: usize, row: usize) -> usize {
     // The rows above hold width, width - 1, … numbers: half as many as (row) × (2 width - row + 1).
     let (rows, pair) = (row, 2 * width + 1 - row);
     if rows.is_multiple_of(2) { rows / 2 * pair } else { pair / 2 * rows }

@@ -1,0 +1,135 @@
+//! Symmetric matrices as their upper triangle, row after row, in f64: half of the memory of the whole matrix.
+
+use crate::dense::{self, Real};
+use crate::simd::row_start;
+use crate::simd::threads::share;
+use faer::prelude::ReborrowMut;
+use faer::{Mat, MatMut, Par};
+use pulp::Arch;
+
+/// A symmetric matrix.
+#[derive(Clone, Debug)]
+pub(crate) struct Triangle {
+    width: usize,
+    /// Row `i` holds the columns from `i` on.
+    entries: Vec<f64>,
+}
+
+impl Triangle {
+    /// A matrix of such a triangle.
+    ///
+    /// # Panics
+    /// If the number of entries is another.
+    pub(crate) fn new(width: usize, entries: Vec<f64>) -> Self {
+        assert_eq!(entries.len(), row_start(width, width), "entries of a triangle of width {width}");
+        Self { width, entries }
+    }
+
+    /// The upper triangle of a symmetric matrix.
+    #[cfg(test)]
+    pub(crate) fn of(matrix: &Mat<f64>, par: Par) -> Self {
+        let width = matrix.nrows();
+        let mut triangle = Self::new(width, vec![0.0; row_start(width, width)]);
+        // Columns lie together in memory, and are those rows.
+        triangle.map(|i, j, _| matrix[(j, i)], par);
+        triangle
+    }
+
+    pub(crate) fn width(&self) -> usize {
+        self.width
+    }
+
+    /// The entry `(i, j)`.
+    pub(crate) fn get(&self, i: usize, j: usize) -> f64 {
+        let (i, j) = (i.min(j), i.max(j));
+        self.entries[row_start(self.width, i) + j - i]
+    }
+
+    pub(crate) fn diagonal(&self) -> impl Iterator<Item = f64> {
+        (0..self.width).map(|i| self.entries[row_start(self.width, i)])
+    }
+
+    pub(crate) fn add_to_diagonal(&mut self, value: f64) {
+        (0..self.width).for_each(|i| self.entries[row_start(self.width, i)] += value);
+    }
+
+    /// Replaces every entry `(i, j)`, `i ≤ j`, by a function of it.
+    pub(crate) fn map(&mut self, entry: impl Fn(usize, usize, f64) -> f64 + Sync, par: Par) {
+        let mut rest = &mut self.entries[..];
+        let rows = (0..self.width).map(|i| {
+            let (row, later) = std::mem::take(&mut rest).split_at_mut(self.width - i);
+            rest = later;
+            (i, row)
+        });
+        share(par.degree(), rows, |(i, row)| {
+            // With the instructions of the processor: a fused multiply-add is a call otherwise.
+            Arch::new().dispatch(|| {
+                for (j, value) in (i..).zip(row) {
+                    *value = entry(i, j, *value);
+                }
+            });
+        });
+    }
+
+    /// The whole matrix, by a function of row, column and entry.
+    pub(crate) fn whole<T: Real>(&self, entry: impl Fn(usize, usize, f64) -> T + Sync, par: Par) -> Mat<T> {
+        whole(self.width, &self.entries, entry, par)
+    }
+
+    /// `|A|²_F`.
+    pub(crate) fn squared_norm(&self) -> f64 {
+        let all: f64 = self.entries.iter().map(|entry| entry * entry).sum();
+        2.0 * all - self.diagonal().map(|entry| entry * entry).sum::<f64>()
+    }
+
+    /// The entries.
+    pub(crate) fn into_entries(self) -> Vec<f64> {
+        self.entries
+    }
+}
+
+/// The whole matrix of a triangle, by a function of row, column and entry.
+pub(crate) fn whole<T: Real>(
+    width: usize,
+    triangle: &[f64],
+    entry: impl Fn(usize, usize, f64) -> T + Sync,
+    par: Par,
+) -> Mat<T> {
+    /// Columns of a strip.
+    const TOGETHER: usize = 32;
+    /// Rows that are transposed together: a cache line of a column.
+    const LINE: usize = 8;
+    let mut out = Mat::zeros(width, width);
+    // From the diagonal on.
+    let row = |i: usize| &triangle[row_start(width, i)..][..width - i];
+    let write = |first: usize, mut strip: MatMut<'_, T>| {
+        let last = first + strip.ncols();
+        let mut lines = [[0.0; LINE]; TOGETHER];
+        for above in (0..last).step_by(LINE) {
+            for i in above..last.min(above + LINE) {
+                let values = &row(i)[first.max(i) - i..last - i];
+                for (line, value) in lines.iter_mut().skip(i.saturating_sub(first)).zip(values) {
+                    line[i - above] = *value;
+                }
+            }
+            for ((j, line), column) in (first..last).zip(&lines).zip(strip.rb_mut().col_iter_mut()) {
+                let count = LINE.min((j + 1).saturating_sub(above));
+                for ((i, out), value) in
+                    (above..).zip(column.subrows_mut(above.min(j), count).iter_mut()).zip(line)
+                {
+                    *out = entry(i, j, *value);
+                }
+            }
+        }
+        for (i, column) in (first..last).zip(strip.col_iter_mut()) {
+            let below = column.subrows_mut(i, width - i);
+            for ((j, out), value) in (i..).zip(below.iter_mut()).zip(row(i)) {
+                *out = entry(j, i, *value);
+            }
+        }
+    };
+    // With the instructions of the processor: a fused multiply-add is a call otherwise.
+    let strip = |first: usize, strip: MatMut<'_, T>| Arch::new().dispatch(|| write(first, strip));
+    dense::in_strips(out.as_mut(), TOGETHER, &strip, par);
+    out
+}
