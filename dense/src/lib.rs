@@ -15,10 +15,12 @@
 mod algorithms;
 mod band;
 mod strips;
+mod thin;
 mod workspace;
 
 pub use band::{BlockTridiagonal, Fraction};
 pub use strips::{from_columns, in_strips};
+pub use thin::{cholesky_qr, thin_product, thin_solve, thin_solve_transposed};
 pub use workspace::workspace;
 
 use faer::traits::RealField;
@@ -133,19 +135,6 @@ pub fn solve_lower<T: Real>(l: MatRef<'_, T>, x: MatMut<'_, T>, par: Par) {
 /// `R⁻¹ X` for an upper triangular matrix `R`, in place of `X`.
 pub fn solve_upper<T: Real>(r: MatRef<'_, T>, x: MatMut<'_, T>, par: Par) {
     T::solve_upper(r, x, par);
-}
-
-/// The product `A V` with a thin block `V`.
-///
-/// The time of such a product is that of reading `A`. If `A` is stored row after row, it takes half of the time that it takes otherwise,
-/// and the result is first stored in the same way. So a symmetric matrix is best given as its transpose.
-pub fn thin_product<T: Real>(a: MatRef<'_, T>, block: MatRef<'_, T>, par: Par) -> Mat<T> {
-    if a.col_stride().unsigned_abs() >= a.row_stride().unsigned_abs() {
-        return product(a, block, par);
-    }
-    let mut out = Mat::zeros(block.ncols(), a.nrows());
-    product_into(out.as_mut().transpose_mut(), a, block, par);
-    out.transpose().to_owned()
 }
 
 /// Lower Cholesky factor `G` of the symmetric matrix whose lower triangle `a` holds, `A = G Gᵀ`; zeros above the

@@ -103,11 +103,11 @@ impl<T: Number> Operands<T> {
             (Norm::Activations, None) => {}
             (Norm::Activations, Some(metric)) => {
                 x = dense::thin_product(metric.as_ref(), x.as_ref(), par);
-                dense::solve_lower(denominator, x.as_mut(), par);
+                dense::thin_solve(denominator, x.as_mut(), par);
             }
-            (Norm::Weights, _) => dense::solve_lower(denominator, x.as_mut(), par),
+            (Norm::Weights, _) => dense::thin_solve(denominator, x.as_mut(), par),
         }
-        dense::solve_upper(denominator.transpose(), x.as_mut(), par);
+        dense::thin_solve_transposed(denominator, x.as_mut(), par);
         narrow(dense::thin_product(self.change(), x.as_ref(), par))
     }
 
@@ -116,15 +116,15 @@ impl<T: Number> Operands<T> {
         let denominator = self.denominator.as_ref();
         let block: Mat<T> = widen(block);
         let mut x = dense::thin_product(self.change.transpose(), block.as_ref(), par);
-        dense::solve_lower(denominator, x.as_mut(), par);
+        dense::thin_solve(denominator, x.as_mut(), par);
         match (norm, &self.metric) {
             (Norm::Activations, None) => narrow(x),
             (Norm::Activations, Some(metric)) => {
-                dense::solve_upper(denominator.transpose(), x.as_mut(), par);
+                dense::thin_solve_transposed(denominator, x.as_mut(), par);
                 narrow(dense::thin_product(metric.transpose(), x.as_ref(), par))
             }
             (Norm::Weights, _) => {
-                dense::solve_upper(denominator.transpose(), x.as_mut(), par);
+                dense::thin_solve_transposed(denominator, x.as_mut(), par);
                 narrow(x)
             }
         }
@@ -134,7 +134,7 @@ impl<T: Number> Operands<T> {
     pub(super) fn leave_metric(&self, mut block: MatMut<'_, f32>, par: Par) {
         let metric = self.metric.as_ref().unwrap_or(&self.denominator);
         let mut x: Mat<T> = widen(block.as_ref());
-        dense::solve_upper(metric.transpose(), x.as_mut(), par);
+        dense::thin_solve_transposed(metric.as_ref(), x.as_mut(), par);
         block.copy_from(narrow(x));
     }
 }

@@ -139,7 +139,7 @@ fn iterate(
     let mut b = Mat::<f32>::zeros(max_dimension, max_dimension);
 
     let start = random::gaussian::<f32>(n, block, seed, name);
-    v.as_mut().subcols_mut(0, block).copy_from(thin_qr("start block", &start, par)?.0);
+    v.as_mut().subcols_mut(0, block).copy_from(thin_qr("start block", &start)?.0);
     // The largest norm of an image so far; rounding errors are relative to it.
     let mut scale = 0f32;
     let mut dimension = 0;
@@ -254,7 +254,7 @@ struct Orthonormalized {
     remainder: Mat<f32>,
 }
 
-/// Classical Gram–Schmidt against the basis, twice, Householder QR within the block, and deflation.
+/// Classical Gram–Schmidt against the basis, twice, QR within the block, and deflation.
 ///
 /// A direction is rounding error if it is shorter than [`NOISE`] times `scale` after the first projection, or if the second projection
 /// shortens it below [`KEPT`], which means that it lies in the basis. In both cases the lost part of the block is as small as the
@@ -270,13 +270,13 @@ fn orthonormalize(
     const WHAT: &str = "the image of a block";
     let width = block.ncols();
     let (block, first) = project_out(block, basis, par);
-    let (q, r) = thin_qr(WHAT, &block, par)?;
+    let (q, r) = thin_qr(WHAT, &block)?;
     let noise = NOISE * scale;
     // If no diagonal entry is that small, the second projection finds all noise.
     let has_noise = r.diagonal().column_vector().iter().any(|entry| entry.abs() <= noise);
     let (q, r) = if has_noise { leading(q, r, noise, par)? } else { (q, r) };
     let (q, second) = project_out(q, basis, par);
-    let (q, correction) = thin_qr(WHAT, &q, par)?;
+    let (q, correction) = thin_qr(WHAT, &q)?;
     // Singular values of the correction are √(1 − s²) for those of `second`, s.
     let has_copies = second.squared_norm_l2() > 1.0 - KEPT * KEPT;
     let (q, correction) = if has_copies { leading(q, correction, KEPT, par)? } else { (q, correction) };
@@ -293,7 +293,7 @@ fn orthonormalize(
     for _ in 0..2 {
         let (outside, _) = project_out(other, basis, par);
         let (outside, _) = project_out(outside, q.as_ref(), par);
-        other = thin_qr(WHAT, &outside, par)?.0;
+        other = thin_qr(WHAT, &outside)?.0;
     }
     whole.as_mut().subcols_mut(kept, width - kept).copy_from(&other);
     let mut padded = Mat::zeros(width, width);
@@ -302,8 +302,13 @@ fn orthonormalize(
 }
 
 /// QR decomposition in f64, see [`dense`].
-fn thin_qr(what: &'static str, block: &Mat<f32>, par: Par) -> Result<(Mat<f32>, Mat<f32>)> {
-    let (q, r) = dense::thin_qr(what, dense::to_f64(block.as_ref()), par)?;
+fn thin_qr(what: &'static str, block: &Mat<f32>) -> Result<(Mat<f32>, Mat<f32>)> {
+    let wide = || dense::to_f64(block.as_ref());
+    let (q, r) = match dense::cholesky_qr(wide()) {
+        Some(decomposed) => decomposed,
+        // On one thread: with more of them it takes longer.
+        None => dense::thin_qr(what, wide(), Par::Seq)?,
+    };
     Ok((dense::to_f32(q.as_ref()), dense::to_f32(r.as_ref())))
 }
 
