@@ -328,7 +328,7 @@ fn quantized_weights_are_named_by_their_formats() {
         layers.0.plain    5×16  F32              2   150
 
         4 layers at 4 sites, 235.8 kB of activations to read, about [size] of memory
-        2.1e8 operations, adapter of at most 962 parameters in 3.8 kB
+        5.4e7 operations, adapter of at most 962 parameters in 3.8 kB
 
         quantized: checkpoint of a llama model, 1 file of 12.2 kB, 10880 parameters, 5 tensors (1 BF16; 4 FP8, blocks of 16 × 16)
 
@@ -347,7 +347,7 @@ fn quantized_weights_are_named_by_their_formats() {
         layers.0.plain               8×40  BF16                             2   150
 
         5 layers at 4 sites, 134.4 kB of activations to read, about [size] of memory
-        1.4e7 operations, adapter of at most 800 parameters in 3.2 kB
+        1.1e7 operations, adapter of at most 800 parameters in 3.2 kB
 
         quantized: checkpoint of a gpt_oss model, 1 file of 9.7 kB, 16380 parameters, 4 tensors (2 BF16, 2 MXFP4)
 
@@ -363,7 +363,7 @@ fn quantized_weights_are_named_by_their_formats() {
         model.layers.0.mlp.experts.down_proj.2  64×64  MXFP4            2   150
 
         3 layers at 1 site, 38.4 kB of activations to read, about [size] of memory
-        5.3e6 operations, adapter of at most 768 parameters in 3.1 kB
+        3.2e7 operations, adapter of at most 768 parameters in 3.1 kB
 
         quantized: checkpoint of a llama model, 1 file of 10.5 kB, 6120 parameters, 17 tensors (1 INT1, groups of 20; 1 INT2, groups of 20; 1 INT2, one scale per row; 1 INT3, groups of 20; 1 INT3, one scale per row; 1 INT4, groups of 10; 1 INT4, groups of 20; 1 INT4, one scale; 1 INT4, one scale per row; 1 INT5, groups of 20; 1 INT5, one scale per row; 1 INT6, groups of 20; 1 INT6, one scale per row; 1 INT7, groups of 20; 1 INT7, one scale per row; 1 INT8, groups of 20; 1 INT8, one scale per row)
 
@@ -405,7 +405,7 @@ fn quantized_weights_are_named_by_their_formats() {
         layers.0.zeros7    9×40  INT7, groups of 20                2   150
 
         16 layers at 16 sites, 384.0 kB of activations to read, about [size] of memory
-        1.7e7 operations, adapter of at most 1568 parameters in 6.3 kB
+        6.0e6 operations, adapter of at most 1568 parameters in 6.3 kB
 
         quantized: checkpoint of a llama model, 1 file of 13.4 kB, 16384 parameters, 8 tensors (2 GPTQ, 2 bits; 2 GPTQ, 3 bits; 2 GPTQ, 4 bits; 2 GPTQ, 8 bits)
 
@@ -429,7 +429,7 @@ fn quantized_weights_are_named_by_their_formats() {
         layers.0.ordered4  32×64  GPTQ, 4 bits           2   150
 
         7 layers at 7 sites, 268.8 kB of activations to read, about [size] of memory
-        2.8e7 operations, adapter of at most 1344 parameters in 5.4 kB
+        1.9e7 operations, adapter of at most 1344 parameters in 5.4 kB
 
         quantized: checkpoint of a llama model, 1 file of 840 B, 960 parameters, 1 tensor (1 AWQ, 4 bits)
 
@@ -440,7 +440,7 @@ fn quantized_weights_are_named_by_their_formats() {
         layers.0.up  24×40  AWQ, 4 bits           2   150
 
         1 layer at 1 site, 24.0 kB of activations to read, about [size] of memory
-        1.1e6 operations, adapter of at most 128 parameters in 512 B
+        9.8e5 operations, adapter of at most 128 parameters in 512 B
 
     "#]].assert_eq(&texts);
 }

@@ -102,11 +102,15 @@ pub fn to_f32(a: MatRef<'_, f64>) -> Mat<f32> {
     Mat::from_fn(a.nrows(), a.ncols(), |i, j| a[(i, j)] as f32)
 }
 
+/// The least power of two that is not below a positive number; otherwise 1.
+pub fn power_of_two(number: f64) -> f64 {
+    if number > 0.0 { number.log2().ceil().exp2() } else { 1.0 }
+}
+
 /// The matrix divided by a power of two near its largest entry, in f32, and that power. So no entry overflows, and only entries that are
 /// negligible beside the largest underflow.
 pub fn normalized(a: MatRef<'_, f64>) -> (Mat<f32>, f64) {
-    let largest = a.norm_max();
-    let scale = if largest > 0.0 { largest.log2().ceil().exp2() } else { 1.0 };
+    let scale = power_of_two(a.norm_max());
     (Mat::from_fn(a.nrows(), a.ncols(), |i, j| (a[(i, j)] / scale) as f32), scale)
 }
 

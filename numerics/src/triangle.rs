@@ -133,3 +133,42 @@ pub(crate) fn whole<T: Real>(
     dense::in_strips(out.as_mut(), TOGETHER, &strip, par);
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Entries that name their position, for widths around those of strips and lines.
+    fn numbered(width: usize) -> Triangle {
+        let mut triangle = Triangle::new(width, vec![0.5; row_start(width, width)]);
+        triangle.map(|i, j, entry| entry + (1000 * i + j) as f64, Par::rayon(4));
+        triangle
+    }
+
+    #[test]
+    fn every_entry_is_at_its_place() {
+        let below = |row: usize, column: usize| if row > column { 0.25 } else { 0.0 };
+        for width in [0, 1, 7, 8, 9, 31, 32, 33, 70] {
+            let triangle = numbered(width);
+            let value = |i: usize, j: usize| (1000 * i.min(j) + i.max(j)) as f64 + 0.5;
+            assert!((0..width).all(|i| (0..width).all(|j| triangle.get(i, j) == value(i, j))));
+            assert!(triangle.diagonal().eq((0..width).map(|i| value(i, i))));
+            for par in [Par::Seq, Par::rayon(4)] {
+                // Row and column are given, so a matrix need not be symmetric.
+                let whole = triangle.whole(|row, column, entry| entry + below(row, column), par);
+                let wanted = Mat::from_fn(width, width, |i, j| value(i, j) + below(i, j));
+                assert_eq!(whole, wanted, "{width}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_triangle_is_its_matrix() {
+        let mut triangle = numbered(20);
+        triangle.add_to_diagonal(3.0);
+        let matrix = triangle.whole(|_, _, entry| entry, Par::Seq);
+        assert_eq!((matrix[(4, 4)], matrix[(4, 5)], matrix[(5, 4)]), (4007.5, 4005.5, 4005.5));
+        assert!((triangle.squared_norm() / matrix.squared_norm_l2() - 1.0).abs() < 1e-12);
+        assert_eq!(Triangle::of(&matrix, Par::Seq).into_entries(), triangle.into_entries());
+    }
+}

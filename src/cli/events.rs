@@ -188,7 +188,7 @@ mod tests {
             serde_json::to_string(&line).unwrap() + "\n"
         };
         expect![[r#"
-            {"event":"started","layers":2,"memory":2000000,"operations":3024.0,"rows":100,"schema_version":1,"sites":1,"tool_version":"0.1.0"}
+            {"event":"started","layers":2,"memory":2000000,"operations":5310.4,"rows":100,"schema_version":1,"sites":1,"tool_version":"0.1.0"}
             {"event":"site-started","rows":7,"site":"a\nb"}
             {"event":"rows-added","rows":7,"site":"in"}
             {"event":"resumed","rows":7,"site":"in"}

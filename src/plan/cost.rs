@@ -22,7 +22,7 @@
 use super::{PlannedLayer, PlannedSite, SideBySide, SiteRows, Work};
 use crate::activations::Blocks;
 use crate::constraint::Coupling;
-use crate::factors::{LayerShape, Start};
+use crate::factors::Start;
 use crate::method::{Bytes, Options, SiteSize};
 use crate::moments::Moments;
 use crate::simd::BLOCK_ROWS;
@@ -165,13 +165,11 @@ pub(super) fn work_of_rows(rows: u64, width: usize) -> f64 {
 pub(super) fn work(sites: &[PlannedSite], options: &Options) -> Work {
     let mut work = Work::default();
     for site in sites {
-        let d = site.classes.map_or(site.width as f64, |classes| classes as f64);
         work.moments += work_of_rows(site.rows_to_read, site.width);
         work.factors += options.site_work(size(site));
         let of_layer = |layer: &PlannedLayer| {
-            let is_embedding = layer.shape == LayerShape::Embedding;
-            let side = if is_embedding { components(layer, options) as f64 } else { d };
-            2.0 * layer.outputs as f64 * layer.inputs as f64 * side
+            let options = options.of_part(layer.shape.parts());
+            options.layer_work(layer.outputs as u64, layer.inputs as u64, &layer.shape)
         };
         work.factors += site.layers.iter().map(of_layer).sum::<f64>();
     }

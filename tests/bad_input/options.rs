@@ -289,7 +289,7 @@ fn wide_sites_are_refused_from_headers() {
         &format!("{words} --coupling transport --max-memory 2GiB"),
         2,
         expect![[r#"
-            error: the run needs at least 53476 MiB of memory, but the limit is 2048 MiB
+            error: the run needs at least 57193 MiB of memory, but the limit is 2048 MiB
               help: give --max-memory [size] or more; --coupling uncorrelated and smaller ranks need less
         "#]],
     );

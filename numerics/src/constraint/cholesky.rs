@@ -76,6 +76,11 @@ pub(super) fn cholesky(mut matrix: Triangle, par: Par) -> Option<Mat<f32>> {
     Some(factor)
 }
 
+/// Bytes that [`cholesky`] needs besides the matrix and the factor: the rows of a block, in f64 and f32, and the kernel's copy of them.
+pub(super) fn memory(width: u64) -> u64 {
+    width.saturating_mul(BLOCK as u64 * 24)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,7 +4,7 @@ use super::build::Site;
 use super::energy::{dot, energy_of_mean};
 use super::operands::Operands;
 use super::statistics::{Statistics, is_near_noise};
-use super::{Coupling, Dampings, Evidence, Norm, SiteOperator, Terms};
+use super::{Coupling, Dampings, Evidence, Norm, SiteOperator, Terms, cholesky};
 use crate::dense;
 use crate::error::{Error, Result};
 use faer::{Col, ColRef, Mat, MatMut, MatRef, Par};
@@ -74,20 +74,24 @@ impl Constraint {
     /// Bytes that [`Self::new`] needs at its peak for a site of width `d`, and bytes that its result holds.
     ///
     /// The peak is at the eigendecomposition, if there is one: its scratch of `3 d²` numbers, the covariance, the matrix and its
-    /// eigenvectors, and with a measured source three further matrices.
+    /// eigenvectors, and with a measured source three further matrices. Otherwise it is at the last factorization.
     pub fn memory(width: u64, terms: Terms, measured_source: bool) -> (u64, u64) {
-        let square = width.saturating_mul(width);
+        let near_noise = is_near_noise(terms.ridge, width as usize);
         let kept_source = u64::from(measured_source);
         let preserved = u64::from(terms.preserve > 0.0);
-        let near_noise = is_near_noise(terms.ridge, width as usize);
-        let double = match terms.coupling {
-            Coupling::Transport if measured_source => 10,
-            Coupling::Transport => 7,
-            _ if near_noise => 7 + kept_source,
-            Coupling::Uncorrelated | Coupling::Paired => 3 + kept_source + preserved,
+        // Beside the change, which is its negative otherwise.
+        let covariance = u64::from(near_noise || measured_source || terms.coupling != Coupling::Uncorrelated);
+        // Matrices in f32, or triangles in f64, which have the same size.
+        let peak = match terms.coupling {
+            Coupling::Transport if measured_source => 22,
+            Coupling::Transport => 15,
+            _ if near_noise => 14 + 2 * kept_source,
+            Coupling::Uncorrelated | Coupling::Paired => 3 + covariance + kept_source + 2 * preserved,
         };
-        let factored = if near_noise { 8 } else { 4 };
-        (square.saturating_mul(8 * double), square.saturating_mul(4 + factored * (2 + preserved)))
+        let factored = if near_noise { 2 } else { 1 };
+        let held = covariance + factored * (2 + preserved);
+        let bytes = |matrices: u64| width.saturating_mul(width).saturating_mul(4 * matrices);
+        (bytes(peak).saturating_add(cholesky::memory(width)), bytes(held))
     }
 
     /// `Σ`, divided by the sign that comes with it.

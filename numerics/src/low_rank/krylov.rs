@@ -54,6 +54,12 @@ impl KrylovParams {
         Self { block, max_dimension, tolerance: 1e-2 }
     }
 
+    /// Values for a few triplets of a matrix in memory. A product with it is cheap, so blocks are narrow and the residuals small.
+    pub(super) fn of_matrix(k: usize) -> Self {
+        let block = 16;
+        Self { block, max_dimension: (k + 8 * block).next_multiple_of(block), tolerance: 1e-3 }
+    }
+
     /// Columns of the widest block that is used for `k` triplets: it finds all copies of a repeated singular value.
     pub(super) fn widest(&self, k: usize) -> usize {
         k.next_multiple_of(self.block)

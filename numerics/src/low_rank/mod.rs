@@ -12,5 +12,5 @@ mod trace;
 
 pub use krylov::KrylovParams;
 pub use operator::{Operator, Product};
-pub use svd::{TruncatedSvd, dense_memory, last_components, memory, truncated_svd};
+pub use svd::{TruncatedSvd, dense_memory, dense_work, last_components, memory, truncated_svd, work};
 pub use trace::trace;

@@ -19,7 +19,8 @@ pub struct TruncatedSvd<T = f32> {
     pub energy: f64,
     /// True if `energy` is exact. Otherwise the energy outside the space that the method visited is an estimate.
     pub energy_exact: bool,
-    /// Largest `‖M vᵢ − σᵢ uᵢ‖ / σ₁` or `‖Mᵀ uᵢ − σᵢ vᵢ‖ / σ₁`, computed with the operator; 0 for a dense decomposition.
+    /// Largest `‖M vᵢ − σᵢ uᵢ‖ / σ₁` or `‖Mᵀ uᵢ − σᵢ vᵢ‖ / σ₁`, computed with the operator, or with the
+    /// matrix that it forms; 0 for a dense decomposition.
     pub residual: f64,
 }
 
@@ -52,7 +53,7 @@ pub fn truncated_svd(
             "fallback to a dense decomposition: the block Lanczos iteration failed its check"
         );
     }
-    dense_svd(operator, k, par)
+    formed_svd(operator, k, seed, name, par)
 }
 
 /// The `k` last singular triplets of a matrix, in descending order, by a dense decomposition of the whole.
@@ -102,34 +103,56 @@ pub fn memory(m: u64, n: u64, k: u64) -> u64 {
     }
 }
 
+/// Operations of [`truncated_svd`] at most, if a product of the operator with a vector needs `product` of them.
+pub fn work(m: u64, n: u64, k: u64, product: f64) -> f64 {
+    match krylov_params(m.min(n) as usize, k as usize) {
+        // The products in both directions. The bases are thin.
+        Some(params) => 2.0 * params.max_dimension as f64 * product,
+        None => m.min(n) as f64 * product + dense_work(m, n),
+    }
+}
+
+/// Operations of a dense decomposition, as many as products of matrices have in its time (measured on square matrices).
+pub fn dense_work(m: u64, n: u64) -> f64 {
+    let [side, length] = [m.min(n), m.max(n)].map(|length| length as f64);
+    (35.0 * side + 6.0 * (length - side)) * side * side
+}
+
 /// `None` if a dense decomposition is the better choice.
 pub(super) fn krylov_params(side: usize, k: usize) -> Option<KrylovParams> {
     let params = KrylovParams::auto(k);
     (side > DENSE_SIDE && 2 * params.max_dimension <= side).then_some(params)
 }
 
-/// Forms the operator from its smaller side and decomposes it densely.
-pub(super) fn dense_svd(operator: &dyn Operator, k: usize, par: Par) -> Result<TruncatedSvd> {
+/// Forms the operator from its smaller side, and decomposes the matrix: by the iteration for a few triplets, otherwise densely.
+fn formed_svd(operator: &dyn Operator, k: usize, seed: u64, name: &str, par: Par) -> Result<TruncatedSvd> {
+    /// The most triplets for which the iteration takes less time.
+    const FEW: usize = 32;
     let (m, n) = (operator.rows(), operator.columns());
     // The operator or its transpose: the one with fewer columns.
-    let matrix = dense::to_f64(
-        if n <= m {
-            operator.apply(Mat::identity(n, n).as_ref(), par)
-        } else {
-            operator.apply_transpose(Mat::identity(m, m).as_ref(), par)
+    let formed = if n <= m {
+        operator.apply(Mat::identity(n, n).as_ref(), par)
+    } else {
+        operator.apply_transpose(Mat::identity(m, m).as_ref(), par)
+    };
+    let matrix = dense::to_f64(formed.as_ref());
+    dense::check_finite("the update", matrix.as_ref())?;
+    let params = KrylovParams::of_matrix(k);
+    let few = k <= FEW && 2 * params.max_dimension <= m.min(n);
+    let iterated = match few {
+        true => krylov::truncated_svd(&formed.as_ref(), k, params, seed, name, par)?,
+        false => None,
+    };
+    let (long, s, short, residual) = match iterated {
+        Some(svd) if svd.residual <= params.tolerance => (svd.u, svd.s, svd.v, svd.residual),
+        // For a flat spectrum the iteration does not converge.
+        _ => {
+            let (long, s, short) = leading(matrix.as_ref(), k, par)?;
+            (dense::to_f32(long.as_ref()), s, dense::to_f32(short.as_ref()), 0.0)
         }
-        .as_ref(),
-    );
-    let (long, s, short) = leading(matrix.as_ref(), k, par)?;
+    };
     let (u, v) = if n <= m { (long, short) } else { (short, long) };
-    Ok(TruncatedSvd {
-        u: dense::to_f32(u.as_ref()),
-        s,
-        v: dense::to_f32(v.as_ref()),
-        energy: matrix.squared_norm_l2(),
-        energy_exact: true,
-        residual: 0.0,
-    })
+    Ok(TruncatedSvd { u, s, v, energy: matrix.squared_norm_l2(), energy_exact: true, residual })
 }
 
 /// `U (m × k)`, singular values and `V (n × k)` of a matrix with `n ≤ m`: from the eigenvectors of `MᵀM`, in at most half

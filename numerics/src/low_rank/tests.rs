@@ -66,6 +66,35 @@ quickcheck! {
     }
 }
 
+/// Matrices of a few hundred rows or columns are iterated in memory: for spectra that decay fast, slowly or not at all, of low rank and with
+/// repeated values, in both orientations, the result is that of the dense decomposition.
+#[test]
+fn matrices_of_medium_size_agree_with_their_spectrum() {
+    type Spectrum = fn(usize) -> f64;
+    let spectra: [(&str, Spectrum); 5] = [
+        ("fast", |i| (i as f64).recip()),
+        ("slow", |i| (i as f64).powf(-0.3)),
+        ("flat", |i| 1.0 - 1e-4 * i as f64),
+        ("low rank", |i| if i <= 5 { 1.0 / i as f64 } else { 0.0 }),
+        ("repeated", |i| if i <= 20 { 1.0 } else { 0.5 / i as f64 }),
+    ];
+    for (name, spectrum) in spectra {
+        let matrix = with_spectrum(420, 300, spectrum);
+        let optimal = (17..=300).map(|i| spectrum(i).powi(2)).sum::<f64>().sqrt();
+        let energy: f64 = (1..=300).map(|i| spectrum(i).powi(2)).sum();
+        for (matrix, transposed) in [(matrix.clone(), false), (matrix.transpose().to_owned(), true)] {
+            let svd = truncated_svd(&matrix.as_ref(), 16, 0, "layer", Par::Seq).unwrap();
+            let excess = truncation_error(&matrix, &svd) - optimal;
+            assert!(excess < 1e-5, "{name}, {transposed}: {excess:e} above the optimum");
+            assert!(svd.energy_exact && (svd.energy / energy - 1.0).abs() < 1e-5, "{name}: {}", svd.energy);
+            assert!(svd.residual <= 1e-3 && orthonormal(&svd.u) && orthonormal(&svd.v), "{name}");
+            for (i, s) in svd.s.iter().enumerate() {
+                assert!((s - spectrum(i + 1)).abs() < 1e-5, "{name}: singular value {i} is {s}");
+            }
+        }
+    }
+}
+
 /// The last triplets are the rest after the first ones.
 #[test]
 fn first_and_last_components_make_the_whole() {

@@ -16,7 +16,7 @@
 //!
 //! Effective ranks need all eigenvalues, so the matrix is decomposed as a whole, in f64. PEFT 0.21 does not have the method.
 
-use super::definition::{Basis, Bytes, Definition, Form, RankRule, SiteSize, Uses, Weight};
+use super::definition::{Basis, Bytes, Definition, Form, LayerSize, RankRule, SiteSize, Uses, Weight};
 use super::sc_lora::{LeadingOutputs, Symmetric};
 use super::{Draft, Nested, Options};
 use crate::constraint::SiteEvidence;
@@ -59,6 +59,10 @@ impl Definition for Astra {
     fn basis_memory(&self, site: SiteSize, _: &Options) -> Bytes {
         let held = Symmetric::memory(site);
         Bytes { peak: held.saturating_mul(2), held }
+    }
+
+    fn layer_work(&self, layer: LayerSize) -> f64 {
+        low_rank::dense_work(layer.outputs, layer.inputs)
     }
 
     fn layer_memory(&self, outputs: u64, inputs: u64, _: u64) -> u64 {

@@ -13,7 +13,9 @@
 //!   diagonal.
 //! - PEFT doubles `λ` until an inverse is accurate; this crate multiplies it by ten until a Cholesky factorization succeeds.
 
-use super::definition::{Basis, Bytes, Definition, Form, RankRule, SiteSize, Uses, Weight, check_width};
+use super::definition::{
+    Basis, Bytes, Definition, Form, LayerSize, RankRule, SiteSize, Uses, Weight, check_width,
+};
 use super::{Decomposition, Draft, Options};
 use crate::constraint::{SiteEvidence, check_ridge, damped_second_moment};
 use crate::dense::{self, Real};
@@ -86,6 +88,13 @@ impl Definition for Corda {
     fn basis_cubes(&self, site: SiteSize, _: &Options) -> f64 {
         // The second moment of tokens is diagonal.
         if site.classes.is_some() { 0.0 } else { 1.0 }
+    }
+
+    fn layer_work(&self, layer: LayerSize) -> f64 {
+        match self.0 {
+            Part::First => layer.truncated(2.0),
+            Part::Last => low_rank::dense_work(layer.outputs, layer.inputs),
+        }
     }
 
     fn layer_memory(&self, outputs: u64, inputs: u64, components: u64) -> u64 {
@@ -197,13 +206,15 @@ impl Covariance {
     /// [`Error::NonFinite`](crate::error::Error::NonFinite) where their squares are too large;
     /// [`Error::NotPositiveDefinite`](crate::error::Error::NotPositiveDefinite) if even the largest damping does not help.
     fn new(moments: &Moments, ridge: f64, part: Part, par: Par) -> Result<Self> {
-        let (matrix, damping) = damped_second_moment(moments, ridge, par)?;
+        let (second, damping) = damped_second_moment(moments, ridge, par)?;
         let (matrix, scale) = match part {
             Part::First => {
-                let (matrix, scale) = dense::normalized(matrix.as_ref());
+                // The largest entry is on the diagonal.
+                let scale = dense::power_of_two(second.diagonal().fold(0.0, f64::max));
+                let matrix = second.whole(|_, _, entry| (entry / scale) as f32, par);
                 (Precision::Single(Matrix::Dense(matrix)), scale)
             }
-            Part::Last => (Precision::Double(Matrix::Dense(matrix)), 1.0),
+            Part::Last => (Precision::Double(Matrix::Dense(second.whole(|_, _, entry| entry, par))), 1.0),
         };
         Ok(Self { matrix, scale, damping })
     }

@@ -4,6 +4,7 @@ use super::{Draft, Options};
 use crate::constraint::SiteEvidence;
 use crate::error::{Error, Result};
 use crate::factors::{LayerShape, Start};
+use crate::low_rank;
 #[cfg(doc)]
 use crate::rank::Policy;
 use faer::{MatRef, Par};
@@ -70,6 +71,26 @@ pub struct SiteSize {
     pub classes: Option<u64>,
     /// True if pre-training activations were measured.
     pub measured_source: bool,
+}
+
+/// The size of a layer, from which its work follows.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LayerSize {
+    pub(crate) outputs: u64,
+    pub(crate) inputs: u64,
+    pub(crate) components: u64,
+    pub(crate) is_embedding: bool,
+}
+
+impl LayerSize {
+    /// Operations of a truncated decomposition of the weight times a matrix of the site, if a product of that matrix with a vector needs
+    /// this multiple of its entries. Those of tokens are diagonal.
+    pub(crate) fn truncated(self, of_site: f64) -> f64 {
+        let Self { outputs, inputs, components, is_embedding } = self;
+        let (m, d) = (outputs as f64, inputs as f64);
+        let of_site = if is_embedding { d } else { of_site * d * d };
+        low_rank::work(outputs, inputs, components, 2.0 * m * d + of_site)
+    }
 }
 
 /// Bytes of memory.
@@ -145,6 +166,12 @@ pub(crate) trait Definition: Sync {
     /// Operations of [`Self::basis`], in units of the cube of the site's width, or of the number of its classes.
     fn basis_cubes(&self, _site: SiteSize, _options: &Options) -> f64 {
         0.0
+    }
+
+    /// Floating-point operations of the decomposition of a weight.
+    fn layer_work(&self, layer: LayerSize) -> f64 {
+        // A QR decomposition of the factors.
+        4.0 * (layer.outputs as f64 + layer.inputs as f64) * (layer.components as f64).powi(2)
     }
 
     /// Bytes that the decomposition of a weight into so many components needs at its peak, besides the weight and the basis.

@@ -13,7 +13,9 @@
 //! 1e-6 of the variances of the channels, are not told apart: any directions among them have hardly a part in the activations. If several
 //! eigenvalues are equal, as for channels that are always zero, the directions among them are arbitrary. PEFT does not have the method.
 
-use super::definition::{Basis, Bytes, Definition, Form, RankRule, SiteSize, Uses, Weight, check_width};
+use super::definition::{
+    Basis, Bytes, Definition, Form, LayerSize, RankRule, SiteSize, Uses, Weight, check_width,
+};
 use super::sc_lora::{SOURCE, second_moment};
 use super::{Decomposition, Draft, Options};
 use crate::constraint::SiteEvidence;
@@ -73,6 +75,10 @@ impl Definition for LoraNull {
 
     fn basis_cubes(&self, _: SiteSize, _: &Options) -> f64 {
         9.0
+    }
+
+    fn layer_work(&self, layer: LayerSize) -> f64 {
+        low_rank::dense_work(layer.outputs, layer.inputs)
     }
 
     fn layer_memory(&self, outputs: u64, inputs: u64, components: u64) -> u64 {

@@ -10,7 +10,7 @@
 //! decomposition is computed in f64 instead of f32. If singular values are equal, as in a singular weight, the columns among them are
 //! arbitrary, and only their space is unique.
 
-use super::definition::{Basis, Definition, Form, RankRule, Weight};
+use super::definition::{Basis, Definition, Form, LayerSize, RankRule, Weight};
 use super::{Draft, Nested, Options};
 use crate::constraint::SiteEvidence;
 use crate::dense;
@@ -55,6 +55,10 @@ impl Definition for Mica {
 
     fn basis(&self, _: Option<SiteEvidence<'_>>, _: &str, _: &Options, _: Par) -> Result<Box<dyn Basis>> {
         Ok(Box::new(*self))
+    }
+
+    fn layer_work(&self, layer: LayerSize) -> f64 {
+        low_rank::dense_work(layer.outputs, layer.inputs)
     }
 
     fn layer_memory(&self, outputs: u64, inputs: u64, _: u64) -> u64 {

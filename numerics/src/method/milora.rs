@@ -5,7 +5,7 @@
 //! As PiSSA, with the last `r` singular triplets of `svd(W)`. The whole decomposition is computed in f64: nothing cheaper finds the
 //! smallest singular values, and in f32 they would be lost in the rounding of the largest one. PEFT does not have it.
 
-use super::definition::{Basis, Definition, Form, RankRule, Weight};
+use super::definition::{Basis, Definition, Form, LayerSize, RankRule, Weight};
 use super::{Draft, Options, pissa};
 use crate::constraint::SiteEvidence;
 use crate::dense;
@@ -33,6 +33,10 @@ impl Definition for Milora {
 
     fn basis(&self, _: Option<SiteEvidence<'_>>, _: &str, _: &Options, _: Par) -> Result<Box<dyn Basis>> {
         Ok(Box::new(*self))
+    }
+
+    fn layer_work(&self, layer: LayerSize) -> f64 {
+        low_rank::dense_work(layer.outputs, layer.inputs)
     }
 
     fn layer_memory(&self, outputs: u64, inputs: u64, _: u64) -> u64 {

@@ -9,7 +9,7 @@
 //! arbitrary. For equal values other than zero the product is still unique if the rank takes all of them. Those that are zero can be
 //! paired in any way, and then only the two spaces are unique. PEFT does not have the method.
 
-use super::definition::{Basis, Definition, Form, RankRule, Weight};
+use super::definition::{Basis, Definition, Form, LayerSize, RankRule, Weight};
 use super::{Draft, Nested, Options};
 use crate::constraint::SiteEvidence;
 use crate::dense;
@@ -37,6 +37,10 @@ impl Definition for OloraTail {
 
     fn basis(&self, _: Option<SiteEvidence<'_>>, _: &str, _: &Options, _: Par) -> Result<Box<dyn Basis>> {
         Ok(Box::new(*self))
+    }
+
+    fn layer_work(&self, layer: LayerSize) -> f64 {
+        low_rank::dense_work(layer.outputs, layer.inputs)
     }
 
     fn layer_memory(&self, outputs: u64, inputs: u64, _: u64) -> u64 {

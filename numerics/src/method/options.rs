@@ -1,8 +1,9 @@
 //! The options that decide the factors.
 
+use super::definition::LayerSize;
 use super::{Bytes, Method, RankRule, SiteSize};
 use crate::constraint::{ChannelScale, Coupling, Norm, Shrinkage, Terms};
-use crate::factors::{Start, Strength};
+use crate::factors::{LayerShape, Start, Strength};
 use crate::rank::{Limits, Policy};
 
 /// All options that decide the factors.
@@ -138,6 +139,13 @@ impl Options {
     pub fn memory(&self, outputs: u64, inputs: u64) -> u64 {
         let components = self.components(outputs.min(inputs) as usize) as u64;
         self.method.definition().layer_memory(outputs, inputs, components)
+    }
+
+    /// Floating-point operations of the decomposition of a weight, without those of its site.
+    pub fn layer_work(&self, outputs: u64, inputs: u64, shape: &LayerShape) -> f64 {
+        let components = self.components(outputs.min(inputs) as usize) as u64;
+        let is_embedding = *shape == LayerShape::Embedding;
+        self.method.definition().layer_work(LayerSize { outputs, inputs, components, is_embedding })
     }
 
     /// Bytes that the computations of a site need, without its weights, and that their result holds.

@@ -7,7 +7,7 @@
 //! decomposed by a Krylov method with a residual check instead of a full decomposition. PEFT supports linear layers and Conv1D only; this
 //! crate also supports convolutions, embeddings and fused experts.
 
-use super::definition::{Basis, Definition, Form, RankRule, Weight};
+use super::definition::{Basis, Definition, Form, LayerSize, RankRule, Weight};
 use super::{Decomposition, Draft, Options};
 use crate::constraint::SiteEvidence;
 use crate::error::Result;
@@ -34,6 +34,10 @@ impl Definition for Pissa {
 
     fn basis(&self, _: Option<SiteEvidence<'_>>, _: &str, _: &Options, _: Par) -> Result<Box<dyn Basis>> {
         Ok(Box::new(*self))
+    }
+
+    fn layer_work(&self, layer: LayerSize) -> f64 {
+        layer.truncated(0.0)
     }
 
     fn layer_memory(&self, outputs: u64, inputs: u64, components: u64) -> u64 {

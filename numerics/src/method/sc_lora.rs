@@ -12,7 +12,9 @@
 //! than `r` eigenvalues are positive, the next columns of `Q` are directions that the weight does not reach, if there are any; their rows
 //! of `A` are zero. PEFT does not have the method.
 
-use super::definition::{Basis, Bytes, Definition, Form, RankRule, SiteSize, Uses, Weight, check_width};
+use super::definition::{
+    Basis, Bytes, Definition, Form, LayerSize, RankRule, SiteSize, Uses, Weight, check_width,
+};
 use super::{Draft, Nested, Options};
 use crate::constraint::SiteEvidence;
 use crate::dense;
@@ -79,6 +81,10 @@ impl Definition for ScLora {
         // Two matrices until they are mixed.
         let held = Symmetric::memory(site);
         Bytes { peak: held.saturating_mul(2), held }
+    }
+
+    fn layer_work(&self, layer: LayerSize) -> f64 {
+        low_rank::dense_work(layer.outputs, layer.inputs)
     }
 
     fn layer_memory(&self, outputs: u64, inputs: u64, _: u64) -> u64 {

@@ -230,6 +230,14 @@ impl Moments {
         Ok(whole(self.width, &self.gram, entry, Par::Seq))
     }
 
+    /// As [`Self::second_moment`], as a triangle.
+    pub(crate) fn second_moment_triangle(&self, par: Par) -> Result<Triangle> {
+        let scale = self.scale()?;
+        let mut triangle = Triangle::new(self.width, self.gram.clone());
+        triangle.map(|_, _, gram| gram * scale, par);
+        Ok(triangle)
+    }
+
     /// As [`Self::covariance`], as a triangle.
     pub(crate) fn covariance_triangle(&self, par: Par) -> Result<Triangle> {
         let covariance = self.covariance_of()?;
