@@ -217,6 +217,8 @@ class Recorder:
                 stacklevel=3,
             )
             self._masks.unfit = {}
+        if stack is not None:
+            self._sink.wait()
 
     # Hooks
 
@@ -255,6 +257,7 @@ class Recorder:
         """Ends a forward pass of the model, or of the part of it that was called."""
         self._sharing.end(is_complete=not self._failed)
         if self._failed:
+            self._sink.wait()
             warnings.warn("a forward pass failed: its rows count for the layers that it reached", RuntimeWarning, stacklevel=2)
             self._failed = False
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
 from typing import Protocol
@@ -13,6 +14,7 @@ from ._cntlora import Statistics
 from .errors import error, quoted
 from .rows import DTYPES, blocks, flattened
 from .sites import Layer
+from .worker import Worker
 
 
 class Sink(Protocol):
@@ -23,24 +25,40 @@ class Sink(Protocol):
     def add_rows(self, site: str, rows: torch.Tensor, selection: torch.Tensor | None) -> None: ...
     def add_images(self, site: str, layer: Layer, tensor: torch.Tensor) -> None: ...
     def add_tokens(self, site: str, layer: Layer, tokens: torch.Tensor, selection: torch.Tensor | None) -> None: ...
+    def wait(self) -> None: ...
     def end(self) -> None: ...
 
 
 class Sums:
-    """Adds rows to statistics."""
+    """Adds rows to statistics. Rows of another device are added on a thread, while the model goes on."""
+
+    # Blocks of rows, of at most 64 MiB each, that wait for that thread.
+    MOST_WAITING = 4
 
     def __init__(self, statistics: Statistics, limit: int | None = None) -> None:
         self.statistics, self.limit = statistics, limit
+        self.worker = Worker(self.MOST_WAITING)
 
     def declare(self, site: str, module: str, layer: Layer) -> None:
         self.statistics.declare(site, [module], layer.width, tokens=layer.kind == "embedding")
 
     def split(self, site: str, modules: list[str], new: str) -> None:
+        # The rows before it count for all of these modules.
+        self.wait()
         self.statistics.split(site, modules, new)
 
     def add_rows(self, site: str, rows: torch.Tensor, selection: torch.Tensor | None) -> None:
+        is_copied = is_elsewhere(rows)
         for block in blocks(rows, selection):
-            self.statistics.add_rows(site, block.data_ptr(), tuple(block.shape), block.stride(), DTYPES[block.dtype])
+            if is_copied:
+                self.worker.do(functools.partial(self.add_block, site, block))
+            else:
+                self.wait()
+                self.add_block(site, block)
+
+    def add_block(self, site: str, block: torch.Tensor) -> None:
+        """Adds rows on the CPU."""
+        self.statistics.add_rows(site, block.data_ptr(), tuple(block.shape), block.stride(), DTYPES[block.dtype])
 
     def add_images(self, site: str, layer: Layer, tensor: torch.Tensor) -> None:
         for block in convolutions.patches(layer.module, tensor.detach()):
@@ -50,12 +68,22 @@ class Sums:
         tokens = selected_tokens(layer, tokens, selection)
         self.statistics.add_tokens(site, tokens.data_ptr(), len(tokens))
 
+    def wait(self) -> None:
+        """Waits for the rows that are added on the thread."""
+        self.worker.wait()
+
     def end(self) -> None:
         """Ends a forward pass: multiplies the rows of all sites. Refuses sums that need more memory than was allowed."""
+        self.wait()
         self.statistics.multiply()
         if self.limit is not None and self.statistics.memory() > self.limit:
             needed = self.statistics.memory()
             raise error("usage", f"the statistics need {needed} bytes, but max_memory allows {self.limit}", "allow more memory")
+
+
+def is_elsewhere(rows: torch.Tensor) -> bool:
+    """Returns whether rows are copied because they are not in the memory of the CPU."""
+    return rows.device.type != "cpu"
 
 
 class Nothing:
@@ -66,6 +94,7 @@ class Nothing:
     def add_rows(self, site: str, rows: torch.Tensor, selection: torch.Tensor | None) -> None: ...
     def add_images(self, site: str, layer: Layer, tensor: torch.Tensor) -> None: ...
     def add_tokens(self, site: str, layer: Layer, tokens: torch.Tensor, selection: torch.Tensor | None) -> None: ...
+    def wait(self) -> None: ...
     def end(self) -> None: ...
 
 
@@ -111,6 +140,8 @@ class Files:
     def keep(self, site: str, rows: torch.Tensor) -> None:
         self.rows.setdefault(site, []).append(rows)
         self.counts[site] = self.counts.get(site, 0) + len(rows)
+
+    def wait(self) -> None: ...
 
     def end(self) -> None:
         """Ends a forward pass. Writes a file if there is enough in memory."""
