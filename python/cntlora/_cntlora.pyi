@@ -64,12 +64,21 @@ class Statistics:
         groups. This is the order of `torch.nn.functional.unfold`: each column of its result is a row. Convolutions with a dilation
         cannot be adapted. The site of one expert of a fused parameter has the module `<parameter>.<number>`.
         """
-    def add_rows(self, site: str, address: int, shape: tuple[int, int], strides: tuple[int, int], dtype: str) -> None:
+    def add_rows(
+        self,
+        site: str,
+        address: int,
+        shape: tuple[int, int],
+        strides: tuple[int, int],
+        dtype: str,
+        selection: tuple[int, int] | None = None,
+    ) -> None:
         """Adds the rows of a matrix in CPU memory. They are copied, and multiplied when there are many, or by `multiply`.
 
         address: `tensor.data_ptr()`. The tensor must exist during the call, and no thread may write to it. It is not used afterwards.
         shape, strides: `tensor.shape` and `tensor.stride()`, which count numbers.
         dtype: "F64", "F32", "F16" or "BF16".
+        selection: address and number of contiguous int64 row numbers; only these rows are added, in their order.
 
         After a row was refused, the sums can contain a part of the rows before it. Every later use raises the same error.
         """

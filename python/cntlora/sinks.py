@@ -48,17 +48,24 @@ class Sums:
         self.statistics.split(site, modules, new)
 
     def add_rows(self, site: str, rows: torch.Tensor, selection: torch.Tensor | None) -> None:
-        is_copied = is_elsewhere(rows)
-        for block in blocks(rows, selection):
-            if is_copied:
+        if is_elsewhere(rows):
+            for block in blocks(rows, selection):
                 self.worker.do(functools.partial(self.add_block, site, block))
-            else:
-                self.wait()
+            return
+        self.wait()
+        if rows.dtype in DTYPES:
+            self.add_block(site, rows.detach(), selection)
+        else:
+            for block in blocks(rows, selection):
                 self.add_block(site, block)
 
-    def add_block(self, site: str, block: torch.Tensor) -> None:
+    def add_block(self, site: str, block: torch.Tensor, selection: torch.Tensor | None = None) -> None:
         """Adds rows on the CPU."""
-        self.statistics.add_rows(site, block.data_ptr(), tuple(block.shape), block.stride(), DTYPES[block.dtype])
+        chosen = None
+        if selection is not None:
+            selection = selection.to("cpu", torch.int64).contiguous()
+            chosen = (selection.data_ptr(), len(selection))
+        self.statistics.add_rows(site, block.data_ptr(), tuple(block.shape), block.stride(), DTYPES[block.dtype], chosen)
 
     def add_images(self, site: str, layer: Layer, tensor: torch.Tensor) -> None:
         for block in convolutions.patches(layer.module, tensor.detach()):

@@ -37,6 +37,39 @@ impl Tensor {
         })
     }
 
+    /// The parts with consecutive rows of a selection, or of all rows, of at most `most` rows.
+    ///
+    /// # Errors
+    /// As [`rows`](Self::rows); a usage problem for a row that the tensor does not have.
+    pub(crate) fn parts(
+        self,
+        selection: Option<&[i64]>,
+        most: usize,
+    ) -> Result<impl Iterator<Item = Self>, Problem> {
+        self.check()?;
+        let (rows, width) = self.shape;
+        let outside = |row: &&i64| usize::try_from(**row).map_or(true, |row| row >= rows);
+        if let Some(row) = selection.into_iter().flatten().find(outside) {
+            return Err(Problem::usage(format!("row {row} was selected from a tensor of {rows} rows")));
+        }
+        let bytes = self.strides.0.wrapping_mul(self.element.size() as isize);
+        let mut next = 0;
+        Ok(std::iter::from_fn(move || {
+            let (first, count) = match selection {
+                None => (next, most.min(rows - next)),
+                Some(selection) => {
+                    let rest = &selection[next..];
+                    let follows = |(at, row): &(usize, &i64)| **row == rest[0] + *at as i64;
+                    let run = rest.iter().enumerate().take(most).take_while(follows).count();
+                    (rest.first().map_or(0, |row| *row as usize), run)
+                }
+            };
+            next += count;
+            let address = self.address.wrapping_add_signed(bytes.wrapping_mul(first as isize));
+            (count > 0).then_some(Self { address, shape: (count, width), ..self })
+        }))
+    }
+
     fn check(&self) -> Result<(), Problem> {
         let (rows, width) = self.shape;
         if rows == 0 || width == 0 {
@@ -88,20 +121,20 @@ impl Tensor {
     }
 }
 
-/// Token ids that follow one another in memory.
+/// Integers that follow one another in memory, such as token ids.
 ///
 /// # Errors
 /// A usage problem for an address that is zero or not aligned.
 ///
 /// # Safety
 /// As [`Tensor::rows`].
-pub(crate) unsafe fn tokens<'a>(address: usize, count: usize) -> Result<&'a [i64], Problem> {
+pub(crate) unsafe fn integers<'a>(address: usize, count: usize) -> Result<&'a [i64], Problem> {
     if count == 0 {
         return Ok(&[]);
     }
     let fits = count.checked_mul(size_of::<i64>()).is_some_and(|bytes| isize::try_from(bytes).is_ok());
     if !fits || address == 0 || !address.is_multiple_of(align_of::<i64>()) {
-        let what = format!("{address:#x} is not the address of {count} token ids");
+        let what = format!("{address:#x} is not the address of {count} integers");
         return Err(Problem::usage(what).help("give data_ptr() of a contiguous int64 tensor on the CPU"));
     }
     // SAFETY: the caller promises the memory; address and size were checked.

@@ -3,10 +3,10 @@
 
 use crate::error::raised;
 use crate::pool::on_threads;
-use crate::rows::{Tensor, tokens};
+use crate::rows::{Tensor, integers};
 use cntlora::Element;
 use cntlora::moments_file::{Collected, MomentsFile, MomentsSet};
-use cntlora::simd::Precision;
+use cntlora::simd::{BLOCK_ROWS, Precision};
 use cntlora::storage::{Access, Problem, Problems, Source, quoted};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
@@ -105,6 +105,8 @@ impl Statistics {
         self.change(py, |collected| collected.declare(site, &modules, width, tokens))
     }
 
+    #[pyo3(signature = (site, address, shape, strides, dtype, selection = None))]
+    #[allow(clippy::too_many_arguments, reason = "arguments of Python")]
     fn add_rows(
         &self,
         py: Python<'_>,
@@ -113,15 +115,20 @@ impl Statistics {
         shape: (usize, usize),
         strides: (isize, isize),
         dtype: &str,
+        selection: Option<(usize, usize)>,
     ) -> PyResult<()> {
         let element: Element = dtype.parse().map_err(|error| raised(py, unknown(error)))?;
         let tensor = Tensor { address, shape, strides, element };
         self.change_here(py, |collected| {
-            // SAFETY: the caller gives the address of a tensor that it holds during the call, and the memory is not used after it.
-            let rows = unsafe { tensor.rows() }?;
-            collected.add_rows(site, rows)?;
-            if collected.is_due() {
-                on_threads(|| collected.multiply())?;
+            // SAFETY: the caller gives the addresses of tensors that it holds during the call, and the memory is not used after it.
+            let selection =
+                selection.map(|(address, count)| unsafe { integers(address, count) }).transpose()?;
+            for part in tensor.parts(selection, BLOCK_ROWS)? {
+                // SAFETY: as above; it is a part of the tensor.
+                collected.add_rows(site, unsafe { part.rows() }?)?;
+                if collected.is_due() {
+                    on_threads(|| collected.multiply())?;
+                }
             }
             Ok(())
         })
@@ -137,7 +144,7 @@ impl Statistics {
     fn add_tokens(&self, py: Python<'_>, site: &str, address: usize, count: usize) -> PyResult<()> {
         self.change(py, |collected| {
             // SAFETY: the caller gives the address of a tensor that it holds during the call, and the memory is not used after it.
-            let tokens = unsafe { tokens(address, count) }?;
+            let tokens = unsafe { integers(address, count) }?;
             collected.add_tokens(site, tokens)
         })
     }

@@ -23,6 +23,7 @@ def elsewhere(monkeypatch):
     def add_block(self, site, block):
         threads.append(threading.current_thread().name)
         time.sleep(0.001)
+        # A selection was applied when the rows were copied.
         plain(self, site, block)
 
     copies = sinks.blocks

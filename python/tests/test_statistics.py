@@ -235,7 +235,7 @@ def test_every_refusal_has_a_message():
     assert huge == f"usage: a tensor of shape ({1 << 62}, {WIDTH}) with strides ({WIDTH}, 1) is too large"
     assert messages(statistics.add_tokens, "s", at, 1) == 'usage: site "s": has rows of numbers, but tokens were given'
     assert messages(statistics.add_tokens, "e", 4, 1) == (
-        "usage: 0x4 is not the address of 1 token ids\n  help: give data_ptr() of a contiguous int64 tensor on the CPU"
+        "usage: 0x4 is not the address of 1 integers\n  help: give data_ptr() of a contiguous int64 tensor on the CPU"
     )
     assert messages(statistics.declare, "s", ["a"], 4) == (
         'usage: site "s": was declared with rows of 13 numbers before, and now with rows of 4 numbers'
@@ -388,6 +388,32 @@ def test_blocks_that_wait_count_like_those_that_were_multiplied():
     before = waiting.to_bytes()
     waiting.multiply()
     assert before == waiting.to_bytes() == collected(True).to_bytes()
+
+
+@pytest.mark.parametrize("layout", ["rows", "columns", "backwards"])
+def test_selected_rows_are_those_of_the_selection(layout):
+    """The sums have the bits of a tensor with only these rows, for runs of rows, single rows, and any order."""
+    rows = numbers("F32", rows=2000)
+    rows = dict(rows=rows, columns=numpy.asfortranarray(rows), backwards=rows[::-1])[layout]
+    runs = [*range(3, 1500), 1700, 1702, 5, *range(1990, 2000)]
+    for chosen in (runs, list(range(2000)), [7], []):
+        selection = numpy.array(chosen, numpy.int64)
+        statistics = measured("F32", [])
+        strides = tuple(stride // rows.itemsize for stride in rows.strides)
+        statistics.add_rows("s", rows.ctypes.data, rows.shape, strides, "F32", (selection.ctypes.data, len(selection)))
+        expected = measured("F32", [numpy.ascontiguousarray(rows[chosen])] if chosen else [])
+        assert statistics.sites()["s"].rows == len(chosen)
+        assert statistics.to_bytes() == expected.to_bytes()
+
+
+def test_rows_that_a_tensor_does_not_have_cannot_be_selected():
+    rows = numbers("F32", rows=10)
+    for row in (-1, 10):
+        selection = numpy.array([2, row], numpy.int64)
+        statistics = measured("F32", [])
+        refused = messages(statistics.add_rows, "s", rows.ctypes.data, rows.shape, (WIDTH, 1), "F32", (selection.ctypes.data, 2))
+        assert refused == f"usage: row {row} was selected from a tensor of 10 rows"
+        assert statistics.sites()["s"].rows == 0
 
 
 def test_small_pieces_need_no_growing_memory():
