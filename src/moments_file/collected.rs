@@ -7,6 +7,7 @@ use crate::initializer::{AnyRows, Statistics, Together};
 use crate::moments::{Counts, Moments, RowsOrTokens};
 use crate::simd::{Precision, Tier, Workspace};
 use crate::storage::{Hashing, Problem, Problems, quoted};
+use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -400,14 +401,17 @@ impl Collected {
         for source in &self.sources {
             hashing.update(source.fingerprint.as_bytes());
         }
-        for (name, site) in &self.sites {
-            let added = site.read().saturating_sub(earlier(name));
-            if added > 0 {
-                rows.insert(name.clone(), std::iter::once(0..added).collect());
-                hashing.update(&added.to_le_bytes());
-                hashing.update(name.as_bytes());
-                hashing.update(self.sums(name)?.identity().as_bytes());
-            }
+        let sites = self.sites.iter();
+        let added = sites.map(|(name, site)| (name, site.read().saturating_sub(earlier(name))));
+        let added: Vec<_> = added.filter(|(_, rows)| *rows > 0).collect();
+        // Side by side: rows that wait are multiplied for it.
+        let identity = |(name, _): &(&String, u64)| Ok(self.sums(name)?.identity());
+        let identities: Vec<_> = added.par_iter().map(identity).collect::<Result<_, Problem>>()?;
+        for ((name, count), identity) in added.into_iter().zip(identities) {
+            rows.insert(name.clone(), std::iter::once(0..count).collect());
+            hashing.update(&count.to_le_bytes());
+            hashing.update(name.as_bytes());
+            hashing.update(identity.as_bytes());
         }
         let mut sources = self.sources.clone();
         for source in sources.iter_mut().filter(|source| source.path == Self::NAME) {
