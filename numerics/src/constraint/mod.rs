@@ -7,8 +7,8 @@
 //! ```
 //!
 //! Everything to the right of `W` depends on activations alone. [`Constraint`] holds it as factors that can be
-//! applied to a thin block, computed once per site in f64 and shared by all weights of the site: in f32, or in f64 if the damping is so
-//! small that rounding errors of f32 would matter beside it. Neither `Δ` nor the inverse is ever formed.
+//! applied to a thin block, computed once per site and shared by all weights of the site: in f32 from sums in f64, or all in f64 if the
+//! damping is so small that rounding errors of f32 would matter beside it. Neither `Δ` nor the inverse is ever formed.
 
 mod build;
 mod cholesky;

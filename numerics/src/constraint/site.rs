@@ -31,7 +31,7 @@ pub(super) enum Matrices {
 }
 
 impl Constraint {
-    /// Factors the constraints of a site. `O(d³)` operations in f64.
+    /// Factors the constraints of a site. `O(d³)` operations.
     ///
     /// If the ridge is small, eigenvalues below the rounding errors of the sums are removed from the covariances first, which costs an
     /// eigendecomposition. Otherwise the update would be amplified noise in directions that no row has.

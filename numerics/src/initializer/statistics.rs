@@ -1,8 +1,6 @@
 //! The statistics of a site, from rows in any number, format and layout.
 
 use super::AnyRows;
-#[cfg(doc)]
-use super::Together;
 use super::blocks::{Block, Buffered, Slice, Source, add};
 use crate::error::{Error, Result};
 use crate::moments::Moments;
@@ -28,8 +26,7 @@ use std::fmt;
 /// ```
 ///
 /// Rows are added in blocks of [`Workspace::block_rows`]: rows that do not fill a block wait for more. A change of the number format ends a
-/// block early. With [`take`](Self::take), full blocks wait too, until [`Together`] multiplies those of
-/// many statistics.
+/// block early. With [`take`](Self::take), full blocks wait too, until [`Together`](super::Together) multiplies those of many statistics.
 pub struct Statistics {
     moments: Moments,
     workspace: Workspace,
@@ -79,7 +76,7 @@ impl Statistics {
     }
 
     /// As [`add`](Self::add), but the rows are only copied and checked, on this thread. They count, but full blocks wait for
-    /// [`Together`], or for the next rows that are added.
+    /// [`Together`](super::Together), or for the next rows that are added.
     ///
     /// # Errors
     /// As [`add`](Self::add).
