@@ -34,9 +34,8 @@ impl Together {
 
     /// Adds the blocks that wait to the sums, on the current rayon pool.
     ///
-    /// Sites are multiplied side by side, each by one thread, as long as that leaves no thread without work: a site that is more than a
-    /// thread's share of the work, and the last ones if they are fewer than the threads, are multiplied by all threads together. The bits
-    /// are those of [`Statistics::add`].
+    /// Sites are multiplied side by side, the largest first. Each is cut for its share of the threads in the work that is left, rounded up: a
+    /// wide site and the last one for all threads, and most narrow ones for a single thread. The bits are those of [`Statistics::add`].
     ///
     /// # Panics
     /// Never.
@@ -46,22 +45,16 @@ impl Together {
         jobs.retain(|(work, _)| *work > 0.0);
         jobs.sort_by(|(one, _), (other, _)| other.total_cmp(one));
         let mut left: f64 = jobs.iter().map(|(work, _)| work).sum();
-        let is_wide = |(work, _): &&(f64, _)| {
-            let is_wide = work * threads as f64 > left;
+        let jobs = jobs.into_iter().map(|(work, one)| {
+            let share = (threads as f64 * work / left).ceil() as usize;
             left -= work;
-            is_wide
-        };
-        let wide = jobs.iter().take_while(is_wide).count();
-        let mut narrow = jobs.split_off(wide);
-        let few = narrow.split_off(narrow.len() / threads * threads);
-        for (_, one) in jobs.into_iter().chain(few) {
-            one.multiply_with(&mut self.workspaces[0], threads);
-        }
-        while self.workspaces.len() < threads.min(narrow.len()) {
+            (share.clamp(1, threads), one)
+        });
+        while self.workspaces.len() < threads {
             self.workspaces.push(self.workspaces[0].fresh());
         }
-        share_with(&mut self.workspaces, narrow.into_iter(), |workspace, (_, one)| {
-            one.multiply_with(workspace, 1);
+        share_with(&mut self.workspaces, jobs, |workspace, (threads, one)| {
+            one.multiply_with(workspace, threads);
         });
     }
 }
