@@ -18,13 +18,17 @@ def flattened(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().reshape(-1, tensor.shape[-1])
 
 
+def is_elsewhere(rows: torch.Tensor) -> bool:
+    """Returns whether rows are copied because they are not in the memory of the CPU."""
+    return rows.device.type != "cpu"
+
+
 def blocks(rows: torch.Tensor, selection: torch.Tensor | None) -> Iterator[torch.Tensor]:
     """Yields the selected rows as blocks [rows, width] on the CPU. Rows on the CPU are copied only if some are left out."""
     if rows.is_complex() or not rows.is_floating_point():
         raise error("data", f"expected an input of floating-point numbers, found {rows.dtype}")
     rows = rows.detach()
-    on_cpu = rows.device.type == "cpu"
-    if on_cpu and selection is None and rows.dtype in DTYPES:
+    if not is_elsewhere(rows) and selection is None and rows.dtype in DTYPES:
         if len(rows):
             yield rows
         return

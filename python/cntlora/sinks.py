@@ -12,7 +12,7 @@ import torch
 from . import convolutions
 from ._cntlora import Statistics
 from .errors import error, quoted
-from .rows import DTYPES, blocks, flattened
+from .rows import DTYPES, blocks, flattened, is_elsewhere
 from .sites import Layer
 from .worker import Worker
 
@@ -86,11 +86,6 @@ class Sums:
         if self.limit is not None and self.statistics.memory() > self.limit:
             needed = self.statistics.memory()
             raise error("usage", f"the statistics need {needed} bytes, but max_memory allows {self.limit}", "allow more memory")
-
-
-def is_elsewhere(rows: torch.Tensor) -> bool:
-    """Returns whether rows are copied because they are not in the memory of the CPU."""
-    return rows.device.type != "cpu"
 
 
 class Nothing:

@@ -37,7 +37,7 @@ impl Tensor {
         })
     }
 
-    /// The parts with consecutive rows of a selection, or of all rows, of at most `most` rows.
+    /// The parts with consecutive rows of a selection, or of all rows, of at most `most` rows. Without rows it is one part without rows.
     ///
     /// # Errors
     /// As [`rows`](Self::rows); a usage problem for a row that the tensor does not have.
@@ -53,8 +53,12 @@ impl Tensor {
             return Err(Problem::usage(format!("row {row} was selected from a tensor of {rows} rows")));
         }
         let bytes = self.strides.0.wrapping_mul(self.element.size() as isize);
-        let mut next = 0;
+        let end = selection.map_or(rows, <[i64]>::len);
+        let (mut next, mut is_done) = (0, false);
         Ok(std::iter::from_fn(move || {
+            if is_done {
+                return None;
+            }
             let (first, count) = match selection {
                 None => (next, most.min(rows - next)),
                 Some(selection) => {
@@ -65,8 +69,9 @@ impl Tensor {
                 }
             };
             next += count;
+            is_done = next == end;
             let address = self.address.wrapping_add_signed(bytes.wrapping_mul(first as isize));
-            (count > 0).then_some(Self { address, shape: (count, width), ..self })
+            Some(Self { address, shape: (count, width), ..self })
         }))
     }
 

@@ -406,6 +406,15 @@ def test_selected_rows_are_those_of_the_selection(layout):
         assert statistics.to_bytes() == expected.to_bytes()
 
 
+def test_tensors_without_rows_are_checked_too():
+    rows = numbers("F32", rows=10)
+    statistics = measured("F32", [])
+    for shape, selection in (((0, WIDTH), None), ((10, WIDTH), (rows.ctypes.data, 0))):
+        statistics.add_rows("s", rows.ctypes.data, shape, (WIDTH, 1), "F32", selection)
+        assert messages(statistics.add_rows, "t", rows.ctypes.data, shape, (WIDTH, 1), "F32", selection).startswith("usage: ")
+    assert statistics.sites()["s"].rows == 0
+
+
 def test_rows_that_a_tensor_does_not_have_cannot_be_selected():
     rows = numbers("F32", rows=10)
     for row in (-1, 10):

@@ -8,7 +8,8 @@
 //!
 //! - An [`Initializer`] holds options that were checked once, by its [`Builder`].
 //! - [`Statistics`] summarize the rows that a site reads: a site is a place in the model whose input several weights share.
-//!   [`Together`] multiplies the blocks of many sites side by side. [`PairedStatistics`] do so for pairs of rows, and [`Counts`](crate::moments::Counts) for the tokens of an embedding.
+//!   [`PairedStatistics`] do so for pairs of rows, and [`Counts`](crate::moments::Counts) for the tokens of an embedding. [`Together`]
+//!   multiplies the rows of many sites side by side.
 //! - A [`Site`] holds the part of the work that depends on activations alone.
 //! - A [`Layer`] is one weight, decomposed. It gives the factors.
 //!

@@ -165,6 +165,9 @@ impl Statistics {
 
     /// Adds the blocks that wait to the sums, on the current rayon pool.
     fn multiply(&mut self) {
+        if self.waiting.is_empty() {
+            return;
+        }
         let mut workspace = std::mem::take(&mut self.workspace);
         self.multiply_with(&mut workspace, threads());
         self.workspace = workspace;

@@ -261,7 +261,7 @@ impl Moments {
     /// Entry of the Gram matrix. Only the upper triangle is stored.
     pub(super) fn gram(&self, i: usize, j: usize) -> f64 {
         let (i, j) = (i.min(j), i.max(j));
-        self.gram[i * self.width - i * (i + 1) / 2 + j]
+        self.gram[simd::row_start(self.width, i) + j - i]
     }
 
     pub(super) fn scale(&self) -> Result<f64> {
