@@ -51,7 +51,7 @@ mod x86 {
     use super::super::kernel::Kernel;
     use super::super::shape::{PANELS, VECTORS};
     use super::DotProduct;
-    use core::arch::x86_64::{__m512, __m512bh, _mm512_dpbf16_ps, _mm512_set1_epi32, _mm512_setzero_ps};
+    use core::arch::x86_64::{__m512, __m512bh, _mm512_dpbf16_ps, _mm512_set1_epi32};
     use std::mem::transmute;
 
     const LANES: usize = DotProduct::LANES;
@@ -61,14 +61,13 @@ mod x86 {
     #[target_feature(enable = "avx512f,avx512bf16")]
     pub(super) fn multiply<const V: usize>(left: &[u32], right: &[u32], skip: usize, sums: &mut [f32]) {
         let right = right.as_chunks::<LANES>().0;
-        let sums = sums.as_chunks_mut::<LANES>().0;
-        let mut tile = [[_mm512_setzero_ps(); V]; HEIGHT];
-        for (tile, sums) in tile.iter_mut().zip(sums.chunks(PANELS * VECTORS)) {
-            for (tile, &sums) in tile.iter_mut().zip(sums) {
+        let sums = &mut sums.as_chunks_mut::<LANES>().0[..(HEIGHT - 1) * PANELS * VECTORS + V];
+        let mut tile: [[__m512; V]; HEIGHT] = std::array::from_fn(|i| {
+            std::array::from_fn(|j| {
                 // SAFETY: both types are 64 bytes, and all bit patterns are valid.
-                *tile = unsafe { transmute::<[f32; LANES], __m512>(sums) };
-            }
-        }
+                unsafe { transmute(sums[i * PANELS * VECTORS + j]) }
+            })
+        });
         for (left, right) in left.as_chunks::<HEIGHT>().0.iter().zip(right.chunks_exact(VECTORS)) {
             let right = &right[skip..skip + V];
             for (sums, &factor) in tile.iter_mut().zip(left) {
@@ -81,10 +80,10 @@ mod x86 {
                 }
             }
         }
-        for (sums, tile) in sums.chunks_mut(PANELS * VECTORS).zip(tile) {
-            for (sums, tile) in sums.iter_mut().zip(tile) {
+        for (i, tile) in tile.into_iter().enumerate() {
+            for (j, tile) in tile.into_iter().enumerate() {
                 // SAFETY: both types are 64 bytes, and all bit patterns are valid.
-                *sums = unsafe { transmute::<__m512, [f32; LANES]>(tile) };
+                sums[i * PANELS * VECTORS + j] = unsafe { transmute::<__m512, [f32; LANES]>(tile) };
             }
         }
     }

@@ -51,11 +51,10 @@ impl<S: Simd, const HEIGHT: usize> Kernel for Fused<S, HEIGHT> {
     fn multiply<const V: usize>(self, left: &[f32], right: &[f32], skip: usize, sums: &mut [f32]) {
         let simd = self.0;
         let right = S::as_simd_f32s(right).0;
-        let sums = S::as_mut_simd_f32s(sums).0;
-        let mut tile = [[simd.splat_f32s(0.0); V]; HEIGHT];
-        for (tile, sums) in tile.iter_mut().zip(sums.chunks(PANELS * VECTORS)) {
-            tile.copy_from_slice(&sums[..V]);
-        }
+        // Of a known length, so that the tile is loaded into registers without checks between them.
+        let sums = &mut S::as_mut_simd_f32s(sums).0[..(HEIGHT - 1) * PANELS * VECTORS + V];
+        let mut tile: [[_; V]; HEIGHT] =
+            std::array::from_fn(|i| std::array::from_fn(|j| sums[i * PANELS * VECTORS + j]));
         for (left, right) in left.as_chunks::<HEIGHT>().0.iter().zip(right.chunks_exact(VECTORS)) {
             let right = &right[skip..skip + V];
             for (sums, &factor) in tile.iter_mut().zip(left) {
@@ -65,8 +64,8 @@ impl<S: Simd, const HEIGHT: usize> Kernel for Fused<S, HEIGHT> {
                 }
             }
         }
-        for (sums, tile) in sums.chunks_mut(PANELS * VECTORS).zip(&tile) {
-            sums[..V].copy_from_slice(tile);
+        for (i, tile) in tile.into_iter().enumerate() {
+            sums[i * PANELS * VECTORS..][..V].copy_from_slice(&tile);
         }
     }
 }
