@@ -61,6 +61,7 @@ impl BlockTridiagonal {
         let size = a.nrows();
         let (mut diagonal, mut below, mut reflectors) = (Vec::new(), Vec::new(), Vec::new());
         let mut attempts = 0;
+        let mut scratch = symmetric::Scratch::new(size, BLOCK);
         for first in (0..size).step_by(BLOCK) {
             let width = BLOCK.min(size - first);
             diagonal.push(symmetric::mirrored(a.submatrix(first, first, width, width)));
@@ -84,7 +85,7 @@ impl BlockTridiagonal {
             let mut panel = beside.to_owned();
             let reflector = Reflector::of(panel.as_mut(), next);
             let inside = a.as_mut().submatrix_mut(next, next, rest, rest);
-            symmetric::reflect(inside, reflector.v.as_ref(), reflector.t.as_ref(), par);
+            symmetric::reflect(inside, reflector.v.as_ref(), reflector.t.as_ref(), &mut scratch, par);
             below.push(panel.subrows(0, BLOCK).to_owned());
             reflectors.push(reflector);
         }
@@ -182,11 +183,12 @@ impl BlockTridiagonal {
         let order = self.order();
         rows_of_sum(out.as_mut().submatrix_mut(0, 0, order, order), 0, constant, &inverses, par);
         drop(inverses);
+        let mut scratch = symmetric::Scratch::new(self.size, BLOCK);
         for reflector in self.reflectors.iter().rev() {
             let Reflector { first, v, t } = reflector;
             let rows = self.size - first;
             let inside = out.as_mut().submatrix_mut(*first, *first, rows, rows);
-            symmetric::reflect(inside, v.as_ref(), t.transpose(), par);
+            symmetric::reflect(inside, v.as_ref(), t.transpose(), &mut scratch, par);
             let beside = out.as_mut().submatrix_mut(*first, 0, rows, *first);
             symmetric::reflect_rows(beside, v.as_ref(), t.as_ref(), par);
         }

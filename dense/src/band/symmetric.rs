@@ -5,30 +5,67 @@ use faer::prelude::{Reborrow, ReborrowMut};
 use faer::{Mat, MatMut, MatRef, Par};
 
 /// Columns of a strip. Strips are computed side by side, each by one thread: a product that is shared out among threads is slower.
-const STRIP: usize = 256;
+const STRIP: usize = 128;
+
+/// The memory of [`reflect`], which is used again for the next reflection: fresh memory takes as long as the thin products.
+pub(super) struct Scratch {
+    image: Mat<f64>,
+    left: Mat<f64>,
+    right: Mat<f64>,
+}
+
+impl Scratch {
+    /// For matrices of at most so many rows, and blocks of at most so many columns.
+    pub(super) fn new(rows: usize, width: usize) -> Self {
+        let [image, right] = [width, 2 * width].map(|width| Mat::zeros(width, rows));
+        Self { image, left: Mat::zeros(rows, 2 * width), right }
+    }
+}
 
 /// `Hᵀ A H` with `H = I − V T Vᵀ`, in place of the lower triangle of `A`.
-pub(super) fn reflect(a: MatMut<'_, f64>, v: MatRef<'_, f64>, t: MatRef<'_, f64>, par: Par) {
+pub(super) fn reflect(
+    a: MatMut<'_, f64>,
+    v: MatRef<'_, f64>,
+    t: MatRef<'_, f64>,
+    scratch: &mut Scratch,
+    par: Par,
+) {
     let (rows, width) = v.shape();
-    // Hᵀ A H = A − V Yᵀ − Y Vᵀ with Z = A V T and Y = Z − ½ V Tᵀ Vᵀ Z.
-    let z = product(times(a.rb(), v, par).as_ref(), t, Par::Seq);
-    let inside = product(v.transpose(), z.as_ref(), Par::Seq);
-    let inside = product(t.transpose(), inside.as_ref(), Par::Seq);
-    let mut y = z;
-    add_product(y.as_mut(), -0.5, v, inside.as_ref(), Par::Seq);
-    let mut left = Mat::zeros(rows, 2 * width);
-    left.as_mut().subcols_mut(0, width).copy_from(v);
-    left.as_mut().subcols_mut(width, width).copy_from(&y);
+    let mut z = scratch.image.as_mut().submatrix_mut(0, 0, width, rows).transpose_mut();
+    let mut left = scratch.left.as_mut().submatrix_mut(0, 0, rows, 2 * width);
     // Stored row after row, which is faster.
-    let mut right = Mat::zeros(2 * width, rows);
-    right.as_mut().subrows_mut(0, width).copy_from(y.transpose());
-    right.as_mut().subrows_mut(width, width).copy_from(v.transpose());
+    let mut right = scratch.right.as_mut().submatrix_mut(0, 0, 2 * width, rows);
+    // Hᵀ A H = A − V Yᵀ − Y Vᵀ with Z = A V T and Y = Z − ½ V Tᵀ Vᵀ Z.
+    times(z.rb_mut(), a.rb(), v, t, par);
+    let inside = product(t.transpose(), inner(v, z.rb(), par).as_ref(), Par::Seq);
+    let y = |first: usize, mut strip: MatMut<'_, f64>| {
+        let rows = v.subrows(first, strip.ncols());
+        add_product(strip.rb_mut().transpose_mut(), -0.5, rows, inside.as_ref(), Par::Seq);
+    };
+    in_strips(z.rb_mut().transpose_mut(), STRIP, &y, par);
+    left.rb_mut().subcols_mut(0, width).copy_from(v);
+    left.rb_mut().subcols_mut(width, width).copy_from(z.rb());
+    right.rb_mut().subrows_mut(0, width).copy_from(z.rb().transpose());
+    right.rb_mut().subrows_mut(width, width).copy_from(v.transpose());
+    let (left, right) = (left.rb(), right.rb());
     let strip = |first: usize, strip: MatMut<'_, f64>| {
         let columns = strip.ncols();
         let below = strip.subrows_mut(first, rows - first);
         add_product(below, -1.0, left.subrows(first, rows - first), right.subcols(first, columns), Par::Seq);
     };
     in_strips(a, STRIP, &strip, par);
+}
+
+/// `Vᵀ Z` for thin blocks. The order of the additions does not depend on the number of threads.
+fn inner(v: MatRef<'_, f64>, z: MatRef<'_, f64>, par: Par) -> Mat<f64> {
+    /// Rows of a part.
+    const PART: usize = 1024;
+    let firsts: Vec<usize> = (0..v.nrows()).step_by(PART).collect();
+    let part = |first: &usize| {
+        let count = PART.min(v.nrows() - first);
+        product(v.subrows(*first, count).transpose(), z.subrows(*first, count), Par::Seq)
+    };
+    map(&firsts, part, par).into_iter().fold(Mat::zeros(v.ncols(), z.ncols()), |sum, part| sum + part)
 }
 
 /// `(I − V T Vᵀ) X`, in place of `X`.
@@ -41,42 +78,30 @@ pub(super) fn reflect_rows(x: MatMut<'_, f64>, v: MatRef<'_, f64>, t: MatRef<'_,
     in_strips(x, STRIP, &strip, par);
 }
 
-/// `A V` for a thin block.
-fn times(a: MatRef<'_, f64>, v: MatRef<'_, f64>, par: Par) -> Mat<f64> {
+/// Writes `A V T` for a thin block. The result is stored row after row.
+fn times(image: MatMut<'_, f64>, a: MatRef<'_, f64>, v: MatRef<'_, f64>, t: MatRef<'_, f64>, par: Par) {
     let rows = a.nrows();
     let by_rows = v.transpose().to_owned();
     let by_rows = by_rows.transpose();
-    let mut out = Mat::zeros(rows, v.ncols());
     let strip = |first: usize, out: MatMut<'_, f64>| {
         let mut out = out.transpose_mut();
         let columns = out.nrows();
         let next = first + columns;
+        let corner = mirrored(a.submatrix(first, first, columns, columns));
+        let mut sum = product(corner.as_ref(), v.subrows(first, columns), Par::Seq);
         if next < rows {
             // Aᵀ V is faster if both blocks are stored row after row, and A V if they are stored column after column.
             let strip = a.submatrix(next, first, rows - next, columns);
-            let mut image = Mat::zeros(v.ncols(), columns);
-            product_into(
-                image.as_mut().transpose_mut(),
-                strip.transpose(),
-                by_rows.subrows(next, rows - next),
-                Par::Seq,
-            );
-            out.copy_from(image.transpose());
+            product_into(out.rb_mut(), strip.transpose(), by_rows.subrows(next, rows - next), Par::Seq);
+            sum += out.rb();
         }
-        let corner = mirrored(a.submatrix(first, first, columns, columns));
-        add_product(out.rb_mut(), 1.0, corner.as_ref(), v.subrows(first, columns), Par::Seq);
         if first > 0 {
-            add_product(
-                out.rb_mut(),
-                1.0,
-                a.submatrix(first, 0, columns, first),
-                v.subrows(0, first),
-                Par::Seq,
-            );
+            let strip = a.submatrix(first, 0, columns, first);
+            add_product(sum.as_mut(), 1.0, strip, v.subrows(0, first), Par::Seq);
         }
+        product_into(out, sum.as_ref(), t, Par::Seq);
     };
-    in_strips(out.as_mut().transpose_mut(), STRIP, &strip, par);
-    out
+    in_strips(image.transpose_mut(), STRIP, &strip, par);
 }
 
 /// Both triangles.

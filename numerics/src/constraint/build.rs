@@ -79,8 +79,9 @@ impl Site<'_> {
                     let square = shift.squared_norm_l2() + damped + source.variance() - 2.0 * overlap;
                     frechet_distance = Some(square.max(0.0).sqrt());
                 }
-                let change = moved.cross - &covariance + &shift * target.mean.transpose();
-                convert(CHANGE, change.as_ref(), par)?
+                let entry =
+                    |i: usize, j: usize, cross: f64| cross - covariance[(i, j)] + shift[i] * target.mean[j];
+                convert(CHANGE, moved.cross.as_ref(), entry, par)?
             }
             Coupling::Paired => {
                 // It comes from the same rows as the second moment, and is not shrunk.
@@ -89,9 +90,9 @@ impl Site<'_> {
                     (Some(range), Some(_)) => {
                         let of_means = &shift * target.mean.transpose();
                         let inside = range.restrict(&(change - &of_means), par) + of_means;
-                        convert(CHANGE, inside.as_ref(), par)?
+                        convert(CHANGE, inside.as_ref(), |_, _, entry| entry, par)?
                     }
-                    _ => convert(CHANGE, change, par)?,
+                    _ => convert(CHANGE, change, |_, _, entry| entry, par)?,
                 }
             }
         };

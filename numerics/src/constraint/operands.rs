@@ -68,16 +68,21 @@ pub(super) fn check_fits<T: Number>(what: &'static str, largest: f64) -> Result<
     if T::from_f64(largest).finite() { Ok(()) } else { Err(Error::NonFinite { what }) }
 }
 
-/// Converts a matrix, and refuses one that does not fit the format.
+/// Converts a function of row, column and entry of a matrix, and refuses one that does not fit the format.
 ///
 /// # Errors
 /// [`Error::NonFinite`], naming `what`.
-pub(super) fn convert<T: Number>(what: &'static str, matrix: MatRef<'_, f64>, par: Par) -> Result<Mat<T>> {
+pub(super) fn convert<T: Number>(
+    what: &'static str,
+    matrix: MatRef<'_, f64>,
+    entry: impl Fn(usize, usize, f64) -> f64 + Sync,
+    par: Par,
+) -> Result<Mat<T>> {
     let is_finite = AtomicBool::new(true);
     let write = |j: usize, column: &mut [T]| {
         let mut finite = true;
-        for (converted, value) in column.iter_mut().zip(matrix.col(j).iter()) {
-            *converted = T::from_f64(*value);
+        for (i, (converted, value)) in column.iter_mut().zip(matrix.col(j).iter()).enumerate() {
+            *converted = T::from_f64(entry(i, j, *value));
             finite &= converted.finite();
         }
         if !finite {
