@@ -23,6 +23,7 @@
 //! 5. The residual that is reported, and the orthonormality of the vectors, are computed from the result and the
 //!    operator (see [`check`]). They rely neither on `B` nor on the orthogonalization.
 
+use super::leading::leading;
 use super::{Operator, TruncatedSvd};
 use crate::dense;
 use crate::error::Result;
@@ -174,22 +175,24 @@ fn iterate(
         }
         // In f64, since the result can only be as orthonormal as this basis.
         let small = dense::to_f64(b.submatrix(0, 0, dimension, dimension));
-        let small = dense::thin_svd("the update", small.as_ref(), par)?;
-        let (left, right) = (dense::to_f32(small.u.subcols(0, k)), dense::to_f32(small.v.subcols(0, k)));
+        let (left, sigma, right) = leading(small.as_ref(), k, par)?;
+        let (left, right) = (dense::to_f32(left.as_ref()), dense::to_f32(right.as_ref()));
         let remainder =
             dense::product(step.remainder.as_ref(), left.subrows(dimension - block, block), Par::Seq);
-        let residuals = (0..k).map(|i| (f64::from(remainder.col(i).norm_l2()), small.s[i]));
+        let residuals: Vec<f64> = remainder.col_iter().map(|column| f64::from(column.norm_l2())).collect();
         // If the operator has a lower rank, residuals are noise.
         let noise = f64::from(NOISE * scale);
-        if last || residuals.clone().all(|(residual, sigma)| residual <= noise.max(tolerance * sigma)) {
+        if last
+            || residuals.iter().zip(&sigma).all(|(residual, sigma)| *residual <= noise.max(tolerance * sigma))
+        {
             let basis = v.subcols(0, dimension);
             return Ok(Found {
                 u: dense::product(u.subcols(0, dimension), left.as_ref(), par),
                 v: dense::product(basis, right.as_ref(), par),
-                s: small.s[..k].to_vec(),
-                captured: small.s.iter().map(|s| s * s).sum(),
+                s: sigma,
+                captured: small.squared_norm_l2(),
                 basis: basis.to_owned(),
-                residual: residuals.map(|(residual, _)| residual).fold(0.0, f64::max),
+                residual: residuals.into_iter().fold(0.0, f64::max),
             });
         }
     }
@@ -280,12 +283,12 @@ fn orthonormalize(
     let noise = NOISE * scale;
     // If no diagonal entry is that small, the second projection finds all noise.
     let has_noise = r.diagonal().column_vector().iter().any(|entry| entry.abs() <= noise);
-    let (q, r) = if has_noise { leading(q, r, noise, par)? } else { (q, r) };
+    let (q, r) = if has_noise { above(q, r, noise, par)? } else { (q, r) };
     let (q, second) = project_out(q, basis, par);
     let (q, correction) = thin_qr(WHAT, &q)?;
     // Singular values of the correction are √(1 − s²) for those of `second`, s.
     let has_copies = second.squared_norm_l2() > 1.0 - KEPT * KEPT;
-    let (q, correction) = if has_copies { leading(q, correction, KEPT, par)? } else { (q, correction) };
+    let (q, correction) = if has_copies { above(q, correction, KEPT, par)? } else { (q, correction) };
     let inside = first + dense::product(second.as_ref(), r.as_ref(), par);
     let remainder = dense::product(correction.as_ref(), r.as_ref(), par);
     let kept = q.ncols();
@@ -319,7 +322,7 @@ fn thin_qr(what: &'static str, block: &Mat<f32>) -> Result<(Mat<f32>, Mat<f32>)>
 }
 
 /// The part of `Q R` with singular values above `least`, as orthonormal columns and their coefficients.
-fn leading(q: Mat<f32>, r: Mat<f32>, least: f32, par: Par) -> Result<(Mat<f32>, Mat<f32>)> {
+fn above(q: Mat<f32>, r: Mat<f32>, least: f32, par: Par) -> Result<(Mat<f32>, Mat<f32>)> {
     let small = dense::thin_svd("the image of a block", dense::to_f64(r.as_ref()).as_ref(), Par::Seq)?;
     let kept = small.s.iter().filter(|s| **s > f64::from(least)).count();
     let turn = dense::to_f32(small.u.subcols(0, kept));

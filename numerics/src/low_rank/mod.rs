@@ -4,6 +4,7 @@
 //! large part of the matrix, and results of the Krylov method that do not pass its check are formed and decomposed densely.
 
 mod krylov;
+mod leading;
 mod operator;
 mod svd;
 #[cfg(test)]
