@@ -58,7 +58,7 @@ impl KrylovParams {
     /// Values for a few triplets of a matrix in memory. A product with it is cheap, so blocks are narrow and the residuals small.
     pub(super) fn of_matrix(k: usize) -> Self {
         let block = 16;
-        Self { block, max_dimension: (k + 8 * block).next_multiple_of(block), tolerance: 1e-3 }
+        Self { block, max_dimension: (k + 10 * block).next_multiple_of(block), tolerance: 1e-3 }
     }
 
     /// Columns of the widest block that is used for `k` triplets: it finds all copies of a repeated singular value.
@@ -75,6 +75,10 @@ const NOISE: f32 = f32::EPSILON;
 
 /// Directions that the second projection shortens to less than this are rounding error of the first one.
 const KEPT: f32 = 0.5;
+
+/// A step of the iteration seldom divides residuals by more. While they are further from the tolerance, they are not looked at: that takes
+/// as long as a step.
+const PER_STEP: f64 = 10.0;
 
 /// Singular values that differ by less than this share of themselves count as copies of one value. They are known to the tolerance
 /// of the iteration.
@@ -150,6 +154,7 @@ fn iterate(
     // The largest norm of an image so far; rounding errors are relative to it.
     let mut scale = 0f32;
     let mut dimension = 0;
+    let mut next_check = 2 * k;
     loop {
         let fresh = |side: &str, rows, columns| {
             random::gaussian::<f32>(rows, columns, seed, &format!("{name} {side} {dimension}"))
@@ -170,7 +175,7 @@ fn iterate(
         v.as_mut().subcols_mut(dimension, block).copy_from(&step.q);
 
         let last = dimension + block > max_dimension;
-        if dimension < 2 * k && !last {
+        if dimension < next_check && !last {
             continue;
         }
         // In f64, since the result can only be as orthonormal as this basis.
@@ -182,9 +187,9 @@ fn iterate(
         let residuals: Vec<f64> = remainder.col_iter().map(|column| f64::from(column.norm_l2())).collect();
         // If the operator has a lower rank, residuals are noise.
         let noise = f64::from(NOISE * scale);
-        if last
-            || residuals.iter().zip(&sigma).all(|(residual, sigma)| *residual <= noise.max(tolerance * sigma))
-        {
+        let excess = |(residual, sigma): (&f64, &f64)| residual / noise.max(tolerance * sigma);
+        let excess = residuals.iter().zip(&sigma).map(excess).fold(0.0, f64::max);
+        if last || excess <= 1.0 {
             let basis = v.subcols(0, dimension);
             return Ok(Found {
                 u: dense::product(u.subcols(0, dimension), left.as_ref(), par),
@@ -195,6 +200,8 @@ fn iterate(
                 residual: residuals.into_iter().fold(0.0, f64::max),
             });
         }
+        let steps = excess.log(PER_STEP).max(1.0) as usize;
+        next_check = dimension.saturating_add(block.saturating_mul(steps));
     }
 }
 

@@ -13,6 +13,15 @@ pub trait Operator {
     fn apply(&self, block: MatRef<'_, f32>, par: Par) -> Mat<f32>;
     /// `Mᵀ U (n × k)` for `U (m × k)`.
     fn apply_transpose(&self, block: MatRef<'_, f32>, par: Par) -> Mat<f32>;
+    /// `M`, or its transpose if that has fewer columns.
+    fn form_tall(&self, par: Par) -> Mat<f32> {
+        let (m, n) = (self.rows(), self.columns());
+        if n <= m {
+            self.apply(Mat::identity(n, n).as_ref(), par)
+        } else {
+            self.apply_transpose(Mat::identity(m, m).as_ref(), par)
+        }
+    }
 }
 
 impl Operator for MatRef<'_, f32> {
@@ -27,6 +36,9 @@ impl Operator for MatRef<'_, f32> {
     }
     fn apply_transpose(&self, block: MatRef<'_, f32>, par: Par) -> Mat<f32> {
         dense::thin_product(self.transpose(), block, par)
+    }
+    fn form_tall(&self, _par: Par) -> Mat<f32> {
+        if self.ncols() <= self.nrows() { self.to_owned() } else { self.transpose().to_owned() }
     }
 }
 

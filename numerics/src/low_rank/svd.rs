@@ -130,14 +130,8 @@ fn formed_svd(operator: &dyn Operator, k: usize, seed: u64, name: &str, par: Par
     /// The most triplets for which the iteration takes less time.
     const FEW: usize = 32;
     let (m, n) = (operator.rows(), operator.columns());
-    // The operator or its transpose: the one with fewer columns.
-    let formed = if n <= m {
-        operator.apply(Mat::identity(n, n).as_ref(), par)
-    } else {
-        operator.apply_transpose(Mat::identity(m, m).as_ref(), par)
-    };
-    let matrix = dense::to_f64(formed.as_ref());
-    dense::check_finite("the update", matrix.as_ref())?;
+    let formed = operator.form_tall(par);
+    dense::check_finite("the update", formed.as_ref())?;
     let params = KrylovParams::of_matrix(k);
     let few = k <= FEW && 2 * params.max_dimension <= m.min(n);
     let iterated = match few {
@@ -148,10 +142,15 @@ fn formed_svd(operator: &dyn Operator, k: usize, seed: u64, name: &str, par: Par
         Some(svd) if svd.residual <= params.tolerance => (svd.u, svd.s, svd.v, svd.residual),
         // For a flat spectrum the iteration does not converge.
         _ => {
-            let (long, s, short) = leading(matrix.as_ref(), k, par)?;
+            let (long, s, short) = leading(dense::to_f64(formed.as_ref()).as_ref(), k, par)?;
             (dense::to_f32(long.as_ref()), s, dense::to_f32(short.as_ref()), 0.0)
         }
     };
     let (u, v) = if n <= m { (long, short) } else { (short, long) };
-    Ok(TruncatedSvd { u, s, v, energy: matrix.squared_norm_l2(), energy_exact: true, residual })
+    Ok(TruncatedSvd { u, s, v, energy: squared_norm(formed.as_ref()), energy_exact: true, residual })
+}
+
+/// `|A|²_F`, in f64.
+fn squared_norm(a: MatRef<'_, f32>) -> f64 {
+    a.col_iter().flat_map(|column| column.iter()).map(|entry| f64::from(*entry).powi(2)).sum()
 }
