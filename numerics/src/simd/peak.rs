@@ -35,13 +35,12 @@ pub fn run(threads: usize) {
             instructions.run(Chains);
         }
     };
-    if threads == 1 {
-        return chains();
-    }
+    // The caller is one of the threads: where it only waits, another one may be started on its processor beside a second one.
     std::thread::scope(|scope| {
-        for _ in 0..threads {
+        for _ in 1..threads {
             scope.spawn(chains);
         }
+        chains();
     });
 }
 
