@@ -1,4 +1,5 @@
-//! Test of `--max-memory` with activations that are larger than the limit. It is in the slow set, writes 600 MB and takes some seconds:
+//! Tests of `--max-memory`: activations that are larger than the limit, and a ridge that needs an eigendecomposition. They are in the slow
+//! set, write 600 MB and take some seconds:
 //!
 //!     cargo test --test memory -- --ignored
 #![cfg(target_os = "linux")]
@@ -93,4 +94,28 @@ fn a_run_stays_under_its_limit() {
     assert!(folder.path().join("out/adapter_config.json").exists());
     let (code, _) = init(&["--max-memory", "100MiB"]);
     assert_eq!(code, Some(2), "less than it needs is refused");
+}
+
+/// A ridge so small that the noise of the sums is removed needs an eigendecomposition: a run that it would take over the limit is refused.
+#[test]
+#[ignore = "takes some seconds"]
+fn a_tiny_ridge_stays_under_its_limit() {
+    const WIDTH: usize = 3072;
+    let folder = tempfile::tempdir().unwrap();
+    write(&folder.path().join("model.safetensors"), &[("one.weight", OUTPUTS)], WIDTH);
+    write(&folder.path().join("activations.safetensors"), &[("one", 2 * WIDTH)], WIDTH);
+    let init = |limit: u64, method: &str| {
+        let limit = format!("{limit}MiB");
+        let words = ["init", "model.safetensors", "-a", "activations.safetensors", "-o", "out", "--force"];
+        let options = ["--method", method, "--ridge", "1e-7", "--threads", "2", "--max-memory", &limit];
+        peak_of(&[&words[..], &options].concat(), folder.path())
+    };
+    for method in ["cntlora", "corda-ipm"] {
+        for limit in [300, 430, 900] {
+            let (code, peak) = init(limit, method);
+            assert!(limit < 900 || code == Some(0), "{method} has enough with {limit} MiB: {code:?}");
+            let under = code == Some(0) && peak <= limit << 20;
+            assert!(under || code == Some(2), "{method} under {limit} MiB: {code:?}, {} MiB", peak >> 20);
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! Damped matrices.
 
+use super::cholesky;
 use super::ladder::{Ladder, check_ridge};
 use super::operands::Number;
 use super::statistics::{Statistics, is_near_noise};
@@ -27,6 +28,13 @@ pub(crate) fn damped_second_moment(moments: &Moments, ridge: f64, par: Par) -> R
     let mut statistics = Statistics::of(moments, par)?;
     statistics.remove_noise(par)?;
     damped::<f64>(statistics.take_second_moment(par), Ladder::new(ridge, moments.width(), true), par)
+}
+
+/// Bytes that [`damped_second_moment`] needs at its peak for a site of width `d`: two triangles and the factor. If the noise of the sums is
+/// removed, the peak is at the eigendecomposition, as in [`Constraint::memory`](super::Constraint::memory).
+pub(crate) fn damped_memory(width: u64, ridge: f64) -> u64 {
+    let bytes = if is_near_noise(ridge, width as usize) { 56 } else { 12 };
+    width.saturating_mul(width).saturating_mul(bytes).saturating_add(cholesky::memory(width))
 }
 
 /// As [`damped_second_moment`], of a second moment that is factored in the format `T`.

@@ -29,7 +29,7 @@ mod tokens;
 mod transport;
 
 pub use classes::token_classes;
-pub(crate) use damped::damped_second_moment;
+pub(crate) use damped::{damped_memory, damped_second_moment};
 pub use dampings::Dampings;
 pub(crate) use energy::energy_of_mean;
 pub use evidence::{Evidence, SiteEvidence, TokenEvidence};

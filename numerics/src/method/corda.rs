@@ -17,7 +17,7 @@ use super::definition::{
     Basis, Bytes, Definition, Form, LayerSize, RankRule, SiteSize, Uses, Weight, check_width,
 };
 use super::{Decomposition, Draft, Options};
-use crate::constraint::{SiteEvidence, check_ridge, damped_second_moment};
+use crate::constraint::{SiteEvidence, check_ridge, damped_memory, damped_second_moment};
 use crate::dense::{self, Real};
 use crate::error::{Error, Result};
 use crate::factors::{Components, LayerShape, ROUNDING, Start};
@@ -74,13 +74,13 @@ impl Definition for Corda {
         Ok(Box::new(covariance))
     }
 
-    fn basis_memory(&self, SiteSize { width, classes, .. }: SiteSize, _: &Options) -> Bytes {
+    fn basis_memory(&self, SiteSize { width, classes, .. }: SiteSize, options: &Options) -> Bytes {
         let bytes = self.0.bytes();
         match classes {
-            None => {
-                let square = width.saturating_mul(width);
-                Bytes { peak: square.saturating_mul(8 * 3), held: square.saturating_mul(bytes) }
-            }
+            None => Bytes {
+                peak: damped_memory(width, options.ridge),
+                held: width.saturating_mul(width).saturating_mul(bytes),
+            },
             Some(_) => Bytes { peak: width.saturating_mul(8 + bytes), held: width.saturating_mul(bytes) },
         }
     }
