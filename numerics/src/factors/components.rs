@@ -135,7 +135,8 @@ impl ProductSvd {
         let rank = sides.len();
         Factors {
             a: Mat::from_fn(rank, self.v.nrows(), |i, j| (sides[i].1 * self.v[(j, i)]) as f32),
-            b: Mat::from_fn(self.u.nrows(), rank, |i, j| (self.u[(i, j)] * sides[j].0) as f32),
+            // The sum has no negative zeros.
+            b: Mat::from_fn(self.u.nrows(), rank, |i, j| (self.u[(i, j)] * sides[j].0) as f32 + 0.0),
         }
     }
 }
@@ -220,7 +221,7 @@ mod tests {
             let a = Mat::from_fn(rank, 9, |i, j| f64::from(made.factors.a[(i, j)]));
             let update = update(&components, rank);
             let projected = &update * a.transpose() * &a;
-            made.factors.b.norm_max() == 0.0
+            made.factors.b.col_iter().all(|column| column.iter().all(|entry| entry.to_bits() == 0))
                 && (made.strength, made.shift) == (0.0, 0.0)
                 && (&a * a.transpose() - Mat::<f64>::identity(rank, rank)).norm_max() < 1e-5
                 && (projected - &update).norm_max() < 1e-4
