@@ -76,8 +76,8 @@ const NOISE: f32 = f32::EPSILON;
 /// Directions that the second projection shortens to less than this are rounding error of the first one.
 const KEPT: f32 = 0.5;
 
-/// A step of the iteration seldom divides residuals by more. While they are further from the tolerance, they are not looked at: that takes
-/// as long as a step.
+/// A step of the iteration seldom divides a residual by more. So residuals that are far from the tolerance are computed again only after
+/// several steps: that takes as long as a step.
 const PER_STEP: f64 = 10.0;
 
 /// Singular values that differ by less than this share of themselves count as copies of one value. They are known to the tolerance

@@ -65,7 +65,7 @@ mod x86 {
         let mut tile: [[__m512; V]; HEIGHT] = std::array::from_fn(|i| {
             std::array::from_fn(|j| {
                 // SAFETY: both types are 64 bytes, and all bit patterns are valid.
-                unsafe { transmute(sums[i * PANELS * VECTORS + j]) }
+                unsafe { transmute::<[f32; LANES], __m512>(sums[i * PANELS * VECTORS + j]) }
             })
         });
         for (left, right) in left.as_chunks::<HEIGHT>().0.iter().zip(right.chunks_exact(VECTORS)) {
