@@ -1,22 +1,87 @@
-//! From the statistics of a site to its factored constraints.
+//! From the activations of a site to its factored constraints.
 
 use super::ladder::Ladder;
 use super::operands::{Number, Operands, check_fits, convert, is_symmetric};
 use super::site::Matrices;
-use super::statistics::{Range, Statistics, noise};
+use super::statistics::{Range, Statistics, is_near_noise, noise};
 use super::transport::Target;
-use super::{Constraint, Coupling, Dampings, Evidence, Terms, transport};
+use super::{Constraint, Coupling, Dampings, Evidence, Terms, cholesky, transport};
 use crate::error::{Error, Result};
 use faer::Par;
 
+impl Constraint {
+    /// Factors the constraints of a site. `O(d³)` operations.
+    ///
+    /// If the ridge is small, eigenvalues below the rounding errors of the sums are removed from the covariances first, which costs an
+    /// eigendecomposition. Otherwise the update would be amplified noise in directions that no row has.
+    ///
+    /// # Errors
+    /// [`Error::Option`] for terms outside their ranges; [`Error::NoRows`]; [`Error::Shape`] for statistics of different widths;
+    /// [`Error::NoVariation`] for activations that are all zero or whose squares are too small for f32, or all equal;
+    /// [`Error::NonFinite`] where their squares are too large; [`Error::MissingSource`] for [`Coupling::Paired`] without a measured
+    /// change; [`Error::NotPositiveDefinite`] if even the largest damping does not help.
+    pub fn new(evidence: Evidence<'_>, terms: Terms, par: Par) -> Result<Self> {
+        terms.check()?;
+        let width = evidence.target.width();
+        if let Some(source) = evidence.source
+            && source.width() != width
+        {
+            let (expected, found) = (width, source.width());
+            return Err(Error::Shape { what: "width of the source activations", expected, found });
+        }
+        let statistics = || -> Result<(Statistics, Option<Statistics>)> {
+            let of = |moments| Statistics::of(moments, par);
+            Ok((of(evidence.target)?, evidence.source.map(of).transpose()?))
+        };
+        let (mut target, mut source) = statistics()?;
+        target.check_variation(evidence.target)?;
+        if !is_near_noise(terms.ridge, width) {
+            let built = Site { evidence, target, source, range: None, terms }.build(par);
+            // Rounding errors of the sums can also make a factorization fail.
+            if !matches!(built, Err(Error::NotPositiveDefinite { .. })) {
+                return built;
+            }
+            (target, source) = statistics()?;
+        }
+        let range = target.remove_noise(par)?;
+        if let Some(source) = &mut source {
+            source.remove_noise(par)?;
+        }
+        Site { evidence, target, source, range: Some(range), terms }.build(par)
+    }
+
+    /// Bytes that [`Self::new`] needs at its peak for a site of width `d`, and bytes that its result holds.
+    ///
+    /// The peak is at the eigendecomposition, if there is one: its scratch of `3 d²` numbers, the covariance, the matrix and its
+    /// eigenvectors, and with a measured source three further matrices. Otherwise it is at the last factorization.
+    pub fn memory(width: u64, terms: Terms, measured_source: bool) -> (u64, u64) {
+        let near_noise = is_near_noise(terms.ridge, width as usize);
+        let kept_source = u64::from(measured_source);
+        let preserved = u64::from(terms.preserve > 0.0);
+        // Beside the change, which is its negative otherwise.
+        let covariance = u64::from(near_noise || measured_source || terms.coupling != Coupling::Uncorrelated);
+        // Matrices in f32, or triangles in f64, which have the same size.
+        let peak = match terms.coupling {
+            Coupling::Transport if measured_source => 22,
+            Coupling::Transport => 15,
+            _ if near_noise => 14 + 2 * kept_source,
+            Coupling::Uncorrelated | Coupling::Paired => 3 + covariance + kept_source + 2 * preserved,
+        };
+        let factored = if near_noise { 2 } else { 1 };
+        let held = covariance + factored * (2 + preserved);
+        let bytes = |matrices: u64| width.saturating_mul(width).saturating_mul(4 * matrices);
+        (bytes(peak).saturating_add(cholesky::memory(width)), bytes(held))
+    }
+}
+
 /// The statistics and terms that the constraints of a site are made from.
-pub(super) struct Site<'a> {
-    pub(super) evidence: Evidence<'a>,
-    pub(super) target: Statistics,
-    pub(super) source: Option<Statistics>,
+struct Site<'a> {
+    evidence: Evidence<'a>,
+    target: Statistics,
+    source: Option<Statistics>,
     /// The range of the target, if the noise outside it was removed.
-    pub(super) range: Option<Range>,
-    pub(super) terms: Terms,
+    range: Option<Range>,
+    terms: Terms,
 }
 
 impl Site<'_> {
@@ -24,7 +89,7 @@ impl Site<'_> {
     ///
     /// # Errors
     /// As [`Constraint::new`].
-    pub(super) fn build(self, par: Par) -> Result<Constraint> {
+    fn build(self, par: Par) -> Result<Constraint> {
         match self.range {
             None => self.factored(Matrices::Single, par),
             Some(_) => self.factored(Matrices::Double, par),
