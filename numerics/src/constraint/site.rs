@@ -44,7 +44,8 @@ impl Constraint {
 
     /// Fréchet distance between Gaussians with the means and the damped covariances of fine-tuning and pre-training
     /// activations, in their units: `(|μ − μ_z|² + tr Σ̃ + tr Σ̃_z − 2 tr (Σ̃^½ Σ̃_z Σ̃^½)^½)^½`. The last term is a by-product of
-    /// [`Coupling::Transport`] with measured pre-training activations; otherwise there is `None`. (Dowson and Landau 1982.)
+    /// [`Coupling::Transport`](super::Coupling::Transport) with measured pre-training activations; otherwise there is `None`. (Dowson and
+    /// Landau 1982.)
     pub fn frechet_distance(&self) -> Option<f64> {
         self.frechet_distance
     }
