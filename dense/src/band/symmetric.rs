@@ -9,7 +9,6 @@ const STRIP: usize = 128;
 
 /// The memory of [`reflect`], which is used again for the next reflection: fresh memory takes as long as the thin products.
 pub(super) struct Scratch {
-    image: Mat<f64>,
     left: Mat<f64>,
     right: Mat<f64>,
 }
@@ -17,8 +16,7 @@ pub(super) struct Scratch {
 impl Scratch {
     /// For matrices of at most so many rows, and blocks of at most so many columns.
     pub(super) fn new(rows: usize, width: usize) -> Self {
-        let [image, right] = [width, 2 * width].map(|width| Mat::zeros(width, rows));
-        Self { image, left: Mat::zeros(rows, 2 * width), right }
+        Self { left: Mat::zeros(rows, 2 * width), right: Mat::zeros(2 * width, rows) }
     }
 }
 
@@ -31,22 +29,21 @@ pub(super) fn reflect(
     par: Par,
 ) {
     let (rows, width) = v.shape();
-    let mut z = scratch.image.as_mut().submatrix_mut(0, 0, width, rows).transpose_mut();
     let mut left = scratch.left.as_mut().submatrix_mut(0, 0, rows, 2 * width);
     // Stored row after row, which is faster.
     let mut right = scratch.right.as_mut().submatrix_mut(0, 0, 2 * width, rows);
+    let (mut y, mut v_by_rows) = right.rb_mut().split_at_row_mut(width);
+    v_by_rows.copy_from(v.transpose());
     // Hᵀ A H = A − V Yᵀ − Y Vᵀ with Z = A V T and Y = Z − ½ V Tᵀ Vᵀ Z.
-    times(z.rb_mut(), a.rb(), v, t, par);
-    let inside = product(t.transpose(), inner(v, z.rb(), par).as_ref(), Par::Seq);
-    let y = |first: usize, mut strip: MatMut<'_, f64>| {
+    times(y.rb_mut(), a.rb(), v, v_by_rows.rb().transpose(), t, par);
+    let inside = product(t.transpose(), inner(v, y.rb().transpose(), par).as_ref(), Par::Seq);
+    let subtract = |first: usize, strip: MatMut<'_, f64>| {
         let rows = v.subrows(first, strip.ncols());
-        add_product(strip.rb_mut().transpose_mut(), -0.5, rows, inside.as_ref(), Par::Seq);
+        add_product(strip.transpose_mut(), -0.5, rows, inside.as_ref(), Par::Seq);
     };
-    in_strips(z.rb_mut().transpose_mut(), STRIP, &y, par);
+    in_strips(y.rb_mut(), STRIP, &subtract, par);
     left.rb_mut().subcols_mut(0, width).copy_from(v);
-    left.rb_mut().subcols_mut(width, width).copy_from(z.rb());
-    right.rb_mut().subrows_mut(0, width).copy_from(z.rb().transpose());
-    right.rb_mut().subrows_mut(width, width).copy_from(v.transpose());
+    left.rb_mut().subcols_mut(width, width).copy_from(y.transpose());
     let (left, right) = (left.rb(), right.rb());
     let strip = |first: usize, strip: MatMut<'_, f64>| {
         let columns = strip.ncols();
@@ -78,11 +75,16 @@ pub(super) fn reflect_rows(x: MatMut<'_, f64>, v: MatRef<'_, f64>, t: MatRef<'_,
     in_strips(x, STRIP, &strip, par);
 }
 
-/// Writes `A V T` for a thin block. The result is stored row after row.
-fn times(image: MatMut<'_, f64>, a: MatRef<'_, f64>, v: MatRef<'_, f64>, t: MatRef<'_, f64>, par: Par) {
+/// Writes the transpose of `A V T` for a thin block, which is given column after column and row after row.
+fn times(
+    out: MatMut<'_, f64>,
+    a: MatRef<'_, f64>,
+    v: MatRef<'_, f64>,
+    v_by_rows: MatRef<'_, f64>,
+    t: MatRef<'_, f64>,
+    par: Par,
+) {
     let rows = a.nrows();
-    let by_rows = v.transpose().to_owned();
-    let by_rows = by_rows.transpose();
     let strip = |first: usize, out: MatMut<'_, f64>| {
         let mut out = out.transpose_mut();
         let columns = out.nrows();
@@ -92,7 +94,7 @@ fn times(image: MatMut<'_, f64>, a: MatRef<'_, f64>, v: MatRef<'_, f64>, t: MatR
         if next < rows {
             // Aᵀ V is faster if both blocks are stored row after row, and A V if they are stored column after column.
             let strip = a.submatrix(next, first, rows - next, columns);
-            product_into(out.rb_mut(), strip.transpose(), by_rows.subrows(next, rows - next), Par::Seq);
+            product_into(out.rb_mut(), strip.transpose(), v_by_rows.subrows(next, rows - next), Par::Seq);
             sum += out.rb();
         }
         if first > 0 {
@@ -101,7 +103,7 @@ fn times(image: MatMut<'_, f64>, a: MatRef<'_, f64>, v: MatRef<'_, f64>, t: MatR
         }
         product_into(out, sum.as_ref(), t, Par::Seq);
     };
-    in_strips(image.transpose_mut(), STRIP, &strip, par);
+    in_strips(out, STRIP, &strip, par);
 }
 
 /// Both triangles.

@@ -52,8 +52,8 @@ impl Constraint {
 
     /// Bytes that [`Self::new`] needs at its peak for a site of width `d`, and bytes that its result holds.
     ///
-    /// The peak is at the eigendecomposition, if there is one: its scratch of `3 d²` numbers, the covariance, the matrix and its
-    /// eigenvectors, and with a measured source three further matrices. Otherwise it is at the last factorization.
+    /// The peak is at the eigendecomposition, if there is one, and with a measured source there are further matrices. Otherwise it is at
+    /// the last factorization.
     pub fn memory(width: u64, terms: Terms, measured_source: bool) -> (u64, u64) {
         let near_noise = is_near_noise(terms.ridge, width as usize);
         let kept_source = u64::from(measured_source);
@@ -64,7 +64,7 @@ impl Constraint {
         let peak = match terms.coupling {
             Coupling::Transport if measured_source => 22,
             Coupling::Transport => 15,
-            _ if near_noise => 14 + 2 * kept_source,
+            _ if near_noise => Statistics::NOISE_REMOVAL + 2 * kept_source,
             Coupling::Uncorrelated | Coupling::Paired => 3 + covariance + kept_source + 2 * preserved,
         };
         let factored = if near_noise { 2 } else { 1 };

@@ -31,10 +31,11 @@ pub(crate) fn damped_second_moment(moments: &Moments, ridge: f64, par: Par) -> R
 }
 
 /// Bytes that [`damped_second_moment`] needs at its peak for a site of width `d`: two triangles and the factor. If the noise of the sums is
-/// removed, the peak is at the eigendecomposition, as in [`Constraint::memory`](super::Constraint::memory).
+/// removed, the peak is there.
 pub(crate) fn damped_memory(width: u64, ridge: f64) -> u64 {
-    let bytes = if is_near_noise(ridge, width as usize) { 56 } else { 12 };
-    width.saturating_mul(width).saturating_mul(bytes).saturating_add(cholesky::memory(width))
+    // Matrices in f32, or triangles in f64, which have the same size.
+    let matrices = if is_near_noise(ridge, width as usize) { Statistics::NOISE_REMOVAL } else { 3 };
+    width.saturating_mul(width).saturating_mul(4 * matrices).saturating_add(cholesky::memory(width))
 }
 
 /// As [`damped_second_moment`], of a second moment that is factored in the format `T`.

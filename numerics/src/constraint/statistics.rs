@@ -111,6 +111,10 @@ impl Statistics {
         scale.of(self.variances().collect())
     }
 
+    /// The memory of [`Self::remove_noise`] and the statistics at its peak, as a number of matrices in f32. The scratch of the
+    /// eigendecomposition is `3 d²` numbers of f64, beside the covariance, the matrix and its eigenvectors.
+    pub(super) const NOISE_REMOVAL: u64 = 14;
+
     /// Removes noise: eigenvalues of the correlation matrix below the rounding error of the sums become zero. Returns the remaining
     /// range. `O(d³)` operations.
     ///
