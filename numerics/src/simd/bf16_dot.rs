@@ -3,7 +3,7 @@
 //! A word holds the bf16 of two rows, so that one instruction multiplies and adds twice.
 
 use super::Tier;
-use super::kernel::Kernel;
+use super::kernel::{Ahead, Kernel};
 
 /// The bf16 dot product. A value of this type proves that the processor has the instruction.
 #[derive(Clone, Copy, Debug)]
@@ -32,15 +32,22 @@ impl Kernel for DotProduct {
     const HEIGHT: usize = 12;
 
     #[inline(always)]
-    fn multiply<const V: usize>(self, left: &[u32], right: &[u32], skip: usize, sums: &mut [f32]) {
+    fn multiply<const V: usize>(
+        self,
+        left: &[u32],
+        right: &[u32],
+        skip: usize,
+        sums: &mut [f32],
+        ahead: Ahead<'_, u32>,
+    ) {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: `self` exists, so `of` has found AVX-512 and its bf16 extension.
         unsafe {
-            x86::multiply::<V>(left, right, skip, sums);
+            x86::multiply::<V>(left, right, skip, sums, ahead);
         }
         #[cfg(not(target_arch = "x86_64"))]
         {
-            let _ = (left, right, skip, sums);
+            let _ = (left, right, skip, sums, ahead);
             match self.0 {}
         }
     }
@@ -48,7 +55,7 @@ impl Kernel for DotProduct {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::super::kernel::Kernel;
+    use super::super::kernel::{Ahead, Kernel};
     use super::super::shape::{PANELS, VECTORS};
     use super::DotProduct;
     use core::arch::x86_64::{__m512, __m512bh, _mm512_dpbf16_ps, _mm512_set1_epi32};
@@ -59,7 +66,14 @@ mod x86 {
 
     /// [`Kernel::multiply`], in the same loops as for f32.
     #[target_feature(enable = "avx512f,avx512bf16")]
-    pub(super) fn multiply<const V: usize>(left: &[u32], right: &[u32], skip: usize, sums: &mut [f32]) {
+    pub(super) fn multiply<const V: usize>(
+        left: &[u32],
+        right: &[u32],
+        skip: usize,
+        sums: &mut [f32],
+        ahead: Ahead<'_, u32>,
+    ) {
+        let ahead = ahead.steps(left.len() / HEIGHT);
         let right = right.as_chunks::<LANES>().0;
         let sums = &mut sums.as_chunks_mut::<LANES>().0[..(HEIGHT - 1) * PANELS * VECTORS + V];
         let mut tile: [[__m512; V]; HEIGHT] = std::array::from_fn(|i| {
@@ -68,7 +82,9 @@ mod x86 {
                 unsafe { transmute::<[f32; LANES], __m512>(sums[i * PANELS * VECTORS + j]) }
             })
         });
-        for (left, right) in left.as_chunks::<HEIGHT>().0.iter().zip(right.chunks_exact(VECTORS)) {
+        let lines = left.as_chunks::<HEIGHT>().0.iter().zip(right.chunks_exact(VECTORS));
+        for (line, (left, right)) in lines.enumerate() {
+            ahead.iter().for_each(|ahead| ahead.prefetch(line));
             let right = &right[skip..skip + V];
             for (sums, &factor) in tile.iter_mut().zip(left) {
                 // SAFETY: both types are 64 bytes, and all bit patterns are valid.

@@ -29,11 +29,13 @@
 //! 4. `left` and `sums` stay in L2 while the columns of the block pass by, once per piece.
 //! 5. Only tiles that touch the upper triangle are computed, and in them only the vectors that do. This skips the vectors left of the
 //!    diagonal, and those at the right edge that are only padding.
-//! 6. The rows of the triangle are far apart and rarely in a cache. One of them is added before each tile of the next group, and another
-//!    one is prefetched, so that the memory works while the processor multiplies. A group has several panels so that each row is long.
-//! 7. A piece is whole rows of the triangle, which are contiguous. So threads write to disjoint slices and need no locks.
+//! 6. The rows of the triangle are far apart and rarely in a cache. One of them is added before each tile of the next group. A group has
+//!    several panels so that each row is long.
+//! 7. While a tile is multiplied, its lines prefetch a row of the triangle and a share of the next lines of `right`, a few bytes per line.
+//!    So the memory works while the processor multiplies, and no load waits behind many prefetches.
+//! 8. A piece is whole rows of the triangle, which are contiguous. So threads write to disjoint slices and need no locks.
 
-use super::kernel::{Fused, Kernel};
+use super::kernel::{Ahead, Fused, Kernel};
 use super::packed::{Packed, Panels};
 use super::prefetch::prefetch;
 use super::shape::{PANELS, VECTORS, height};
@@ -136,8 +138,13 @@ impl<W: Copy + Default> Update<'_, W> {
                 let columns = panel * panel_width..width.min((panel + 1) * panel_width);
                 let tops = (start..end.min(columns.end)).step_by(K::HEIGHT);
                 for (block, right) in packed.panel(panel).chunks(K::LINES * panel_width).enumerate() {
+                    let next = packed.words_after(panel, block * K::LINES * panel_width + right.len());
+                    let next = &next[..next.len().min(right.len())];
+                    let mut next = next.chunks(right.len().div_ceil(tops.len()));
                     for (index, top) in tops.clone().enumerate() {
                         before.add_row(&mut piece, stride);
+                        let ahead =
+                            Ahead { right: next.next().unwrap_or_default(), row: before.row_ahead(&piece) };
                         let left = &left.get(index)[block * K::LINES * K::HEIGHT..]
                             [..right.len() / panel_width * K::HEIGHT];
                         // The vectors that are entirely below the diagonal.
@@ -146,16 +153,16 @@ impl<W: Copy + Default> Update<'_, W> {
                         let column = (panel - first_panel) * panel_width + skip * K::LANES;
                         let sums = &mut sums.numbers[(top - start) * stride + column..];
                         match vectors {
-                            1 => kernel.multiply::<1>(left, right, skip, sums),
-                            _ => kernel.multiply::<VECTORS>(left, right, 0, sums),
+                            1 => kernel.multiply::<1>(left, right, skip, sums, ahead),
+                            _ => kernel.multiply::<VECTORS>(left, right, 0, sums, ahead),
                         }
                     }
                 }
             }
-            while before.add_row(&mut piece, stride) {}
+            before.add_rows(&mut piece, stride);
             std::mem::swap(&mut sums, &mut before);
         }
-        while before.add_row(&mut piece, stride) {}
+        before.add_rows(&mut piece, stride);
     }
 }
 
@@ -169,32 +176,44 @@ struct Sums<'a> {
 }
 
 impl Sums<'_> {
-    /// Adds the next row, if there is one, and prefetches one that comes soon.
+    /// The row to prefetch while the next ones are added. Empty at the end.
+    #[inline(always)]
+    fn row_ahead<'a, W>(&self, piece: &'a Piece<'_, W>) -> &'a [f64] {
+        const ROWS: usize = 4;
+        let row = self.rows.clone().nth(ROWS);
+        row.map_or(&[], |row| &piece.triangle[piece.places(row, &self.columns)])
+    }
+
+    /// Adds the next row, if there is one.
     #[inline(always)]
     fn add_row<W>(&mut self, piece: &mut Piece<'_, W>, stride: usize) -> bool {
-        const AHEAD: usize = 24;
         let Some(row) = self.rows.next() else { return false };
-        if let Some(row) = self.rows.clone().nth(AHEAD) {
-            prefetch(piece.triangle_row(row, &self.columns));
-        }
         let first = self.columns.start.max(row);
         let sums = &self.numbers[(row - piece.rows.start) * stride..]
             [first - self.columns.start..self.columns.len()];
-        let packed = piece.packed;
-        let to = piece.triangle_row(row, &self.columns);
+        let (packed, places) = (piece.packed, piece.places(row, &self.columns));
+        let to = &mut piece.triangle[places];
         add_centred(sums, packed, row, first..self.columns.end, to);
         packed.add_corrections(row, first, to);
         true
     }
+
+    /// Adds the rows that remain.
+    #[inline(always)]
+    fn add_rows<W>(&mut self, piece: &mut Piece<'_, W>, stride: usize) {
+        while self.add_row(piece, stride) {
+            prefetch(self.row_ahead(piece));
+        }
+    }
 }
 
 impl<W> Piece<'_, W> {
-    /// The columns of one row that are in the upper triangle. The last one always is.
+    /// Where the columns of one row are that belong to the upper triangle. The last one always does.
     #[inline(always)]
-    fn triangle_row(&mut self, row: usize, columns: &Range<usize>) -> &mut [f64] {
+    fn places(&self, row: usize, columns: &Range<usize>) -> Range<usize> {
         let diagonal = row_start(self.width, row) - row_start(self.width, self.rows.start);
         let first = columns.start.max(row);
-        &mut self.triangle[diagonal + first - row..diagonal + columns.end - row]
+        diagonal + first - row..diagonal + columns.end - row
     }
 }
 

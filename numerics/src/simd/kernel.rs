@@ -2,6 +2,7 @@
 
 use super::left;
 use super::packed::{Packed, Panels};
+use super::prefetch::Steps;
 use super::shape::{PANELS, VECTORS};
 use pulp::Simd;
 use std::ops::Range;
@@ -25,7 +26,7 @@ pub(super) trait Kernel: Copy {
     }
 
     /// Adds to one tile the products of the columns of a left panel with the vectors of columns `skip .. skip + V` of a right one, summed
-    /// over some lines of both.
+    /// over some lines of both. Prefetches meanwhile.
     ///
     /// The tile is `HEIGHT` rows of `V` vectors at the start of `sums`. A row starts [`PANELS`] `·` [`VECTORS`] vectors after the one
     /// before it.
@@ -35,7 +36,25 @@ pub(super) trait Kernel: Copy {
         right: &[Self::Word],
         skip: usize,
         sums: &mut [f32],
+        ahead: Ahead<'_, Self::Word>,
     );
+}
+
+/// Memory that the next tiles need.
+#[derive(Clone, Copy)]
+pub(super) struct Ahead<'a, W> {
+    /// Lines of the right panel.
+    pub right: &'a [W],
+    /// A row of the triangle.
+    pub row: &'a [f64],
+}
+
+impl<W> Ahead<'_, W> {
+    /// Divides both into as many steps as a tile has lines.
+    #[inline(always)]
+    pub(super) fn steps(self, lines: usize) -> [Steps; 2] {
+        [Steps::of(self.right, lines), Steps::of(self.row, lines)]
+    }
 }
 
 /// Fused multiply-adds of f32.
@@ -48,14 +67,24 @@ impl<S: Simd, const HEIGHT: usize> Kernel for Fused<S, HEIGHT> {
     const HEIGHT: usize = HEIGHT;
 
     #[inline(always)]
-    fn multiply<const V: usize>(self, left: &[f32], right: &[f32], skip: usize, sums: &mut [f32]) {
+    fn multiply<const V: usize>(
+        self,
+        left: &[f32],
+        right: &[f32],
+        skip: usize,
+        sums: &mut [f32],
+        ahead: Ahead<'_, f32>,
+    ) {
         let simd = self.0;
+        let ahead = ahead.steps(left.len() / HEIGHT);
         let right = S::as_simd_f32s(right).0;
         // Of a known length, so that the tile is loaded into registers without checks between them.
         let sums = &mut S::as_mut_simd_f32s(sums).0[..(HEIGHT - 1) * PANELS * VECTORS + V];
         let mut tile: [[_; V]; HEIGHT] =
             std::array::from_fn(|i| std::array::from_fn(|j| sums[i * PANELS * VECTORS + j]));
-        for (left, right) in left.as_chunks::<HEIGHT>().0.iter().zip(right.chunks_exact(VECTORS)) {
+        let lines = left.as_chunks::<HEIGHT>().0.iter().zip(right.chunks_exact(VECTORS));
+        for (line, (left, right)) in lines.enumerate() {
+            ahead.iter().for_each(|ahead| ahead.prefetch(line));
             let right = &right[skip..skip + V];
             for (sums, &factor) in tile.iter_mut().zip(left) {
                 let factor = simd.splat_f32s(factor);

@@ -66,7 +66,11 @@ impl<W: Copy + Default> Panels<W> {
 
 impl<W> Panels<W> {
     pub(super) fn get(&self, index: usize) -> &[W] {
-        &self.words[self.start..][index * self.panel_len..][..self.panel_len]
+        &self.starting_at(index)[..self.panel_len]
+    }
+
+    fn starting_at(&self, index: usize) -> &[W] {
+        &self.words[self.start..][index * self.panel_len..]
     }
 }
 
@@ -112,5 +116,10 @@ impl<W> Packed<W> {
 
     pub(super) fn panel(&self, index: usize) -> &[W] {
         self.panels.get(index)
+    }
+
+    /// The words that follow the first `words` of a panel: the rest of it, and all panels after it.
+    pub(super) fn words_after(&self, panel: usize, words: usize) -> &[W] {
+        &self.panels.starting_at(panel)[words..]
     }
 }

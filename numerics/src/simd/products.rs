@@ -3,7 +3,7 @@
 use super::BLOCK_ROWS;
 use super::bf16_dot::DotProduct;
 use super::gram::Update;
-use super::kernel::{Fused, Kernel};
+use super::kernel::{Ahead, Fused, Kernel};
 use super::shape::{PANELS, VECTORS, height};
 use super::tier::Tier;
 #[cfg(test)]
@@ -94,7 +94,8 @@ fn time<K: Kernel>(kernel: K) -> Duration {
     let mut once = || {
         let start = Instant::now();
         for _ in 0..16 {
-            kernel.multiply::<VECTORS>(black_box(&left), black_box(&right), 0, black_box(&mut sums));
+            let ahead = Ahead { right: &[], row: &[] };
+            kernel.multiply::<VECTORS>(black_box(&left), black_box(&right), 0, black_box(&mut sums), ahead);
         }
         start.elapsed()
     };

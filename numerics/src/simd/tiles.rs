@@ -17,8 +17,9 @@ pub(super) mod emulation;
 mod x86;
 
 use super::Tier;
-use super::kernel::Kernel;
+use super::kernel::{Ahead, Kernel};
 use super::packed::{Packed, Panels};
+use super::prefetch::prefetch;
 use super::shape::VECTORS;
 use std::ops::Range;
 
@@ -84,16 +85,24 @@ impl Kernel for Tiles {
     }
 
     #[inline(always)]
-    fn multiply<const V: usize>(self, left: &[u32], right: &[u32], skip: usize, sums: &mut [f32]) {
+    fn multiply<const V: usize>(
+        self,
+        left: &[u32],
+        right: &[u32],
+        skip: usize,
+        sums: &mut [f32],
+        ahead: Ahead<'_, u32>,
+    ) {
         #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
         {
             // Tiles are as high as a panel is wide, so that none begins inside a panel. A panel at the right edge is padded.
             assert!(skip == 0 && V <= VECTORS);
+            prefetch(ahead.row);
             x86::multiply(self.0, left, right, sums);
         }
         #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
         {
-            let _ = (left, right, skip, sums);
+            let _ = (left, right, skip, sums, ahead);
             match self.0 {}
         }
     }

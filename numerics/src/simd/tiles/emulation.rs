@@ -1,6 +1,6 @@
 //! The products of tiles in portable code, by their definition.
 
-use super::super::kernel::Kernel;
+use super::super::kernel::{Ahead, Kernel};
 use super::super::packed::{Packed, Panels};
 use super::super::pairs::{earlier, later};
 use super::super::shape::PANELS;
@@ -25,7 +25,14 @@ impl Kernel for Emulated {
         });
     }
 
-    fn multiply<const V: usize>(self, left: &[u32], right: &[u32], skip: usize, sums: &mut [f32]) {
+    fn multiply<const V: usize>(
+        self,
+        left: &[u32],
+        right: &[u32],
+        skip: usize,
+        sums: &mut [f32],
+        _: Ahead<'_, u32>,
+    ) {
         let steps = left.as_chunks::<STEP>().0.iter().zip(right.as_chunks::<STEP>().0);
         for (left, right) in steps {
             for row in 0..WIDTH {
