@@ -55,12 +55,6 @@ impl KrylovParams {
         Self { block, max_dimension, tolerance: 1e-2 }
     }
 
-    /// Values for a few triplets of a matrix in memory. A product with it is cheap, so blocks are narrow and the residuals small.
-    pub(super) fn of_matrix(k: usize) -> Self {
-        let block = 16;
-        Self { block, max_dimension: (k + 10 * block).next_multiple_of(block), tolerance: 1e-3 }
-    }
-
     /// Columns of the widest block that is used for `k` triplets: it finds all copies of a repeated singular value.
     pub(super) fn widest(&self, k: usize) -> usize {
         k.next_multiple_of(self.block)
@@ -78,7 +72,7 @@ const KEPT: f32 = 0.5;
 
 /// A step of the iteration seldom divides a residual by more. So residuals that are far from the tolerance are computed again only after
 /// several steps: that takes as long as a step.
-const PER_STEP: f64 = 10.0;
+pub(super) const PER_STEP: f64 = 4.0;
 
 /// Singular values that differ by less than this share of themselves count as copies of one value. They are known to the tolerance
 /// of the iteration.
@@ -115,7 +109,7 @@ pub(super) fn truncated_svd(
 
 /// Returns whether copies of a repeated singular value can be missing before the last of these values, which were found with a block of
 /// this width.
-fn may_miss_copies(s: &[f64], block: usize) -> bool {
+pub(super) fn may_miss_copies(s: &[f64], block: usize) -> bool {
     let last = s.last().copied().unwrap_or(0.0);
     s.iter().zip(s.iter().skip(block - 1)).any(|(first, copy)| {
         let least = first * (1.0 - SAME);
@@ -319,13 +313,17 @@ fn orthonormalize(
 
 /// QR decomposition in f64, see [`dense`].
 fn thin_qr(what: &'static str, block: &Mat<f32>) -> Result<(Mat<f32>, Mat<f32>)> {
-    let wide = || dense::to_f64(block.as_ref());
-    let (q, r) = match dense::cholesky_qr(wide()) {
-        Some(decomposed) => decomposed,
-        // On one thread: with more of them it takes longer.
-        None => dense::thin_qr(what, wide(), Par::Seq)?,
-    };
+    let (q, r) = thin_block_qr(what, dense::to_f64(block.as_ref()))?;
     Ok((dense::to_f32(q.as_ref()), dense::to_f32(r.as_ref())))
+}
+
+/// QR decomposition of a thin block, the fast one if its columns are independent enough.
+pub(super) fn thin_block_qr(what: &'static str, block: Mat<f64>) -> Result<(Mat<f64>, Mat<f64>)> {
+    match dense::cholesky_qr(block.clone()) {
+        Some(decomposed) => Ok(decomposed),
+        // On one thread: with more of them it takes longer.
+        None => Ok(dense::thin_qr(what, block, Par::Seq)?),
+    }
 }
 
 /// The part of `Q R` with singular values above `least`, as orthonormal columns and their coefficients.

@@ -1,8 +1,9 @@
 //! Truncated singular value decompositions of operators that are never formed.
 //!
-//! Large operators are decomposed by a block Krylov method that only applies them to thin blocks. Small matrices, ranks that are a
-//! large part of the matrix, and results of the Krylov method that do not pass its check are formed and decomposed densely.
+//! Large operators are decomposed by a block Krylov method that only applies them to thin blocks. Smaller ones, and those whose result does
+//! not pass its check, are formed: a few triplets come from an iteration with the Gram matrix, others from a dense decomposition.
 
+mod gram_lanczos;
 mod krylov;
 mod leading;
 mod operator;

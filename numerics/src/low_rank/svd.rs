@@ -1,5 +1,6 @@
 //! The truncated singular value decomposition, by the iteration or densely.
 
+use super::gram_lanczos::{End, few_triplets};
 use super::leading::leading;
 use super::{KrylovParams, Operator, krylov};
 use crate::dense;
@@ -28,7 +29,7 @@ pub struct TruncatedSvd<T = f32> {
 /// An operator with a side of at most this is decomposed densely.
 pub(super) const DENSE_SIDE: usize = 512;
 
-/// The `k` leading singular triplets, `k ≤ min(m, n)`, from random start vectors that `seed` and `name` select.
+/// The `k` leading singular triplets, `k ≤ min(m, n)`. For a large operator, `seed` and `name` select the random start vectors.
 ///
 /// # Errors
 /// [`Error::NonFinite`](crate::error::Error::NonFinite) for an operator with NaN or infinity,
@@ -54,12 +55,13 @@ pub fn truncated_svd(
             "fallback to a dense decomposition: the block Lanczos iteration failed its check"
         );
     }
-    formed_svd(operator, k, seed, name, par)
+    formed_svd(operator, k, par)
 }
 
-/// The `k` last singular triplets of a matrix, in descending order, by a dense decomposition of the whole.
+/// The `k` last singular triplets of a matrix, in descending order.
 ///
-/// In f64, because errors that are small relative to the first singular value must also be small relative to the last ones.
+/// In f64, because errors that are small relative to the first singular value must also be small relative to the last ones. By an
+/// iteration with the inverse for a few triplets of a large matrix. If it does not converge, the whole matrix is decomposed densely.
 ///
 /// # Errors
 /// As [`truncated_svd`].
@@ -67,8 +69,16 @@ pub fn truncated_svd(
 /// # Panics
 /// If `k > min(m, n)`.
 pub fn last_components(matrix: MatRef<'_, f64>, k: usize, par: Par) -> Result<TruncatedSvd<f64>> {
-    let side = matrix.nrows().min(matrix.ncols());
+    let (m, n) = matrix.shape();
+    let side = m.min(n);
     assert!(k <= side, "rank {k} of a matrix whose smaller side is {side}");
+    dense::check_finite("the update", matrix)?;
+    let tall = if n <= m { matrix } else { matrix.transpose() };
+    if let Some(found) = few_triplets(tall, k, End::Last, par)? {
+        let TruncatedSvd { u: long, v: short, .. } = found;
+        let (u, v) = if n <= m { (long, short) } else { (short, long) };
+        return Ok(TruncatedSvd { u, v, ..found });
+    }
     let whole = dense::thin_svd("the update", matrix, par)?;
     let first = side - k;
     Ok(TruncatedSvd {
@@ -125,32 +135,19 @@ pub(super) fn krylov_params(side: usize, k: usize) -> Option<KrylovParams> {
     (side > DENSE_SIDE && 2 * params.max_dimension <= side).then_some(params)
 }
 
-/// Forms the operator from its smaller side, and decomposes the matrix: by the iteration for a few triplets, otherwise densely.
-fn formed_svd(operator: &dyn Operator, k: usize, seed: u64, name: &str, par: Par) -> Result<TruncatedSvd> {
-    /// The most triplets for which the iteration takes less time.
-    const FEW: usize = 32;
-    let (m, n) = (operator.rows(), operator.columns());
+/// Forms the operator from its smaller side, and decomposes the matrix: by an iteration for a few triplets, otherwise densely.
+fn formed_svd(operator: &dyn Operator, k: usize, par: Par) -> Result<TruncatedSvd> {
     let formed = operator.form_tall(par);
     dense::check_finite("the update", formed.as_ref())?;
-    let params = KrylovParams::of_matrix(k);
-    let few = k <= FEW && 2 * params.max_dimension <= m.min(n);
-    let iterated = match few {
-        true => krylov::truncated_svd(&formed.as_ref(), k, params, seed, name, par)?,
-        false => None,
-    };
-    let (long, s, short, residual) = match iterated {
-        Some(svd) if svd.residual <= params.tolerance => (svd.u, svd.s, svd.v, svd.residual),
-        // For a flat spectrum the iteration does not converge.
-        _ => {
-            let (long, s, short) = leading(dense::to_f64(formed.as_ref()).as_ref(), k, par)?;
-            (dense::to_f32(long.as_ref()), s, dense::to_f32(short.as_ref()), 0.0)
+    let formed = dense::to_f64(formed.as_ref());
+    let (long, s, short, residual) = match few_triplets(formed.as_ref(), k, End::Leading, par)? {
+        Some(TruncatedSvd { u, s, v, residual, .. }) => (u, s, v, residual),
+        None => {
+            let (long, s, short) = leading(formed.as_ref(), k, par)?;
+            (long, s, short, 0.0)
         }
     };
-    let (u, v) = if n <= m { (long, short) } else { (short, long) };
-    Ok(TruncatedSvd { u, s, v, energy: squared_norm(formed.as_ref()), energy_exact: true, residual })
-}
-
-/// `|A|²_F`, in f64.
-fn squared_norm(a: MatRef<'_, f32>) -> f64 {
-    a.col_iter().flat_map(|column| column.iter()).map(|entry| f64::from(*entry).powi(2)).sum()
+    let (long, short) = (dense::to_f32(long.as_ref()), dense::to_f32(short.as_ref()));
+    let (u, v) = if operator.columns() <= operator.rows() { (long, short) } else { (short, long) };
+    Ok(TruncatedSvd { u, s, v, energy: formed.squared_norm_l2(), energy_exact: true, residual })
 }
