@@ -364,39 +364,52 @@ impl<'a> Residual<'a> {
         })
     }
 
-    /// Subtracts `s B A` from consecutive rows of the weight, from row `first` on.
+    /// Consecutive rows of the weight, from row `first` on, with `s B A` subtracted, in a number format.
     ///
     /// Each number is computed by subtractions in the order of the rank, so that the result is the same on every machine.
-    fn subtract(&self, first: usize, weights: &mut [f64]) {
-        weights.par_chunks_mut(self.inputs).enumerate().for_each(|(row, weights)| {
+    fn changed(
+        &self,
+        source: &Source,
+        first: usize,
+        bytes: &[u8],
+        format: Element,
+    ) -> Result<Vec<u8>, Problem> {
+        let mut values = decode(bytes, self.element)?;
+        self.check_finite(source, first, &values, "")?;
+        for (row, weights) in values.chunks_mut(self.inputs).enumerate() {
             let b = &self.b[(first + row) * self.rank..][..self.rank];
             for (b, a) in b.iter().zip(self.a.chunks(self.inputs)) {
                 for (weight, a) in weights.iter_mut().zip(a) {
                     *weight -= b * a;
                 }
             }
-        });
+        }
+        let mut encoded = Vec::new();
+        format.encode(values.iter().copied(), &mut encoded);
+        format.decode_f64(&encoded, &mut values);
+        self.check_finite(source, first, &values, " after subtracting the update")?;
+        Ok(encoded)
     }
 
     /// Writes the changed numbers in a number format.
     fn write(&self, checkpoint: &Checkpoint, format: Element, file: &mut NewFile) -> Result<(), Problem> {
+        /// Numbers that a thread changes at once.
+        const TOGETHER: usize = 1 << 15;
         let source = checkpoint.source(checkpoint.require(self.name)?);
         let inputs = self.inputs as u64;
         let block = (block_of(checkpoint, self.name, self.element) / inputs).max(1) * inputs;
-        let mut encoded = Vec::new();
+        let rows = (TOGETHER / self.inputs).max(1);
         let mut done = self.numbers.start;
         while done < self.numbers.end {
             let end = (done + block).min(self.numbers.end);
             let bytes = checkpoint.read_piece(&Piece::of(self.name, done..end))?;
-            let mut values = decode(&bytes, self.element)?;
             let first = ((done - self.numbers.start) / inputs) as usize;
-            self.check_finite(source, first, &values, "")?;
-            self.subtract(first, &mut values);
-            encoded.clear();
-            format.encode(values.iter().copied(), &mut encoded);
-            format.decode_f64(&encoded, &mut values);
-            self.check_finite(source, first, &values, " after subtracting the update")?;
-            file.put(&encoded)?;
+            let parts = bytes.par_chunks(rows * self.inputs * self.element.size()).enumerate();
+            let changed = parts.map(|(part, bytes)| self.changed(source, first + part * rows, bytes, format));
+            // The first problem is that of the first row.
+            for encoded in changed.collect::<Vec<_>>() {
+                file.put(&encoded?)?;
+            }
             done = end;
         }
         Ok(())

@@ -14,5 +14,7 @@ mod trace;
 
 pub use krylov::KrylovParams;
 pub use operator::{Operator, Product};
-pub use svd::{TruncatedSvd, dense_memory, dense_work, last_components, memory, truncated_svd, work};
+pub use svd::{
+    TruncatedSvd, dense_memory, dense_work, last_components, last_work, memory, truncated_svd, work,
+};
 pub use trace::trace;

@@ -1,6 +1,6 @@
 //! The truncated singular value decomposition, by the iteration or densely.
 
-use super::gram_lanczos::{End, few_triplets};
+use super::gram_lanczos::{End, few_triplets, most_columns};
 use super::leading::leading;
 use super::{KrylovParams, Operator, krylov};
 use crate::dense;
@@ -26,7 +26,7 @@ pub struct TruncatedSvd<T = f32> {
     pub residual: f64,
 }
 
-/// An operator with a side of at most this is decomposed densely.
+/// An operator with a side of at most this is formed.
 pub(super) const DENSE_SIDE: usize = 512;
 
 /// The `k` leading singular triplets, `k ≤ min(m, n)`. For a large operator, `seed` and `name` select the random start vectors.
@@ -119,7 +119,17 @@ pub fn work(m: u64, n: u64, k: u64, product: f64) -> f64 {
     match krylov_params(m.min(n) as usize, k as usize) {
         // The products in both directions. The bases are thin.
         Some(params) => 2.0 * params.max_dimension as f64 * product,
-        None => m.min(n) as f64 * product + dense_work(m, n),
+        None => m.min(n) as f64 * product + last_work(m, n, k),
+    }
+}
+
+/// Operations of [`last_components`], or of the leading triplets of a matrix in memory, if the iteration for a few of them converges.
+pub fn last_work(m: u64, n: u64, k: u64) -> f64 {
+    let [side, length] = [m.min(n), m.max(n)].map(|length| length as f64);
+    match most_columns(m.min(n) as usize, k as usize) {
+        // The Gram matrix and its factor; products of both triangles with all columns.
+        Some(columns) => (2.0 * length + side / 3.0 + 2.0 * columns as f64) * side * side,
+        None => dense_work(m, n),
     }
 }
 

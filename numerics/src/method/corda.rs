@@ -93,7 +93,7 @@ impl Definition for Corda {
     fn layer_work(&self, layer: LayerSize) -> f64 {
         match self.0 {
             Part::First => layer.truncated(2.0),
-            Part::Last => low_rank::dense_work(layer.outputs, layer.inputs),
+            Part::Last => low_rank::last_work(layer.outputs, layer.inputs, layer.components),
         }
     }
 

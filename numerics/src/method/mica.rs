@@ -58,7 +58,7 @@ impl Definition for Mica {
     }
 
     fn layer_work(&self, layer: LayerSize) -> f64 {
-        low_rank::dense_work(layer.outputs, layer.inputs)
+        low_rank::last_work(layer.outputs, layer.inputs, layer.components)
     }
 
     fn layer_memory(&self, outputs: u64, inputs: u64, _: u64) -> u64 {

@@ -2,8 +2,8 @@
 //! Finetuning*, NAACL 2025, arXiv 2406.09044. The adapter takes over the minor part of the weight, and the base keeps the
 //! principal part.
 //!
-//! As PiSSA, with the last `r` singular triplets of `svd(W)`. The whole decomposition is computed in f64: nothing cheaper finds the
-//! smallest singular values, and in f32 they would be lost in the rounding of the largest one. PEFT does not have it.
+//! As PiSSA, with the last `r` singular triplets of `svd(W)`. They are computed in f64: in f32 they would be lost in
+//! the rounding of the largest one. PEFT does not have it.
 
 use super::definition::{Basis, Definition, Form, LayerSize, RankRule, Weight};
 use super::{Draft, Options, pissa};
@@ -36,7 +36,7 @@ impl Definition for Milora {
     }
 
     fn layer_work(&self, layer: LayerSize) -> f64 {
-        low_rank::dense_work(layer.outputs, layer.inputs)
+        low_rank::last_work(layer.outputs, layer.inputs, layer.components)
     }
 
     fn layer_memory(&self, outputs: u64, inputs: u64, _: u64) -> u64 {

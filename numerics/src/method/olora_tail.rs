@@ -5,7 +5,7 @@
 //! model starts unchanged. As in OLoRA, nothing is divided by `s`. The text of the paper was not available when this was written: the
 //! form of the factors is known from a comparison of methods, and the base follows from it.
 //!
-//! The whole decomposition is computed in f64, as for [`milora`](super::milora). If singular values are equal, the vectors among them are
+//! The triplets are computed in f64, as for [`milora`](super::milora). If singular values are equal, the vectors among them are
 //! arbitrary. For equal values other than zero the product is still unique if the rank takes all of them. Those that are zero can be
 //! paired in any way, and then only the two spaces are unique. PEFT does not have the method.
 
@@ -40,7 +40,7 @@ impl Definition for OloraTail {
     }
 
     fn layer_work(&self, layer: LayerSize) -> f64 {
-        low_rank::dense_work(layer.outputs, layer.inputs)
+        low_rank::last_work(layer.outputs, layer.inputs, layer.components)
     }
 
     fn layer_memory(&self, outputs: u64, inputs: u64, _: u64) -> u64 {
