@@ -257,10 +257,12 @@ mod tests {
             let wanted = Spread::of(&Moments::of(rows.as_ref()).unwrap()).unwrap();
             let found = Spread::of_tokens(&Counts::new(counts).unwrap());
             let near = |a: f64, b: f64| (a - b).abs() < 1e-5 * b;
+            // The iteration for rows ends when it gains little, and its share is a lower bound.
+            let share = wanted.top_share / found.top_share;
             near(found.mean_square, 1.0)
                 && near(found.variance, wanted.variance)
                 && near(found.effective_rank, wanted.effective_rank)
-                && near(found.top_share, wanted.top_share)
+                && (0.99..1.00001).contains(&share)
         }
     }
 

@@ -147,9 +147,9 @@ fn site_memory(site: &PlannedSite, options: &Options) -> u64 {
     let layer = |layer: &PlannedLayer| {
         let (m, d) = (layer.outputs as u64, layer.inputs as u64);
         let decomposition = options.of_part(layer.shape.parts()).memory(m, d);
-        // A quantized weight is computed in its place from a few rows at a time.
-        let stored = if layer.quantization.is_some() { 1 } else { layer.element.size() as u64 };
-        m.saturating_mul(d).saturating_mul(stored + 4).saturating_add(decomposition)
+        // A weight is computed or read in its place, in blocks. The numbers of a group of a convolution are at most half of its weight.
+        let beside = if layer.quantization.is_some() { 1 } else { 2 };
+        m.saturating_mul(d).saturating_mul(4 + beside).saturating_add(decomposition)
     };
     let layers = held.saturating_add(site.layers.iter().map(layer).max().unwrap_or(0));
     moments.saturating_add(building).saturating_add(site.image_bytes).max(layers)

@@ -4,7 +4,8 @@ use super::unusable;
 use crate::error::Error;
 use crate::factors::LayerShape;
 use crate::plan::PlannedLayer;
-use crate::storage::{Checkpoint, Problem, quoted, reserve, zeros};
+use crate::storage::{Checkpoint, Piece, Problem, quoted, zeros};
+use rayon::prelude::*;
 
 /// Reads a weight as f32, in stored order. The weight of a group of a convolution has the width of the patches of all groups, with zeros
 /// outside its own channels.
@@ -20,28 +21,44 @@ pub(super) fn read_weight(checkpoint: &Checkpoint, layer: &PlannedLayer) -> Resu
         }
         return Ok(weight);
     }
-    let mut bytes = Vec::new();
-    for piece in &layer.weight {
-        let mut more = checkpoint.read_piece(piece)?;
-        match bytes.is_empty() {
-            true => bytes = more,
-            false => {
-                reserve(&mut bytes, more.len() as u64).map_err(no_memory)?;
-                bytes.append(&mut more);
-            }
-        }
-    }
     let mut weight = zeros((layer.outputs * layer.inputs) as u64).map_err(no_memory)?;
     let (LayerShape::Group { count, .. }, Some(group)) = (&layer.shape, layer.name.block) else {
-        layer.element.decode_f32(&bytes, &mut weight);
+        read_numbers(checkpoint, layer, &mut weight)?;
         return Ok(weight);
     };
     let own = layer.inputs / count;
-    let row_bytes = own * layer.element.size();
-    for (row, bytes) in weight.chunks_mut(layer.inputs).zip(bytes.chunks(row_bytes)) {
-        layer.element.decode_f32(bytes, &mut row[group * own..][..own]);
+    let mut numbers = zeros((layer.outputs * own) as u64).map_err(no_memory)?;
+    read_numbers(checkpoint, layer, &mut numbers)?;
+    for (row, numbers) in weight.chunks_mut(layer.inputs).zip(numbers.chunks(own)) {
+        row[group * own..][..own].copy_from_slice(numbers);
     }
     Ok(weight)
+}
+
+/// Reads the numbers of a weight that is not quantized, side by side in blocks.
+fn read_numbers(checkpoint: &Checkpoint, layer: &PlannedLayer, numbers: &mut [f32]) -> Result<(), Problem> {
+    /// Numbers that are read together.
+    const TOGETHER: usize = 1 << 18;
+    let mut blocks = Vec::new();
+    let mut rest = numbers;
+    for piece in &layer.weight {
+        let (mut now, later) = rest.split_at_mut(rest.len().min(piece.count as usize));
+        rest = later;
+        let mut first = piece.first;
+        while !now.is_empty() {
+            let (block, left) = now.split_at_mut(now.len().min(TOGETHER));
+            now = left;
+            let end = first + block.len() as u64;
+            blocks.push((Piece::of(&piece.tensor, first..end), block));
+            first = end;
+        }
+    }
+    let read = |(piece, block): (Piece, &mut [f32])| {
+        layer.element.decode_f32(&checkpoint.read_piece(&piece)?, block);
+        Ok(())
+    };
+    // The first problem is that of the first block.
+    blocks.into_par_iter().map(read).collect::<Vec<_>>().into_iter().collect()
 }
 
 /// The problem of a weight with NaN or infinity: the place of the first one in the stored matrix, and the number of others.
