@@ -1,27 +1,31 @@
 //! Operations with a thin block. Their time is that of reading the matrix, so that it is read once, in pieces that are contiguous, and
-//! by all threads.
+//! by all threads. Where a piece has many rows and few columns, the block is first stored row after row.
 
 use crate::{Real, add_product, cholesky, in_strips, product, product_into, solve_lower, solve_upper};
 use faer::{Mat, MatMut, MatRef, Par};
 
 /// The product `A V` with a thin block `V`.
 ///
-/// If `A` is stored row after row, it takes less time than otherwise, and the result is first stored in the same way. So a symmetric
-/// matrix is best given as its transpose.
+/// If `A` is stored row after row, it takes less time than otherwise. So a symmetric matrix is best given as its transpose.
 pub fn thin_product<T: Real>(a: MatRef<'_, T>, block: MatRef<'_, T>, par: Par) -> Mat<T> {
-    /// Rows of a strip of a matrix that is stored column after column.
-    const STRIP: usize = 192;
+    /// Rows of a strip of a matrix that is stored column after column, and of one that is stored row after row.
+    const STRIPS: [usize; 2] = [192, 64];
     if a.col_stride().unsigned_abs() >= a.row_stride().unsigned_abs() {
         let mut out = Mat::zeros(a.nrows(), block.ncols());
         let strip = |first: usize, strip: MatMut<'_, T>| {
             let rows = a.subrows(first, strip.ncols());
             product_into(strip.transpose_mut(), rows, block, Par::Seq);
         };
-        in_strips(out.as_mut().transpose_mut(), STRIP, &strip, par);
+        in_strips(out.as_mut().transpose_mut(), STRIPS[0], &strip, par);
         return out;
     }
-    let mut out = Mat::zeros(block.ncols(), a.nrows());
-    product_into(out.as_mut().transpose_mut(), a, block, par);
+    let block = block.transpose().to_owned();
+    let mut out = Mat::zeros(block.nrows(), a.nrows());
+    let strip = |first: usize, strip: MatMut<'_, T>| {
+        let rows = a.subrows(first, strip.ncols());
+        product_into(strip, block.as_ref(), rows.transpose(), Par::Seq);
+    };
+    in_strips(out.as_mut(), STRIPS[1], &strip, par);
     out.transpose().to_owned()
 }
 
@@ -48,16 +52,18 @@ pub fn thin_solve<T: Real>(l: MatRef<'_, T>, mut x: MatMut<'_, T>, par: Par) {
 pub fn thin_solve_transposed<T: Real>(l: MatRef<'_, T>, mut x: MatMut<'_, T>, par: Par) {
     /// Columns of a strip.
     const STRIP: usize = 64;
+    let mut by_rows = x.as_ref().transpose().to_owned();
     for first in (0..l.nrows()).step_by(TOGETHER).rev() {
-        let (mut unknown, known, diagonal, below) = parts(l, x.as_mut(), first);
-        let known = known.as_ref();
+        let (unknown, known, diagonal, below) = parts(l, by_rows.as_mut().transpose_mut(), first);
+        let (mut unknown, known) = (unknown.transpose_mut(), known.transpose());
         let strip = |first: usize, strip: MatMut<'_, T>| {
             let columns = below.subcols(first, strip.ncols());
-            add_product(strip, -T::ONE, known.transpose(), columns, Par::Seq);
+            add_product(strip, -T::ONE, known, columns, Par::Seq);
         };
-        in_strips(unknown.as_mut().transpose_mut(), STRIP, &strip, par);
-        solve_upper(diagonal.transpose(), unknown, Par::Seq);
+        in_strips(unknown.as_mut(), STRIP, &strip, par);
+        solve_upper(diagonal.transpose(), unknown.transpose_mut(), Par::Seq);
     }
+    x.copy_from(by_rows.transpose());
 }
 
 /// The rows of the block that belong to a few columns, the rows after them, and the parts of the matrix on the diagonal and below it.
