@@ -242,7 +242,8 @@ mod tests {
             near(spread.variance, trace, 1e-9)
                 && near(spread.mean_square, trace + mean.squared_norm_l2(), 1e-9)
                 && near(spread.effective_rank, trace * trace / squares, 1e-9)
-                && near(spread.top_share, values[width - 1] / trace, 0.02)
+                // Of isotropic rows, many directions are nearly as strong.
+                && near(spread.top_share, values[width - 1] / trace, 0.05)
                 && spread.top_share <= values[width - 1] / trace * (1.0 + 1e-9)
         }
     }
