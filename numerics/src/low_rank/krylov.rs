@@ -72,7 +72,7 @@ const KEPT: f32 = 0.5;
 
 /// A step of the iteration seldom divides a residual by more. So residuals that are far from the tolerance are computed again only after
 /// several steps: that takes as long as a step.
-pub(super) const PER_STEP: f64 = 4.0;
+const PER_STEP: f64 = 4.0;
 
 /// Singular values that differ by less than this share of themselves count as copies of one value. They are known to the tolerance
 /// of the iteration.

@@ -11,10 +11,10 @@ mod svd;
 #[cfg(test)]
 mod tests;
 mod trace;
+mod triplets;
 
 pub use krylov::KrylovParams;
 pub use operator::{Operator, Product};
-pub use svd::{
-    TruncatedSvd, dense_memory, dense_work, last_components, last_work, memory, truncated_svd, work,
-};
+pub use svd::{dense_memory, dense_work, last_components, last_work, memory, truncated_svd, work};
 pub use trace::trace;
+pub use triplets::TruncatedSvd;

@@ -2,29 +2,11 @@
 
 use super::gram_lanczos::{End, few_triplets, most_columns};
 use super::leading::leading;
-use super::{KrylovParams, Operator, krylov};
+use super::{KrylovParams, Operator, TruncatedSvd, krylov};
 use crate::dense;
 use crate::error::Result;
-use faer::{Mat, MatRef, Par};
+use faer::{MatRef, Par};
 use std::num::Saturating;
-
-/// Leading, or last, singular triplets of an operator.
-#[derive(Clone, Debug)]
-pub struct TruncatedSvd<T = f32> {
-    /// Left singular vectors, `m × k`.
-    pub u: Mat<T>,
-    /// Singular values, descending.
-    pub s: Vec<f64>,
-    /// Right singular vectors, `n × k`.
-    pub v: Mat<T>,
-    /// Square of the Frobenius norm of the operator.
-    pub energy: f64,
-    /// True if `energy` is exact. Otherwise the energy outside the space that the method visited is an estimate.
-    pub energy_exact: bool,
-    /// Largest `‖M vᵢ − σᵢ uᵢ‖ / σ₁` or `‖Mᵀ uᵢ − σᵢ vᵢ‖ / σ₁`, computed with the operator or with
-    /// the matrix that was formed from it; 0 for a dense decomposition.
-    pub residual: f64,
-}
 
 /// An operator with a side of at most this is formed.
 pub(super) const DENSE_SIDE: usize = 512;
