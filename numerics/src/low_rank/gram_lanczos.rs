@@ -218,6 +218,32 @@ mod tests {
         }
     }
 
+    /// A block finds as many copies of a singular value as it has columns, and more only by rounding. No result lacks copies: it is
+    /// complete or refused.
+    #[test]
+    fn no_copies_are_missing() {
+        // The same square 20 times.
+        let (square, _, _) = with_values(20, 20, |i| 1.0 / (1.0 + i as f64));
+        let matrix =
+            Mat::from_fn(400, 400, |i, j| if i / 20 == j / 20 { square[(i % 20, j % 20)] } else { 0.0 });
+        let mut refused = 0;
+        for (end, value) in [(End::Leading, 1.0), (End::Last, 1.0 / 20.0)] {
+            for k in [BLOCK, 12, 16] {
+                let Some(found) = few_triplets(matrix.as_ref(), k, end, Par::Seq).unwrap() else {
+                    assert!(k > BLOCK, "{end:?}");
+                    refused += 1;
+                    continue;
+                };
+                assert!(
+                    found.s.iter().all(|s| (s / value - 1.0).abs() < 1e-6),
+                    "{end:?}, {k}: {:?}",
+                    found.s
+                );
+            }
+        }
+        assert!(refused > 0);
+    }
+
     /// The caller decomposes these densely: their last triplets are lost in the squares, or do not exist, or the iteration is too long.
     #[test]
     fn hard_matrices_are_refused() {
