@@ -15,7 +15,7 @@ pub struct TruncatedSvd<T = f32> {
     pub energy: f64,
     /// True if `energy` is exact. Otherwise the energy outside the space that the method visited is an estimate.
     pub energy_exact: bool,
-    /// Largest `‖M vᵢ − σᵢ uᵢ‖ / σ₁` or `‖Mᵀ uᵢ − σᵢ vᵢ‖ / σ₁`, computed with the operator or with
-    /// the matrix that was formed from it; 0 for a dense decomposition.
+    /// Largest `‖M vᵢ − σᵢ uᵢ‖ / σ₁` or `‖Mᵀ uᵢ − σᵢ vᵢ‖ / σ₁`, where `σ₁` is the first of `s`. Computed with the operator or with the matrix
+    /// that was formed from it; 0 for a dense decomposition.
     pub residual: f64,
 }
