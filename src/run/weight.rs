@@ -11,16 +11,6 @@ use rayon::prelude::*;
 /// outside its own channels.
 pub(super) fn read_weight(checkpoint: &Checkpoint, layer: &PlannedLayer) -> Result<Vec<f32>, Problem> {
     let no_memory = |problem| in_weight(problem, checkpoint, layer);
-    if layer.quantization.is_some() {
-        let mut weight = zeros((layer.outputs * layer.inputs) as u64).map_err(no_memory)?;
-        let mut rest = weight.as_mut_slice();
-        for piece in &layer.weight {
-            let (now, later) = rest.split_at_mut(rest.len().min(piece.count as usize));
-            checkpoint.dequantize(piece, now)?;
-            rest = later;
-        }
-        return Ok(weight);
-    }
     let mut weight = zeros((layer.outputs * layer.inputs) as u64).map_err(no_memory)?;
     let (LayerShape::Group { count, .. }, Some(group)) = (&layer.shape, layer.name.block) else {
         read_numbers(checkpoint, layer, &mut weight)?;
@@ -35,30 +25,32 @@ pub(super) fn read_weight(checkpoint: &Checkpoint, layer: &PlannedLayer) -> Resu
     Ok(weight)
 }
 
-/// Reads the numbers of a weight that is not quantized, side by side in blocks.
+/// Reads the numbers of all pieces: blocks of them side by side, and quantized pieces one after the other, each of them whole.
 fn read_numbers(checkpoint: &Checkpoint, layer: &PlannedLayer, numbers: &mut [f32]) -> Result<(), Problem> {
     /// Numbers that are read together.
     const TOGETHER: usize = 1 << 18;
-    let mut blocks = Vec::new();
     let mut rest = numbers;
-    for piece in &layer.weight {
-        let (mut now, later) = rest.split_at_mut(rest.len().min(piece.count as usize));
+    let mut pieces = layer.weight.iter().map(|piece| {
+        let count = rest.len().min(piece.count as usize);
+        let (now, later) = std::mem::take(&mut rest).split_at_mut(count);
         rest = later;
-        let mut first = piece.first;
-        while !now.is_empty() {
-            let (block, left) = now.split_at_mut(now.len().min(TOGETHER));
-            now = left;
-            let end = first + block.len() as u64;
-            blocks.push((Piece::of(&piece.tensor, first..end), block));
-            first = end;
-        }
+        (piece, now)
+    });
+    if layer.quantization.is_some() {
+        return pieces.try_for_each(|(piece, numbers)| checkpoint.dequantize(piece, numbers));
     }
+    let blocks = pieces.flat_map(|(piece, numbers)| {
+        let first = (piece.first..).step_by(TOGETHER);
+        first
+            .zip(numbers.chunks_mut(TOGETHER))
+            .map(|(first, block)| (Piece::of(&piece.tensor, first..first + block.len() as u64), block))
+    });
     let read = |(piece, block): (Piece, &mut [f32])| {
         layer.element.decode_f32(&checkpoint.read_piece(&piece)?, block);
         Ok(())
     };
     // The first problem is that of the first block.
-    blocks.into_par_iter().map(read).collect::<Vec<_>>().into_iter().collect()
+    blocks.collect::<Vec<_>>().into_par_iter().map(read).collect::<Vec<_>>().into_iter().collect()
 }
 
 /// The problem of a weight with NaN or infinity: the place of the first one in the stored matrix, and the number of others.

@@ -32,17 +32,6 @@ pub(super) enum End {
     Last,
 }
 
-impl End {
-    /// Largest residual of each triplet, relative to its own singular value. The last triplets are wanted more accurately: they are few
-    /// directions among many that are nearly as small.
-    fn tolerance(self) -> f64 {
-        match self {
-            Self::Leading => 1e-3,
-            Self::Last => 1e-4,
-        }
-    }
-}
-
 /// The most triplets for which the iteration takes less time than a dense decomposition.
 const FEW: usize = 32;
 
@@ -51,6 +40,9 @@ const BLOCK: usize = 8;
 
 /// Blocks in addition to the wanted triplets, at most and at least. Fewer seldom converge.
 const BLOCKS: RangeInclusive<usize> = 16..=22;
+
+/// Largest residual of each triplet, relative to its own singular value.
+const TOLERANCE: f64 = 1e-4;
 
 /// A step of the iteration seldom divides a residual by more. The triplets are looked at again after as many steps as that needs: it takes
 /// longer than a step.
@@ -67,8 +59,8 @@ pub(super) fn most_columns(n: usize, k: usize) -> Option<usize> {
 
 /// `k` triplets at one end of the spectrum of a matrix with `n ≤ m`.
 ///
-/// `None` if a dense decomposition takes less time, if its last triplets are wanted and it is nearly singular, if copies of a singular value can
-/// be missing, or if the iteration does not converge.
+/// `None` if a dense decomposition takes less time, if its last triplets are wanted and it is nearly singular, if copies of a singular
+/// value can be missing, or if the iteration does not converge.
 pub(super) fn few_triplets(
     matrix: MatRef<'_, f64>,
     k: usize,
@@ -88,13 +80,12 @@ pub(super) fn few_triplets(
     }) else {
         return refused("the matrix is singular to working precision");
     };
-    let apply = |block: &Mat<f64>| match end {
+    let apply = |mut block: Mat<f64>| match end {
         End::Leading => dense::product(operator.as_ref(), block.as_ref(), par),
         End::Last => {
-            let mut solved = block.clone();
-            dense::thin_solve(operator.as_ref(), solved.as_mut(), par);
-            dense::thin_solve_transposed(operator.as_ref(), solved.as_mut(), par);
-            solved
+            dense::thin_solve(operator.as_ref(), block.as_mut(), par);
+            dense::thin_solve_transposed(operator.as_ref(), block.as_mut(), par);
+            block
         }
     };
     let mut basis = Mat::<f64>::zeros(n, most);
@@ -107,9 +98,8 @@ pub(super) fn few_triplets(
         let q = orthonormal(next, basis.subcols(0, dimension), par)?;
         basis.as_mut().subcols_mut(dimension, BLOCK).copy_from(&q);
         dimension += BLOCK;
-        next = apply(&q);
+        next = apply(q);
         let inside = dense::product(basis.subcols(0, dimension).transpose(), next.as_ref(), par);
-        // Only the lower triangle is read.
         small.as_mut().submatrix_mut(dimension - BLOCK, 0, BLOCK, dimension).copy_from(inside.transpose());
 
         let is_last = dimension + BLOCK > most;
@@ -124,7 +114,7 @@ pub(super) fn few_triplets(
         // Unlike `f64::max`, this keeps NaN.
         let relative = residuals.iter().zip(&s).map(|(residual, s)| residual / s);
         let worst = relative.fold(0.0, |worst, residual| if residual <= worst { worst } else { residual });
-        let excess = worst / end.tolerance();
+        let excess = worst / TOLERANCE;
         if excess <= 1.0 {
             let defect = (v.transpose() * &v - Mat::<f64>::identity(k, k)).norm_max();
             let descending: Vec<f64> =
@@ -195,7 +185,7 @@ mod tests {
         for (name, value) in spectra {
             let (matrix, u, v) = with_values(500, n, value);
             let found = few_triplets(matrix.as_ref(), K, End::Last, Par::Seq).unwrap().expect(name);
-            assert!(found.residual <= 1e-4 && found.s.is_sorted_by(|a, b| a >= b), "{name}");
+            assert!(found.residual <= TOLERANCE && found.s.is_sorted_by(|a, b| a >= b), "{name}");
             for (i, s) in found.s.iter().enumerate() {
                 assert!((s / value(n - K + i) - 1.0).abs() < 1e-6, "{name}: value {i} is {s}");
             }

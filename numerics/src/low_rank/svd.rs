@@ -54,7 +54,6 @@ pub fn last_components(matrix: MatRef<'_, f64>, k: usize, par: Par) -> Result<Tr
     let (m, n) = matrix.shape();
     let side = m.min(n);
     assert!(k <= side, "rank {k} of a matrix whose smaller side is {side}");
-    dense::check_finite("the update", matrix)?;
     let tall = if n <= m { matrix } else { matrix.transpose() };
     if let Some(found) = few_triplets(tall, k, End::Last, par)? {
         let TruncatedSvd { u: long, v: short, .. } = found;
