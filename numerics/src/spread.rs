@@ -10,6 +10,7 @@ use crate::error::Result;
 use crate::moments::{Counts, Moments};
 use crate::random;
 use faer::{Col, Mat, Par};
+use pulp::{Arch, NullaryFnOnce};
 use serde::{Deserialize, Serialize};
 
 /// The spread of the activations of a site.
@@ -138,33 +139,79 @@ impl Covariance<'_> {
 
     fn apply(&self, v: &Col<f64>) -> Col<f64> {
         let along_mean: f64 = self.mean.transpose() * v;
-        let v: Vec<f64> = v.iter().copied().collect();
+        let v: Vec<f64> = v.iter().map(|value| value * self.scale).collect();
         let mut out: Vec<f64> = self.mean.iter().map(|mean| -mean * along_mean).collect();
-        for (i, row) in self.rows() {
-            let (diagonal, beside) = (row[0], &row[1..]);
-            let scaled = v[i] * self.scale;
-            for (out, gram) in out[i + 1..].iter_mut().zip(beside) {
-                *out += gram * scaled;
-            }
-            out[i] += (diagonal * v[i] + dot(beside, &v[i + 1..])) * self.scale;
-        }
+        let rows: Vec<&[f64]> = self.rows().map(|(_, row)| row).collect();
+        Arch::new().dispatch(Apply { rows: &rows, v: &v, out: &mut out });
         Col::from_iter(out)
     }
 }
 
-/// Inner product, in several sums so that the compiler can use vectors.
-fn dot(a: &[f64], b: &[f64]) -> f64 {
-    const SUMS: usize = 16;
-    let (a, rest_of_a) = a.as_chunks::<SUMS>();
-    let (b, rest_of_b) = b.as_chunks::<SUMS>();
-    let mut sums = [0.0; SUMS];
-    for (a, b) in a.iter().zip(b) {
-        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
-            *sum += a * b;
+/// The product of a symmetric matrix, given by the rows of its upper triangle, and a vector. It is added to another one.
+struct Apply<'a> {
+    rows: &'a [&'a [f64]],
+    v: &'a [f64],
+    out: &'a mut [f64],
+}
+
+impl NullaryFnOnce for Apply<'_> {
+    type Output = ();
+
+    // So that it has the instructions of the processor.
+    #[inline(always)]
+    fn call(self) {
+        /// Rows that are read together, so that the vectors are read less often.
+        const TOGETHER: usize = 8;
+        let Self { rows, v, out } = self;
+        let (groups, rest) = rows.as_chunks::<TOGETHER>();
+        for (rows, i) in groups.iter().zip((0..).step_by(TOGETHER)) {
+            add_rows(rows, &v[i..], &mut out[i..]);
+        }
+        for (row, i) in rest.iter().zip(TOGETHER * groups.len()..) {
+            add_rows(&[*row], &v[i..], &mut out[i..]);
         }
     }
-    let rest: f64 = rest_of_a.iter().zip(rest_of_b).map(|(a, b)| a * b).sum();
-    sums.iter().sum::<f64>() + rest
+}
+
+/// Adds the products of the vector with consecutive rows of a symmetric matrix, and with the same columns. The rows begin at the diagonal,
+/// and the vectors at the first row.
+#[inline(always)]
+fn add_rows<const ROWS: usize>(rows: &[&[f64]; ROWS], v: &[f64], out: &mut [f64]) {
+    const LANES: usize = 8;
+    // The columns of the rows themselves.
+    for (i, row) in rows.iter().enumerate() {
+        out[i] += row[0] * v[i];
+        for (j, entry) in (i + 1..ROWS).zip(&row[1..]) {
+            out[i] += entry * v[j];
+            out[j] += entry * v[i];
+        }
+    }
+    let these: [f64; ROWS] = std::array::from_fn(|i| v[i]);
+    let beyond: [_; ROWS] = std::array::from_fn(|i| rows[i][ROWS - i..].as_chunks::<LANES>());
+    let (v, v_rest) = v[ROWS..].as_chunks::<LANES>();
+    let (these_out, out) = out.split_at_mut(ROWS);
+    let (out, out_rest) = out.as_chunks_mut::<LANES>();
+    let mut sums = [[0.0; LANES]; ROWS];
+    for (k, (v, out)) in v.iter().zip(out).enumerate() {
+        let mut near = *out;
+        for i in 0..ROWS {
+            let entries = &beyond[i].0[k];
+            for lane in 0..LANES {
+                sums[i][lane] += entries[lane] * v[lane];
+                near[lane] += entries[lane] * these[i];
+            }
+        }
+        *out = near;
+    }
+    for ((out_of_row, sums), ((_, rest), this)) in
+        these_out.iter_mut().zip(&sums).zip(beyond.iter().zip(&these))
+    {
+        *out_of_row += sums.iter().sum::<f64>();
+        for ((entry, v), out) in rest.iter().zip(v_rest).zip(out_rest.iter_mut()) {
+            *out_of_row += entry * v;
+            *out += entry * this;
+        }
+    }
 }
 
 /// Lanczos iteration with full reorthogonalization (Golub and Van Loan, Matrix Computations, 10.1 and 10.3).
