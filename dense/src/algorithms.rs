@@ -1,6 +1,7 @@
 //! Calls of faer's algorithms. They are generic, and each crate that calls them compiles them again. So only this file calls them.
 
 use crate::Svd;
+use crate::thin::{Accumulate, accumulate_f32, accumulate_f64};
 use faer::diag::Diag;
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::{cholesky::llt, evd, householder, matmul, qr::no_pivoting, svd, triangular_solve};
@@ -18,10 +19,11 @@ pub trait Algorithms: Sized {
     );
     fn solve_lower(matrix: MatRef<'_, Self>, block: MatMut<'_, Self>, par: Par);
     fn solve_upper(matrix: MatRef<'_, Self>, block: MatMut<'_, Self>, par: Par);
+    fn accumulate(task: Accumulate<'_, Self>);
 }
 
 macro_rules! algorithms {
-    ($($number:ty),*) => {$(
+    ($($number:ty, $accumulate:path;)*) => {$(
         impl Algorithms for $number {
             fn matmul(
                 out: MatMut<'_, Self>,
@@ -39,23 +41,29 @@ macro_rules! algorithms {
             fn solve_upper(matrix: MatRef<'_, Self>, block: MatMut<'_, Self>, par: Par) {
                 triangular_solve::solve_upper_triangular_in_place(matrix, block, par);
             }
+            fn accumulate(task: Accumulate<'_, Self>) {
+                $accumulate(task);
+            }
         }
     )*};
 }
 
-algorithms!(f32, f64);
+algorithms! {
+    f32, accumulate_f32;
+    f64, accumulate_f64;
+}
 
 /// `None` if the matrix is not positive definite.
-pub(crate) fn cholesky(mut a: Mat<f64>, par: Par) -> Option<Mat<f64>> {
+pub(crate) fn cholesky(mut a: MatMut<'_, f64>, par: Par) -> Option<()> {
     let n = a.nrows();
     let mut memory = MemBuffer::new(llt::factor::cholesky_in_place_scratch::<f64>(n, par, Spec::default()));
     let regularization = llt::factor::LltRegularization::default();
     let stack = MemStack::new(&mut memory);
     llt::factor::cholesky_in_place(a.as_mut(), regularization, par, stack, Spec::default()).ok()?;
     for column in 1..n {
-        a.col_mut(column).subrows_mut(0, column).fill(0.0);
+        a.as_mut().col_mut(column).subrows_mut(0, column).fill(0.0);
     }
-    Some(a)
+    Some(())
 }
 
 /// `None` if it does not converge.

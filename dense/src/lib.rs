@@ -14,13 +14,15 @@
 
 mod algorithms;
 mod band;
+mod memory;
 mod strips;
 mod thin;
 mod workspace;
 
 pub use band::{BlockTridiagonal, Fraction};
+pub use memory::{Buffer, Square};
 pub use strips::{from_columns, in_strips};
-pub use thin::{cholesky_qr, thin_product, thin_solve, thin_solve_transposed};
+pub use thin::{Panel, by_panels, cholesky_qr, thin_product};
 pub use workspace::workspace;
 
 use faer::traits::RealField;
@@ -48,7 +50,7 @@ pub enum Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// A floating-point type that products are compiled for: f32 and f64.
-pub trait Real: RealField + Copy + algorithms::Algorithms {
+pub trait Real: RealField + Copy + bytemuck::Pod + algorithms::Algorithms {
     /// Returns whether the value is neither NaN nor infinite.
     fn finite(self) -> bool;
     /// One.
@@ -143,10 +145,15 @@ pub fn solve_upper<T: Real>(r: MatRef<'_, T>, x: MatMut<'_, T>, par: Par) {
 
 /// Lower Cholesky factor `G` of the symmetric matrix whose lower triangle `a` holds, `A = G Gᵀ`; zeros above the
 /// diagonal. `None` if `A` is not positive definite to working precision.
-pub fn cholesky(a: Mat<f64>, par: Par) -> Option<Mat<f64>> {
-    let factor = algorithms::cholesky(a, par)?;
-    check_finite("the Cholesky factor", factor.as_ref()).ok()?;
-    Some(factor)
+pub fn cholesky(mut a: Mat<f64>, par: Par) -> Option<Mat<f64>> {
+    cholesky_in_place(a.as_mut(), par)?;
+    Some(a)
+}
+
+/// As [`cholesky`], in place of the matrix.
+pub fn cholesky_in_place(mut a: MatMut<'_, f64>, par: Par) -> Option<()> {
+    algorithms::cholesky(a.as_mut(), par)?;
+    check_finite("the Cholesky factor", a.as_ref()).ok()
 }
 
 /// Eigenvalues in ascending order and orthonormal eigenvectors, as columns, of the symmetric matrix whose lower

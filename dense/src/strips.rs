@@ -1,6 +1,8 @@
 //! Work on the columns of a matrix, side by side.
 
-use faer::{Mat, MatMut, Par};
+use crate::Square;
+use faer::{MatMut, Par};
+use rayon::prelude::*;
 
 /// Calls a function with each strip of so many columns and the number of its first column, side by side unless `par` is sequential.
 /// Nothing depends on the number of threads.
@@ -30,17 +32,31 @@ fn share<T: Send>(
     }
 }
 
-/// A matrix from a function that writes a column, whose entries are zero, side by side unless `par` is sequential.
-#[allow(clippy::missing_panics_doc, reason = "a new matrix stores its columns one after the other")]
+/// Calls a function with the number of each chunk of so many numbers, and the chunk, side by side unless `par` is sequential.
+pub(crate) fn share_chunks<T: Send>(
+    numbers: &mut [T],
+    size: usize,
+    task: &(impl Fn(usize, &mut [T]) + Sync),
+    par: Par,
+) {
+    match par {
+        Par::Seq => numbers.chunks_mut(size).enumerate().for_each(|(i, chunk)| task(i, chunk)),
+        Par::Rayon(_) => numbers.par_chunks_mut(size).enumerate().for_each(|(i, chunk)| task(i, chunk)),
+    }
+}
+
+/// A square matrix from a function that writes a column, whose entries are zero, side by side unless `par` is sequential.
+///
+/// # Panics
+/// As [`Square::zeros`].
 pub fn from_columns<T: crate::Real>(
-    rows: usize,
-    columns: usize,
+    size: usize,
     write: impl Fn(usize, &mut [T]) + Sync,
     par: Par,
-) -> Mat<T> {
+) -> Square<T> {
     /// Columns of a strip.
     const TOGETHER: usize = 32;
-    let mut out = Mat::zeros(rows, columns);
+    let mut out = Square::zeros(size);
     let strip = |first: usize, mut strip: MatMut<'_, T>| {
         for j in 0..strip.ncols() {
             let column = strip.as_mut().col_mut(j).try_as_col_major_mut().expect("a new matrix");
@@ -67,19 +83,20 @@ pub(crate) fn both(first: impl FnOnce() + Send, second: impl FnOnce() + Send, pa
 #[cfg(test)]
 mod tests {
     use super::*;
+    use faer::Mat;
 
     /// Every column is written once, at its place, for numbers of columns around those of a strip.
     #[test]
     fn columns_are_written_at_their_place() {
-        for columns in [0, 1, 31, 32, 33, 64, 65, 200] {
+        for size in [0, 1, 31, 32, 33, 64, 65, 200] {
             for par in [Par::Seq, Par::rayon(16)] {
                 let write = |j: usize, column: &mut [f64]| {
                     for (i, value) in column.iter_mut().enumerate() {
                         *value += (1000 * i + j) as f64;
                     }
                 };
-                let wanted = Mat::from_fn(3, columns, |i, j| (1000 * i + j) as f64);
-                assert_eq!(from_columns(3, columns, write, par), wanted, "{columns}");
+                let wanted = Mat::from_fn(size, size, |i, j| (1000 * i + j) as f64);
+                assert_eq!(from_columns(size, write, par).as_ref(), wanted.as_ref(), "{size}");
             }
         }
     }

@@ -1,83 +1,129 @@
-//! Operations with a thin block. Their time is that of reading the matrix, so that it is read once, in pieces that are contiguous, and
-//! by all threads. Where a piece has many rows and few columns, the block is first stored row after row.
+//! Operations with a thin block. Their time is that of reading the matrix and multiplying it, so that it is read once, in the order of its
+//! memory, by all threads. The block is stored row after row meanwhile.
 
-use crate::{Real, add_product, cholesky, in_strips, product, product_into, solve_lower, solve_upper};
-use faer::{Mat, MatMut, MatRef, Par};
+mod kernel;
+mod panel;
 
-/// The product `A V` with a thin block `V`.
-///
-/// If `A` is stored row after row, it takes less time than otherwise. So a symmetric matrix is best given as its transpose.
-pub fn thin_product<T: Real>(a: MatRef<'_, T>, block: MatRef<'_, T>, par: Par) -> Mat<T> {
-    /// Rows of a strip of a matrix that is stored column after column, and of one that is stored row after row.
-    const STRIPS: [usize; 2] = [192, 64];
-    if a.col_stride().unsigned_abs() >= a.row_stride().unsigned_abs() {
-        let mut out = Mat::zeros(a.nrows(), block.ncols());
-        let strip = |first: usize, strip: MatMut<'_, T>| {
-            let rows = a.subrows(first, strip.ncols());
-            product_into(strip.transpose_mut(), rows, block, Par::Seq);
-        };
-        in_strips(out.as_mut().transpose_mut(), STRIPS[0], &strip, par);
-        return out;
-    }
-    let block = block.transpose().to_owned();
-    let mut out = Mat::zeros(block.nrows(), a.nrows());
-    let strip = |first: usize, strip: MatMut<'_, T>| {
-        let rows = a.subrows(first, strip.ncols());
-        product_into(strip, block.as_ref(), rows.transpose(), Par::Seq);
-    };
-    in_strips(out.as_mut(), STRIPS[1], &strip, par);
-    out.transpose().to_owned()
-}
+pub(crate) use kernel::{Accumulate, accumulate_f32, accumulate_f64};
+pub use panel::{Panel, by_panels};
 
-/// Columns of a triangular matrix that a substitution handles together.
+use crate::strips::share_chunks;
+use crate::{Real, cholesky, product, solve_lower};
+use faer::{Mat, MatRef, Par};
+
+/// Columns of a triangular matrix that a substitution handles before the other rows.
 const TOGETHER: usize = 256;
 
-/// `L⁻¹ X` for a lower triangular matrix `L` that is stored column after column, and a thin block, in its place.
-pub fn thin_solve<T: Real>(l: MatRef<'_, T>, mut x: MatMut<'_, T>, par: Par) {
-    /// Rows of a strip.
-    const STRIP: usize = 384;
-    for first in (0..l.nrows()).step_by(TOGETHER) {
-        let (mut known, rest, diagonal, below) = parts(l, x.as_mut(), first);
-        solve_lower(diagonal, known.as_mut(), Par::Seq);
-        let known = known.as_ref();
-        let strip = |first: usize, strip: MatMut<'_, T>| {
-            let rows = below.subrows(first, strip.ncols());
-            add_product(strip.transpose_mut(), -T::ONE, rows, known, Par::Seq);
-        };
-        in_strips(rest.transpose_mut(), STRIP, &strip, par);
+/// Columns of them that a substitution handles before the other rows of these.
+const NEAR: usize = 16;
+
+/// The product `A V` with a thin block `V`. At least one stride of `A` should be 1: otherwise it is copied.
+pub fn thin_product<T: Real>(a: MatRef<'_, T>, block: MatRef<'_, T>, par: Par) -> Mat<T> {
+    by_panels(block, a.nrows(), (|value| value, |value| value), |panel| panel.product(a, par))
+}
+
+impl<T: Real> Panel<T> {
+    /// The product `A X`. At least one stride of `A` should be 1: otherwise it is copied.
+    ///
+    /// # Panics
+    /// If `A` does not have so many columns as `X` has rows.
+    #[must_use]
+    pub fn product(&self, a: MatRef<'_, T>, par: Par) -> Self {
+        assert_eq!(a.ncols(), self.rows(), "columns of the matrix");
+        let mut out = self.zeros_like(a.nrows());
+        let copy = (a.row_stride() != 1 && a.col_stride() != 1).then(|| a.to_owned());
+        add(&mut out.numbers, copy.as_ref().map_or(a, Mat::as_ref), &self.numbers, self.stride, false, par);
+        out
+    }
+
+    /// `L⁻¹ X` for a lower triangular matrix `L`, one of whose strides is 1.
+    ///
+    /// # Panics
+    /// If `L` does not have so many rows as `X`, or none of its strides is 1.
+    #[must_use]
+    pub fn solve_lower(mut self, l: MatRef<'_, T>, par: Par) -> Self {
+        assert_eq!(l.nrows(), self.rows(), "rows of the matrix");
+        let stride = self.stride;
+        for first in (0..l.nrows()).step_by(TOGETHER) {
+            let last = l.nrows().min(first + TOGETHER);
+            for near in (first..last).step_by(NEAR) {
+                let end = last.min(near + NEAR);
+                let (known, rest) =
+                    self.numbers[near * stride..last * stride].split_at_mut((end - near) * stride);
+                for i in 0..end - near {
+                    let (known, these) = known.split_at_mut(i * stride);
+                    let row = l.row(near + i).subcols(near, i);
+                    substitute(
+                        &mut these[..stride],
+                        row.iter(),
+                        known.chunks_exact(stride),
+                        l[(near + i, near + i)],
+                    );
+                }
+                let beside = l.submatrix(end, near, last - end, end - near);
+                add(rest, beside, known, stride, true, Par::Seq);
+            }
+            let (known, rest) = self.numbers[first * stride..].split_at_mut((last - first) * stride);
+            add(rest, l.submatrix(last, first, l.nrows() - last, last - first), known, stride, true, par);
+        }
+        self
+    }
+
+    /// `L⁻ᵀ X` for a lower triangular matrix `L`, one of whose strides is 1.
+    ///
+    /// # Panics
+    /// As [`Self::solve_lower`].
+    #[must_use]
+    pub fn solve_lower_transposed(mut self, l: MatRef<'_, T>, par: Par) -> Self {
+        assert_eq!(l.nrows(), self.rows(), "rows of the matrix");
+        let stride = self.stride;
+        for first in (0..l.nrows()).step_by(TOGETHER).rev() {
+            let last = l.nrows().min(first + TOGETHER);
+            let (these, known) = self.numbers[first * stride..].split_at_mut((last - first) * stride);
+            let below = l.submatrix(last, first, l.nrows() - last, last - first);
+            add(these, below.transpose(), known, stride, true, par);
+            for near in (first..last).step_by(NEAR).rev() {
+                let end = last.min(near + NEAR);
+                let (these, known) = these[(near - first) * stride..].split_at_mut((end - near) * stride);
+                let beside = l.submatrix(end, near, last - end, end - near);
+                add(these, beside.transpose(), known, stride, true, Par::Seq);
+                for i in (0..end - near).rev() {
+                    let (this, known) = these[i * stride..].split_at_mut(stride);
+                    let column = l.col(near + i).subrows(near + i + 1, end - near - i - 1);
+                    substitute(this, column.iter(), known.chunks_exact(stride), l[(near + i, near + i)]);
+                }
+            }
+        }
+        self
     }
 }
 
-/// `L⁻ᵀ X` for a lower triangular matrix `L` that is stored column after column, and a thin block, in its place.
-pub fn thin_solve_transposed<T: Real>(l: MatRef<'_, T>, mut x: MatMut<'_, T>, par: Par) {
-    /// Columns of a strip.
-    const STRIP: usize = 64;
-    let mut by_rows = x.as_ref().transpose().to_owned();
-    for first in (0..l.nrows()).step_by(TOGETHER).rev() {
-        let (unknown, known, diagonal, below) = parts(l, by_rows.as_mut().transpose_mut(), first);
-        let (mut unknown, known) = (unknown.transpose_mut(), known.transpose());
-        let strip = |first: usize, strip: MatMut<'_, T>| {
-            let columns = below.subcols(first, strip.ncols());
-            add_product(strip, -T::ONE, known, columns, Par::Seq);
-        };
-        in_strips(unknown.as_mut(), STRIP, &strip, par);
-        solve_upper(diagonal.transpose(), unknown.transpose_mut(), Par::Seq);
+/// `(x − Σ factor · row) / diagonal`.
+fn substitute<'a, T: Real>(
+    x: &mut [T],
+    factors: impl Iterator<Item = &'a T>,
+    rows: impl Iterator<Item = &'a [T]>,
+    diagonal: T,
+) {
+    for (&factor, row) in factors.zip(rows) {
+        for (x, &value) in x.iter_mut().zip(row) {
+            *x -= factor * value;
+        }
     }
-    x.copy_from(by_rows.transpose());
+    x.iter_mut().for_each(|x| *x /= diagonal);
 }
 
-/// The rows of the block that belong to a few columns, the rows after them, and the parts of the matrix on the diagonal and below it.
-fn parts<'x, 'l, T: Real>(
-    l: MatRef<'l, T>,
-    x: MatMut<'x, T>,
-    first: usize,
-) -> (MatMut<'x, T>, MatMut<'x, T>, MatRef<'l, T>, MatRef<'l, T>) {
-    let size = l.nrows() - first;
-    let count = TOGETHER.min(size);
-    let (these, rest) = x.subrows_mut(first, size).split_at_row_mut(count);
-    let columns = l.submatrix(first, first, size, count);
-    let (diagonal, below) = columns.split_at_row(count);
-    (these, rest, diagonal, below)
+/// `C += A X`, or `C −= A X`, for rows of so many numbers.
+fn add<T: Real>(c: &mut [T], a: MatRef<'_, T>, x: &[T], stride: usize, is_negative: bool, par: Par) {
+    // Whole tiles of the kernel, for any processor. If long rows are not contiguous, each of a few columns is read in the order of the
+    // memory; more of them can lie in the same set of the cache.
+    let is_wide = a.row_stride() == 1 && a.ncols() > TOGETHER;
+    let (rows, depth) = if is_wide { (192, 8) } else { (96, a.ncols().max(1)) };
+    let strip = |index: usize, c: &mut [T]| {
+        let a = a.subrows(index * rows, c.len() / stride);
+        T::accumulate(Accumulate { a, x, c, stride, is_negative, depth });
+    };
+    share_chunks(c, rows * stride, &strip, par);
 }
 
 /// `Q (m × n)` with orthonormal columns and `R (n × n)`, upper triangular, with `A = Q R`, by the Cholesky factor of `AᵀA`: it takes a
@@ -114,24 +160,30 @@ mod tests {
         })
     }
 
-    /// For sizes around those of the pieces, in both layouts, on any number of threads.
+    /// For sizes around those of the pieces, in every layout, for one panel and several, on any number of threads.
     #[test]
     fn products_and_substitutions_are_inverse() {
-        for size in [1, 5, 191, 256, 257, 700] {
-            for par in [Par::Seq, Par::rayon(16)] {
-                let (l, x) = (triangular(size), matrix(size, 7, 2));
+        let solved = |block: &Mat<f64>, solve: &dyn Fn(Panel<f64>) -> Panel<f64>| {
+            by_panels(block.as_ref(), block.nrows(), (|value| value, |value| value), solve)
+        };
+        for size in [0, 1, 5, 33, 95, 256, 257, 700] {
+            for (columns, par) in
+                [(0, Par::Seq), (1, Par::Seq), (7, Par::rayon(16)), (8, Par::Seq), (21, Par::rayon(16))]
+            {
+                let (l, x) = (triangular(size), matrix(size, columns, 2));
                 let wanted = &l * &x;
-                let by_columns = thin_product(l.as_ref(), x.as_ref(), par);
                 let rows = l.transpose().to_owned();
-                let by_rows = thin_product(rows.transpose(), x.as_ref(), par);
-                assert!(difference(by_columns.as_ref(), wanted.as_ref()) < 1e-12, "{size}");
-                assert!(difference(by_rows.as_ref(), wanted.as_ref()) < 1e-12, "{size}");
-                let mut solved = wanted;
-                thin_solve(l.as_ref(), solved.as_mut(), par);
-                assert!(difference(solved.as_ref(), x.as_ref()) < 1e-12, "{size}");
-                let mut solved = l.transpose() * &x;
-                thin_solve_transposed(l.as_ref(), solved.as_mut(), par);
-                assert!(difference(solved.as_ref(), x.as_ref()) < 1e-12, "{size}");
+                // Neither stride is 1 from the bottom to the top.
+                let reversed = l.reverse_rows().to_owned();
+                for a in [l.as_ref(), rows.transpose(), reversed.reverse_rows()] {
+                    let found = thin_product(a, x.as_ref(), par);
+                    assert!(difference(found.as_ref(), wanted.as_ref()) < 1e-12, "{size}");
+                }
+                let found = solved(&wanted, &|panel| panel.solve_lower(l.as_ref(), par));
+                assert!(difference(found.as_ref(), x.as_ref()) < 1e-12, "{size}");
+                let found =
+                    solved(&(l.transpose() * &x), &|panel| panel.solve_lower_transposed(l.as_ref(), par));
+                assert!(difference(found.as_ref(), x.as_ref()) < 1e-12, "{size}");
             }
         }
     }

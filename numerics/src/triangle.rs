@@ -1,27 +1,27 @@
 //! Symmetric matrices as their upper triangle, row after row, in f64: half of the memory of the whole matrix.
 
-use crate::dense::{self, Real};
+use crate::dense::{self, Buffer, Real, Square};
 use crate::simd::row_start;
 use crate::simd::threads::share;
 use faer::prelude::ReborrowMut;
 use faer::{Mat, MatMut, Par};
-use pulp::Arch;
+use pulp::{Arch, NullaryFnOnce};
 
 /// A symmetric matrix.
 #[derive(Clone, Debug)]
 pub(crate) struct Triangle {
     width: usize,
     /// Row `i` holds the columns from `i` on.
-    entries: Vec<f64>,
+    entries: Buffer<f64>,
 }
 
 impl Triangle {
-    /// A matrix of such a triangle.
+    /// The zero matrix.
     ///
     /// # Panics
-    /// If the number of entries is another.
-    pub(crate) fn new(width: usize, entries: Vec<f64>) -> Self {
-        assert_eq!(entries.len(), row_start(width, width), "entries of a triangle of width {width}");
+    /// If there is not enough memory.
+    pub(crate) fn zeros(width: usize) -> Self {
+        let entries = Buffer::zeros(row_start(width, width)).expect("memory for a triangle");
         Self { width, entries }
     }
 
@@ -29,7 +29,7 @@ impl Triangle {
     #[cfg(test)]
     pub(crate) fn of(matrix: &Mat<f64>, par: Par) -> Self {
         let width = matrix.nrows();
-        let mut triangle = Self::new(width, vec![0.0; row_start(width, width)]);
+        let mut triangle = Self::zeros(width);
         // Columns lie together in memory, and are those rows.
         triangle.map(|i, j, _| matrix[(j, i)], par);
         triangle
@@ -53,27 +53,44 @@ impl Triangle {
         (0..self.width).for_each(|i| self.entries[row_start(self.width, i)] += value);
     }
 
-    /// Replaces every entry `(i, j)`, `i ≤ j`, by a function of it.
-    pub(crate) fn map(&mut self, entry: impl Fn(usize, usize, f64) -> f64 + Sync, par: Par) {
+    /// Changes every row, from the diagonal on. The function gets its number too.
+    pub(crate) fn change_rows(&mut self, change: impl Fn(usize, &mut [f64]) + Sync, par: Par) {
         let mut rest = &mut self.entries[..];
         let rows = (0..self.width).map(|i| {
             let (row, later) = std::mem::take(&mut rest).split_at_mut(self.width - i);
             rest = later;
             (i, row)
         });
-        share(par.degree(), rows, |(i, row)| {
-            // With the instructions of the processor: a fused multiply-add is a call otherwise.
-            Arch::new().dispatch(|| {
-                for (j, value) in (i..).zip(row) {
-                    *value = entry(i, j, *value);
-                }
-            });
-        });
+        share(par.degree(), rows, |(i, row)| Arch::new().dispatch(ChangeRow { i, row, change: &change }));
+    }
+
+    /// Replaces every entry `(i, j)`, `i ≤ j`, by a function of it.
+    pub(crate) fn map(&mut self, entry: impl Fn(usize, usize, f64) -> f64 + Sync, par: Par) {
+        let change = |i: usize, row: &mut [f64]| {
+            for (j, value) in (i..).zip(row) {
+                *value = entry(i, j, *value);
+            }
+        };
+        self.change_rows(change, par);
     }
 
     /// The whole matrix, by a function of row, column and entry.
-    pub(crate) fn whole<T: Real>(&self, entry: impl Fn(usize, usize, f64) -> T + Sync, par: Par) -> Mat<T> {
-        whole(self.width, &self.entries, entry, par)
+    pub(crate) fn whole<T: Real>(
+        &self,
+        entry: impl Fn(usize, usize, f64) -> T + Sync,
+        par: Par,
+    ) -> Square<T> {
+        let mut out = Square::zeros(self.width);
+        let strip = |first: usize, strip: MatMut<'_, T>| {
+            Arch::new().dispatch(WriteStrip { first, strip, triangle: &self.entries, entry: &entry });
+        };
+        dense::in_strips(out.as_mut(), TOGETHER, &strip, par);
+        out
+    }
+
+    /// The whole matrix, by itself.
+    pub(crate) fn to_mat(&self) -> Mat<f64> {
+        Mat::from_fn(self.width, self.width, |i, j| self.get(i, j))
     }
 
     /// `|A|²_F`.
@@ -83,27 +100,49 @@ impl Triangle {
     }
 
     /// The entries.
-    pub(crate) fn into_entries(self) -> Vec<f64> {
+    pub(crate) fn into_entries(self) -> Buffer<f64> {
         self.entries
     }
 }
 
-/// The whole matrix of a triangle, by a function of row, column and entry.
-pub(crate) fn whole<T: Real>(
-    width: usize,
-    triangle: &[f64],
-    entry: impl Fn(usize, usize, f64) -> T + Sync,
-    par: Par,
-) -> Mat<T> {
-    /// Columns of a strip.
-    const TOGETHER: usize = 32;
-    /// Rows that are transposed together: a cache line of a column.
-    const LINE: usize = 8;
-    let mut out = Mat::zeros(width, width);
-    // From the diagonal on.
-    let row = |i: usize| &triangle[row_start(width, i)..][..width - i];
-    let write = |first: usize, mut strip: MatMut<'_, T>| {
-        let last = first + strip.ncols();
+/// A change of a row, with the instructions of the processor: a fused multiply-add is a call otherwise.
+struct ChangeRow<'a, F> {
+    i: usize,
+    row: &'a mut [f64],
+    change: &'a F,
+}
+
+impl<F: Fn(usize, &mut [f64])> NullaryFnOnce for ChangeRow<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        (self.change)(self.i, self.row);
+    }
+}
+
+/// Columns of a strip of the whole matrix.
+const TOGETHER: usize = 128;
+
+/// Columns of the whole matrix from one on, written with the instructions of the processor.
+struct WriteStrip<'a, T, F> {
+    first: usize,
+    strip: MatMut<'a, T>,
+    triangle: &'a [f64],
+    entry: &'a F,
+}
+
+impl<T: Real, F: Fn(usize, usize, f64) -> T> NullaryFnOnce for WriteStrip<'_, T, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        /// Rows that are transposed together: a cache line of a column.
+        const LINE: usize = 16;
+        let Self { first, mut strip, triangle, entry } = self;
+        let (width, last) = (strip.nrows(), first + strip.ncols());
+        // From the diagonal on.
+        let row = |i: usize| &triangle[row_start(width, i)..][..width - i];
         let mut lines = [[0.0; LINE]; TOGETHER];
         for above in (0..last).step_by(LINE) {
             for i in above..last.min(above + LINE) {
@@ -127,21 +166,16 @@ pub(crate) fn whole<T: Real>(
                 *out = entry(j, i, *value);
             }
         }
-    };
-    // With the instructions of the processor: a fused multiply-add is a call otherwise.
-    let strip = |first: usize, strip: MatMut<'_, T>| Arch::new().dispatch(|| write(first, strip));
-    dense::in_strips(out.as_mut(), TOGETHER, &strip, par);
-    out
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
     /// Entries that name their position, for widths around those of strips and lines.
     fn numbered(width: usize) -> Triangle {
-        let mut triangle = Triangle::new(width, vec![0.5; row_start(width, width)]);
-        triangle.map(|i, j, entry| entry + (1000 * i + j) as f64, Par::rayon(4));
+        let mut triangle = Triangle::zeros(width);
+        triangle.map(|i, j, entry| entry + 0.5 + (1000 * i + j) as f64, Par::rayon(4));
         triangle
     }
 
@@ -157,7 +191,7 @@ mod tests {
                 // Row and column are given, so a matrix need not be symmetric.
                 let whole = triangle.whole(|row, column, entry| entry + below(row, column), par);
                 let wanted = Mat::from_fn(width, width, |i, j| value(i, j) + below(i, j));
-                assert_eq!(whole, wanted, "{width}");
+                assert_eq!(whole.as_ref(), wanted.as_ref(), "{width}");
             }
         }
     }
@@ -167,6 +201,7 @@ mod tests {
         let mut triangle = numbered(20);
         triangle.add_to_diagonal(3.0);
         let matrix = triangle.whole(|_, _, entry| entry, Par::Seq);
+        let matrix = matrix.as_ref().to_owned();
         assert_eq!((matrix[(4, 4)], matrix[(4, 5)], matrix[(5, 4)]), (4007.5, 4005.5, 4005.5));
         assert!((triangle.squared_norm() / matrix.squared_norm_l2() - 1.0).abs() < 1e-12);
         assert_eq!(Triangle::of(&matrix, Par::Seq).into_entries(), triangle.into_entries());

@@ -3,10 +3,11 @@
 use super::content::{Stated, claims};
 use super::stored::Stored;
 use super::{Content, METADATA, SiteSums};
+use crate::dense::Buffer;
 use crate::error::Error;
 use crate::moments::{Counts, Moments, RowsOrTokens};
 use crate::storage::safetensors::{Header, Tensor};
-use crate::storage::{Access, Problem, Source, quoted, zeros};
+use crate::storage::{Access, Problem, Source, buffer, quoted};
 use bytemuck::{Pod, cast_slice_mut};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -108,14 +109,14 @@ impl MomentsFile {
             .get(site)
             .ok_or_else(|| problem(Problem::data("the file has no site with this name")))?;
         let sums: Result<SiteSums<'_>, Error> = match measured.counts {
-            true => Counts::new(self.numbers(site, Stored::Counts)?).map(Into::into),
+            true => Counts::new(self.numbers(site, Stored::Counts)?.to_vec()).map(Into::into),
             false => {
-                let count: Vec<u64> = self.numbers(site, Stored::Count)?;
-                let sum = self.numbers(site, Stored::Sum)?;
-                let gram = self.numbers(site, Stored::Gram)?;
-                let abs_max = self.numbers(site, Stored::AbsMax)?;
+                let count: Buffer<u64> = self.numbers(site, Stored::Count)?;
+                let sum: Buffer<f64> = self.numbers(site, Stored::Sum)?;
+                let gram: Buffer<f64> = self.numbers(site, Stored::Gram)?;
+                let abs_max: Buffer<f32> = self.numbers(site, Stored::AbsMax)?;
                 let zero_rows = self.stated.get(site).map_or(0, |stated| stated.zero_rows);
-                let moments = Moments::from_sums(count[0], sum, gram, abs_max);
+                let moments = Moments::from_sums(count[0], sum.to_vec(), gram, abs_max.to_vec());
                 moments.map(|moments| moments.with_zero_rows(zero_rows).into())
             }
         };
@@ -147,12 +148,12 @@ impl MomentsFile {
     }
 
     /// The numbers of one tensor.
-    fn numbers<T: Pod + Default>(&self, site: &str, sum: Stored) -> Result<Vec<T>, Problem> {
+    fn numbers<T: Pod>(&self, site: &str, sum: Stored) -> Result<Buffer<T>, Problem> {
         let name = sum.tensor(site);
         let tensor = &self.tensors[&name];
         let located = |problem: Problem| problem.in_file(self.source.path()).in_tensor(&name);
         // The header was checked against the length of the file. The memory can still be too small.
-        let mut numbers: Vec<T> = zeros(tensor.length / size_of::<T>() as u64).map_err(located)?;
+        let mut numbers: Buffer<T> = buffer(tensor.length / size_of::<T>() as u64).map_err(located)?;
         let bytes: &mut [u8] = cast_slice_mut(&mut numbers);
         self.source.read(bytes, tensor.offset).map_err(|problem| problem.in_tensor(&name))?;
         if cfg!(target_endian = "big") {

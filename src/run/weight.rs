@@ -1,23 +1,24 @@
 //! The weight of a layer, read as f32, and the problems that name it.
 
 use super::unusable;
+use crate::dense::Buffer;
 use crate::error::Error;
 use crate::factors::LayerShape;
 use crate::plan::PlannedLayer;
-use crate::storage::{Checkpoint, Piece, Problem, quoted, zeros};
+use crate::storage::{Checkpoint, Piece, Problem, buffer, quoted};
 use rayon::prelude::*;
 
 /// Reads a weight as f32, in stored order. The weight of a group of a convolution has the width of the patches of all groups, with zeros
 /// outside its own channels.
-pub(super) fn read_weight(checkpoint: &Checkpoint, layer: &PlannedLayer) -> Result<Vec<f32>, Problem> {
+pub(super) fn read_weight(checkpoint: &Checkpoint, layer: &PlannedLayer) -> Result<Buffer<f32>, Problem> {
     let no_memory = |problem| in_weight(problem, checkpoint, layer);
-    let mut weight = zeros((layer.outputs * layer.inputs) as u64).map_err(no_memory)?;
+    let mut weight = buffer((layer.outputs * layer.inputs) as u64).map_err(no_memory)?;
     let (LayerShape::Group { count, .. }, Some(group)) = (&layer.shape, layer.name.block) else {
         read_numbers(checkpoint, layer, &mut weight)?;
         return Ok(weight);
     };
     let own = layer.inputs / count;
-    let mut numbers = zeros((layer.outputs * own) as u64).map_err(no_memory)?;
+    let mut numbers = buffer((layer.outputs * own) as u64).map_err(no_memory)?;
     read_numbers(checkpoint, layer, &mut numbers)?;
     for (row, numbers) in weight.chunks_mut(layer.inputs).zip(numbers.chunks(own)) {
         row[group * own..][..own].copy_from_slice(numbers);

@@ -38,7 +38,7 @@ pub(crate) use hash::Hashing;
 pub use hash::fingerprint;
 pub(crate) use hub::model_folder;
 pub(crate) use json::{Schema, read_json};
-pub(crate) use memory::{reserve, zeros};
+pub(crate) use memory::{buffer, reserve, zeros};
 pub(crate) use new_file::NewFile;
 pub use number::Number;
 pub(crate) use number::product;

@@ -122,9 +122,13 @@ impl Site<'_> {
         let change = match terms.coupling {
             Coupling::Uncorrelated => {
                 check_fits::<T>(CHANGE, largest + shift.norm_max() * target.mean.norm_max())?;
-                let entry =
-                    |i: usize, j: usize, covariance: f64| T::from_f64(shift[i] * target.mean[j] - covariance);
-                target.covariance.whole(entry, par)
+                if is_negated {
+                    target.covariance.whole(|_, _, covariance| T::from_f64(-covariance), par)
+                } else {
+                    let entry =
+                        |i: usize, j: usize, entry: f64| T::from_f64(shift[i] * target.mean[j] - entry);
+                    target.covariance.whole(entry, par)
+                }
             }
             Coupling::Transport => {
                 let dense = |statistics: &Statistics| statistics.covariance.whole(|_, _, entry| entry, par);
@@ -144,6 +148,7 @@ impl Site<'_> {
                     let square = shift.squared_norm_l2() + damped + source.variance() - 2.0 * overlap;
                     frechet_distance = Some(square.max(0.0).sqrt());
                 }
+                let covariance = covariance.as_ref();
                 let entry =
                     |i: usize, j: usize, cross: f64| cross - covariance[(i, j)] + shift[i] * target.mean[j];
                 convert(CHANGE, moved.cross.as_ref(), entry, par)?
@@ -199,7 +204,7 @@ impl Site<'_> {
         } else {
             (None, None)
         };
-        let is_symmetric = is_negated || is_symmetric(&change);
+        let is_symmetric = is_negated || is_symmetric(change.as_ref());
         let matrices = matrices(Operands { change, is_symmetric, denominator, metric });
         let dampings = Dampings {
             covariance: covariance_damping,

@@ -11,7 +11,7 @@
 //! of the sums that the matrix comes from, relative to the two channels of an entry, and the factor is used in f32. So the damping that
 //! makes the noise of the sums harmless makes these errors harmless too (`statistics::is_near_noise`).
 
-use crate::dense;
+use crate::dense::{self, Square};
 use crate::simd::{self, Rows, Sums, Values, Workspace, row_start};
 use crate::triangle::Triangle;
 use faer::{Mat, Par};
@@ -21,7 +21,7 @@ const BLOCK: usize = 256;
 
 /// Lower Cholesky factor `G` of a symmetric matrix, `A = G Gᵀ`; zeros above the diagonal. `None` if `A` is not positive definite to
 /// working precision, or if the factor does not fit f32.
-pub(super) fn cholesky(mut matrix: Triangle, par: Par) -> Option<Mat<f32>> {
+pub(super) fn cholesky(mut matrix: Triangle, par: Par) -> Option<Square<f32>> {
     let width = matrix.width();
     // Squares of f32 numbers must neither overflow nor vanish. Powers of two change no digit.
     let largest = matrix.diagonal().fold(0.0, f64::max);
@@ -33,7 +33,7 @@ pub(super) fn cholesky(mut matrix: Triangle, par: Par) -> Option<Mat<f32>> {
     let mut rest = &mut rest[..];
     let threads = if par.degree() > 1 { rayon::current_num_threads() } else { 1 };
     let mut workspace = Workspace::default();
-    let mut factor = Mat::<f32>::zeros(width, width);
+    let mut factor = Square::<f32>::zeros(width);
     let mut rows = vec![0.0f32; BLOCK.min(width) * width];
     let (mut sum, mut abs_max) = (vec![0.0; width], vec![0.0; width]);
     for first in (0..width).step_by(BLOCK) {
@@ -53,7 +53,7 @@ pub(super) fn cholesky(mut matrix: Triangle, par: Par) -> Option<Mat<f32>> {
         }
         dense::solve_lower(diagonal.as_ref(), panel.as_mut().transpose_mut(), par);
         for i in 0..count {
-            let column = &mut factor.col_as_slice_mut(first + i)[first + i..];
+            let column = &mut factor.column_mut(first + i)[first + i..];
             let (inside, below) = column.split_at_mut(count - i);
             for (to, from) in inside.iter_mut().zip(&diagonal.col_as_slice(i)[i..]) {
                 *to = (from * scale) as f32;
@@ -102,9 +102,9 @@ mod tests {
         for (width, par) in [(1, Par::Seq), (60, Par::Seq), (512, Par::Seq), (700, Par::rayon(4))] {
             let matrix = second_moment(width.max(2), 1e-2);
             let factor = cholesky(Triangle::of(&matrix, par), par).unwrap();
-            let product = dense::to_f64(factor.as_ref()) * dense::to_f64(factor.transpose());
+            let product = dense::to_f64(factor.as_ref()) * dense::to_f64(factor.as_ref().transpose());
             for j in 0..matrix.ncols() {
-                assert!((0..j).all(|i| factor[(i, j)] == 0.0));
+                assert!((0..j).all(|i| factor.as_ref()[(i, j)] == 0.0));
                 for i in 0..matrix.nrows() {
                     let error = (product[(i, j)] - matrix[(i, j)]).abs();
                     assert!(
@@ -159,6 +159,7 @@ mod tests {
                 continue;
             }
             let found = found.unwrap();
+            let (found, wanted) = (found.as_ref(), wanted.as_ref());
             let same = |i: usize, j: usize| f64::from(found[(i, j)]) == f64::from(wanted[(i, j)]) * power;
             let normal = |i: usize, j: usize| found[(i, j)].abs() > 1e-30;
             assert!((0..300).all(|j| (0..300).all(|i| same(i, j) || !normal(i, j))), "2^{exponent}");

@@ -2,7 +2,7 @@
 
 use super::Norm;
 use super::cholesky::cholesky;
-use crate::dense::{self, Real};
+use crate::dense::{self, Panel, Real, Square};
 use crate::error::{Error, Result};
 use crate::triangle::Triangle;
 use faer::{Mat, MatMut, MatRef, Par};
@@ -14,7 +14,7 @@ pub(super) trait Number: Real {
     fn from_f32(value: f32) -> Self;
     fn to_f32(self) -> f32;
     /// Lower Cholesky factor; `None` if the matrix is not positive definite to working precision, or the factor does not fit.
-    fn cholesky(matrix: Triangle, par: Par) -> Option<Mat<Self>>;
+    fn cholesky(matrix: Triangle, par: Par) -> Option<Square<Self>>;
 }
 
 impl Number for f32 {
@@ -27,7 +27,7 @@ impl Number for f32 {
     fn to_f32(self) -> f32 {
         self
     }
-    fn cholesky(matrix: Triangle, par: Par) -> Option<Mat<Self>> {
+    fn cholesky(matrix: Triangle, par: Par) -> Option<Square<Self>> {
         cholesky(matrix, par)
     }
 }
@@ -42,22 +42,24 @@ impl Number for f64 {
     fn to_f32(self) -> f32 {
         self as f32
     }
-    fn cholesky(matrix: Triangle, par: Par) -> Option<Mat<Self>> {
-        dense::cholesky(matrix.whole(|_, _, entry| entry, par), par)
+    fn cholesky(matrix: Triangle, par: Par) -> Option<Square<Self>> {
+        let mut factor = matrix.whole(|_, _, entry| entry, par);
+        dense::cholesky_in_place(factor.as_mut(), par)?;
+        Some(factor)
     }
 }
 
 /// The factored constraints of a site.
 #[derive(Debug)]
-pub(super) struct Operands<T> {
+pub(super) struct Operands<T: Number> {
     /// `K − C`.
-    pub(super) change: Mat<T>,
+    pub(super) change: Square<T>,
     /// True if `change` is symmetric to the last bit.
     pub(super) is_symmetric: bool,
     /// Lower `G` with `G Gᵀ = C + ρ_p S + λ I`.
-    pub(super) denominator: Mat<T>,
+    pub(super) denominator: Square<T>,
     /// Lower `F` with `F Fᵀ = C + λ I`, if it differs from `G`.
-    pub(super) metric: Option<Mat<T>>,
+    pub(super) metric: Option<Square<T>>,
 }
 
 /// Refuses numbers up to a size that does not fit the format.
@@ -77,7 +79,7 @@ pub(super) fn convert<T: Number>(
     matrix: MatRef<'_, f64>,
     entry: impl Fn(usize, usize, f64) -> f64 + Sync,
     par: Par,
-) -> Result<Mat<T>> {
+) -> Result<Square<T>> {
     let is_finite = AtomicBool::new(true);
     let write = |j: usize, column: &mut [T]| {
         let mut finite = true;
@@ -89,63 +91,64 @@ pub(super) fn convert<T: Number>(
             is_finite.store(false, Ordering::Relaxed);
         }
     };
-    let converted = dense::from_columns(matrix.nrows(), matrix.ncols(), write, par);
+    let converted = dense::from_columns(matrix.nrows(), write, par);
     if is_finite.into_inner() { Ok(converted) } else { Err(Error::NonFinite { what }) }
 }
 
 impl<T: Number> Operands<T> {
     /// `K − C`, in the layout in which a product with it is faster, if there is a choice.
     pub(super) fn change(&self) -> MatRef<'_, T> {
-        if self.is_symmetric { self.change.transpose() } else { self.change.as_ref() }
+        let change = self.change.as_ref();
+        if self.is_symmetric { change.transpose() } else { change }
     }
 
     /// See [`SiteOperator::apply`](super::SiteOperator::apply).
     pub(super) fn apply(&self, norm: Norm, block: MatRef<'_, f32>, par: Par) -> Mat<f32> {
         let denominator = self.denominator.as_ref();
-        let mut x = widen(block);
-        match (norm, &self.metric) {
-            // G⁻¹ F = I
-            (Norm::Activations, None) => {}
-            (Norm::Activations, Some(metric)) => {
-                x = dense::thin_product(metric.as_ref(), x.as_ref(), par);
-                dense::thin_solve(denominator, x.as_mut(), par);
-            }
-            (Norm::Weights, _) => dense::thin_solve(denominator, x.as_mut(), par),
-        }
-        dense::thin_solve_transposed(denominator, x.as_mut(), par);
-        narrow(dense::thin_product(self.change(), x.as_ref(), par))
+        by_panels(block, |x| {
+            let x = match (norm, &self.metric) {
+                // G⁻¹ F = I
+                (Norm::Activations, None) => x,
+                (Norm::Activations, Some(metric)) => {
+                    x.product(metric.as_ref(), par).solve_lower(denominator, par)
+                }
+                (Norm::Weights, _) => x.solve_lower(denominator, par),
+            };
+            x.solve_lower_transposed(denominator, par).product(self.change(), par)
+        })
     }
 
     /// See [`SiteOperator::apply_transpose`](super::SiteOperator::apply_transpose).
     pub(super) fn apply_transpose(&self, norm: Norm, block: MatRef<'_, f32>, par: Par) -> Mat<f32> {
         let denominator = self.denominator.as_ref();
-        let block: Mat<T> = widen(block);
-        let mut x = dense::thin_product(self.change.transpose(), block.as_ref(), par);
-        dense::thin_solve(denominator, x.as_mut(), par);
-        match (norm, &self.metric) {
-            (Norm::Activations, None) => narrow(x),
-            (Norm::Activations, Some(metric)) => {
-                dense::thin_solve_transposed(denominator, x.as_mut(), par);
-                narrow(dense::thin_product(metric.transpose(), x.as_ref(), par))
+        by_panels(block, |x| {
+            let x = x.product(self.change.as_ref().transpose(), par).solve_lower(denominator, par);
+            match (norm, &self.metric) {
+                (Norm::Activations, None) => x,
+                (Norm::Activations, Some(metric)) => {
+                    x.solve_lower_transposed(denominator, par).product(metric.as_ref().transpose(), par)
+                }
+                (Norm::Weights, _) => x.solve_lower_transposed(denominator, par),
             }
-            (Norm::Weights, _) => {
-                dense::thin_solve_transposed(denominator, x.as_mut(), par);
-                narrow(x)
-            }
-        }
+        })
     }
 
     /// `F⁻ᵀ V`, in place.
     pub(super) fn leave_metric(&self, mut block: MatMut<'_, f32>, par: Par) {
         let metric = self.metric.as_ref().unwrap_or(&self.denominator);
-        let mut x: Mat<T> = widen(block.as_ref());
-        dense::thin_solve_transposed(metric.as_ref(), x.as_mut(), par);
-        block.copy_from(narrow(x));
+        let solve = |x: Panel<T>| x.solve_lower_transposed(metric.as_ref(), par);
+        let solved = by_panels(block.as_ref(), solve);
+        block.copy_from(solved);
     }
 }
 
+/// An operation on the columns of a block, with numbers of the type of the operands.
+fn by_panels<T: Number>(block: MatRef<'_, f32>, operation: impl Fn(Panel<T>) -> Panel<T>) -> Mat<f32> {
+    dense::by_panels(block, block.nrows(), (T::from_f32, T::to_f32), operation)
+}
+
 /// True if the matrix is its transpose, to the last bit.
-pub(super) fn is_symmetric<T: Number>(matrix: &Mat<T>) -> bool {
+pub(super) fn is_symmetric<T: Number>(matrix: MatRef<'_, T>) -> bool {
     /// Squares that fit in the first-level cache.
     const SIDE: usize = 32;
     let size = matrix.nrows();
@@ -155,12 +158,4 @@ pub(super) fn is_symmetric<T: Number>(matrix: &Mat<T>) -> bool {
         let (rows, columns) = (row..size.min(row + SIDE), column..size.min(column + SIDE));
         columns.into_iter().all(|j| rows.clone().all(|i| matrix[(i, j)] == matrix[(j, i)]))
     })
-}
-
-fn widen<T: Number>(block: MatRef<'_, f32>) -> Mat<T> {
-    Mat::from_fn(block.nrows(), block.ncols(), |i, j| T::from_f32(block[(i, j)]))
-}
-
-fn narrow<T: Number>(block: Mat<T>) -> Mat<f32> {
-    Mat::from_fn(block.nrows(), block.ncols(), |i, j| block[(i, j)].to_f32())
 }

@@ -3,7 +3,7 @@
 use super::energy::{dot, energy_of_mean};
 use super::operands::Operands;
 use super::{Dampings, Norm, SiteOperator};
-use crate::dense;
+use crate::dense::{self, Square};
 use faer::{Col, ColRef, Mat, MatMut, MatRef, Par};
 
 /// The constraints of one site, factored.
@@ -13,7 +13,7 @@ pub struct Constraint {
     pub(super) mean: Col<f64>,
     /// `Σ = C − μμᵀ`. Energies are sums of those of `Σ` and of `μ`: in `C` a large mean would hide the variation.
     /// `None` if it is the negative of the change, in f32.
-    pub(super) covariance: Option<Mat<f32>>,
+    pub(super) covariance: Option<Square<f32>>,
     pub(super) matrices: Matrices,
     pub(super) dampings: Dampings,
     pub(super) frechet_distance: Option<f64>,

@@ -94,9 +94,13 @@ impl Statistics {
 
     /// As [`Self::second_moment`], in the memory of the covariance, which has no entries afterwards.
     pub(super) fn take_second_moment(&mut self, par: Par) -> Triangle {
-        let (mean, empty) = (&self.mean, Triangle::new(0, Vec::new()));
-        let mut second = std::mem::replace(&mut self.covariance, empty);
-        second.map(|i, j, entry| entry + mean[i] * mean[j], par);
+        let mut second = std::mem::replace(&mut self.covariance, Triangle::zeros(0));
+        let mean: Vec<f64> = self.mean.iter().copied().collect();
+        let change = |i: usize, row: &mut [f64]| {
+            let factor = mean[i];
+            row.iter_mut().zip(&mean[i..]).for_each(|(entry, mean)| *entry += factor * mean);
+        };
+        second.change_rows(change, par);
         second
     }
 

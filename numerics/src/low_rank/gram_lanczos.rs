@@ -17,7 +17,7 @@
 use super::TruncatedSvd;
 use super::krylov::{may_miss_copies, thin_block_qr};
 use super::leading::on_space;
-use crate::dense;
+use crate::dense::{self, Panel};
 use crate::error::Result;
 use crate::random;
 use faer::{Mat, MatRef, Par};
@@ -80,13 +80,13 @@ pub(super) fn few_triplets(
     }) else {
         return refused("the matrix is singular to working precision");
     };
-    let apply = |mut block: Mat<f64>| match end {
-        End::Leading => dense::product(operator.as_ref(), block.as_ref(), par),
-        End::Last => {
-            dense::thin_solve(operator.as_ref(), block.as_mut(), par);
-            dense::thin_solve_transposed(operator.as_ref(), block.as_mut(), par);
-            block
-        }
+    let apply = |block: Mat<f64>| {
+        dense::by_panels(block.as_ref(), n, (|value| value, |value| value), |panel: Panel<f64>| match end {
+            End::Leading => panel.product(operator.as_ref(), par),
+            End::Last => {
+                panel.solve_lower(operator.as_ref(), par).solve_lower_transposed(operator.as_ref(), par)
+            }
+        })
     };
     let mut basis = Mat::<f64>::zeros(n, most);
     // The operator on the space of the basis. Only the lower triangle is read.

@@ -18,7 +18,7 @@ use super::definition::{
 };
 use super::{Decomposition, Draft, Options};
 use crate::constraint::{SiteEvidence, check_ridge, damped_memory, damped_second_moment};
-use crate::dense::{self, Real};
+use crate::dense::{self, Real, Square};
 use crate::error::{Error, Result};
 use crate::factors::{Components, LayerShape, ROUNDING, Start};
 use crate::low_rank::{self, Operator, Product, TruncatedSvd};
@@ -125,9 +125,9 @@ enum Precision {
 
 /// `C'`.
 #[derive(Debug)]
-enum Matrix<T> {
+enum Matrix<T: Real> {
     /// From rows.
-    Dense(Mat<T>),
+    Dense(Square<T>),
     /// Of an embedding.
     Diagonal(Vec<T>),
 }
@@ -135,7 +135,7 @@ enum Matrix<T> {
 impl<T: Real> Matrix<T> {
     fn width(&self) -> usize {
         match self {
-            Self::Dense(matrix) => matrix.nrows(),
+            Self::Dense(matrix) => matrix.size(),
             Self::Diagonal(diagonal) => diagonal.len(),
         }
     }

@@ -1,8 +1,9 @@
 //! Sums over the rows of a site: how many rows, their sum, their Gram matrix, and the largest absolute value of every column.
 
+use crate::dense::Buffer;
 use crate::error::{Error, Result};
 use crate::simd::{self, Rows, Sums, Values, Workspace};
-use crate::triangle::{Triangle, whole};
+use crate::triangle::Triangle;
 use faer::{Col, Mat, MatRef, Par};
 use std::num::Saturating;
 
@@ -12,7 +13,7 @@ pub struct Moments {
     pub(super) width: usize,
     pub(super) count: u64,
     pub(super) sum: Vec<f64>,
-    pub(super) gram: Vec<f64>,
+    pub(super) gram: Buffer<f64>,
     pub(super) abs_max: Vec<f32>,
     pub(super) zero_rows: u64,
 }
@@ -24,12 +25,15 @@ const fn triangle(width: usize) -> usize {
 
 impl Moments {
     /// The moments of no rows of `width` numbers.
+    ///
+    /// # Panics
+    /// If there is not enough memory.
     pub fn new(width: usize) -> Self {
         Self {
             width,
             count: 0,
             sum: vec![0.0; width],
-            gram: vec![0.0; triangle(width)],
+            gram: Buffer::zeros(triangle(width)).expect("memory for the Gram triangle"),
             abs_max: vec![0.0; width],
             zero_rows: 0,
         }
@@ -40,9 +44,9 @@ impl Moments {
         let triangle = width.checked_mul(width.checked_add(1)?)? / 2;
         // The largest first: if it fails, nothing else is filled.
         Some(Self {
-            gram: zeros(triangle)?,
-            sum: zeros(width)?,
-            abs_max: zeros(width)?,
+            gram: Buffer::zeros(triangle)?,
+            sum: vec![0.0; width],
+            abs_max: vec![0.0; width],
             width,
             count: 0,
             zero_rows: 0,
@@ -54,8 +58,13 @@ impl Moments {
     ///
     /// # Errors
     /// [`Error::Shape`] for lengths that do not fit; [`Error::NonFinite`] for NaN or infinity.
-    pub fn from_sums(count: u64, sum: Vec<f64>, gram: Vec<f64>, abs_max: Vec<f32>) -> Result<Self> {
-        let width = sum.len();
+    pub fn from_sums(
+        count: u64,
+        sum: Vec<f64>,
+        gram: impl Into<Buffer<f64>>,
+        abs_max: Vec<f32>,
+    ) -> Result<Self> {
+        let (width, gram) = (sum.len(), gram.into());
         let lengths = [
             ("length of the Gram triangle", triangle(width), gram.len()),
             ("number of maxima", width, abs_max.len()),
@@ -65,8 +74,8 @@ impl Moments {
                 return Err(Error::Shape { what, expected, found });
             }
         }
-        let finite =
-            sum.iter().chain(&gram).all(|sum| sum.is_finite()) && abs_max.iter().all(|max| max.is_finite());
+        let finite = sum.iter().chain(&gram[..]).all(|sum| sum.is_finite())
+            && abs_max.iter().all(|max| max.is_finite());
         if !finite {
             return Err(Error::NonFinite { what: "a sum over activations" });
         }
@@ -212,8 +221,7 @@ impl Moments {
     /// # Errors
     /// [`Error::NoRows`].
     pub fn second_moment(&self) -> Result<Mat<f64>> {
-        let scale = self.scale()?;
-        Ok(whole(self.width, &self.gram, |_, _, gram| gram * scale, Par::Seq))
+        Ok(self.second_moment_triangle(Par::Seq)?.to_mat())
     }
 
     /// Covariance `Σ = E[(x − μ) (x − μ)ᵀ]`, `d × d`: `(gram − sum sumᵀ / n) / n`.
@@ -224,32 +232,37 @@ impl Moments {
     /// # Errors
     /// [`Error::NoRows`].
     pub fn covariance(&self) -> Result<Mat<f64>> {
-        let covariance = self.covariance_of()?;
-        // Symmetric to the last bit.
-        let entry = |i: usize, j: usize, gram: f64| covariance(i.min(j), i.max(j), gram);
-        Ok(whole(self.width, &self.gram, entry, Par::Seq))
+        Ok(self.covariance_triangle(Par::Seq)?.to_mat())
     }
 
     /// As [`Self::second_moment`], as a triangle.
     pub(crate) fn second_moment_triangle(&self, par: Par) -> Result<Triangle> {
         let scale = self.scale()?;
-        let mut triangle = Triangle::new(self.width, self.gram.clone());
-        triangle.map(|_, _, gram| gram * scale, par);
-        Ok(triangle)
+        let row = |_, gram: &[f64], out: &mut [f64]| {
+            out.iter_mut().zip(gram).for_each(|(out, gram)| *out = gram * scale);
+        };
+        Ok(self.triangle(row, par))
     }
 
     /// As [`Self::covariance`], as a triangle.
     pub(crate) fn covariance_triangle(&self, par: Par) -> Result<Triangle> {
-        let covariance = self.covariance_of()?;
-        let mut triangle = Triangle::new(self.width, self.gram.clone());
-        triangle.map(covariance, par);
-        Ok(triangle)
+        let (scale, mean) = (self.scale()?, self.mean()?);
+        let row = |i: usize, gram: &[f64], out: &mut [f64]| {
+            let mean = mean[i];
+            for ((out, gram), sum) in out.iter_mut().zip(gram).zip(&self.sum[i..]) {
+                *out = (-mean).mul_add(*sum, *gram) * scale;
+            }
+        };
+        Ok(self.triangle(row, par))
     }
 
-    /// An entry of the covariance, from `i`, `j` and the sum of products of these columns, `i ≤ j`.
-    fn covariance_of(&self) -> Result<impl Fn(usize, usize, f64) -> f64 + Sync> {
-        let (scale, mean) = (self.scale()?, self.mean()?);
-        Ok(move |i: usize, j: usize, gram: f64| (-mean[i]).mul_add(self.sum[j], gram) * scale)
+    /// A triangle whose rows a function writes from its number and the row of the Gram triangle.
+    fn triangle(&self, row: impl Fn(usize, &[f64], &mut [f64]) + Sync, par: Par) -> Triangle {
+        let mut triangle = Triangle::zeros(self.width);
+        let gram = &self.gram[..];
+        let write = |i: usize, out: &mut [f64]| row(i, &gram[simd::row_start(self.width, i)..], out);
+        triangle.change_rows(write, par);
+        triangle
     }
 
     /// Bytes that the moments of a site of this width hold.
@@ -267,13 +280,6 @@ impl Moments {
     pub(super) fn scale(&self) -> Result<f64> {
         if self.count == 0 { Err(Error::NoRows) } else { Ok(1.0 / self.count as f64) }
     }
-}
-
-fn zeros<T: Clone + Default>(length: usize) -> Option<Vec<T>> {
-    let mut zeros = Vec::new();
-    zeros.try_reserve_exact(length).ok()?;
-    zeros.resize(length, T::default());
-    Some(zeros)
 }
 
 fn add_to(sums: &mut [f64], more: &[f64]) {
