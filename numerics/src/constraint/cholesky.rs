@@ -12,6 +12,7 @@
 //! makes the noise of the sums harmless makes these errors harmless too (`statistics::is_near_noise`).
 
 use crate::dense::{self, Square};
+use crate::simd::threads::share;
 use crate::simd::{self, Rows, Sums, Values, Workspace, row_start};
 use crate::triangle::Triangle;
 use faer::{Mat, Par};
@@ -35,6 +36,8 @@ pub(super) fn cholesky(mut matrix: Triangle, par: Par) -> Option<Square<f32>> {
     let mut workspace = Workspace::default();
     let mut factor = Square::<f32>::zeros(width);
     let mut rows = vec![0.0f32; BLOCK.min(width) * width];
+    // Transposed, so that the rows are columns in memory.
+    let mut panel = Mat::zeros(width.saturating_sub(BLOCK), BLOCK);
     let (mut sum, mut abs_max) = (vec![0.0; width], vec![0.0; width]);
     for first in (0..width).step_by(BLOCK) {
         let left = width - first;
@@ -44,26 +47,25 @@ pub(super) fn cholesky(mut matrix: Triangle, par: Par) -> Option<Square<f32>> {
         let row = |i: usize| &block[row_start(left, i)..][..left - i];
         let diagonal = Mat::from_fn(count, count, |i, j| if i >= j { -row(j)[i - j] } else { 0.0 });
         let diagonal = dense::cholesky(diagonal, par)?;
-        // Transposed, so that the rows are columns in memory.
-        let mut panel = Mat::zeros(beyond, count);
-        for (i, column) in panel.as_mut().col_iter_mut().enumerate() {
+        let mut panel = panel.as_mut().submatrix_mut(0, 0, beyond, count);
+        share(threads, panel.as_mut().col_iter_mut().enumerate(), |(i, column)| {
             for (to, from) in column.iter_mut().zip(&row(i)[count - i..]) {
                 *to = -from;
             }
-        }
+        });
         dense::solve_lower(diagonal.as_ref(), panel.as_mut().transpose_mut(), par);
-        for i in 0..count {
-            let column = &mut factor.column_mut(first + i)[first + i..];
-            let (inside, below) = column.split_at_mut(count - i);
-            for (to, from) in inside.iter_mut().zip(&diagonal.col_as_slice(i)[i..]) {
+        let columns = factor.as_mut().submatrix_mut(first, first, left, count);
+        let parts = columns.col_iter_mut().zip(rows.chunks_mut(beyond.max(1))).zip(panel.col_iter());
+        share(threads, parts.enumerate(), |(i, ((column, row), panel))| {
+            let (inside, below) = column.split_at_row_mut(count);
+            for (to, from) in inside.iter_mut().zip(diagonal.col(i).iter()) {
                 *to = (from * scale) as f32;
             }
-            let row = &mut rows[i * beyond..][..beyond];
-            for ((to, row), from) in below.iter_mut().zip(row).zip(panel.col_as_slice(i)) {
+            for ((to, row), from) in below.iter_mut().zip(row).zip(panel.iter()) {
                 *to = (from * scale) as f32;
                 *row = *from as f32;
             }
-        }
+        });
         if beyond > 0 {
             let values = Values::F32(&rows[..count * beyond]);
             let rows = Rows { values, rows: count, width: beyond, stride: beyond };
