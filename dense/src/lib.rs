@@ -21,7 +21,7 @@ mod workspace;
 
 pub use band::{BlockTridiagonal, Fraction};
 pub use memory::{Buffer, Square};
-pub use strips::{from_columns, in_strips};
+pub use strips::{from_columns, in_strips, threads};
 pub use thin::{Panel, by_panels, cholesky_qr, thin_product};
 pub use workspace::workspace;
 

@@ -32,6 +32,11 @@ fn share<T: Send>(
     }
 }
 
+/// Number of threads that share work.
+pub fn threads(par: Par) -> usize {
+    if par.degree() > 1 { rayon::current_num_threads() } else { 1 }
+}
+
 /// Calls a function with the number of each chunk of so many numbers, and the chunk, side by side unless `par` is sequential.
 pub(crate) fn share_chunks<T: Send>(
     numbers: &mut [T],

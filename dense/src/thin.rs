@@ -4,10 +4,11 @@
 mod kernel;
 mod panel;
 
+use kernel::TILE;
 pub(crate) use kernel::{Accumulate, accumulate_f32, accumulate_f64};
 pub use panel::{Panel, by_panels};
 
-use crate::strips::share_chunks;
+use crate::strips::{share_chunks, threads};
 use crate::{Real, cholesky, product, solve_lower};
 use faer::{Mat, MatRef, Par};
 
@@ -115,10 +116,12 @@ fn substitute<'a, T: Real>(
 
 /// `C += A X`, or `C −= A X`, for rows of so many numbers.
 fn add<T: Real>(c: &mut [T], a: MatRef<'_, T>, x: &[T], stride: usize, is_negative: bool, par: Par) {
-    // Whole tiles of the kernel, for any processor. If long rows are not contiguous, each of a few columns is read in the order of the
+    // If long rows are not contiguous, each of a few columns is read in the order of the
     // memory; more of them can lie in the same set of the cache.
     let is_wide = a.row_stride() == 1 && a.ncols() > TOGETHER;
-    let (rows, depth) = if is_wide { (192, 8) } else { (96, a.ncols().max(1)) };
+    let (most, depth) = if is_wide { (192, 8) } else { (96, a.ncols().max(1)) };
+    // A few pieces for each thread.
+    let rows = a.nrows().div_ceil(4 * threads(par)).next_multiple_of(TILE).clamp(TILE, most);
     let strip = |index: usize, c: &mut [T]| {
         let a = a.subrows(index * rows, c.len() / stride);
         T::accumulate(Accumulate { a, x, c, stride, is_negative, depth });

@@ -23,6 +23,9 @@ pub struct Accumulate<'a, T> {
     pub depth: usize,
 }
 
+/// Rows of a tile where 24 sums, a line of `X` and a number of `A` fit in the registers.
+pub(crate) const TILE: usize = 12;
+
 /// The numbers of a column or a row that is contiguous.
 fn slice<T>(column: ColRef<'_, T>) -> &[T] {
     column.try_as_col_major().expect("a stride of 1").as_slice()
@@ -45,7 +48,7 @@ macro_rules! accumulate {
                     let mut part = Accumulate { a, x, c: &mut *c, stride, is_negative, depth };
                     let mut first = 0;
                     if S::REGISTER_COUNT >= 32 {
-                        first = part.tiles::<S, 12>(simd, first);
+                        first = part.tiles::<S, TILE>(simd, first);
                     }
                     first = part.tiles::<S, 4>(simd, first);
                     part.tiles::<S, 1>(simd, first);

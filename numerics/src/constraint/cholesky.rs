@@ -32,7 +32,7 @@ pub(super) fn cholesky(mut matrix: Triangle, par: Par) -> Option<Square<f32>> {
     matrix.map(|_, _, entry| -entry * inverse, par);
     let mut rest = matrix.into_entries();
     let mut rest = &mut rest[..];
-    let threads = if par.degree() > 1 { rayon::current_num_threads() } else { 1 };
+    let threads = dense::threads(par);
     let mut workspace = Workspace::default();
     let mut factor = Square::<f32>::zeros(width);
     let mut rows = vec![0.0f32; BLOCK.min(width) * width];
