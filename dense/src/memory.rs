@@ -40,6 +40,12 @@ impl<T: Pod> Buffer<T> {
     }
 }
 
+impl<T> Default for Buffer<T> {
+    fn default() -> Self {
+        Vec::new().into()
+    }
+}
+
 impl<T> From<Vec<T>> for Buffer<T> {
     fn from(values: Vec<T>) -> Self {
         Self(Memory::Vector(values))

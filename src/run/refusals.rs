@@ -4,6 +4,7 @@ use super::faults::Small;
 use super::saved_layers::SavedLayers;
 use super::weight::{describe, read_weight};
 use super::{Event, Job, Observer, PartialRun, Parts, site};
+use crate::dense::Buffer;
 use crate::error::Error;
 use crate::plan::plan;
 use crate::storage::{Access, Source, snapshot};
@@ -55,7 +56,7 @@ fn weights_that_cannot_be_used_are_reported() {
     let mut layer = plan.sites[0].layers[0].clone();
     let no_convergence = describe(Error::NoConvergence { what: "weight" }, &layer);
     layer.outputs = usize::MAX / layer.inputs;
-    let no_memory = read_weight(&inputs.checkpoint, &layer).unwrap_err();
+    let no_memory = read_weight(&inputs.checkpoint, &layer, &mut Buffer::default()).unwrap_err();
     expect![[r#"
         the weight did not converge; help: inspect its weight with `cntlora inspect FILE --values`, or exclude this layer with --exclude '^q$'
         FOLDER/model.safetensors: tensor "q.weight": not enough memory for 18446744073709551615 bytes

@@ -9,6 +9,7 @@ use super::saved_sums::damaged;
 use super::unusable::{self, Failure};
 use super::weight::{describe, first_nonfinite, in_weight, read_weight};
 use super::{Event, Observer, site_statistics};
+use crate::dense::Buffer;
 use crate::error::Error;
 use crate::initializer::Initializer;
 use crate::method::Draft;
@@ -168,16 +169,17 @@ fn work<'a>(
     }
 
     let mut layers = Vec::new();
+    let mut memory = Buffer::default();
     for layer in &planned.layers {
         check_stop(observer)?;
         let started = Instant::now();
-        let numbers = read_weight(&inputs.checkpoint, layer)?;
+        let numbers = read_weight(&inputs.checkpoint, layer, &mut memory)?;
         let weight = match layer.shape.is_transposed() {
-            false => MatRef::from_row_major_slice(&numbers, layer.outputs, layer.inputs),
-            true => MatRef::from_column_major_slice(&numbers, layer.outputs, layer.inputs),
+            false => MatRef::from_row_major_slice(numbers, layer.outputs, layer.inputs),
+            true => MatRef::from_column_major_slice(numbers, layer.outputs, layer.inputs),
         };
         let decomposed = site.layer_of_shape(layer.name.clone(), weight, &layer.shape).map_err(|error| {
-            let problem = match (&error, first_nonfinite(&numbers, layer)) {
+            let problem = match (&error, first_nonfinite(numbers, layer)) {
                 (Error::NonFinite { .. }, Some(found)) => found,
                 _ => describe(error, layer),
             };

@@ -9,17 +9,28 @@ use crate::storage::{Checkpoint, Piece, Problem, buffer, quoted};
 use rayon::prelude::*;
 
 /// Reads a weight as f32, in stored order. The weight of a group of a convolution has the width of the patches of all groups, with zeros
-/// outside its own channels.
-pub(super) fn read_weight(checkpoint: &Checkpoint, layer: &PlannedLayer) -> Result<Buffer<f32>, Problem> {
+/// outside its own channels. The memory can be that of the last weight.
+pub(super) fn read_weight<'a>(
+    checkpoint: &Checkpoint,
+    layer: &PlannedLayer,
+    memory: &'a mut Buffer<f32>,
+) -> Result<&'a [f32], Problem> {
     let no_memory = |problem| in_weight(problem, checkpoint, layer);
-    let mut weight = buffer((layer.outputs * layer.inputs) as u64).map_err(no_memory)?;
+    let length = layer.outputs * layer.inputs;
+    if memory.len() != length {
+        // The old one first, so that both are never held.
+        *memory = Buffer::default();
+        *memory = buffer(length as u64).map_err(no_memory)?;
+    }
+    let weight = &mut memory[..];
     let (LayerShape::Group { count, .. }, Some(group)) = (&layer.shape, layer.name.block) else {
-        read_numbers(checkpoint, layer, &mut weight)?;
+        read_numbers(checkpoint, layer, weight)?;
         return Ok(weight);
     };
     let own = layer.inputs / count;
     let mut numbers = buffer((layer.outputs * own) as u64).map_err(no_memory)?;
     read_numbers(checkpoint, layer, &mut numbers)?;
+    weight.fill(0.0);
     for (row, numbers) in weight.chunks_mut(layer.inputs).zip(numbers.chunks(own)) {
         row[group * own..][..own].copy_from_slice(numbers);
     }
