@@ -1,13 +1,15 @@
 //! Dense decompositions in f64, with a finite check before and after, and with explicit parallelism.
 //!
-//! The algorithms are those of [faer]. This crate adds four things:
+//! The algorithms are those of [faer]. This crate adds six things:
 //!
 //! - f64 throughout: faer's f32 decompositions of ill-conditioned matrices are less accurate than f32. Its QR decomposition of a
 //!   1536 × 384 matrix of condition 1e8 was off by 2e-3 of the matrix, and its singular values by 3e-4 of the largest;
 //! - finite checks: an `Ok` of faer does not prove that the result is finite (its self-adjoint eigendecomposition returns `Ok` with NaN,
 //!   and its QR propagates NaN without an error);
 //! - explicit threads: faer's convenient calls take their number of threads from a process-wide setting;
-//! - one compilation: the algorithms are generic, so each crate that calls them directly compiles them again.
+//! - one compilation: the algorithms are generic, so each crate that calls them directly compiles them again;
+//! - thin blocks: products and substitutions with few columns, at the speed of the memory or of the multipliers ([`Panel`]);
+//! - the memory of large matrices: huge pages, which the threads that write them touch first ([`Buffer`], [`Square`]).
 #![deny(missing_docs)]
 #![deny(unsafe_code)]
 #![warn(unreachable_pub)]

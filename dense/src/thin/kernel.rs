@@ -119,3 +119,57 @@ macro_rules! accumulate {
 
 accumulate!(accumulate_f32, f32, F32_LANES, as_simd_f32s, as_mut_simd_f32s, splat_f32s, mul_add_f32s);
 accumulate!(accumulate_f64, f64, F64_LANES, as_simd_f64s, as_mut_simd_f64s, splat_f64s, mul_add_f64s);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use faer::Mat;
+
+    /// A number for each place.
+    fn number(i: usize, j: usize) -> f64 {
+        ((7 * i + 3 * j + i * j) % 11) as f64 - 5.0
+    }
+
+    /// For numbers of rows around those of a tile, one and two vectors, both layouts, and parts of the columns. Sums of integers are exact.
+    fn check(accumulate: impl Fn(Accumulate<'_, f64>)) {
+        for (rows, columns, depth) in [(0, 3, 3), (1, 0, 1), (3, 5, 8), (4, 7, 2), (13, 9, 4), (41, 20, 8)] {
+            for (stride, is_negative) in [(8, false), (16, true)] {
+                let by_columns = Mat::from_fn(rows, columns, number);
+                let by_rows = Mat::from_fn(columns, rows, |i, j| number(j, i));
+                let x: Vec<f64> = (0..columns * stride).map(|at| number(at, 2)).collect();
+                let before: Vec<f64> = (0..rows * stride).map(|at| number(at, 4)).collect();
+                let sum = |i: usize, j: usize| -> f64 {
+                    (0..columns).map(|k| number(i, k) * x[k * stride + j]).sum()
+                };
+                let sign = if is_negative { -1.0 } else { 1.0 };
+                let wanted: Vec<f64> = before
+                    .iter()
+                    .enumerate()
+                    .map(|(at, c)| c + sign * sum(at / stride, at % stride))
+                    .collect();
+                for a in [by_columns.as_ref(), by_rows.transpose()] {
+                    let mut c = before.clone();
+                    accumulate(Accumulate { a, x: &x, c: &mut c, stride, is_negative, depth });
+                    assert_eq!(c, wanted, "{rows} × {columns}, {stride}");
+                }
+            }
+        }
+    }
+
+    /// With every set of instructions that the processor has, and without any.
+    #[test]
+    fn products_are_those_of_the_definition() {
+        check(|task| pulp::Scalar::new().vectorize(task));
+        check(accumulate_f64);
+        #[cfg(target_arch = "x86_64")]
+        {
+            use pulp::x86::{V3, V4};
+            if let Some(simd) = V3::try_new() {
+                check(|task| Simd::vectorize(simd, task));
+            }
+            if let Some(simd) = V4::try_new() {
+                check(|task| Simd::vectorize(simd, task));
+            }
+        }
+    }
+}

@@ -4,7 +4,8 @@ use super::kernel::widest;
 use crate::Real;
 use faer::{Mat, MatMut, MatRef};
 
-/// At most as many columns as fit in two vectors of 64 bytes, stored row after row.
+/// Columns of a block, at most as many as fit in two vectors of 64 bytes, stored row after row. [`by_panels`] makes it.
+#[derive(Debug)]
 pub struct Panel<T> {
     columns: usize,
     /// Numbers in a row, the last of them zeros.
@@ -15,7 +16,7 @@ pub struct Panel<T> {
 impl<T: Real> Panel<T> {
     pub(super) fn zeros(rows: usize, columns: usize) -> Self {
         assert!(columns <= widest::<T>(), "columns of a panel");
-        let stride = columns.next_multiple_of(widest::<T>() / 2);
+        let stride = columns.max(1).next_multiple_of(widest::<T>() / 2);
         Self { columns, stride, numbers: vec![T::zeroed(); rows * stride] }
     }
 
@@ -26,14 +27,13 @@ impl<T: Real> Panel<T> {
 
     /// Number of rows.
     pub fn rows(&self) -> usize {
-        self.numbers.len().checked_div(self.stride).unwrap_or(0)
+        self.numbers.len() / self.stride
     }
 
     fn read<U: Copy>(block: MatRef<'_, U>, convert: &impl Fn(U) -> T) -> Self {
         let mut panel = Self::zeros(block.nrows(), block.ncols());
         let stride = panel.stride;
-        for (first, rows) in (0..).step_by(TOGETHER).zip(panel.numbers.chunks_mut((TOGETHER * stride).max(1)))
-        {
+        for (first, rows) in (0..).step_by(TOGETHER).zip(panel.numbers.chunks_mut(TOGETHER * stride)) {
             for (j, column) in block.subrows(first, rows.len() / stride).col_iter().enumerate() {
                 for (row, value) in rows.chunks_exact_mut(stride).zip(column.iter()) {
                     row[j] = convert(*value);
@@ -45,7 +45,7 @@ impl<T: Real> Panel<T> {
 
     fn write<U: Copy>(&self, mut block: MatMut<'_, U>, convert: &impl Fn(T) -> U) {
         let stride = self.stride;
-        for (first, rows) in (0..).step_by(TOGETHER).zip(self.numbers.chunks((TOGETHER * stride).max(1))) {
+        for (first, rows) in (0..).step_by(TOGETHER).zip(self.numbers.chunks(TOGETHER * stride)) {
             let block = block.as_mut().subrows_mut(first, rows.len() / stride);
             for (j, column) in block.col_iter_mut().enumerate() {
                 for (row, value) in rows.chunks_exact(stride).zip(column.iter_mut()) {
@@ -59,8 +59,23 @@ impl<T: Real> Panel<T> {
 /// Rows that are transposed together.
 const TOGETHER: usize = 64;
 
-/// The result of an operation on the columns of a block, with so many rows. The operation is called for one panel after the other, whose
-/// numbers are converted for it and back.
+/// The result of an operation on the columns of a block `(n × k)`, with so many rows. The operation is called for one panel after the other,
+/// whose numbers are converted for it and back.
+///
+/// ```
+/// use cntlora_dense::by_panels;
+/// use faer::{Mat, Par};
+///
+/// let l = Mat::from_fn(3, 3, |i, j| if i >= j { 2.0 } else { 0.0 });
+/// let block = Mat::from_fn(3, 2, |i, j| (i + j) as f32);
+/// let convert = (f64::from, |number| number as f32);
+/// let solved = by_panels(block.as_ref(), 3, convert, |x| x.solve_lower(l.as_ref(), Par::Seq));
+/// assert_eq!(solved[(0, 1)], 0.5);
+/// assert_eq!(solved[(2, 1)], 0.5);
+/// ```
+///
+/// # Panics
+/// If the operation returns a panel with another number of rows.
 pub fn by_panels<T: Real, U: Real>(
     block: MatRef<'_, U>,
     rows: usize,
@@ -71,6 +86,7 @@ pub fn by_panels<T: Real, U: Real>(
     for first in (0..block.ncols()).step_by(widest::<T>()) {
         let columns = widest::<T>().min(block.ncols() - first);
         let panel = operation(Panel::read(block.subcols(first, columns), &to));
+        assert_eq!(panel.rows(), rows, "rows of the result");
         panel.write(out.as_mut().subcols_mut(first, columns), &from);
     }
     out
