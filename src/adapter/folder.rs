@@ -1,4 +1,4 @@
-//! The output folder.
+//! The output folder, and the names of its files.
 
 use super::{CONFIG_FILE, TENSORS_FILE};
 use crate::storage::{NewFile, Problem, StagedFolder, is_missing, names_in, quoted};
@@ -35,6 +35,19 @@ impl<'a> OutputFolder<'a> {
         file.put(bytes)?;
         Ok(file)
     }
+}
+
+/// The names of the files of a part.
+pub(super) struct Names {
+    /// Old files that are not kept, in the order in which they are removed.
+    pub(super) old: Vec<PathBuf>,
+    /// New files, in the order in which they are put in place. The presence of the last one means that all are complete.
+    pub(super) new: Vec<PathBuf>,
+}
+
+/// The paths of files in a folder.
+pub(super) fn names_of(files: &[NewFile], folder: &Path) -> Vec<PathBuf> {
+    files.iter().filter_map(|file| file.path().strip_prefix(folder).ok().map(Path::to_owned)).collect()
 }
 
 /// Checks that an output folder does not contain an adapter or a model, complete or not.

@@ -55,11 +55,9 @@ pub use patterns::Patterns;
 pub use peft::other_modules;
 pub use read::PeftAdapter;
 pub use record::{FileRecord, Origin, RECORD_FILE, record_heading, recorded_layer};
-pub use residual::{
-    AdaptedWeight, Base, BaseFormat, refuse_model_folder, refuse_quantized, write_residual_base,
-};
+pub use residual::{AdaptedWeight, Base, BaseFormat, refuse_model_folder, refuse_quantized};
 pub use single_file::refuse_shapes_without_place;
-pub use staged::{Staged, anchor_of, default_base};
+pub use staged::{Staged, anchor_of, default_base, write_residual_base};
 pub use uniform::UniformRank;
 pub use verify::{Check, Outcome, Verification, verify};
 pub use write::{Adapter, is_complete, write_adapter};

@@ -1,11 +1,10 @@
 //! The residual base: a copy of the checkpoint with `W − s B A` in place of each adapted weight.
 
 use super::contents::pretty;
-use super::folder::OutputFolder;
+use super::folder::{Names, OutputFolder, names_of};
 use super::numbers::{check_shapes, decode, element_of, encode, first_nonfinite};
 use super::replace::{BaseRecord, standing};
-use super::staged::{Names, names_of};
-use super::{FileRecord, RECORD_FILE, Staged};
+use super::{FileRecord, RECORD_FILE};
 use crate::element::Element;
 use crate::factors::Factors;
 use crate::storage::{
@@ -101,37 +100,6 @@ impl From<BaseFormat> for Written {
             BaseFormat::Bf16 => Self::Named(Named::Bf16),
         }
     }
-}
-
-/// Writes a copy of the checkpoint with `W − s B A` in place of each adapted weight, in the number format of the weight.
-///
-/// `element` is the number format of the adapter: the factors are first rounded to it, so that PEFT adds exactly what was subtracted.
-/// The difference is computed in f64 and rounded to the format of the weight. All other bytes of the weights, the division into
-/// shards and the index are copied. Other regular files of a model folder are copied too, except weights in other formats, which
-/// would be the old ones. Returns the sorted names of files and folders that were not copied.
-///
-/// Memory: one block of a weight, and the factors. The folder is created if its parent exists. In it, files of the same names are
-/// replaced; an old index, and the files in the record `cntlora.json` of an earlier base, are removed. Other files stay.
-///
-/// The folder is replaced as a whole: at every moment, it holds the old base or the new one.
-///
-/// # Errors
-/// - Data: a tensor that is missing, is not a matrix of floating-point numbers, does not fit its factors, or has a number that is not
-///   finite before or after the subtraction.
-/// - Usage: the folder of the model itself, and a quantized weight.
-/// - I/O: problems of reading and writing.
-pub fn write_residual_base(
-    folder: &Path,
-    checkpoint: &Checkpoint,
-    layers: &[AdaptedWeight],
-    scale: f64,
-    element: Element,
-) -> Result<Vec<String>, Problems> {
-    let mut staged = Staged::create(&[folder])?;
-    let base = Base { folder, format: BaseFormat::Model };
-    let left_out = staged.base(base, checkpoint, layers, (scale, element), None)?;
-    staged.commit()?;
-    Ok(left_out)
 }
 
 /// The parts of a checkpoint that change, after all checks that need no numbers.

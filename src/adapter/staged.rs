@@ -1,13 +1,14 @@
 //! The folders of an output, completely written before old folders are replaced.
 
 use super::card::{self, Author, CARD_FILE};
-use super::folder::OutputFolder;
+use super::folder::{Names, OutputFolder, names_of};
 use super::names::adapter_files;
 use super::record::Record;
 use super::replace::{BaseRecord, is_anchor};
 use super::residual::Residuals;
 use super::{
-    AdaptedWeight, Base, Contents, FileRecord, Format, RECORD_FILE, REPORT_FILE, mlx, peft, single_file,
+    AdaptedWeight, Base, BaseFormat, Contents, FileRecord, Format, RECORD_FILE, REPORT_FILE, mlx, peft,
+    single_file,
 };
 use crate::element::Element;
 use crate::storage::{
@@ -56,14 +57,6 @@ enum Kind {
     Base,
     Anchor,
     Adapter,
-}
-
-/// The names of the files of a part.
-pub(super) struct Names {
-    /// Old files that are not kept, in the order in which they are removed.
-    pub(super) old: Vec<PathBuf>,
-    /// New files, in the order in which they are put in place. The presence of the last one means that all are complete.
-    pub(super) new: Vec<PathBuf>,
 }
 
 impl Staged {
@@ -236,6 +229,37 @@ impl Root {
     }
 }
 
+/// Writes a copy of the checkpoint with `W − s B A` in place of each adapted weight, in the number format of the weight.
+///
+/// `element` is the number format of the adapter: the factors are first rounded to it, so that PEFT adds exactly what was subtracted.
+/// The difference is computed in f64 and rounded to the format of the weight. All other bytes of the weights, the division into
+/// shards and the index are copied. Other regular files of a model folder are copied too, except weights in other formats, which
+/// would be the old ones. Returns the sorted names of files and folders that were not copied.
+///
+/// Memory: one block of a weight, and the factors. The folder is created if its parent exists. In it, files of the same names are
+/// replaced; an old index, and the files in the record `cntlora.json` of an earlier base, are removed. Other files stay.
+///
+/// The folder is replaced as a whole: at every moment, it holds the old base or the new one.
+///
+/// # Errors
+/// - Data: a tensor that is missing, is not a matrix of floating-point numbers, does not fit its factors, or has a number that is not
+///   finite before or after the subtraction.
+/// - Usage: the folder of the model itself, and a quantized weight.
+/// - I/O: problems of reading and writing.
+pub fn write_residual_base(
+    folder: &Path,
+    checkpoint: &Checkpoint,
+    layers: &[AdaptedWeight],
+    scale: f64,
+    element: Element,
+) -> Result<Vec<String>, Problems> {
+    let mut staged = Staged::create(&[folder])?;
+    let base = Base { folder, format: BaseFormat::Model };
+    let left_out = staged.base(base, checkpoint, layers, (scale, element), None)?;
+    staged.commit()?;
+    Ok(left_out)
+}
+
 /// Syncs the files of an adapter. The last one completes it.
 fn finish_adapter(files: Vec<NewFile>, folder: &Path) -> Result<Names, Problem> {
     let mut old: Vec<PathBuf> = adapter_files().map(PathBuf::from).collect();
@@ -254,9 +278,4 @@ fn finish_adapter(files: Vec<NewFile>, folder: &Path) -> Result<Names, Problem> 
 /// The card of an old adapter, unless the user wrote or changed it.
 fn old_card(folder: &Path) -> Result<Option<PathBuf>, Problem> {
     Ok((card::author(folder)? == Author::Us).then(|| CARD_FILE.into()))
-}
-
-/// The paths of files in a folder.
-pub(super) fn names_of(files: &[NewFile], folder: &Path) -> Vec<PathBuf> {
-    files.iter().filter_map(|file| file.path().strip_prefix(folder).ok().map(Path::to_owned)).collect()
 }

@@ -1,5 +1,6 @@
 use super::super::testing::{checkpoint, factors, files, write_tensors};
 use super::*;
+use crate::adapter::{Staged, write_residual_base};
 use crate::storage::{
     Category,
     safetensors::{self, Header},
