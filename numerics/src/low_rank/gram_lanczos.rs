@@ -82,7 +82,8 @@ pub(super) fn few_triplets(
     };
     let apply = |block: Mat<f64>| {
         dense::by_panels(block.as_ref(), n, (|value| value, |value| value), |panel: Panel<f64>| match end {
-            End::Leading => panel.product(operator.as_ref(), par),
+            // It is symmetric, and faster in this layout.
+            End::Leading => panel.product(operator.transpose(), par),
             End::Last => {
                 panel.solve_lower(operator.as_ref(), par).solve_lower_transposed(operator.as_ref(), par)
             }
