@@ -40,6 +40,16 @@ impl<T: Pod> Buffer<T> {
     }
 }
 
+impl Buffer<f64> {
+    /// The same bytes as twice as many numbers.
+    pub fn into_f32(self) -> Buffer<f32> {
+        Buffer(match self.0 {
+            Memory::Vector(values) => Memory::Vector(bytemuck::cast_slice(&values).to_vec()),
+            Memory::Map { map, length } => Memory::Map { map, length: 2 * length },
+        })
+    }
+}
+
 impl<T> Default for Buffer<T> {
     fn default() -> Self {
         Vec::new().into()
@@ -95,10 +105,10 @@ impl<T: Pod + PartialEq> PartialEq for Buffer<T> {
 }
 
 /// A square matrix, stored column after column in a [`Buffer`].
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Square<T: Pod> {
     size: usize,
-    /// From one column to the next: an odd number of cache lines, so that the entries of a row lie in different sets of the cache.
+    /// From one column to the next.
     stride: usize,
     entries: Buffer<T>,
 }
@@ -109,10 +119,20 @@ impl<T: Pod> Square<T> {
     /// # Panics
     /// If there is not enough memory.
     pub fn zeros(size: usize) -> Self {
+        // An odd number of cache lines, so that the entries of a row lie in different sets of the cache.
         let line = 64 / size_of::<T>();
         let stride = (size.div_ceil(line) | 1) * line;
         let entries = stride.checked_mul(size).and_then(Buffer::zeros);
         Self { size, stride, entries: entries.expect("memory for a matrix") }
+    }
+
+    /// The matrix of these columns, one directly after the other. Further numbers are ignored.
+    ///
+    /// # Panics
+    /// If there are fewer numbers.
+    pub fn from_columns(size: usize, entries: Buffer<T>) -> Self {
+        assert!(entries.len() >= size * size, "numbers of the columns");
+        Self { size, stride: size, entries }
     }
 
     /// Number of rows.
@@ -157,6 +177,8 @@ mod tests {
             assert!((0..length).all(|i| copy[i] == (i + 1) as f64));
             assert_eq!((copy == buffer, before == buffer), (true, length == 0));
             assert!(buffer == copy.to_vec().into());
+            let bytes: Vec<f32> = bytemuck::cast_slice(&copy).to_vec();
+            assert!(copy.into_f32() == bytes.into());
         }
     }
 

@@ -65,7 +65,8 @@ impl Constraint {
             Coupling::Transport if measured_source => 22,
             Coupling::Transport => 15,
             _ if near_noise => Statistics::NOISE_REMOVAL + 2 * kept_source,
-            Coupling::Uncorrelated | Coupling::Paired => 3 + covariance + kept_source + 2 * preserved,
+            // The factor takes the place of the last triangle.
+            Coupling::Uncorrelated | Coupling::Paired => 2 + covariance + kept_source + 2 * preserved,
         };
         let factored = if near_noise { 2 } else { 1 };
         let held = covariance + factored * (2 + preserved);

@@ -20,7 +20,7 @@ use faer::{Mat, Par};
 /// Columns of a block. Wider blocks need more operations in f64, narrower ones read the rest of the matrix more often.
 const BLOCK: usize = 256;
 
-/// Lower Cholesky factor `G` of a symmetric matrix, `A = G Gᵀ`; zeros above the diagonal. `None` if `A` is not positive definite to
+/// Lower Cholesky factor `G` of a symmetric matrix, `A = G Gᵀ`, in its memory; zeros above the diagonal. `None` if `A` is not positive definite to
 /// working precision, or if the factor does not fit f32.
 pub(super) fn cholesky(mut matrix: Triangle, par: Par) -> Option<Square<f32>> {
     let width = matrix.width();
@@ -30,11 +30,10 @@ pub(super) fn cholesky(mut matrix: Triangle, par: Par) -> Option<Square<f32>> {
     let (scale, inverse) = (exponent.exp2(), (-2.0 * exponent).exp2());
     // The kernel adds.
     matrix.map(|_, _, entry| -entry * inverse, par);
-    let mut rest = matrix.into_entries();
-    let mut rest = &mut rest[..];
+    // The columns of the factor take the place of the rows that no block needs any more.
+    let mut entries = matrix.into_entries();
     let threads = dense::threads(par);
     let mut workspace = Workspace::default();
-    let mut factor = Square::<f32>::zeros(width);
     let mut rows = vec![0.0f32; BLOCK.min(width) * width];
     // Transposed, so that the rows are columns in memory.
     let mut panel = Mat::zeros(width.saturating_sub(BLOCK), BLOCK);
@@ -43,7 +42,8 @@ pub(super) fn cholesky(mut matrix: Triangle, par: Par) -> Option<Square<f32>> {
         let left = width - first;
         let count = BLOCK.min(left);
         let beyond = left - count;
-        let (block, later) = rest.split_at_mut(row_start(left, count));
+        let (before, later) = entries.split_at_mut(row_start(width, first + count));
+        let block = &before[row_start(width, first)..];
         let row = |i: usize| &block[row_start(left, i)..][..left - i];
         let diagonal = Mat::from_fn(count, count, |i, j| if i >= j { -row(j)[i - j] } else { 0.0 });
         let diagonal = dense::cholesky(diagonal, par)?;
@@ -54,10 +54,12 @@ pub(super) fn cholesky(mut matrix: Triangle, par: Par) -> Option<Square<f32>> {
             }
         });
         dense::solve_lower(diagonal.as_ref(), panel.as_mut().transpose_mut(), par);
-        let columns = factor.as_mut().submatrix_mut(first, first, left, count);
-        let parts = columns.col_iter_mut().zip(rows.chunks_mut(beyond.max(1))).zip(panel.col_iter());
+        let columns = bytemuck::cast_slice_mut(before)[first * width..].chunks_exact_mut(width);
+        let parts = columns.zip(rows.chunks_mut(beyond.max(1))).zip(panel.col_iter());
         share(threads, parts.enumerate(), |(i, ((column, row), panel))| {
-            let (inside, below) = column.split_at_row_mut(count);
+            let (above, column) = column.split_at_mut(first);
+            above.fill(0.0);
+            let (inside, below) = column.split_at_mut(count);
             for (to, from) in inside.iter_mut().zip(diagonal.col(i).iter()) {
                 *to = (from * scale) as f32;
             }
@@ -72,13 +74,13 @@ pub(super) fn cholesky(mut matrix: Triangle, par: Par) -> Option<Square<f32>> {
             let into = Sums { gram: later, sum: &mut sum[..beyond], abs_max: &mut abs_max[..beyond] };
             simd::accumulate(rows, into, &mut workspace, threads).ok()?;
         }
-        rest = later;
     }
+    let factor = Square::from_columns(width, entries.into_f32());
     dense::check_finite("the Cholesky factor", factor.as_ref()).ok()?;
     Some(factor)
 }
 
-/// Bytes that [`cholesky`] needs besides the matrix and the factor: the rows of a block, in f64 and f32, and the kernel's copy of them.
+/// Bytes that [`cholesky`] needs besides the matrix: the rows of a block, in f64 and f32, and the kernel's copy of them.
 pub(super) fn memory(width: u64) -> u64 {
     width.saturating_mul(BLOCK as u64 * 24)
 }
@@ -126,7 +128,7 @@ mod tests {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| cholesky(matrix.clone(), Par::rayon(16)).unwrap())
         };
-        assert!(factor(1) == factor(3));
+        assert!(factor(1).as_ref() == factor(3).as_ref());
     }
 
     /// Substitution with the factor of a damped matrix has errors of the size of the rounding of the sums beside the damping.
