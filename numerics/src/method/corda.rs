@@ -165,7 +165,8 @@ impl Operator for Matrix<f32> {
     }
     fn apply(&self, block: MatRef<'_, f32>, par: Par) -> Mat<f32> {
         match self {
-            Self::Dense(matrix) => dense::thin_product(matrix.as_ref(), block, par),
+            // It is symmetric, and faster in this layout.
+            Self::Dense(matrix) => dense::thin_product(matrix.as_ref().transpose(), block, par),
             Self::Diagonal(diagonal) => {
                 Mat::from_fn(block.nrows(), block.ncols(), |i, j| diagonal[i] * block[(i, j)])
             }
