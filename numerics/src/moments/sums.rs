@@ -54,7 +54,7 @@ impl Moments {
     }
 
     /// Moments whose sums were computed before: of `count` rows, their sum (`d`), the upper triangle of their Gram matrix, row after
-    /// row (`d (d + 1) / 2`), and the largest absolute values (`d`).
+    /// row (`d (d + 1) / 2`, a vector for example), and the largest absolute values (`d`).
     ///
     /// # Errors
     /// [`Error::Shape`] for lengths that do not fit; [`Error::NonFinite`] for NaN or infinity.
