@@ -1,7 +1,6 @@
 //! Calls of faer's algorithms. They are generic, and each crate that calls them compiles them again. So only this file calls them.
 
 use crate::Svd;
-use crate::thin::{Accumulate, accumulate_f32, accumulate_f64};
 use faer::diag::Diag;
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::{cholesky::llt, evd, householder, matmul, qr::no_pivoting, svd, triangular_solve};
@@ -19,11 +18,10 @@ pub trait Algorithms: Sized {
     );
     fn solve_lower(matrix: MatRef<'_, Self>, block: MatMut<'_, Self>, par: Par);
     fn solve_upper(matrix: MatRef<'_, Self>, block: MatMut<'_, Self>, par: Par);
-    fn accumulate(task: Accumulate<'_, Self>);
 }
 
 macro_rules! algorithms {
-    ($($number:ty, $accumulate:path;)*) => {$(
+    ($($number:ty),*) => {$(
         impl Algorithms for $number {
             fn matmul(
                 out: MatMut<'_, Self>,
@@ -41,17 +39,11 @@ macro_rules! algorithms {
             fn solve_upper(matrix: MatRef<'_, Self>, block: MatMut<'_, Self>, par: Par) {
                 triangular_solve::solve_upper_triangular_in_place(matrix, block, par);
             }
-            fn accumulate(task: Accumulate<'_, Self>) {
-                $accumulate(task);
-            }
         }
     )*};
 }
 
-algorithms! {
-    f32, accumulate_f32;
-    f64, accumulate_f64;
-}
+algorithms!(f32, f64);
 
 /// `None` if the matrix is not positive definite.
 pub(crate) fn cholesky(mut a: MatMut<'_, f64>, par: Par) -> Option<()> {

@@ -52,7 +52,7 @@ pub enum Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// A floating-point type that products are compiled for: f32 and f64.
-pub trait Real: RealField + Copy + bytemuck::Pod + algorithms::Algorithms {
+pub trait Real: RealField + Copy + bytemuck::Pod + algorithms::Algorithms + thin::Kernel {
     /// Returns whether the value is neither NaN nor infinite.
     fn finite(self) -> bool;
     /// One.

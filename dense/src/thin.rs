@@ -4,13 +4,14 @@
 mod kernel;
 mod panel;
 
-use kernel::TILE;
-pub(crate) use kernel::{Accumulate, accumulate_f32, accumulate_f64};
+pub(crate) use kernel::Kernel;
+use kernel::{Accumulate, TILE};
 pub use panel::{Panel, by_panels};
 
 use crate::strips::{share_chunks, threads};
 use crate::{Real, cholesky, product, solve_lower};
 use faer::{Mat, MatRef, Par};
+use std::convert::identity;
 
 /// Columns of a triangular matrix that a substitution handles before the other rows.
 const TOGETHER: usize = 256;
@@ -20,7 +21,7 @@ const NEAR: usize = 16;
 
 /// The product `A V` with a thin block `V`. At least one stride of `A` should be 1: otherwise it is copied.
 pub fn thin_product<T: Real>(a: MatRef<'_, T>, block: MatRef<'_, T>, par: Par) -> Mat<T> {
-    by_panels(block, a.nrows(), (|value| value, |value| value), |panel| panel.product(a, par))
+    by_panels(block, a.nrows(), (identity, identity), |panel| panel.product(a, par))
 }
 
 impl<T: Real> Panel<T> {
@@ -167,7 +168,7 @@ mod tests {
     #[test]
     fn products_and_substitutions_are_inverse() {
         let solved = |block: &Mat<f64>, solve: &dyn Fn(Panel<f64>) -> Panel<f64>| {
-            by_panels(block.as_ref(), block.nrows(), (|value| value, |value| value), solve)
+            by_panels(block.as_ref(), block.nrows(), (identity, identity), solve)
         };
         for size in [0, 1, 5, 33, 95, 256, 257, 700] {
             for (columns, par) in

@@ -193,7 +193,7 @@ mod tests {
     #[test]
     fn every_entry_is_at_its_place() {
         let below = |row: usize, column: usize| if row > column { 0.25 } else { 0.0 };
-        for width in [0, 1, 15, 16, 17, 127, 128, 129, 150] {
+        for width in [0, 1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 70, 127, 128, 129, 150] {
             let triangle = numbered(width);
             let value = |i: usize, j: usize| (1000 * i.min(j) + i.max(j)) as f64 + 0.5;
             assert!((0..width).all(|i| (0..width).all(|j| triangle.get(i, j) == value(i, j))));

@@ -23,6 +23,12 @@ pub struct Accumulate<'a, T> {
     pub depth: usize,
 }
 
+/// A type of number with the kernel.
+pub trait Kernel: Sized {
+    /// Does the task with the instructions of the processor.
+    fn accumulate(task: Accumulate<'_, Self>);
+}
+
 /// Rows of a tile where 24 sums, a line of `X` and a number of `A` fit in the registers.
 pub(crate) const TILE: usize = 12;
 
@@ -32,9 +38,11 @@ fn slice<T>(column: ColRef<'_, T>) -> &[T] {
 }
 
 macro_rules! accumulate {
-    ($name:ident, $number:ty, $lanes:ident, $as_simd:ident, $as_mut_simd:ident, $splat:ident, $mul_add:ident) => {
-        pub(crate) fn $name(task: Accumulate<'_, $number>) {
-            Arch::new().dispatch(task);
+    ($number:ty, $lanes:ident, $as_simd:ident, $as_mut_simd:ident, $splat:ident, $mul_add:ident) => {
+        impl Kernel for $number {
+            fn accumulate(task: Accumulate<'_, Self>) {
+                Arch::new().dispatch(task);
+            }
         }
 
         impl WithSimd for Accumulate<'_, $number> {
@@ -117,8 +125,8 @@ macro_rules! accumulate {
     };
 }
 
-accumulate!(accumulate_f32, f32, F32_LANES, as_simd_f32s, as_mut_simd_f32s, splat_f32s, mul_add_f32s);
-accumulate!(accumulate_f64, f64, F64_LANES, as_simd_f64s, as_mut_simd_f64s, splat_f64s, mul_add_f64s);
+accumulate!(f32, F32_LANES, as_simd_f32s, as_mut_simd_f32s, splat_f32s, mul_add_f32s);
+accumulate!(f64, F64_LANES, as_simd_f64s, as_mut_simd_f64s, splat_f64s, mul_add_f64s);
 
 #[cfg(test)]
 mod tests {
@@ -160,7 +168,7 @@ mod tests {
     #[test]
     fn products_are_those_of_the_definition() {
         check(|task| pulp::Scalar::new().vectorize(task));
-        check(accumulate_f64);
+        check(f64::accumulate);
         #[cfg(target_arch = "x86_64")]
         {
             use pulp::x86::{V3, V4};

@@ -124,6 +124,7 @@ impl Site<'_> {
             Coupling::Uncorrelated => {
                 check_fits::<T>(CHANGE, largest + shift.norm_max() * target.mean.norm_max())?;
                 if is_negated {
+                    // Without products with zeros, it is converted with vector instructions.
                     target.covariance.whole(|_, _, covariance| T::from_f64(-covariance), par)
                 } else {
                     let entry =

@@ -20,8 +20,8 @@ use faer::{Mat, Par};
 /// Columns of a block. Wider blocks need more operations in f64, narrower ones read the rest of the matrix more often.
 const BLOCK: usize = 256;
 
-/// Lower Cholesky factor `G` of a symmetric matrix, `A = G Gᵀ`, in its memory; zeros above the diagonal. `None` if `A` is not positive definite to
-/// working precision, or if the factor does not fit f32.
+/// Lower Cholesky factor `G` of a symmetric matrix, `A = G Gᵀ`, in its memory; zeros above the diagonal. `None` if `A` is not positive
+/// definite to working precision, or if the factor does not fit f32.
 pub(super) fn cholesky(mut matrix: Triangle, par: Par) -> Option<Square<f32>> {
     let width = matrix.width();
     // Squares of f32 numbers must neither overflow nor vanish. Powers of two change no digit.

@@ -21,6 +21,7 @@ use crate::dense::{self, Panel};
 use crate::error::Result;
 use crate::random;
 use faer::{Mat, MatRef, Par};
+use std::convert::identity;
 use std::ops::RangeInclusive;
 
 /// An end of the spectrum.
@@ -81,7 +82,7 @@ pub(super) fn few_triplets(
         return refused("the matrix is singular to working precision");
     };
     let apply = |block: Mat<f64>| {
-        dense::by_panels(block.as_ref(), n, (|value| value, |value| value), |panel: Panel<f64>| match end {
+        dense::by_panels(block.as_ref(), n, (identity, identity), |panel: Panel<f64>| match end {
             // It is symmetric, and faster in this layout.
             End::Leading => panel.product(operator.transpose(), par),
             End::Last => {
